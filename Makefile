@@ -1,0 +1,80 @@
+# The two commands are `make run` and `make test`; everything else is a part of them. Set-up is remembered by stamps
+# inside .venv, so it costs nothing the second time and is redone when a lock file or a proto changes.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PROTOS := $(shell find protos/openmanager -name '*.proto')
+CODE := runtime fleet services gateway launcher tools tests
+
+.PHONY: help setup run test test-full check format lock gen clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMPS)/gen ## set up .venv and the generated code, nothing else
+
+run: $(STAMPS)/gen ## set up and start the whole product; Ctrl-C stops it
+	@exec $(BIN)/python -m launcher
+
+test: $(STAMPS)/gen-dev ## set up and pass the tests (under 10 minutes on 2 cores)
+	@$(BIN)/python -m pytest -m "not full" $(ARGS)
+
+test-full: $(STAMPS)/gen-dev ## the long tests that `make test` leaves out
+	@$(BIN)/python -m pytest -m full $(ARGS)
+
+check: $(STAMPS)/gen-dev ## format, lint, types, layers, protos
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code .
+
+format: $(STAMPS)/gen-dev ## format code and protos in place
+	$(BIN)/ruff check --fix --silent $(CODE) || true
+	$(BIN)/ruff format $(CODE)
+	cd protos && ../$(BIN)/buf format --write .
+
+lock: $(STAMPS)/dev ## write the lock files anew from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --upgrade pyproject.toml --output-file requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --upgrade --extra dev --constraint requirements.txt pyproject.toml --output-file requirements-dev.txt
+
+gen: $(STAMPS)/dev ## generate gen/ from protos/ even if nothing changed
+	$(BIN)/python tools/generate.py
+
+clean: ## remove what set-up made (never data/)
+	rm -rf $(VENV) gen protos/google .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(STAMPS)/venv:
+	@$(PYTHON) tools/check_python.py
+	@$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	  printf '%s\n%s\n' "$(CURDIR)" "$(CURDIR)/gen" > "$$site/openmanager.pth"
+	@touch $@
+
+$(STAMPS)/product: requirements.txt | $(STAMPS)/venv
+	@echo "Installing the product's packages (about 250 MB, once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+$(STAMPS)/dev: requirements-dev.txt $(STAMPS)/product
+	@echo "Installing the development tools (about 200 MB, once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(STAMPS)/gen: $(PROTOS) tools/generate.py $(STAMPS)/product
+	@$(BIN)/python tools/generate.py
+	@touch $@
+
+# With the stubs that the type checker wants; the product's own code is the same.
+$(STAMPS)/gen-dev: $(PROTOS) tools/generate.py $(STAMPS)/dev
+	@$(BIN)/python tools/generate.py
+	@touch $@ $(STAMPS)/gen

@@ -1,0 +1,80 @@
+"""The rows that wait for the cache: a latest-wins slot for each sender's group of servers.
+
+While the cache keeps up, a batch passes through as it is. While it is away, a newer batch of the same set and servers
+replaces the older one, so an outage of any length costs the memory of one tick. The bound on values only matters when
+senders regroup their servers all the time; what it drops is counted, and the history has it all the same.
+"""
+
+from collections.abc import Sequence
+
+from opentelemetry.context import Context
+
+from openmanager.fleet.v1 import metric_pb2
+
+MAX_WAITING_VALUES = 25_000_000
+"""200 MB: two ticks of 20,000 servers x 511 metrics."""
+
+MAX_REQUEST_VALUES = 1_000_000
+"""8 MB a call, half of the message limit."""
+
+_Key = tuple[str, tuple[str, ...]]
+
+
+class PendingRows:
+    """Batches by set and servers, in order of arrival."""
+
+    def __init__(self) -> None:
+        self._slots: dict[_Key, metric_pb2.MetricBatch] = {}
+        self._context = Context()
+        self._values = 0
+        self.dropped_batches = 0
+
+    def add(self, batch: metric_pb2.MetricBatch, context: Context) -> None:
+        """Puts a batch into its slot; it is the newest, and ``context`` its trace."""
+        self._context = context
+        key = _key(batch)
+        self._remove(key)
+        self._put(key, batch)
+        while self._values > MAX_WAITING_VALUES and len(self._slots) > 1:
+            self._remove(next(iter(self._slots)))
+            self.dropped_batches += 1
+
+    def take(self) -> tuple[list[metric_pb2.MetricBatch], Context]:
+        """Takes the oldest batches out, as many as fit one call, and the trace of the newest."""
+        taken: list[metric_pb2.MetricBatch] = []
+        values = 0
+        for key, batch in list(self._slots.items()):
+            if taken and values + len(batch.values) > MAX_REQUEST_VALUES:
+                break
+            values += len(batch.values)
+            taken.append(batch)
+            self._remove(key)
+        return taken, self._context
+
+    def give_back(self, batches: Sequence[metric_pb2.MetricBatch], context: Context) -> None:
+        """Puts batches back that could not be delivered, unless a newer one has taken the slot."""
+        newer = self._slots
+        self._slots, self._values = {}, 0
+        for batch in batches:
+            self._put(_key(batch), batch)
+        for key, batch in newer.items():
+            self._remove(key)
+            self._put(key, batch)
+        if not newer:
+            self._context = context
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def _put(self, key: _Key, batch: metric_pb2.MetricBatch) -> None:
+        self._slots[key] = batch
+        self._values += len(batch.values)
+
+    def _remove(self, key: _Key) -> None:
+        batch = self._slots.pop(key, None)
+        if batch is not None:
+            self._values -= len(batch.values)
+
+
+def _key(batch: metric_pb2.MetricBatch) -> _Key:
+    return batch.metric_set_id, tuple(row.server_id for row in batch.rows)

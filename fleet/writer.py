@@ -1,0 +1,261 @@
+"""The hybrid write path: one batch goes to the history, the live cache and the metadata, in that order of importance.
+
+Both the simulator and every ingest of the gateway write through ``FleetWriter``. What must stay true:
+
+* only timeseries decides the acknowledgement: ``write`` returns after its journal is synced, and raises when it is not;
+* cache and metadata failing degrades: counted, shown by ``counters``, retried in the background, never refused;
+* what waits for them is latest-wins and bounded, so an hour without cache costs memory for one tick, not for 360;
+* a batch may be sent again at any time: the same server, metric and time is the same point.
+
+A metric set that this writer does not hold is METRIC_SET_UNKNOWN, even if timeseries would know it: cache may need it
+too, and the rule "send the set again" then holds for every store at once.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from opentelemetry import context as otel_context
+
+from fleet.codec import descriptor_to_pb, metric_set_to_pb, rows_to_pb
+from fleet.model import MetricSet, RowError, ServerDescriptor, WriteBatch
+from fleet.pending import PendingRows
+from fleet.validation import metric_set_unknown
+from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
+from openmanager.fleet.v1 import metric_pb2
+from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
+from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
+from runtime import telemetry
+from runtime.channel import Channel, calling
+from runtime.clock import Clock
+from runtime.errors import FailedPrecondition, OpenManagerError
+from runtime.tasks import Backoff, run_forever
+
+MAX_HELD_METRICS = 2_000_000
+"""Metrics of all held sets together (about 400 bytes each); the sets used longest ago are let go first."""
+
+MAX_REGISTRATIONS = 5_000
+"""Servers told to metadata in one call."""
+
+_FOLLOW_BACKOFF = Backoff(initial_s=0.2, max_s=5.0)
+_tracer = telemetry.tracer("fleet.writer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteResult:
+    """What timeseries acknowledged; every accepted point is on disk.
+
+    Attributes:
+        sequence: place of the batch in the journal.
+        accepted_points: points of the rows that were taken.
+        rejected_points: points of the rows that were not.
+        errors: why, at most 100.
+    """
+
+    sequence: int
+    accepted_points: int
+    rejected_points: int
+    errors: tuple[RowError, ...]
+
+
+@dataclass(slots=True)
+class WriterCounters:
+    """What happened since the writer was made."""
+
+    acknowledged_points: int = 0
+    rejected_points: int = 0
+    failures: dict[str, int] = field(default_factory=lambda: {"timeseries": 0, "cache": 0, "metadata": 0})
+    last_errors: dict[str, str] = field(default_factory=dict)
+
+    def failed(self, store: str, error: OpenManagerError) -> None:
+        """Counts a failed call."""
+        self.failures[store] += 1
+        self.last_errors[store] = str(error)
+
+
+class FleetWriter:
+    """Writes batches for as long as it is entered. Safe for many concurrent calls of ``write``."""
+
+    def __init__(self, *, timeseries: Channel, cache: Channel, metadata: Channel, clock: Clock) -> None:
+        self._timeseries = timeseries_pb2_grpc.TimeSeriesServiceStub(timeseries.grpc)
+        self._cache = cache_pb2_grpc.CacheServiceStub(cache.grpc)
+        self._registry = metadata_pb2_grpc.ServerRegistryServiceStub(metadata.grpc)
+        self._clock = clock
+        self._sets: OrderedDict[str, metric_pb2.MetricSet] = OrderedDict()
+        self._held_metrics = 0
+        self._durable_sets: set[str] = set()  # timeseries has acknowledged them
+        self._cached_sets: set[str] = set()  # cache has taken them
+        self._told: dict[str, ServerDescriptor] = {}
+        self._rows = PendingRows()
+        self._for_cache: dict[str, ServerDescriptor] = {}
+        self._for_metadata: dict[str, ServerDescriptor] = {}
+        self._rows_waiting = asyncio.Event()
+        self._servers_waiting = asyncio.Event()
+        self._followers: list[asyncio.Task[None]] = []
+        self.counters = WriterCounters()
+
+    async def __aenter__(self) -> Self:
+        for name, work in (("writer-cache", self._feed_cache), ("writer-metadata", self._feed_metadata)):
+            coroutine = run_forever(name, work, _FOLLOW_BACKOFF, clock=self._clock)
+            self._followers.append(asyncio.create_task(coroutine, name=name))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._followers:
+            task.cancel()
+        await asyncio.gather(*self._followers, return_exceptions=True)
+
+    async def write(self, batch: WriteBatch) -> WriteResult:
+        """Writes a batch and returns once it is durable.
+
+        Raises:
+            InvalidArgument: the batch is structurally wrong; nothing of it was kept.
+            Unavailable, DeadlineExceeded: timeseries is away; nothing is known of the batch, send it again.
+            ResourceExhausted: timeseries cannot take it now (disk full, too much waiting); send it again later.
+        """
+        self.hold(batch.metric_set)
+        return await self.write_message(rows_to_pb(batch.rows), batch.servers)
+
+    def hold(self, metric_set: MetricSet) -> None:
+        """Remembers a set, so that rows may name it by its id alone."""
+        if metric_set.id in self._sets:
+            self._sets.move_to_end(metric_set.id)
+            return
+        self._sets[metric_set.id] = metric_set_to_pb(metric_set)
+        self._held_metrics += len(metric_set)
+        while self._held_metrics > MAX_HELD_METRICS and len(self._sets) > 1:
+            dropped, message = self._sets.popitem(last=False)
+            self._held_metrics -= len(message.metrics)
+            self._durable_sets.discard(dropped)
+            self._cached_sets.discard(dropped)
+
+    def metric_count(self, metric_set_id: str) -> int | None:
+        """How many columns a held set has; None when it is not held."""
+        message = self._sets.get(metric_set_id)
+        return None if message is None else len(message.metrics)
+
+    async def write_message(
+        self, batch: metric_pb2.MetricBatch, servers: Sequence[ServerDescriptor] = ()
+    ) -> WriteResult:
+        """Writes a batch that is a message already; its set must be held. Raises as ``write`` does.
+
+        Raises:
+            FailedPrecondition: METRIC_SET_UNKNOWN.
+        """
+        if batch.rows and batch.metric_set_id not in self._sets:
+            raise metric_set_unknown(batch.metric_set_id, "metric_set_id")
+        news = [server for server in servers if self._told.get(server.server_id) != server]
+        with _tracer.start_as_current_span("fleet.write", attributes={"openmanager.rows": len(batch.rows)}):
+            response = await self._append(batch, news)
+            self._follow(batch, news)
+        self.counters.acknowledged_points += response.accepted_points
+        self.counters.rejected_points += response.rejected_points
+        return WriteResult(
+            sequence=response.sequence,
+            accepted_points=response.accepted_points,
+            rejected_points=response.rejected_points,
+            errors=tuple(
+                RowError(row=e.row, field=e.field, reason=e.reason, message=e.message) for e in response.errors
+            ),
+        )
+
+    async def tell_servers(self, servers: Sequence[ServerDescriptor]) -> None:
+        """Journals what is known of servers without a row of theirs."""
+        await self.write_message(metric_pb2.MetricBatch(), servers)
+
+    async def _append(
+        self, batch: metric_pb2.MetricBatch, news: Iterable[ServerDescriptor]
+    ) -> timeseries_pb2.AppendResponse:
+        set_id = batch.metric_set_id
+        request = timeseries_pb2.AppendRequest(batch=batch, servers=[descriptor_to_pb(server) for server in news])
+        if set_id in self._sets and set_id not in self._durable_sets:
+            request.metric_sets.append(self._sets[set_id])
+        try:
+            response = await self._call_append(request)
+        except FailedPrecondition as error:
+            if error.reason != "METRIC_SET_UNKNOWN" or request.metric_sets:
+                raise
+            request.metric_sets.append(self._sets[set_id])  # timeseries has lost its data since it acknowledged the set
+            response = await self._call_append(request)
+        if set_id in self._sets:
+            self._durable_sets.add(set_id)
+        return response
+
+    async def _call_append(self, request: timeseries_pb2.AppendRequest) -> timeseries_pb2.AppendResponse:
+        try:
+            async with calling("timeseries"):
+                return await self._timeseries.Append(request)
+        except OpenManagerError as error:
+            self.counters.failed("timeseries", error)
+            raise
+
+    def _follow(self, batch: metric_pb2.MetricBatch, news: Iterable[ServerDescriptor]) -> None:
+        for server in news:
+            self._told[server.server_id] = server
+            self._for_cache[server.server_id] = server
+            self._for_metadata[server.server_id] = server
+            self._servers_waiting.set()
+        if batch.rows:
+            self._rows.add(batch, otel_context.get_current())
+        self._rows_waiting.set()
+
+    async def _feed_cache(self) -> None:
+        while True:
+            await self._rows_waiting.wait()
+            self._rows_waiting.clear()
+            rows, trace = self._rows.take()
+            servers, self._for_cache = self._for_cache, {}
+            token = otel_context.attach(trace)
+            try:
+                await self._update_cache(rows, servers)
+            except BaseException:
+                self._rows.give_back(rows, trace)
+                self._for_cache = servers | self._for_cache
+                self._rows_waiting.set()
+                raise
+            finally:
+                otel_context.detach(token)
+            if len(self._rows):
+                self._rows_waiting.set()
+
+    async def _update_cache(self, rows: Sequence[metric_pb2.MetricBatch], servers: dict[str, ServerDescriptor]) -> None:
+        used = {batch.metric_set_id for batch in rows} & self._sets.keys()
+        request = cache_pb2.UpdateServersRequest(
+            metric_sets=[self._sets[set_id] for set_id in sorted(used - self._cached_sets)],
+            servers=[descriptor_to_pb(server) for server in servers.values()],
+            batches=[batch for batch in rows if batch.metric_set_id in used],
+        )
+        try:
+            async with calling("cache"):
+                await self._cache.UpdateServers(request)
+        except OpenManagerError as error:
+            self.counters.failed("cache", error)
+            if error.reason == "METRIC_SET_UNKNOWN":  # cache was restarted
+                self._cached_sets.clear()
+            raise
+        self._cached_sets |= used
+
+    async def _feed_metadata(self) -> None:
+        while True:
+            await self._servers_waiting.wait()
+            part = dict(list(self._for_metadata.items())[:MAX_REGISTRATIONS])
+            if not part:
+                self._servers_waiting.clear()
+                continue
+            request = metadata_pb2.RegisterServersRequest(
+                servers=[descriptor_to_pb(server) for server in part.values()]
+            )
+            try:
+                async with calling("metadata"):
+                    await self._registry.RegisterServers(request)
+            except OpenManagerError as error:
+                self.counters.failed("metadata", error)
+                raise
+            for server_id, server in part.items():
+                if self._for_metadata.get(server_id) is server:
+                    del self._for_metadata[server_id]

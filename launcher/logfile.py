@@ -1,0 +1,54 @@
+"""What the processes print: kept in a file of bounded size, and shortened for the terminal.
+
+The processes write JSON lines. People at a terminal want the warnings, in words; everything is in the file.
+"""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+MAX_FILE_BYTES = 10 << 20
+"""A full file is renamed to ``.1``, of which there is one: a process keeps at most 20 MiB."""
+
+_SHOWN_LEVELS = {"WARNING", "ERROR", "CRITICAL"}
+
+
+class LogFile:
+    """One process's log; append-only, turned over when full."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab")
+
+    def write(self, line: bytes) -> None:
+        """Appends a line and hands it to the system at once."""
+        if self._file.tell() > MAX_FILE_BYTES:
+            self._file.close()
+            self.path.replace(self.path.with_suffix(self.path.suffix + ".1"))
+            self._file = self.path.open("ab")
+        self._file.write(line)
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def summary_of(line: bytes) -> str:
+    """What a terminal should show of a line; empty when nothing.
+
+    A line that is no JSON (a message before logging was set up, a traceback) is shown as it is.
+    """
+    text = line.decode(errors="replace").rstrip()
+    try:
+        entry = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(entry, dict) or entry.get("level") not in _SHOWN_LEVELS:
+        return ""
+    return f"{entry['level'].lower()}: {entry.get('message', '')}"
