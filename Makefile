@@ -10,9 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PROTOS := $(shell find protos/openmanager -name '*.proto')
-CODE := runtime fleet services gateway launcher tools tests
+CODE := runtime fleet services gateway launcher tools deploy tests
 
-.PHONY: help setup run test test-full check format lock gen clean
+.PHONY: help setup run test test-full check format lock gen docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ lock: $(STAMPS)/dev ## write the lock files anew from pyproject.toml
 
 gen: $(STAMPS)/dev ## generate gen/ from protos/ even if nothing changed
 	$(BIN)/python tools/generate.py
+
+docs: $(STAMPS)/gen-dev ## write docs/settings.md anew from the code
+	$(BIN)/python tools/document_settings.py
 
 clean: ## remove what set-up made (never data/)
 	rm -rf $(VENV) gen protos/google .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -17,6 +17,8 @@ from runtime.clock import Clock
 from runtime.errors import OpenManagerError
 
 PROBE_INTERVAL_S = 2.0
+RECOVERY_INTERVAL_S = 0.5
+"""Between the probes of a store that is not up, so that its return shows at once."""
 PROBE_TIMEOUT_S = 1.5
 
 StoreState = status_pb2.StoreState
@@ -102,7 +104,8 @@ class StoreMonitor:
     async def _watch(self, name: str, store: _Store) -> None:
         while True:
             await self._probe(name, store)
-            await self._clock.sleep(PROBE_INTERVAL_S)
+            is_up = store.state == StoreState.STORE_STATE_UP
+            await self._clock.sleep(PROBE_INTERVAL_S if is_up else RECOVERY_INTERVAL_S)
 
     async def _probe(self, name: str, store: _Store) -> None:
         try:

@@ -189,10 +189,11 @@ class FleetWriter:
     async def _call_append(self, request: timeseries_pb2.AppendRequest) -> timeseries_pb2.AppendResponse:
         try:
             async with calling("timeseries"):
-                return await self._timeseries.Append(request)
+                response: timeseries_pb2.AppendResponse = await self._timeseries.Append(request)
         except OpenManagerError as error:
             self.counters.failed("timeseries", error)
             raise
+        return response
 
     def _follow(self, batch: metric_pb2.MetricBatch, news: Iterable[ServerDescriptor]) -> None:
         for server in news:

@@ -7,15 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-from launcher.supervisor import ProcessSpec, Ready, StartFailedError, Supervisor
+from launcher.supervisor import ProcessSpec, StartFailedError, Supervisor
 from runtime.clock import SystemClock
-from runtime.settings import Address, CommonSettings, SettingsError, load, setting
-from runtime.tls import channel_credentials
-
-HEALTH_TIMEOUT_S = 1.0
 
 EXAMPLES = """examples:
   make run                                         all defaults, data in ./data
@@ -26,16 +19,25 @@ EXAMPLES = """examples:
 Every process reads its settings from the environment; docs/settings.md lists them."""
 
 
-class LauncherSettings(CommonSettings):
-    """Where the processes listen, to ask whether they serve; the same variables as theirs."""
+_ADDRESSES = {
+    "GATEWAY_HTTP_ADDRESS": "127.0.0.1:8080",
+    "GATEWAY_GRPC_ADDRESS": "127.0.0.1:50050",
+    "CACHE_ADDRESS": "127.0.0.1:50051",
+    "TIMESERIES_ADDRESS": "127.0.0.1:50052",
+    "METADATA_ADDRESS": "127.0.0.1:50053",
+    "SIMULATOR_ADDRESS": "127.0.0.1:50054",
+    "ANALYTICS_ADDRESS": "127.0.0.1:50055",
+}
+"""What the processes take by default; they check what is set, and all of them say what is wrong."""
 
-    gateway: Address = setting("GATEWAY_GRPC_ADDRESS", "127.0.0.1:50050", "gRPC address of the gateway.")
-    gateway_http: Address = setting("GATEWAY_HTTP_ADDRESS", "127.0.0.1:8080", "HTTP address of the gateway.")
-    cache: Address = setting("CACHE_ADDRESS", "127.0.0.1:50051", "Address of the cache.")
-    timeseries: Address = setting("TIMESERIES_ADDRESS", "127.0.0.1:50052", "Address of timeseries.")
-    metadata: Address = setting("METADATA_ADDRESS", "127.0.0.1:50053", "Address of metadata.")
-    simulator: Address = setting("SIMULATOR_ADDRESS", "127.0.0.1:50054", "Address of the simulator.")
-    analytics: Address = setting("ANALYTICS_ADDRESS", "127.0.0.1:50055", "Address of analytics.")
+_PROCESSES = (
+    ProcessSpec(name="metadata", module="services.metadata", stop_wave=2),
+    ProcessSpec(name="timeseries", module="services.timeseries", stop_wave=2),
+    ProcessSpec(name="cache", module="services.cache", stop_wave=2),
+    ProcessSpec(name="analytics", module="services.analytics", stop_wave=1),
+    ProcessSpec(name="simulator", module="services.simulator", stop_wave=0),
+    ProcessSpec(name="gateway", module="gateway", stop_wave=1),
+)
 
 
 def main() -> int:
@@ -47,24 +49,17 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args()
-    try:
-        settings = load(LauncherSettings)
-    except SettingsError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - the terminal is this program's interface
-        return 2
-    return asyncio.run(_run(settings))
+    return asyncio.run(_run(Path(os.environ.get("DATA_DIR") or "data")))
 
 
-async def _run(settings: LauncherSettings) -> int:
-    supervisor = Supervisor(
-        _processes(settings), environ=os.environ, logs=settings.data_dir / "logs", clock=SystemClock(), say=_say
-    )
+async def _run(data: Path) -> int:
+    supervisor = Supervisor(_PROCESSES, environ=os.environ, logs=data / "logs", clock=SystemClock(), say=_say)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _stop, supervisor)
     _say("starting OpenManager ...")
     try:
-        await supervisor.run(lambda: _say(_welcome(settings)))
+        await supervisor.run(lambda: _say(_welcome(data)))
     except StartFailedError as error:
         _say(f"could not start:\n{error}")
         return 1
@@ -77,49 +72,20 @@ def _stop(supervisor: Supervisor) -> None:
     supervisor.stop()
 
 
-def _processes(settings: LauncherSettings) -> list[ProcessSpec]:
-    def spec(name: str, module: str, address: str, stop_wave: int) -> ProcessSpec:
-        return ProcessSpec(name=name, module=module, ready=_health_check(address, settings), stop_wave=stop_wave)
-
-    return [
-        spec("metadata", "services.metadata", settings.metadata, 2),
-        spec("timeseries", "services.timeseries", settings.timeseries, 2),
-        spec("cache", "services.cache", settings.cache, 2),
-        spec("analytics", "services.analytics", settings.analytics, 1),
-        spec("simulator", "services.simulator", settings.simulator, 0),
-        spec("gateway", "gateway", settings.gateway, 1),
-    ]
-
-
-def _health_check(address: str, settings: LauncherSettings) -> Ready:
-    async def ready() -> bool:
-        credentials = channel_credentials(settings)
-        channel = (
-            grpc.aio.insecure_channel(address) if credentials is None else grpc.aio.secure_channel(address, credentials)
-        )
-        async with channel:
-            try:
-                stub = health_pb2_grpc.HealthStub(channel)
-                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_TIMEOUT_S)
-            except grpc.aio.AioRpcError:
-                return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-    return ready
-
-
-def _welcome(settings: LauncherSettings) -> str:
-    folder = Path(os.path.relpath(settings.data_dir))
+def _welcome(data: Path) -> str:
+    at = {name: os.environ.get(name) or default for name, default in _ADDRESSES.items()}
     lines = [
         "OpenManager is running",
-        f"  HTTP        http://{settings.gateway_http}/v1/servers   (API: /docs, /openapi.json)",
-        f"  gRPC        {settings.gateway}",
-        f"  services    cache {settings.cache}, timeseries {settings.timeseries}, metadata {settings.metadata},",
-        f"              simulator {settings.simulator}, analytics {settings.analytics}",
-        f"  data        {folder}   logs in {folder / 'logs'}",
-        "  access      whoever is on this machine is administrator, until you configure authentication",
-        "Ctrl-C stops everything.",
+        f"  HTTP        http://{at['GATEWAY_HTTP_ADDRESS']}/v1/servers   (API: /docs, /openapi.json)",
+        f"  gRPC        {at['GATEWAY_GRPC_ADDRESS']}",
+        f"  services    cache {at['CACHE_ADDRESS']}, timeseries {at['TIMESERIES_ADDRESS']},",
+        f"              metadata {at['METADATA_ADDRESS']}, simulator {at['SIMULATOR_ADDRESS']},",
+        f"              analytics {at['ANALYTICS_ADDRESS']}",
+        f"  data        {data}   logs in {data / 'logs'}",
     ]
+    if not os.environ.get("GATEWAY_TOKEN"):
+        lines.append("  access      whoever is on this machine is administrator, until you set GATEWAY_TOKEN")
+    lines.append("Ctrl-C stops everything.")
     return "\n".join(lines)
 
 

@@ -10,11 +10,13 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.logfile import LogFile, summary_of
+from launcher.notifications import NotifySocket
+from runtime import notify
 from runtime.clock import Clock
 
 RESTART_INITIAL_S = 0.5
@@ -22,11 +24,13 @@ RESTART_MAX_S = 30.0
 HEALTHY_AFTER_S = 30.0
 """A process that ran this long since its last start has recovered: the next back-off begins anew."""
 STOP_BOUND_S = 10.0
-READY_POLL_S = 0.1
 MAX_LAST_LINES = 20
+MAX_LINE_BYTES = 1 << 20
+
+SETTLE_BOUND_S = 5.0
+"""When a process cannot start, how long the others may take to tell whether they can, so that all faults are shown."""
 
 Say = Callable[[str], None]
-Ready = Callable[[], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +40,11 @@ class ProcessSpec:
     Attributes:
         name: for people and for the log file.
         module: what ``python -m`` runs.
-        ready: tells whether it serves; asked until it does.
         stop_wave: processes of a lower wave are stopped first, so that writers stop before what they write to.
     """
 
     name: str
     module: str
-    ready: Ready
     stop_wave: int
 
 
@@ -55,6 +57,8 @@ class _Running:
     spec: ProcessSpec
     process: asyncio.subprocess.Process | None = None
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    failure: str = ""
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_LAST_LINES))
 
 
@@ -75,23 +79,25 @@ class Supervisor:
         """Runs until ``stop``; calls ``when_ready`` once, as soon as every process serves.
 
         Raises:
-            StartFailedError: a process could not start; the others are stopped by then.
+            StartFailedError: processes could not start; all are stopped by then.
         """
         self._logs.mkdir(parents=True, exist_ok=True)
-        try:
-            async with asyncio.TaskGroup() as group:
-                keepers = [
-                    group.create_task(self._keep(running), name=f"keep-{running.spec.name}")
-                    for running in self._running
-                ]
-                group.create_task(self._announce(when_ready), name="announce")
-                await self._stopping.wait()
-                await self._stop_processes()
-                for keeper in keepers:
-                    keeper.cancel()
-        except* StartFailedError as failures:
+        async with asyncio.TaskGroup() as group:
+            keepers = [
+                group.create_task(self._keep(running), name=f"keep-{running.spec.name}") for running in self._running
+            ]
+            start = group.create_task(self._started(when_ready), name="start")
+            stop = group.create_task(self._stopping.wait(), name="stop")
+            await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+            failures = start.result() if start.done() else []
+            if not failures:
+                await stop
+            self._stopping.set()
             await self._stop_processes()
-            raise failures.exceptions[0] from None
+            for task in (*keepers, start):
+                task.cancel()
+        if failures:
+            raise StartFailedError("\n".join(failures))
 
     def stop(self) -> None:
         """Asks ``run`` to stop everything; asked twice, it kills what is left."""
@@ -100,11 +106,20 @@ class Supervisor:
                 _signal(running.process, signal.SIGKILL)
         self._stopping.set()
 
-    async def _announce(self, when_ready: Callable[[], None]) -> None:
-        for running in self._running:
-            await running.ready.wait()
-        if not self._stopping.is_set():
-            when_ready()
+    async def _started(self, when_ready: Callable[[], None]) -> list[str]:
+        """Waits until every process is ready; returns what those said that could not start."""
+        waiting = [asyncio.create_task(running.settled.wait()) for running in self._running]
+        try:
+            for settled in asyncio.as_completed(waiting):
+                await settled
+                if any(running.failure for running in self._running):
+                    await asyncio.wait(waiting, timeout=SETTLE_BOUND_S)
+                    return list(dict.fromkeys(running.failure for running in self._running if running.failure))
+        finally:
+            for task in waiting:
+                task.cancel()
+        when_ready()
+        return []
 
     async def _keep(self, running: _Running) -> None:
         name, failures = running.spec.name, 0
@@ -114,8 +129,10 @@ class Supervisor:
                 status = await self._run_once(running, log, again=failures > 0)
                 if self._stopping.is_set():
                     return
-                if not running.ready.is_set() and status > 0:
-                    raise StartFailedError("\n".join(running.last_lines) or f"{name} ended with status {status}")
+                if not running.settled.is_set() and status > 0:
+                    running.failure = "\n".join(running.last_lines) or f"{name} ended with status {status}"
+                    running.settled.set()
+                    return
                 if self._clock.monotonic() - started >= HEALTHY_AFTER_S:
                     failures = 0
                 delay_s = min(RESTART_MAX_S, RESTART_INITIAL_S * 2**failures)
@@ -125,35 +142,41 @@ class Supervisor:
 
     async def _run_once(self, running: _Running, log: LogFile, *, again: bool) -> int:
         running.last_lines.clear()
-        process = running.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            running.spec.module,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=self._environ,
-            process_group=0,  # Ctrl-C in the terminal reaches the launcher alone, which stops the others in order
-            limit=1 << 20,
-        )
-        watcher = asyncio.create_task(self._watch_ready(running, again=again), name=f"ready-{running.spec.name}")
-        try:
-            assert process.stdout is not None
-            async for line in _lines(process.stdout):
-                log.write(line)
-                text = summary_of(line)
-                if text:
-                    running.last_lines.append(text)
-                    if running.ready.is_set() and not self._stopping.is_set():
-                        self._say(f"{running.spec.name}: {text}")
-            return await process.wait()
-        finally:
-            watcher.cancel()
+        running.ready.clear()
+        with NotifySocket() as notifications:
+            process = running.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                running.spec.module,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=self._environ | {notify.VARIABLE: notifications.address},
+                process_group=0,  # Ctrl-C in the terminal reaches the launcher alone, which stops the others in order
+                limit=MAX_LINE_BYTES,
+            )
+            watcher = asyncio.create_task(self._watch_ready(running, notifications, again=again))
+            try:
+                await self._read(running, process, log)
+                return await process.wait()
+            finally:
+                watcher.cancel()
 
-    async def _watch_ready(self, running: _Running, *, again: bool) -> None:
-        while not await running.spec.ready():
-            await self._clock.sleep(READY_POLL_S)
+    async def _read(self, running: _Running, process: asyncio.subprocess.Process, log: LogFile) -> None:
+        assert process.stdout is not None
+        async for line in _lines(process.stdout):
+            log.write(line)
+            text = summary_of(line)
+            if text:
+                running.last_lines.append(text)
+                if running.ready.is_set() and not self._stopping.is_set():
+                    self._say(f"{running.spec.name}: {text}")
+
+    async def _watch_ready(self, running: _Running, notifications: NotifySocket, *, again: bool) -> None:
+        while notify.READY not in await notifications.receive():
+            pass
         running.ready.set()
+        running.settled.set()
         if again:
             self._say(f"{running.spec.name} is back")
 

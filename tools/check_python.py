@@ -8,17 +8,17 @@ import sys
 NEEDED = (3, 11)
 
 
-def main():
+def main():  # type: ignore[no-untyped-def]  # no annotations: an old Python has to read this
     """Returns the exit status; prints what is wrong."""
     if sys.version_info < NEEDED:
         have = ".".join(str(part) for part in sys.version_info[:3])
         need = ".".join(str(part) for part in NEEDED)
-        print("OpenManager needs Python %s or later; %s is Python %s." % (need, sys.executable, have))
-        print("Install one and say which: make run PYTHON=python%s" % need)
+        print("OpenManager needs Python " + need + " or later; " + sys.executable + " is Python " + have + ".")
+        print("Install one and say which: make run PYTHON=python" + need)
         return 1
     try:
-        import ensurepip  # noqa: F401
-        import venv  # noqa: F401
+        import ensurepip  # noqa: F401, PLC0415
+        import venv  # noqa: F401, PLC0415
     except ImportError:
         print("This Python cannot make virtual environments: install the package python3-venv.")
         return 1
@@ -26,4 +26,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main())  # type: ignore[no-untyped-call]

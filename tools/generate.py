@@ -33,6 +33,8 @@ def main() -> int:
     files = sorted(str(path.relative_to(PROTOS)) for path in (PROTOS / "openmanager").rglob("*.proto"))
     with tempfile.TemporaryDirectory(dir=ROOT, prefix=".gen-") as scratch:
         plugins = [f"--python_out={scratch}", f"--grpc_python_out={scratch}"]
+        # The comments, which generated code does not carry: /openapi.json and /docs are made from them.
+        plugins += [f"--descriptor_set_out={scratch}/descriptors.binpb", "--include_source_info"]
         if find_spec("mypy_protobuf") is not None:  # only where the development tools are installed
             scripts = Path(sys.executable).parent
             plugins += [
@@ -47,6 +49,7 @@ def main() -> int:
             shutil.rmtree(gen, ignore_errors=True)
             gen.mkdir()
             shutil.move(f"{scratch}/openmanager", gen / "openmanager")
+            shutil.move(f"{scratch}/descriptors.binpb", gen / "openmanager" / "descriptors.binpb")
     return status
 
 

@@ -1,0 +1,128 @@
+"""Starts the gateway: `python -m gateway`."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import prometheus_client
+
+from fleet.writer import FleetWriter
+from gateway.access import grpc_authenticator
+from gateway.http.app import Health, create_app
+from gateway.http.guard import Guard
+from gateway.http.server import serve_http
+from gateway.metrics import OperatorMetrics
+from gateway.registry import Registry
+from gateway.servicers.fleet import FleetServicer
+from gateway.servicers.history import HistoryServicer
+from gateway.servicers.ingest import IngestServicer
+from gateway.servicers.passing import AiInteractionServicer, AnalyticsServicer, SimulatorServicer
+from gateway.servicers.storage import StorageServicer
+from gateway.settings import GatewaySettings
+from gateway.state import FleetState
+from openmanager.gateway.v1 import ai_pb2, analytics_pb2, fleet_pb2, history_pb2, ingest_pb2, simulator_pb2, storage_pb2
+from runtime.interception import Interception
+from runtime.process import Process, run_process
+from runtime.server import Bound, bind
+from runtime.tasks import Backoff, run_forever
+
+RECONNECT = Backoff(initial_s=0.1, max_s=2.0, healthy_after_s=5.0)
+
+
+async def serve(settings: GatewaySettings, process: Process[GatewaySettings]) -> None:
+    """Runs until the process is told to stop."""
+    async with AsyncExitStack() as stack:
+        cache, timeseries, metadata, simulator, analytics = [
+            await stack.enter_async_context(process.open_channel(target))
+            for target in (
+                settings.cache_target,
+                settings.timeseries_target,
+                settings.metadata_target,
+                settings.simulator_target,
+                settings.analytics_target,
+            )
+        ]
+        clock = process.clock
+        state = FleetState(cache, clock)
+        writer = await stack.enter_async_context(
+            FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=clock)
+        )
+        registry = Registry(metadata=metadata, cache=cache, writer=writer, state=state)
+        storage = StorageServicer({"cache": cache, "timeseries": timeseries, "metadata": metadata}, clock)
+        operator = OperatorMetrics(storage, state, clock)
+        services = [
+            bind(fleet_pb2.DESCRIPTOR.services_by_name["FleetService"], FleetServicer(state, registry)),
+            bind(history_pb2.DESCRIPTOR.services_by_name["HistoryService"], HistoryServicer(timeseries, state, clock)),
+            bind(ingest_pb2.DESCRIPTOR.services_by_name["IngestService"], IngestServicer(writer, state)),
+            bind(storage_pb2.DESCRIPTOR.services_by_name["StorageService"], storage),
+            bind(analytics_pb2.DESCRIPTOR.services_by_name["AnalyticsService"], AnalyticsServicer(analytics)),
+            bind(ai_pb2.DESCRIPTOR.services_by_name["AiInteractionService"], AiInteractionServicer(metadata)),
+            bind(simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"], SimulatorServicer(simulator)),
+        ]
+
+        async def follow() -> None:
+            await state.follow(registry.snapshot_received)
+
+        background = [
+            asyncio.create_task(run_forever("the live state", follow, RECONNECT), name="follow-cache"),
+            asyncio.create_task(run_forever("telling the cache of servers", registry.seed, RECONNECT), name="seed"),
+            asyncio.create_task(run_forever("asking the stores", operator.refresh, RECONNECT), name="store-metrics"),
+        ]
+        listening = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_serve_http(settings, process, services, state, listening), name="http")
+                group.create_task(_serve_grpc(settings, process, services, state, listening), name="grpc")
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+
+
+async def _serve_grpc(
+    settings: GatewaySettings,
+    process: Process[GatewaySettings],
+    services: Sequence[Bound],
+    state: FleetState,
+    http_listening: asyncio.Event,
+) -> None:
+    await process.serve_grpc(
+        settings.grpc_address,
+        services,
+        address_setting="GATEWAY_GRPC_ADDRESS",
+        public=True,
+        ready=lambda: state.known and http_listening.is_set(),
+        authenticator=grpc_authenticator(settings.token),
+    )
+
+
+async def _serve_http(
+    settings: GatewaySettings,
+    process: Process[GatewaySettings],
+    services: Sequence[Bound],
+    state: FleetState,
+    listening: asyncio.Event,
+) -> None:
+    def health() -> Health:
+        return Health(ready=state.known, reasons=() if state.known else ("the cache has not been reached yet",))
+
+    app = create_app(
+        services,
+        interception=Interception(None),
+        guard=Guard(settings.token),
+        health=health,
+        metrics=prometheus_client.generate_latest,
+        clock=process.clock,
+    )
+    await serve_http(
+        app,
+        settings.http_address,
+        process.stopping,
+        bound=lambda _address: listening.set(),
+        tls_cert_file=settings.tls_cert_file,
+        tls_key_file=settings.tls_key_file,
+    )
+
+
+if __name__ == "__main__":
+    run_process("gateway", GatewaySettings, serve, prometheus=True)

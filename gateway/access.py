@@ -1,0 +1,34 @@
+"""Who may call the public gRPC services: the token's holder when there is one, otherwise whoever is on this machine.
+
+The HTTP side has the same rule and more of it, since browsers are on this machine too (``gateway.http.guard``). Health
+stays open and says nothing more.
+"""
+
+import hmac
+
+from pydantic import SecretStr
+
+from runtime.errors import PermissionDenied, Unauthenticated
+from runtime.interception import HEALTH_SERVICE, Authenticator, CallContext, metadata_value, peer_is_loopback
+
+
+def grpc_authenticator(token: SecretStr | None) -> Authenticator:
+    """The check for every gRPC call.
+
+    Args:
+        token: the administrator's token; None: callers on this machine are let in, others are not.
+    """
+    expected = None if token is None else f"Bearer {token.get_secret_value()}".encode()
+
+    async def authenticate(method: str, context: CallContext) -> None:
+        if method.startswith(f"/{HEALTH_SERVICE}/"):
+            return
+        if expected is None:
+            if not peer_is_loopback(context.peer()):
+                raise PermissionDenied("only callers on this machine are let in while no token is configured")
+            return
+        given = (metadata_value(context, "authorization") or "").encode()
+        if not hmac.compare_digest(given, expected):
+            raise Unauthenticated('a token is needed: pass -H "authorization: Bearer <token>"', reason="TOKEN_REQUIRED")
+
+    return authenticate

@@ -1,0 +1,230 @@
+"""The ASGI application: every request passes the guard, then goes to the bridge or to an operator's page.
+
+API paths do not go through Starlette, whose routing costs 20-40 us a request; it serves the pages, and whatever routes
+the gateway adds (`extra`: ingest adapters, the web page).
+
+What must stay true: nothing but the open paths is answered before the guard has admitted the caller; an exception that
+got this far is logged once and its text stays here; while the server stops, streams end and running calls may finish.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.routing import Route as Page
+
+from gateway.http import docs_page, openapi
+from gateway.http.bridge import Bridge
+from gateway.http.guard import Guard
+from gateway.http.replies import (
+    API_POLICY,
+    SECURITY_HEADERS,
+    Receive,
+    Scope,
+    Send,
+    UnknownRoute,
+    WrongMethod,
+    http_status,
+    send_error,
+    status_value,
+)
+from runtime import telemetry
+from runtime.clock import Clock, SystemClock
+from runtime.errors import OpenManagerError, ResourceExhausted
+from runtime.handlers import Bound
+from runtime.interception import Interception, masked
+from runtime.limits import MAX_CONCURRENT_CALLS, STREAM_GRACE_S
+
+_LOGGED: Final = "openmanager.logged"  # in the scope: the exception has been answered and logged
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """Whether the process can do its work, and why not."""
+
+    ready: bool
+    reasons: tuple[str, ...] = ()
+
+
+class HttpApp:
+    """What the ASGI server calls. `begin_drain` and `cut_off` are for gateway.http.server."""
+
+    def __init__(self, bridge: Bridge, guard: Guard, interception: Interception, pages: Callable[..., Any]) -> None:
+        self.bridge = bridge
+        self._guard = guard
+        self._interception = interception
+        self._pages = pages
+        self._running: set[asyncio.Task[Any]] = set()
+        self._entry: Callable[[Scope, Receive, Send], Any] = self._admit_and_answer
+        if telemetry.tracing_enabled():
+            self._entry = _traced(self._admit_and_answer, bridge)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"only HTTP is served, not {scope['type']}")
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self._running) >= MAX_CONCURRENT_CALLS:
+            limit = f"MAX_CONCURRENT_CALLS ({MAX_CONCURRENT_CALLS})"
+            error = ResourceExhausted(f"over {limit}", reason="TOO_MANY_REQUESTS", retry_after_s=1.0)
+            await send_error(send, error)
+            return
+        self._running.add(task)
+        try:
+            await self._entry(scope, receive, send)
+        finally:
+            self._running.discard(task)
+
+    async def _admit_and_answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            principal = self._guard.admit(scope)
+        except OpenManagerError as error:
+            _log.info("refused %s %s: %s", scope["method"], scope["path"], error, extra={"reason": error.reason})
+            await send_error(send, error, with_body=scope["method"] != "HEAD")
+            return
+        match = self.bridge.find(scope)
+        if match is not None:
+            await self.bridge.answer(match, scope, receive, send, principal)
+        else:
+            await self._page(scope, receive, send)
+
+    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def guarded_send(message: Any) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                given = {name for name, _ in message["headers"]}
+                defaults = [header for header in (*SECURITY_HEADERS, API_POLICY) if header[0] not in given]
+                message["headers"] = [*message["headers"], *defaults]
+            await send(message)
+
+        try:
+            await self._pages(scope, receive, guarded_send)
+        except Exception as error:  # Starlette raises it again after _broken_page has answered
+            if not scope.get(_LOGGED):
+                internal = masked(error, scope["path"])
+                if not started:
+                    await send_error(send, internal)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests being answered."""
+        return len(self._running)
+
+    def begin_drain(self) -> None:
+        """The server stops: streams end after STREAM_GRACE_S, saying so; other calls may finish."""
+        self.bridge.draining = True
+        asyncio.get_running_loop().call_later(STREAM_GRACE_S, self._interception.end_streams)
+
+    def cut_off(self) -> None:
+        """Cancels what still runs."""
+        for task in tuple(self._running):
+            task.cancel()
+
+
+def create_app(
+    bound: Sequence[Bound],
+    *,
+    interception: Interception,
+    guard: Guard,
+    health: Callable[[], Health],
+    metrics: Callable[[], bytes],
+    extra: Sequence[BaseRoute] = (),
+    clock: Clock | None = None,
+) -> HttpApp:
+    """The application for these services. RouteError when their annotations cannot be served.
+
+    `interception` is to be one of its own, without authenticator: the guard has admitted the caller, and stopping ends
+    the streams of this one only. Configure telemetry before, since tracing is decided here.
+    """
+    bridge = Bridge(bound, interception, clock or SystemClock())
+    document = openapi.document(bridge.table.routes)
+    document_json = orjson.dumps(document)
+    page = docs_page.render(document).encode()
+
+    async def healthz(_request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def readyz(request: Request) -> Response:
+        now = health()
+        ready = now.ready and not bridge.draining
+        reasons = (*now.reasons, *(("stopping",) if bridge.draining else ()))
+        answer: dict[str, Any] = {"ready": ready}
+        if reasons and guard.knows(request.scope):
+            answer["reasons"] = reasons
+        return _json(answer, 200 if ready else 503)
+
+    async def show_metrics(_request: Request) -> Response:
+        return Response(await asyncio.to_thread(metrics), headers={"content-type": METRICS_TYPE})
+
+    async def show_document(_request: Request) -> Response:
+        return Response(document_json, media_type="application/json")
+
+    async def show_docs(_request: Request) -> Response:
+        return Response(page, media_type="text/html", headers={"content-security-policy": docs_page.POLICY})
+
+    pages = Starlette(
+        routes=[
+            Page("/healthz", healthz),
+            Page("/readyz", readyz),
+            Page("/metrics", show_metrics),
+            Page("/openapi.json", show_document),
+            Page("/docs", show_docs),
+            *extra,
+        ],
+        exception_handlers={HTTPException: _page_error, Exception: _broken_page},
+    )
+    return HttpApp(bridge, guard, interception, pages)
+
+
+def _json(value: object, status: int = 200) -> Response:
+    headers = {"cache-control": "no-store"}
+    return Response(orjson.dumps(value), status, headers=headers, media_type="application/json")
+
+
+def _page_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        ours: OpenManagerError = UnknownRoute(f"nothing is at {request.url.path[:256]}")
+    elif error.status_code == 405:
+        ours = WrongMethod(request.method, (error.headers or {}).get("Allow", "").split(", "))
+    else:
+        return Response(status_code=error.status_code, headers=error.headers)
+    headers = {"allow": ours.allow} if isinstance(ours, WrongMethod) else None
+    return Response(orjson.dumps(status_value(ours)), http_status(ours), headers, media_type="application/json")
+
+
+def _broken_page(request: Request, error: Exception) -> Response:
+    request.scope[_LOGGED] = True
+    ours = error if isinstance(error, OpenManagerError) else masked(error, request.url.path)
+    return Response(orjson.dumps(status_value(ours)), http_status(ours), media_type="application/json")
+
+
+def _traced(app: Callable[[Scope, Receive, Send], Any], bridge: Bridge) -> Callable[[Scope, Receive, Send], Any]:
+    """OpenTelemetry's stock middleware; the span is named after the route, not the path, and probes are not traced."""
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware  # noqa: PLC0415  only when tracing
+
+    def details(scope: Any) -> tuple[str, dict[str, Any]]:
+        match = bridge.find(scope) if scope["type"] == "http" else None
+        route = match.route if match is not None else None
+        if route is None:
+            return str(scope.get("method", "")), {}
+        return f"{route.verb} {route.template}", {"http.route": route.template, "rpc.method": route.rpc.lstrip("/")}
+
+    traced: Callable[[Scope, Receive, Send], Any] = OpenTelemetryMiddleware(
+        app, default_span_details=details, excluded_urls="healthz,readyz,metrics$", exclude_spans=["receive", "send"]
+    )
+    return traced

@@ -1,0 +1,139 @@
+"""One HTTP request while it is answered: its body, its deadline, its caller, and whether the caller is still there.
+
+`Exchange` is what servicers get as context: it has what runtime.interception.CallContext asks for, so the method runs
+through the same interception as under gRPC.
+
+What must stay true: a caller that leaves cancels the work done for it, and that is seen on receive(), because the ASGI
+server's send() goes on succeeding; the body is bounded in bytes and in time.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from gateway.http.replies import BodyTooLarge, Receive, Scope
+from runtime.errors import Cancelled, DeadlineExceeded, InvalidArgument
+from runtime.settings import parse_duration
+
+MAX_BODY_BYTES: Final = 16 << 20
+"""The largest body of a request."""
+BODY_READ_TIMEOUT_S: Final = 30.0
+"""How long a body may take to arrive."""
+DISCONNECT_WATCH_AFTER_S: Final = 0.05
+"""A call that takes longer than this is worth watching its caller for; a watcher costs a task (10 us)."""
+
+
+class Exchange:
+    """The context of one call over HTTP."""
+
+    __slots__ = ("_deadline", "_metadata", "_receive", "_task", "_timer", "_watcher", "gone", "principal", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive, principal: str) -> None:
+        self.scope = scope
+        self.principal = principal
+        """Who calls, as the guard found."""
+        self.gone = False
+        """Whether the caller has left; the task was cancelled then."""
+        self._receive = receive
+        self._metadata: tuple[tuple[str, str], ...] | None = None
+        self._deadline = math.inf
+        self._task: asyncio.Task[Any] | None = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    def peer(self) -> str:
+        """The caller's address as gRPC writes it."""
+        client = self.scope.get("client")
+        if client is None:
+            return "unix:"
+        host, port = client
+        return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        """The request's headers."""
+        if self._metadata is None:
+            self._metadata = tuple(
+                (name.decode("latin-1"), value.decode("latin-1")) for name, value in self.scope["headers"]
+            )
+        return self._metadata
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the deadline of the Request-Timeout header; None without one."""
+        return None if self._deadline == math.inf else self._deadline - time.monotonic()
+
+    def read_deadline(self) -> None:
+        """Takes the Request-Timeout header (`5s`, `250ms`, `5`) over; InvalidArgument when it is none."""
+        text = self.header(b"request-timeout")
+        if text is not None:
+            self._deadline = time.monotonic() + _timeout_s(text)
+
+    def header(self, name: bytes) -> str | None:
+        """The first header of a name."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return str(value.decode("latin-1"))
+        return None
+
+    async def body(self) -> bytes:
+        """The whole body, at most MAX_BODY_BYTES, within BODY_READ_TIMEOUT_S."""
+        length = self.header(b"content-length")
+        if length is not None and length.isdecimal() and int(length) > MAX_BODY_BYTES:
+            raise BodyTooLarge("MAX_BODY_BYTES", MAX_BODY_BYTES)
+        limit = asyncio.timeout(BODY_READ_TIMEOUT_S)
+        try:
+            async with limit:
+                return await self._read()
+        except TimeoutError:
+            if limit.expired():
+                raise DeadlineExceeded(f"the body took longer than {BODY_READ_TIMEOUT_S:g} s to arrive") from None
+            raise
+
+    async def _read(self) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                self.gone = True
+                raise Cancelled("the caller left before its body was complete")
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > MAX_BODY_BYTES:
+                raise BodyTooLarge("MAX_BODY_BYTES", MAX_BODY_BYTES)
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+
+    def watch(self, after_s: float) -> None:
+        """From `after_s` on, cancels the task that answers when the caller leaves. To be called once, after body()."""
+        self._timer = asyncio.get_running_loop().call_later(after_s, self._start_watcher)
+
+    def _start_watcher(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch(), name="http-disconnect")
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def close(self) -> None:
+        """Ends the watching. Afterwards nothing is cancelled any more."""
+        self._task = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+
+def _timeout_s(text: str) -> float:
+    try:
+        seconds = float(text) if text.replace(".", "", 1).isdecimal() else parse_duration(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise InvalidArgument(f"{text[:32]!r} is not a time such as 5s or 250ms", field="request-timeout")
+    return seconds

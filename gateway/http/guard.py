@@ -1,0 +1,132 @@
+"""Who may come in over HTTP: a local administrator while no token is configured, whoever has the token otherwise.
+
+The local administrator is anyone on this machine, which includes every web page that a browser on this machine shows.
+So without a token a request needs all of: a loopback peer, a Host that is this machine (a page that points its own name
+at 127.0.0.1 sends that name), an Origin that is absent or ours, no sign of a proxy (everybody behind one would look
+local), and a JSON content type on changes (a page cannot send one elsewhere without being asked first, and there is no
+CORS to allow it).
+
+What must stay true: each rule refuses by itself; a refusal says which rule and what to do; a token is compared in
+constant time and never logged; only `open_paths` are answered to everyone, and they tell nothing.
+"""
+
+import hmac
+import ipaddress
+import re
+from collections.abc import Collection
+from typing import Final
+
+from pydantic import SecretStr
+
+from gateway.http.replies import NotJson, Scope
+from runtime.errors import OpenManagerError, PermissionDenied, Unauthenticated
+
+LOCAL_ADMINISTRATOR: Final = "local-administrator"
+TOKEN_HOLDER: Final = "token-holder"  # noqa: S105  a name
+OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
+
+_LOCAL_HOST: Final = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+_CHANGING: Final = frozenset({"POST", "PUT", "PATCH"})
+_PROXY_HEADER_PREFIX: Final = b"x-forwarded-"
+
+
+class Guard:
+    """Admits or refuses a request from its ASGI scope, before anything of its body is read."""
+
+    def __init__(self, token: SecretStr | str | None = None, *, open_paths: Collection[str] = OPEN_PATHS) -> None:
+        secret = token.get_secret_value() if isinstance(token, SecretStr) else token
+        self._token = secret.encode() if secret else None
+        self._open_paths = frozenset(open_paths)
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether authentication is configured."""
+        return self._token is not None
+
+    def admit(self, scope: Scope) -> str:
+        """The caller's name; Unauthenticated, PermissionDenied or NotJson says why there is none."""
+        if scope["path"] in self._open_paths:
+            return ""
+        headers = scope["headers"]
+        if self._token is not None:
+            self._check_token(headers)
+            principal = TOKEN_HOLDER
+        else:
+            _check_local(scope, headers)
+            principal = LOCAL_ADMINISTRATOR
+        _check_content_type(scope, headers)
+        return principal
+
+    def knows(self, scope: Scope) -> bool:
+        """Whether the caller of an open path would be admitted elsewhere, and so may be told more."""
+        try:
+            self.admit({**scope, "path": ""})
+        except OpenManagerError:
+            return False
+        return True
+
+    def _check_token(self, headers: list[tuple[bytes, bytes]]) -> None:
+        given = _header(headers, b"authorization")
+        if given is None:
+            raise Unauthenticated("a token is needed: authorization: Bearer <token>", reason="TOKEN_REQUIRED")
+        scheme, _, token = given.partition(b" ")
+        assert self._token is not None
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
+            raise Unauthenticated("the token is not valid", reason="TOKEN_INVALID")
+
+
+def _check_local(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
+    client = scope.get("client")
+    if client is None or not _is_loopback(client[0]):
+        raise PermissionDenied(
+            "without a token only callers on this machine are let in; set GATEWAY_TOKEN", reason="PEER_NOT_LOCAL"
+        )
+    host = None
+    for name, value in headers:
+        if name == b"host":
+            if host is not None or not _LOCAL_HOST.fullmatch(value):
+                host = b""
+                break
+            host = value
+        elif name == b"forwarded" or name.startswith(_PROXY_HEADER_PREFIX):
+            raise PermissionDenied(
+                "the request came through a proxy, so it is not known to be local; set GATEWAY_TOKEN",
+                reason="PROXIED",
+            )
+    if not host:
+        raise PermissionDenied(
+            "without a token the Host must be localhost, 127.0.0.1 or [::1]", reason="HOST_NOT_LOCAL"
+        )
+    for name, value in headers:
+        if name == b"origin" and value.lower() != scope["scheme"].encode() + b"://" + host.lower():
+            raise PermissionDenied("pages of other origins are not let in", reason="ORIGIN_FOREIGN")
+
+
+def _check_content_type(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
+    """POST, PUT and PATCH must say JSON even when empty. DELETE need not without a body: no page of another origin can
+    send one unasked."""
+    given = _header(headers, b"content-type")
+    if scope["method"] not in _CHANGING and not (scope["method"] == "DELETE" and given is not None):
+        return
+    media_type, _, parameters = (given or b"").partition(b";")
+    charset = parameters.replace(b" ", b"").replace(b'"', b"").lower()
+    if media_type.strip().lower() != b"application/json" or charset not in {b"", b"charset=utf-8"}:
+        raise NotJson("a change needs the content type application/json (in UTF-8)", field="content-type")
+
+
+def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    if host in {"127.0.0.1", "::1"}:
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

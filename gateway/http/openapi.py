@@ -1,0 +1,126 @@
+"""/openapi.json: OpenAPI 3.1 made from the same table of routes that requests are matched with.
+
+What must stay true: every route is in it and nothing else is, so nothing here lists paths.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from google.rpc import status_pb2
+
+from gateway.http import comments as proto_comments
+from gateway.http.encode import message_type
+from gateway.http.exchange import MAX_BODY_BYTES
+from gateway.http.routes import Route, field_at
+from gateway.http.schemas import Schema, Schemas
+from gateway.http.streams import EventFramer, framer_of
+from gateway.http.transcode import query_parameters
+
+OPENAPI_VERSION: Final = "3.1.0"
+_WILDCARD: Final = re.compile(r"=[^{}]*\}")
+_DESCRIPTION: Final = (
+    "Servers, their history, and what is wrong with them. Every method is also a gRPC method of the same name. "
+    "Fields are lowerCamelCase in JSON; query parameters may be written in either case. 64-bit integers are strings. "
+    "Times in requests are RFC 3339, relative (`-1h`, `now`) or epoch seconds. "
+    "A `Request-Timeout` header (`5s`) sets the deadline of a call. Errors are google.rpc.Status."
+)
+
+
+def document(routes: Iterable[Route], comments: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The OpenAPI document, ready for JSON. `comments` default to those of the installed protos."""
+    known = proto_comments.load() if comments is None else comments
+    schemas = Schemas(known)
+    error = {
+        "description": "The call did not work.",
+        "content": {"application/json": {"schema": schemas.message(status_pb2.Status.DESCRIPTOR)}},
+    }
+    paths: dict[str, dict[str, Any]] = {}
+    services: dict[str, None] = {}
+    used: set[str] = set()
+    for route in routes:
+        services.setdefault(route.method.containing_service.full_name)
+        operation = _operation(route, schemas, known)
+        while operation["operationId"] in used:
+            operation["operationId"] += "Also"
+        used.add(operation["operationId"])
+        paths.setdefault(_WILDCARD.sub("}", route.template), {})[route.verb.lower()] = operation
+    return {
+        "openapi": OPENAPI_VERSION,
+        "info": {"title": "OpenManager", "version": "v1", "description": _DESCRIPTION},
+        "tags": [{"name": _short(name), "description": known.get(name, "")} for name in services],
+        "paths": paths,
+        "components": {
+            "schemas": dict(sorted(schemas.components.items())),
+            "responses": {"Error": error},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"token": []}],
+    }
+
+
+def _short(service: str) -> str:
+    return service.rpartition(".")[2]
+
+
+def _operation(route: Route, schemas: Schemas, comments: Mapping[str, str]) -> dict[str, Any]:
+    method = route.method
+    description = comments.get(method.full_name, "")
+    operation: dict[str, Any] = {
+        "operationId": f"{method.containing_service.name}.{method.name}",
+        "summary": description.partition(". ")[0].rstrip("."),
+        "description": description,
+        "tags": [method.containing_service.name],
+        "parameters": [*_path_parameters(route, schemas, comments), *_query_parameters(route, schemas, comments)],
+        "responses": {"200": _answer(route, schemas), "default": {"$ref": "#/components/responses/Error"}},
+    }
+    if route.body:
+        kind = method.input_type
+        if route.body != "*":
+            kind = message_type(kind.fields_by_name[route.body])
+        operation["requestBody"] = {
+            "required": route.body != "*",
+            "description": f"At most {MAX_BODY_BYTES >> 20} MiB.",
+            "content": {"application/json": {"schema": schemas.message(kind)}},
+        }
+    return operation
+
+
+def _path_parameters(route: Route, schemas: Schemas, comments: Mapping[str, str]) -> list[Schema]:
+    parameters = []
+    for name in route.variables:
+        field = field_at(route.method.input_type, name)[-1]
+        parameter = {"name": name, "in": "path", "required": True, "schema": schemas.parameter(field)}
+        parameters.append(parameter | _described(comments, field.full_name))
+    return parameters
+
+
+def _query_parameters(route: Route, schemas: Schemas, comments: Mapping[str, str]) -> list[Schema]:
+    parameters = []
+    for name, parameter in query_parameters(route).items():
+        if name != parameter.path:  # the same once more in camelCase
+            continue
+        described = _described(comments, parameter.field.full_name)
+        schema = schemas.parameter(parameter.field)
+        parameters.append({"name": name, "in": "query", "required": False, "schema": schema} | described)
+    return parameters
+
+
+def _described(comments: Mapping[str, str], name: str) -> Schema:
+    return {"description": comments[name]} if name in comments else {}
+
+
+def _answer(route: Route, schemas: Schemas) -> dict[str, Any]:
+    output = route.method.output_type
+    schema = schemas.field(output.fields_by_name[route.response_body]) if route.response_body else None
+    schema = schema or schemas.message(output)
+    if not route.is_stream:
+        return {"description": "OK", "content": {"application/json": {"schema": schema}}}
+    if isinstance(framer_of(route.method), EventFramer):
+        text = "Server-Sent Events, one for each element; `data` is the element as JSON."
+        return {
+            "description": text,
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "x-message": schema}},
+        }
+    text = 'JSON lines; a line {"error": google.rpc.Status} at the end means that the answer is not complete.'
+    return {"description": text, "content": {"application/x-ndjson": {"schema": schema}}}

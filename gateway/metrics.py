@@ -1,0 +1,68 @@
+"""What ``GET /metrics`` tells operators, beside the call metrics that interception records.
+
+The same truth as the status call: state, lag, spool and free disk of every store, as gauges, from the last answers.
+"""
+
+from collections.abc import Callable, Iterable
+
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from gateway.servicers.storage import Statuses, StorageServicer
+from gateway.state import FleetState
+from openmanager.fleet.v1 import status_pb2
+from runtime import telemetry
+from runtime.clock import Clock
+
+REFRESH_INTERVAL_S = 2.0
+
+Read = Callable[[status_pb2.StoreStatus], float]
+
+_GAUGES: tuple[tuple[str, str, str, Read], ...] = (
+    ("openmanager.store.up", "1", "1 up, 0.5 degraded, 0 down.", lambda status: _UP.get(status.state, 0.0)),
+    ("openmanager.store.lag.points", "{point}", "Points a store lacks.", lambda status: status.lag_points),
+    ("openmanager.store.lag", "s", "Age of the oldest point a store lacks.", lambda status: status.lag_seconds),
+    ("openmanager.store.spool", "By", "Bytes that wait for a store.", lambda status: status.spool_bytes),
+    ("openmanager.store.disk.free", "By", "Bytes free on a store's disk.", lambda status: status.disk_free_bytes),
+    ("openmanager.store.latency", "s", "How long the last probe took.", lambda status: status.latency_ms / 1000),
+)
+_UP: dict[status_pb2.StoreState.ValueType, float] = {
+    status_pb2.STORE_STATE_UP: 1.0,
+    status_pb2.STORE_STATE_DEGRADED: 0.5,
+}
+
+
+class OperatorMetrics:
+    """Keeps the last statuses for the gauges, which are read from another thread."""
+
+    def __init__(self, storage: StorageServicer, state: FleetState, clock: Clock) -> None:
+        self._storage = storage
+        self._state = state
+        self._clock = clock
+        self._last: Statuses = []
+        meter = telemetry.meter("gateway")
+        for name, unit, description, read in _GAUGES:
+            meter.create_observable_gauge(name, [self._observer(read)], unit=unit, description=description)
+        meter.create_observable_gauge(
+            "openmanager.fleet.servers", [self._servers], unit="{server}", description="Servers by status."
+        )
+
+    async def refresh(self) -> None:
+        """Asks the stores' owners again and again."""
+        while True:
+            self._last = await self._storage.statuses()
+            await self._clock.sleep(REFRESH_INTERVAL_S)
+
+    def _observer(self, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def observe(_options: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(read(status), {"store": status.name, "role": status.role}) for status in self._last]
+
+        return observe
+
+    def _servers(self, _options: CallbackOptions) -> Iterable[Observation]:
+        if not self._state.known:
+            return []
+        counts: dict[str, int] = {}
+        for entry in self._state.all():
+            name = status_pb2.ServerStatus.Name(entry.status).removeprefix("SERVER_STATUS_").lower()
+            counts[name] = counts.get(name, 0) + 1
+        return [Observation(count, {"status": name}) for name, count in sorted(counts.items())]

@@ -1,0 +1,189 @@
+"""Servers as people record them: created, changed, deleted and restored, and how the live state hears of it.
+
+The record (metadata) is the truth about which servers there are; the cache is the truth about how they are. What must
+stay true: a change is refused when the record cannot take it; once the record has it, cache and history are told as
+well as can be now, and ``seed`` tells the cache the rest whenever its whole state was received anew (it may have
+started empty).
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+from fleet.codec import descriptor_from_pb
+from fleet.validation import check_descriptors
+from fleet.writer import FleetWriter
+from gateway.state import FleetState
+from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
+from openmanager.fleet.v1 import metric_pb2, status_pb2
+from openmanager.gateway.v1 import fleet_pb2
+from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
+from runtime.channel import Channel, calling
+from runtime.errors import OpenManagerError
+
+SHOWN_WITHIN_S = 2.0
+"""How long a change waits to be seen in the live state, so that a reader who changed something reads the change."""
+
+SEED_PAGE_SIZE = 1_000
+_log = logging.getLogger(__name__)
+
+
+class Registry:
+    """Changes the record and tells the rest of the product."""
+
+    def __init__(self, *, metadata: Channel, cache: Channel, writer: FleetWriter, state: FleetState) -> None:
+        self._records = metadata_pb2_grpc.ServerRegistryServiceStub(metadata.grpc)
+        self._cache = cache_pb2_grpc.CacheServiceStub(cache.grpc)
+        self._writer = writer
+        self._state = state
+        self._unseeded = asyncio.Event()
+
+    async def create(self, server: fleet_pb2.Server) -> fleet_pb2.Server:
+        """Records a new server.
+
+        Raises:
+            InvalidArgument: naming the field.
+            AlreadyExists: the id is taken, maybe by a deleted server.
+        """
+        descriptor = _descriptor(server)
+        check_descriptors([descriptor_from_pb(descriptor)], field="server")
+        request = metadata_pb2.CreateServerRecordRequest(descriptor=descriptor)
+        async with calling("metadata"):
+            response = await self._records.CreateServerRecord(request)
+        return await self._show(response.server.descriptor)
+
+    async def update(self, server: fleet_pb2.Server, fields: Sequence[str]) -> fleet_pb2.Server:
+        """Changes the named fields of a recorded server.
+
+        Raises:
+            InvalidArgument: naming the field.
+            NotFound: no such record.
+        """
+        descriptor = _descriptor(server)
+        check_descriptors([descriptor_from_pb(descriptor)], field="server")
+        request = metadata_pb2.UpdateServerRecordRequest(descriptor=descriptor)
+        request.update_mask.paths.extend(fields)
+        async with calling("metadata"):
+            response = await self._records.UpdateServerRecord(request)
+        return await self._show(response.server.descriptor)
+
+    async def delete(self, server_id: str) -> None:
+        """Marks a record deleted and takes the server out of the live state.
+
+        Raises:
+            NotFound: no such record.
+        """
+        async with calling("metadata"):
+            await self._records.DeleteServerRecord(metadata_pb2.DeleteServerRecordRequest(server_id=server_id))
+        try:
+            async with calling("cache"):
+                await self._cache.RemoveServers(cache_pb2.RemoveServersRequest(server_ids=[server_id]))
+        except OpenManagerError as error:
+            _log.warning("server %s is deleted, but the cache does not know yet: %s", server_id, error)
+            self._unseeded.set()
+        await self._state.until(lambda: server_id not in self._state, SHOWN_WITHIN_S)
+
+    async def undelete(self, server_id: str) -> fleet_pb2.Server:
+        """Restores a deleted record.
+
+        Raises:
+            NotFound: no such record.
+        """
+        request = metadata_pb2.UndeleteServerRecordRequest(server_id=server_id)
+        async with calling("metadata"):
+            response = await self._records.UndeleteServerRecord(request)
+        return await self._show(response.server.descriptor)
+
+    def snapshot_received(self) -> None:
+        """Tells that the cache's whole state has arrived, so that ``seed`` compares it with the record."""
+        self._unseeded.set()
+
+    async def seed(self) -> None:
+        """Tells the cache of recorded servers that it lacks, and of deleted ones, whenever there may be some."""
+        while True:
+            await self._unseeded.wait()
+            self._unseeded.clear()
+            try:
+                await self._seed_once()
+            except BaseException:
+                self._unseeded.set()
+                raise
+
+    async def _seed_once(self) -> None:
+        missing: list[metric_pb2.ServerDescriptor] = []
+        deleted: list[str] = []
+        async for record in self._all_records():
+            server_id = record.descriptor.server_id
+            if record.HasField("delete_time"):
+                deleted.append(server_id)
+            elif server_id not in self._state:
+                missing.append(record.descriptor)
+        async with calling("cache"):
+            if missing:
+                await self._cache.UpdateServers(cache_pb2.UpdateServersRequest(servers=missing))
+            if deleted:
+                await self._cache.RemoveServers(cache_pb2.RemoveServersRequest(server_ids=deleted))
+
+    async def _all_records(self) -> AsyncIterator[metadata_pb2.ServerRecord]:
+        token = ""
+        while True:
+            request = metadata_pb2.ListServerRecordsRequest(
+                page_size=SEED_PAGE_SIZE, page_token=token, show_deleted=True
+            )
+            async with calling("metadata"):
+                response = await self._records.ListServerRecords(request)
+            for record in response.servers:
+                yield record
+            token = response.next_page_token
+            if not token:
+                return
+
+    async def _show(self, descriptor: metric_pb2.ServerDescriptor) -> fleet_pb2.Server:
+        server_id = descriptor.server_id
+        try:
+            async with calling("cache"):
+                request = cache_pb2.UpdateServersRequest(servers=[descriptor], admit_removed=True)
+                await self._cache.UpdateServers(request)
+            await self._writer.tell_servers([descriptor_from_pb(descriptor)])
+        except OpenManagerError as error:
+            _log.warning("server %s is recorded, but not everyone knows yet: %s", server_id, error)
+            self._unseeded.set()
+        await self._state.until(lambda: self._shows(descriptor), SHOWN_WITHIN_S)
+        entry = self._state.get(server_id) if self._state.known else None
+        if entry is not None and self._shows(descriptor):
+            return entry.full
+        return _server(descriptor)
+
+    def _shows(self, descriptor: metric_pb2.ServerDescriptor) -> bool:
+        if descriptor.server_id not in self._state:
+            return False
+        entry = self._state.get(descriptor.server_id)
+        return entry is not None and _same(entry.state.descriptor, descriptor, _SHOWN_FIELDS)
+
+
+_SHOWN_FIELDS = ("hostname", "environment", "role", "location")
+
+
+def _same(one: metric_pb2.ServerDescriptor, other: metric_pb2.ServerDescriptor, fields: Iterable[str]) -> bool:
+    return all(getattr(one, name) == getattr(other, name) for name in fields)
+
+
+def _descriptor(server: fleet_pb2.Server) -> metric_pb2.ServerDescriptor:
+    return metric_pb2.ServerDescriptor(
+        server_id=server.id,
+        hostname=server.hostname or server.id,
+        environment=server.environment,
+        role=server.role,
+        location=server.location,
+    )
+
+
+def _server(descriptor: metric_pb2.ServerDescriptor) -> fleet_pb2.Server:
+    return fleet_pb2.Server(
+        id=descriptor.server_id,
+        hostname=descriptor.hostname,
+        environment=descriptor.environment,
+        role=descriptor.role,
+        location=descriptor.location,
+        status=status_pb2.SERVER_STATUS_OFFLINE,
+    )

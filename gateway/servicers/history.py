@@ -1,0 +1,132 @@
+"""``HistoryService``: what the servers were, asked of timeseries.
+
+The unary and the streaming method share one core: the query that timeseries checks and answers. What is added here are
+the defaults of the range, the limits of a unary answer, and the names that the caller used for a field.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
+from fleet.codec import ms_from_timestamp, timestamp_from_ms
+from gateway.paging import page, page_size_of
+from gateway.servicers.fleet import unknown_server
+from gateway.state import FleetState
+from openmanager.fleet.v1 import history_pb2
+from openmanager.gateway.v1 import history_pb2 as public_pb2
+from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
+from runtime.channel import Channel, calling
+from runtime.clock import Clock
+from runtime.errors import InvalidArgument, OpenManagerError, ResourceExhausted
+
+DEFAULT_RANGE_MS = 3_600_000
+MAX_UNARY_SERIES = 1_000
+MAX_UNARY_POINTS = 100_000
+METRICS_PAGE_SIZE = 1_000
+
+Request = public_pb2.GetServerHistoryRequest | public_pb2.QueryHistoryRequest
+
+
+class HistoryServicer:
+    """Answers ``openmanager.gateway.v1.HistoryService``."""
+
+    def __init__(self, timeseries: Channel, state: FleetState, clock: Clock) -> None:
+        self._stub = timeseries_pb2_grpc.TimeSeriesServiceStub(timeseries.grpc)
+        self._state = state
+        self._clock = clock
+
+    async def GetServerHistory(
+        self, request: public_pb2.GetServerHistoryRequest, _context: object
+    ) -> public_pb2.GetServerHistoryResponse:
+        """Collects the stream, within limits."""
+        if not request.server_id:
+            raise InvalidArgument("name a server", field="server_id")
+        query = self._query(request, [request.server_id], list(request.metric))
+        names = {"metrics": "metric", "server_ids": "server_id"}
+        response = public_pb2.GetServerHistoryResponse()
+        points = 0
+        async for message in self._run(query, names):
+            for series in message.series:
+                _join(response.series, series)
+                points += len(series.times)
+            if len(response.series) > MAX_UNARY_SERIES:
+                raise ResourceExhausted(f"more than {MAX_UNARY_SERIES} series (MAX_UNARY_SERIES): name fewer metrics")
+            if points > MAX_UNARY_POINTS:
+                raise ResourceExhausted(
+                    f"more than {MAX_UNARY_POINTS} points (MAX_UNARY_POINTS): shorten the range, widen the step, or "
+                    "stream with QueryHistory"
+                )
+        return response
+
+    async def QueryHistory(
+        self, request: public_pb2.QueryHistoryRequest, _context: object
+    ) -> AsyncIterator[public_pb2.QueryHistoryResponse]:
+        """Passes the stream on."""
+        query = self._query(request, list(request.server_ids), list(request.metrics))
+        async for message in self._run(query, {}):
+            yield public_pb2.QueryHistoryResponse(series=message.series)
+
+    async def ListMetrics(
+        self, request: public_pb2.ListMetricsRequest, _context: object
+    ) -> public_pb2.ListMetricsResponse:
+        """Pages through what timeseries has."""
+        size = page_size_of(request.page_size, METRICS_PAGE_SIZE)
+        async with calling("timeseries"):
+            answer: timeseries_pb2.ListMetricsResponse = await self._stub.ListMetrics(
+                timeseries_pb2.ListMetricsRequest(server_id=request.server_id)
+            )
+        if request.server_id and not answer.metrics and request.server_id not in self._state:
+            raise unknown_server(request.server_id)
+        chosen, token = page(
+            answer.metrics, lambda info: info.key, size=size, token=request.page_token, filters=(request.server_id,)
+        )
+        described = [
+            public_pb2.MetricDescription(
+                key=info.key,
+                name=info.metric.name,
+                unit=info.metric.unit,
+                kind=info.metric.kind,
+                labels=info.metric.labels,
+                servers=info.servers,
+            )
+            for info in chosen
+        ]
+        return public_pb2.ListMetricsResponse(metrics=described, next_page_token=token, total_size=len(answer.metrics))
+
+    def _query(self, request: Request, server_ids: list[str], metrics: list[str]) -> history_pb2.HistoryQuery:
+        end_ms = ms_from_timestamp(request.end_time) if request.HasField("end_time") else self._clock.now_ms()
+        start = request.start_time if request.HasField("start_time") else timestamp_from_ms(end_ms - DEFAULT_RANGE_MS)
+        return history_pb2.HistoryQuery(
+            server_ids=server_ids,
+            metrics=metrics,
+            start_time=start,
+            end_time=timestamp_from_ms(end_ms),
+            step=request.step,
+            aggregation=request.aggregation,
+        )
+
+    async def _run(
+        self, query: history_pb2.HistoryQuery, names: Mapping[str, str]
+    ) -> AsyncIterator[timeseries_pb2.QueryResponse]:
+        try:
+            async with calling("timeseries"):
+                async for message in self._stub.Query(timeseries_pb2.QueryRequest(query=query)):
+                    yield message
+        except OpenManagerError as error:
+            if error.reason == "SERVER_UNKNOWN":
+                if all(server_id in self._state for server_id in query.server_ids):
+                    return  # in the fleet, but it has never reported
+                unknown = next(server_id for server_id in query.server_ids if server_id not in self._state)
+                raise unknown_server(unknown) from None
+            error.field = names.get(error.field or "", error.field)
+            raise
+
+
+def _join(series: RepeatedCompositeFieldContainer[history_pb2.Series], part: history_pb2.Series) -> None:
+    """Adds a part to the series it continues, or begins a new one."""
+    last = series[-1] if series else None
+    if last is not None and (last.server_id, last.metric) == (part.server_id, part.metric):
+        last.times.extend(part.times)
+        last.values.extend(part.values)
+    else:
+        series.add().CopyFrom(part)

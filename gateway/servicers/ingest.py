@@ -1,0 +1,78 @@
+"""``IngestService``: where agents write.
+
+The batch is handed on as it came: ``WriteMetricsRequest`` begins with the fields of ``MetricBatch`` under the same
+numbers, so no value is touched on the way through (a test holds the two messages to that).
+"""
+
+from collections.abc import AsyncIterator, Sequence
+
+from fleet.codec import descriptor_from_pb, metric_from_pb
+from fleet.model import MetricSet, ServerDescriptor
+from fleet.validation import check_batch, check_descriptors, check_metric_set, metric_set_unknown, server_id_fault
+from fleet.writer import FleetWriter
+from gateway.state import FleetState
+from openmanager.fleet.v1 import metric_pb2
+from openmanager.gateway.v1 import ingest_pb2
+from runtime.errors import InvalidArgument
+
+
+class IngestServicer:
+    """Answers ``openmanager.gateway.v1.IngestService``."""
+
+    def __init__(self, writer: FleetWriter, state: FleetState) -> None:
+        self._writer = writer
+        self._state = state
+
+    async def WriteMetrics(
+        self, requests: AsyncIterator[ingest_pb2.WriteMetricsRequest], _context: object
+    ) -> AsyncIterator[ingest_pb2.WriteMetricsResponse]:
+        """Answers each request once its points are on disk."""
+        set_id = ""
+        async for request in requests:
+            set_id = self._set_of(request, set_id)
+            yield await self._write(request, set_id)
+
+    def _set_of(self, request: ingest_pb2.WriteMetricsRequest, previous: str) -> str:
+        if not request.metrics:
+            return request.metric_set_id or previous
+        metric_set = MetricSet(tuple(metric_from_pb(metric) for metric in request.metrics))
+        check_metric_set(metric_set, "metrics", request.metric_set_id)
+        self._writer.hold(metric_set)
+        return metric_set.id
+
+    async def _write(self, request: ingest_pb2.WriteMetricsRequest, set_id: str) -> ingest_pb2.WriteMetricsResponse:
+        servers = self._servers_of(request)
+        request.ClearField("metrics")
+        request.ClearField("servers")
+        request.metric_set_id = set_id
+        batch = metric_pb2.MetricBatch.FromString(request.SerializeToString())
+        count = self._writer.metric_count(set_id)
+        if count is not None:
+            check_batch(batch, count)
+        elif batch.rows or batch.values:
+            if not set_id:
+                raise InvalidArgument("name the columns: send metrics with the first batch", field="metrics")
+            raise metric_set_unknown(set_id, "metric_set_id")
+        result = await self._writer.write_message(batch, servers)
+        errors = [
+            metric_pb2.RowError(row=e.row, field=e.field, reason=e.reason, message=e.message) for e in result.errors
+        ]
+        return ingest_pb2.WriteMetricsResponse(
+            accepted_points=result.accepted_points,
+            rejected_points=result.rejected_points,
+            errors=errors,
+            metric_set_id=set_id,
+        )
+
+    def _servers_of(self, request: ingest_pb2.WriteMetricsRequest) -> Sequence[ServerDescriptor]:
+        described = [descriptor_from_pb(message) for message in request.servers]
+        check_descriptors(described)
+        if not self._state.known:
+            return described
+        known = {server.server_id for server in described}
+        for row in request.rows:
+            server_id = row.server_id
+            if server_id not in known and server_id not in self._state and not server_id_fault(server_id):
+                known.add(server_id)
+                described.append(ServerDescriptor(server_id=server_id, hostname=server_id))
+        return described

@@ -1,0 +1,114 @@
+"""Services that are answered elsewhere: the gateway is only their public name.
+
+A public request and the inner one have the same fields under the same numbers, and so have the responses, so passing
+on is a copy of bytes. A test walks both descriptors and fails when they drift apart.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from openmanager.analytics.v1 import analytics_pb2, analytics_pb2_grpc
+from openmanager.gateway.v1 import ai_pb2
+from openmanager.gateway.v1 import analytics_pb2 as public_analytics_pb2
+from openmanager.gateway.v1 import simulator_pb2 as public_simulator_pb2
+from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
+from openmanager.simulator.v1 import simulator_pb2, simulator_pb2_grpc
+from runtime.channel import Channel, calling
+
+Inner = TypeVar("Inner", bound=Message)
+Outer = TypeVar("Outer", bound=Message)
+
+
+async def pass_on(
+    owner: str, call: Callable[[Inner], Awaitable[Message]], inner: type[Inner], outer: type[Outer], request: Message
+) -> Outer:
+    """Calls ``owner`` with the request as an ``inner`` message and returns its answer as an ``outer`` one."""
+    async with calling(owner):
+        response = await call(inner.FromString(request.SerializeToString()))
+    return outer.FromString(response.SerializeToString())
+
+
+class AnalyticsServicer:
+    """Answers ``openmanager.gateway.v1.AnalyticsService`` by analytics."""
+
+    def __init__(self, analytics: Channel) -> None:
+        self._stub = analytics_pb2_grpc.AnomalyServiceStub(analytics.grpc)
+
+    async def ListAnomalies(
+        self, request: public_analytics_pb2.ListAnomaliesRequest, _context: object
+    ) -> public_analytics_pb2.ListAnomaliesResponse:
+        """Findings, newest first."""
+        inner, outer = analytics_pb2.QueryAnomaliesRequest, public_analytics_pb2.ListAnomaliesResponse
+        return await pass_on("analytics", self._stub.QueryAnomalies, inner, outer, request)
+
+
+class AiInteractionServicer:
+    """Answers ``openmanager.gateway.v1.AiInteractionService`` by metadata."""
+
+    def __init__(self, metadata: Channel) -> None:
+        self._stub = metadata_pb2_grpc.InteractionStoreServiceStub(metadata.grpc)
+
+    async def RecordInteraction(
+        self, request: ai_pb2.RecordInteractionRequest, _context: object
+    ) -> ai_pb2.RecordInteractionResponse:
+        """Records one."""
+        inner, outer = metadata_pb2.StoreInteractionRequest, ai_pb2.RecordInteractionResponse
+        return await pass_on("metadata", self._stub.StoreInteraction, inner, outer, request)
+
+    async def GetInteraction(
+        self, request: ai_pb2.GetInteractionRequest, _context: object
+    ) -> ai_pb2.GetInteractionResponse:
+        """Returns one."""
+        inner, outer = metadata_pb2.LoadInteractionRequest, ai_pb2.GetInteractionResponse
+        return await pass_on("metadata", self._stub.LoadInteraction, inner, outer, request)
+
+    async def ListInteractions(
+        self, request: ai_pb2.ListInteractionsRequest, _context: object
+    ) -> ai_pb2.ListInteractionsResponse:
+        """Lists them, newest first."""
+        inner, outer = metadata_pb2.QueryInteractionsRequest, ai_pb2.ListInteractionsResponse
+        return await pass_on("metadata", self._stub.QueryInteractions, inner, outer, request)
+
+
+class SimulatorServicer:
+    """Answers ``openmanager.gateway.v1.SimulatorService`` by the simulator."""
+
+    def __init__(self, simulator: Channel) -> None:
+        self._stub = simulator_pb2_grpc.SimulatorControlServiceStub(simulator.grpc)
+
+    async def GetSimulator(
+        self, request: public_simulator_pb2.GetSimulatorRequest, _context: object
+    ) -> public_simulator_pb2.GetSimulatorResponse:
+        """Returns what it does."""
+        inner, outer = simulator_pb2.GetStatusRequest, public_simulator_pb2.GetSimulatorResponse
+        return await pass_on("simulator", self._stub.GetStatus, inner, outer, request)
+
+    async def StartSimulator(
+        self, request: public_simulator_pb2.StartSimulatorRequest, _context: object
+    ) -> public_simulator_pb2.StartSimulatorResponse:
+        """Starts sending."""
+        inner, outer = simulator_pb2.StartSendingRequest, public_simulator_pb2.StartSimulatorResponse
+        return await pass_on("simulator", self._stub.StartSending, inner, outer, request)
+
+    async def StopSimulator(
+        self, request: public_simulator_pb2.StopSimulatorRequest, _context: object
+    ) -> public_simulator_pb2.StopSimulatorResponse:
+        """Stops sending."""
+        inner, outer = simulator_pb2.StopSendingRequest, public_simulator_pb2.StopSimulatorResponse
+        return await pass_on("simulator", self._stub.StopSending, inner, outer, request)
+
+    async def InjectScenario(
+        self, request: public_simulator_pb2.InjectScenarioRequest, _context: object
+    ) -> public_simulator_pb2.InjectScenarioResponse:
+        """Plays a scenario."""
+        inner, outer = simulator_pb2.StartScenarioRequest, public_simulator_pb2.InjectScenarioResponse
+        return await pass_on("simulator", self._stub.StartScenario, inner, outer, request)
+
+    async def ClearScenarios(
+        self, request: public_simulator_pb2.ClearScenariosRequest, _context: object
+    ) -> public_simulator_pb2.ClearScenariosResponse:
+        """Ends scenarios."""
+        inner, outer = simulator_pb2.StopScenariosRequest, public_simulator_pb2.ClearScenariosResponse
+        return await pass_on("simulator", self._stub.StopScenarios, inner, outer, request)

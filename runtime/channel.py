@@ -1,0 +1,250 @@
+"""The one way to call another process: deadline, retries, keepalive, the service secret and tracing on every call.
+
+    async with process.open_channel(settings.cache_target) as channel:
+        stub = cache_pb2_grpc.CacheServiceStub(channel.grpc)
+        async with calling("cache"):
+            await stub.GetServer(request)
+
+What must stay true: every unary call has a deadline, and a call made inside a call never has more time than its caller;
+only methods whose proto option idempotency_level allows it are retried, here and nowhere else; behind `calling` no
+grpc.RpcError is left.
+
+Deadline and secret are added where a stub's method is called and not by grpc.aio interceptors, each of which wraps
+every call in a task (measured here: 20-50 us of a 330 us call).
+"""
+
+import json
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
+from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N813  a function, named as a class
+
+from runtime import deadline, telemetry
+from runtime.deadline import DEFAULT_DEADLINE_S
+from runtime.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    OpenManagerError,
+    Unauthenticated,
+    Unavailable,
+    carried_error,
+    from_rpc_error,
+)
+from runtime.interception import SERVICE_SECRET_REASON
+from runtime.limits import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES, TRANSPORT_FACTOR
+
+RETRY_ATTEMPTS: Final = 4
+RETRY_INITIAL_BACKOFF_S: Final = 0.1
+RETRY_MAX_BACKOFF_S: Final = 2.0
+RECONNECT_INITIAL_MS: Final = 100
+RECONNECT_MAX_MS: Final = 2_000
+"""A peer that was restarted is found again within this time."""
+CONNECT_TIMEOUT_MS: Final = 5_000
+
+_RETRIED: Final = frozenset({MethodOptions.NO_SIDE_EFFECTS, MethodOptions.IDEMPOTENT})
+
+
+class Channel:
+    """Connections to one target, and `grpc`, what stubs are made with."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        secret: str | None = None,
+        credentials: Any = None,
+        default_deadline_s: float = DEFAULT_DEADLINE_S,
+    ) -> None:
+        self.target = target
+        self.grpc: Any = _StubChannel(target, secret, credentials, default_deadline_s)
+
+    async def close(self, grace_s: float | None = None) -> None:
+        """Ends the connections; calls in flight may go on for `grace_s` (default: they are cancelled)."""
+        await self.grpc.close(grace_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class _StubChannel(grpc.aio.Channel):
+    """A grpc.aio.Channel for stubs: one real channel for each service, opened when its stub is made.
+
+    gRPC takes retry policies only when a channel is made, and per service is when they are known. Channels with
+    the same arguments share their connections.
+    """
+
+    def __init__(self, target: str, secret: str | None, credentials: Any, default_deadline_s: float) -> None:
+        self._target = target
+        self._credentials = credentials
+        self._metadata = (("authorization", f"Bearer {secret}"),) if secret else ()
+        self._default_deadline_s = default_deadline_s
+        self._channels: dict[str, Any] = {}
+
+    def _channel(self, service: str) -> Any:
+        channel = self._channels.get(service)
+        if channel is None:
+            options = _options(service)
+            interceptors = _tracing() if telemetry.tracing_enabled() else None
+            channel = self._channels[service] = (
+                grpc.aio.insecure_channel(self._target, options, interceptors=interceptors)
+                if self._credentials is None
+                else grpc.aio.secure_channel(self._target, self._credentials, options, interceptors=interceptors)
+            )
+        return channel
+
+    def _method(self, kind: str, path: str, unary_deadline: bool, *args: Any, **kwargs: Any) -> "_Method":
+        call = getattr(self._channel(path.split("/")[1]), kind)(path, *args, **kwargs)
+        return _Method(call, self._metadata, self._default_deadline_s if unary_deadline else None)
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._method("unary_unary", method, True, *args, **kwargs)
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._method("unary_stream", method, False, *args, **kwargs)
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._method("stream_unary", method, False, *args, **kwargs)
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._method("stream_stream", method, False, *args, **kwargs)
+
+    async def close(self, grace: float | None = None) -> None:
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close(grace)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        state: grpc.ChannelConnectivity = self._channel("").get_state(try_to_connect)
+        return state
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel("").wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._channel("").channel_ready()
+
+
+class _Method:
+    """A stub's method that adds the service secret and the deadline to the call."""
+
+    __slots__ = ("_call", "_default_deadline_s", "_metadata")
+
+    def __init__(
+        self, call: Callable[..., Any], metadata: tuple[tuple[str, str], ...], default_deadline_s: float | None
+    ) -> None:
+        self._call = call
+        self._metadata = metadata
+        self._default_deadline_s = default_deadline_s
+
+    def __call__(
+        self, request: Any = None, *, timeout: float | None = None, metadata: Any = None, **kwargs: Any
+    ) -> Any:
+        if self._default_deadline_s is not None:
+            timeout = deadline.for_unary_call(timeout, self._default_deadline_s)
+        merged = self._metadata if metadata is None else (*self._metadata, *metadata)
+        return self._call(request, timeout=timeout, metadata=merged, **kwargs)
+
+
+def _options(service: str) -> tuple[tuple[str, Any], ...]:
+    return (
+        ("grpc.enable_retries", 1),
+        ("grpc.service_config", json.dumps(service_config(service))),
+        ("grpc.enable_http_proxy", 0),  # inner calls never go through the machine's web proxy
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES * TRANSPORT_FACTOR),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES * TRANSPORT_FACTOR),
+        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", RECONNECT_INITIAL_MS),
+        ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
+        ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
+    )
+
+
+def service_config(service: str) -> dict[str, Any]:
+    """gRPC's service config: a retry policy for the methods of `service` that are safe to repeat."""
+    try:
+        descriptor: ServiceDescriptor = default_pool().FindServiceByName(service)
+    except KeyError:
+        return {}
+    names = [
+        {"service": service, "method": method.name}
+        for method in descriptor.methods
+        if method.GetOptions().idempotency_level in _RETRIED
+    ]
+    if not names:
+        return {}
+    policy = {
+        "maxAttempts": RETRY_ATTEMPTS,
+        "initialBackoff": f"{RETRY_INITIAL_BACKOFF_S}s",
+        "maxBackoff": f"{RETRY_MAX_BACKOFF_S}s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    return {"methodConfig": [{"name": names, "retryPolicy": policy}]}
+
+
+def _tracing() -> Any:
+    """OpenTelemetry's stock interceptors; health calls are not traced."""
+    from opentelemetry.instrumentation.grpc import aio_client_interceptors, filters  # noqa: PLC0415  only when tracing
+
+    return aio_client_interceptors(filter_=filters.negate(filters.health_check()))  # type: ignore[no-untyped-call]
+
+
+class calling:  # noqa: N801  reads as a statement: async with calling("cache")
+    """The border where a failed call to `peer` becomes an OpenManagerError."""
+
+    __slots__ = ("_peer",)
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, grpc.RpcError):
+            raise peer_error(self._peer, error) from error
+
+
+def peer_error(peer: str, error: grpc.RpcError) -> OpenManagerError:
+    """What a failed call to `peer` is to us: its own typed error, or what its silence means, said with its name."""
+    typed = carried_error(error)
+    metadata = {"peer": peer}
+    if typed is not None and not (isinstance(typed, Unauthenticated) and typed.reason == SERVICE_SECRET_REASON):
+        return typed
+    if typed is not None:
+        return Unavailable(
+            f"{peer} refused this process: both must have the same DATA_DIR/service-secret or SERVICE_SECRET",
+            reason="SERVICE_SECRET_REFUSED",
+            metadata=metadata,
+        )
+    bare = from_rpc_error(error)
+    if isinstance(bare, Unavailable):
+        return Unavailable(f"{peer} is not reachable", reason="PEER_UNAVAILABLE", metadata=metadata)
+    if isinstance(bare, DeadlineExceeded):
+        return DeadlineExceeded(f"{peer} did not answer in time", reason="PEER_DEADLINE_EXCEEDED", metadata=metadata)
+    if isinstance(bare, Cancelled):  # we did not cancel: that would be an asyncio.CancelledError
+        return Unavailable(f"{peer} dropped the call", reason="PEER_UNAVAILABLE", metadata=metadata)
+    return type(bare)(f"{peer}: {bare.message}", reason=bare.reason, metadata=metadata)

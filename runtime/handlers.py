@@ -1,0 +1,236 @@
+"""From a service's descriptor and a plain object to gRPC handlers that go through interception.
+
+A servicer's attributes are named as the methods: `async def Method(self, request, context) -> response`, and an async
+generator for a streamed answer. A response may be `bytes`: an already serialized message, sent as it is. A method the
+servicer lacks is UNIMPLEMENTED.
+
+What must stay true: messages are decoded and encoded where a fault becomes a typed error, because gRPC answers an
+exception of a (de)serializer with its text, and its own refusal of a large message cannot name MAX_MESSAGE_BYTES; each
+method is wrapped once and kept, so that a call costs no chain of interceptors.
+"""
+
+import contextlib
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from google.protobuf import message_factory
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N813  a function, named as a class
+from google.protobuf.message import DecodeError, Message
+
+from runtime.errors import (
+    STATUS_DETAILS_KEY,
+    InvalidArgument,
+    OpenManagerError,
+    ResourceExhausted,
+    Unimplemented,
+    status_code,
+    to_status,
+)
+from runtime.interception import HEALTH_SERVICE, Interception
+from runtime.limits import MAX_MESSAGE_BYTES
+
+_NO_RESPONSES: Final[tuple[bytes, ...]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """A service and the servicer that answers it, ready to be registered."""
+
+    service: str
+    handlers: "dict[str, grpc.RpcMethodHandler[Any, Any]]"
+    """Method name -> grpc.RpcMethodHandler."""
+    missing: tuple[str, ...] = ()
+    """Methods the servicer does not have."""
+
+
+def bind(service: str | ServiceDescriptor, servicer: object) -> Bound:
+    """Joins a service (full name, its generated module imported, or descriptor) with its servicer.
+
+    TypeError when a method of the servicer is of the wrong kind (a stream that is no async generator, ...).
+    """
+    descriptor = default_pool().FindServiceByName(service) if isinstance(service, str) else service
+    handlers, missing = {}, []
+    for method in descriptor.methods:
+        behaviour = getattr(servicer, method.name, None)
+        where = f"{type(servicer).__name__}.{method.name}"
+        streams = method.server_streaming
+        if behaviour is None or not (inspect.isasyncgenfunction(behaviour) or inspect.iscoroutinefunction(behaviour)):
+            if behaviour is not None and _is_own(servicer, method.name):
+                raise TypeError(f"{where} must be an async {'generator' if streams else 'function'}")
+            missing.append(method.name)
+            behaviour = _unimplemented_stream if streams else _unimplemented
+        elif inspect.isasyncgenfunction(behaviour) != streams:
+            raise TypeError(f"{where} must be an async {'generator' if streams else 'function without yield'}")
+        handlers[method.name] = _raw_handler(
+            behaviour,
+            message_factory.GetMessageClass(method.input_type),
+            client_streaming=method.client_streaming,
+            server_streaming=streams,
+        )
+    return Bound(service=descriptor.full_name, handlers=handlers, missing=tuple(missing))
+
+
+def _is_own(servicer: object, name: str) -> bool:
+    """Whether a method is the servicer's and not the generated base class's placeholder."""
+    owner = next((kind for kind in type(servicer).__mro__ if name in vars(kind)), type(servicer))
+    return not owner.__module__.endswith("_pb2_grpc")
+
+
+async def _unimplemented(_request: object, _context: object) -> bytes:
+    raise Unimplemented("this method is not implemented here")
+
+
+async def _unimplemented_stream(_request: object, _context: object) -> AsyncGenerator[bytes, None]:
+    for response in _NO_RESPONSES:
+        yield response
+    raise Unimplemented("this method is not implemented here")
+
+
+def _raw_handler(
+    behaviour: Callable[..., Any], request_class: type[Message], *, client_streaming: bool, server_streaming: bool
+) -> Any:
+    factory = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[client_streaming, server_streaming]
+    decode = _stream_decoder(request_class) if client_streaming else _decoder(request_class)
+    return factory(behaviour, request_deserializer=decode)  # responses are serialized inside interception: see _encode
+
+
+def _decoder(request_class: type[Message]) -> Callable[[bytes], Message | OpenManagerError]:
+    """gRPC would answer an exception of a deserializer with its text, so a fault is handed on as a value."""
+    name = request_class.DESCRIPTOR.full_name
+
+    def decode(raw: bytes) -> Message | OpenManagerError:
+        if len(raw) > MAX_MESSAGE_BYTES:
+            return _too_large("request", len(raw))
+        try:
+            return request_class.FromString(raw)
+        except DecodeError:
+            return InvalidArgument(f"the request is not a serialized {name}", reason="UNDECODABLE")
+
+    return decode
+
+
+def _stream_decoder(request_class: type[Message]) -> Callable[[bytes], Message]:
+    """In a stream of requests the fault is raised, and comes out of the servicer's `async for`."""
+    decode = _decoder(request_class)
+
+    def decode_or_raise(raw: bytes) -> Message:
+        message = decode(raw)
+        if isinstance(message, OpenManagerError):
+            raise message
+        return message
+
+    return decode_or_raise
+
+
+def _encode(response: Message | bytes) -> bytes:
+    raw = response if isinstance(response, bytes) else response.SerializeToString()
+    if len(raw) > MAX_MESSAGE_BYTES:
+        raise _too_large("response", len(raw))
+    return raw
+
+
+def _too_large(what: str, size: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"a {what} message of {size} bytes is over MAX_MESSAGE_BYTES ({MAX_MESSAGE_BYTES})",
+        reason="MESSAGE_TOO_LARGE",
+        metadata={"limit": "MAX_MESSAGE_BYTES", "limit_bytes": str(MAX_MESSAGE_BYTES)},
+    )
+
+
+async def _abort(context: Any, error: OpenManagerError) -> None:
+    """Ends the call with the error's status.
+
+    By `abort`: a status set with `set_code` goes out behind an empty message, which tells the caller's gRPC that there
+    was an answer, so that it never retries. The exception stops here, for the span would record it as one of ours; gRPC
+    remembers by itself that the call is over.
+    """
+    status = to_status(error)
+    trailers = ((STATUS_DETAILS_KEY, status.SerializeToString()),)
+    with contextlib.suppress(grpc.aio.AbortError):
+        await context.abort(status_code(error), status.message, trailers)
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Puts interception around each method once, at its first call, and keeps the result.
+
+    Bounded by the methods that are registered: unknown ones are not kept.
+    """
+
+    def __init__(self, interception: Interception) -> None:
+        self._interception = interception
+        self._wrapped: dict[str, Any] = {}
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
+        method = handler_call_details.method
+        handler = self._wrapped.get(method)
+        if handler is None:
+            handler = await continuation(handler_call_details)
+            if handler is not None:
+                handler = self._wrapped[method] = self._wrap(method, handler)
+        return handler
+
+    def _wrap(self, method: str, raw: Any) -> Any:
+        if method.startswith(f"/{HEALTH_SERVICE}/"):
+            return raw  # open to all, says nothing more than up or down, and too frequent to log
+        if raw.response_streaming:
+            factory = (
+                grpc.stream_stream_rpc_method_handler if raw.request_streaming else grpc.unary_stream_rpc_method_handler
+            )
+            behaviour: Any = _streamed(self._interception, method, raw.stream_stream or raw.unary_stream)
+        else:
+            factory = (
+                grpc.stream_unary_rpc_method_handler if raw.request_streaming else grpc.unary_unary_rpc_method_handler
+            )
+            run: Any = self._interception.unary_from_stream if raw.request_streaming else self._interception.unary
+            behaviour = _answered(run, method, raw.stream_unary or raw.unary_unary)
+        return factory(behaviour, request_deserializer=raw.request_deserializer)
+
+
+def _answered(
+    run: Callable[..., Awaitable[bytes]], method: str, behaviour: Callable[[Any, Any], Awaitable[Any]]
+) -> Callable[[Any, Any], Awaitable[bytes]]:
+    async def answer(request: Any, context: Any) -> bytes:
+        if isinstance(request, OpenManagerError):
+            raise request
+        return _encode(await behaviour(request, context))
+
+    async def handle(request: Any, context: Any) -> bytes:
+        try:
+            return await run(method, answer, request, context)
+        except OpenManagerError as error:
+            await _abort(context, error)
+            return b""
+
+    return handle
+
+
+def _streamed(
+    interception: Interception, method: str, behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]]
+) -> Callable[[Any, Any], AsyncIterator[bytes]]:
+    async def answer(request: Any, context: Any) -> AsyncGenerator[bytes, None]:
+        if isinstance(request, OpenManagerError):
+            raise request
+        async with aclosing(behaviour(request, context)) as responses:
+            async for response in responses:
+                yield _encode(response)
+
+    async def handle(request: Any, context: Any) -> AsyncGenerator[bytes, None]:
+        try:
+            async with aclosing(interception.stream(method, answer, request, context)) as responses:
+                async for response in responses:
+                    yield response
+        except OpenManagerError as error:
+            await _abort(context, error)
+
+    return handle

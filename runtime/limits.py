@@ -1,0 +1,21 @@
+"""The bounds of what goes over the wire, the same for servers and the channels that call them."""
+
+from typing import Final
+
+MAX_MESSAGE_BYTES: Final = 16 << 20
+"""The largest request or response message, serialized."""
+TRANSPORT_FACTOR: Final = 4
+"""gRPC itself takes messages of this many times MAX_MESSAGE_BYTES, so that our refusal, which names the limit, is the
+one that is seen; beyond it gRPC refuses (RESOURCE_EXHAUSTED, "Received message larger than max")."""
+MAX_STREAMS_PER_CONNECTION: Final = 1_000
+"""Calls running at once on one connection; a client's further ones wait."""
+MAX_CONCURRENT_CALLS: Final = 10_000
+"""Calls running at once in a server, streams included; more are refused with RESOURCE_EXHAUSTED."""
+DRAIN_GRACE_S: Final = 5.0
+"""How long calls in flight may go on once the server stops."""
+STREAM_GRACE_S: Final = 1.0
+"""How long streams may; a watcher never ends by itself."""
+KEEPALIVE_TIME_MS: Final = 20_000
+"""A connection without traffic is probed after this time ..."""
+KEEPALIVE_TIMEOUT_MS: Final = 5_000
+"""... and given up when the probe is not answered within this."""

@@ -1,0 +1,253 @@
+"""The life of every process: settings, folder, logs, telemetry, event loop, signals, and an orderly end.
+
+    async def serve(settings: CacheSettings, process: Process) -> None:
+        async with open_store(settings.redis_url) as store:
+            services = [bind("openmanager.cache.v1.CacheService", Servicer(store))]
+            await process.serve_grpc(settings.cache_address, services)
+
+    if __name__ == "__main__":
+        run_process("cache", CacheSettings, serve)
+
+What must stay true: a process that cannot start says why in one message, without a traceback, and exits with 2
+(settings) or 1; SIGTERM and SIGINT let calls in flight finish and exit with 0; nothing that goes wrong in the event
+loop goes unlogged; a process started by the launcher does not outlive it, even a launcher killed with -9.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Generic, NoReturn, TypeVar
+
+from runtime import folder, logs, notify, tasks, telemetry, tls
+from runtime.channel import Channel
+from runtime.clock import Clock, SystemClock
+from runtime.errors import OpenManagerError
+from runtime.folder import CannotStartError
+from runtime.interception import Authenticator, Interception, service_secret_authenticator
+from runtime.limits import DRAIN_GRACE_S
+from runtime.redaction import redact
+from runtime.server import AddressUnavailable, Bound, GrpcServer
+from runtime.settings import CommonSettings, SettingsError
+
+S = TypeVar("S", bound=CommonSettings)
+
+EXIT_FAILED: Final = 1
+EXIT_BAD_SETTINGS: Final = 2
+PARENT_PID_VARIABLE: Final = "OPENMANAGER_PARENT_PID"
+PARENT_CHECK_INTERVAL_S: Final = 1.0
+READINESS_INTERVAL_S: Final = 0.25
+STOP_BOUND_S: Final = 20.0
+"""How long an orderly stop may take before the rest is cut off."""
+
+_log = logging.getLogger(__name__)
+
+
+class Process(Generic[S]):
+    """What a running process has, handed to its `serve`. Tests make one themselves and set `stopping` to end it."""
+
+    def __init__(self, name: str, settings: S, *, clock: Clock | None = None, secret: str | None = None) -> None:
+        self.name = name
+        self.settings = settings
+        self.clock: Clock = clock or SystemClock()
+        self.folder: Path = settings.data_dir / name
+        self.secret = folder.service_secret(settings) if secret is None else secret
+        self.stopping = asyncio.Event()
+        self.bound_addresses: dict[str, str] = {}
+        """Variable (CACHE_ADDRESS) -> the address really listened on, once it is; port 0 has become a real one."""
+
+    async def serve_grpc(
+        self,
+        address: str,
+        servicers: Sequence[Bound],
+        *,
+        address_setting: str | None = None,
+        public: bool = False,
+        ready: Callable[[], bool] | None = None,
+        authenticator: Authenticator | None = None,
+    ) -> None:
+        """Serves until `stopping`, lets calls in flight finish, returns.
+
+        An inner server (public=False) lets in who has the service secret; a public one whom `authenticator` lets in,
+        everyone without one. Health says SERVING while `ready()` is true.
+        """
+        setting = address_setting or f"{self.name.upper()}_ADDRESS"
+        if not public:
+            authenticator = service_secret_authenticator(self.secret)
+        credentials = tls.server_credentials(self.settings, address, public=public)
+        server = GrpcServer(servicers, Interception(authenticator), credentials=credentials)
+        try:
+            bound = await server.start(address)
+        except AddressUnavailable as error:
+            hint = f"{error.strerror} (set {setting})"
+            raise type(error)(error.errno, hint) from None
+        try:
+            self.bound_addresses[setting] = bound
+            _log.info("%s listens on %s (gRPC%s)", self.name, bound, "" if credentials is None else ", TLS")
+            async with tasks.beside("readiness", _follow_readiness(server, ready or _always)):
+                await self.stopping.wait()
+        finally:
+            await server.stop(DRAIN_GRACE_S)
+            self.bound_addresses.pop(setting, None)
+
+    def open_channel(self, target: str) -> Channel:
+        """Calls to an inner service: with the service secret, and with TLS when TLS_CA_FILE is set."""
+        return Channel(target, secret=self.secret, credentials=tls.channel_credentials(self.settings))
+
+
+def _always() -> bool:
+    return True
+
+
+async def _follow_readiness(server: GrpcServer, ready: Callable[[], bool]) -> None:
+    """Keeps what health says equal to what the service says of itself."""
+    last: bool | None = None
+    while True:
+        try:
+            now = ready()
+        except Exception:
+            _log.exception("the readiness probe failed")
+            now = False
+        if now != last:
+            await server.set_serving(now)
+            if now:
+                _tell(notify.READY)
+            last = now
+        await asyncio.sleep(READINESS_INTERVAL_S)
+
+
+def _tell(state: bytes) -> None:
+    try:
+        notify.notify(state)
+    except OSError as error:
+        _log.warning("whoever started this process cannot be told %s: %s", state.decode(), error)
+
+
+def run_process(
+    name: str,
+    settings_class: type[S],
+    serve: Callable[[S, Process[S]], Awaitable[None]],
+    *,
+    prometheus: bool = False,
+) -> NoReturn:
+    """Runs one process of the product from its settings to its exit status. What every __main__ calls.
+
+    `prometheus`: its metrics are read by Prometheus too (prometheus_client.generate_latest).
+    """
+    try:
+        settings = settings_class.load()
+    except SettingsError as error:
+        lines = "".join(f"  {problem}\n" for problem in error.problems)
+        _say(f"{name}: cannot start, settings that make no sense:\n{lines}".rstrip())
+        sys.exit(EXIT_BAD_SETTINGS)
+    logs.configure(name, settings.log_level)
+    telemetry.configure(f"openmanager-{name}", settings.otel_exporter_otlp_endpoint, prometheus=prometheus)
+    try:
+        with folder.locked(settings.data_dir, name), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            status = runner.run(_main(name, settings, serve))
+    except CannotStartError as error:
+        _say(f"{name}: {error}")
+        status = EXIT_FAILED
+    finally:
+        telemetry.shutdown()
+    sys.exit(status)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    import uvloop  # noqa: PLC0415  not needed by those who only read settings
+
+    return uvloop.new_event_loop
+
+
+async def _main(name: str, settings: S, serve: Callable[[S, Process[S]], Awaitable[None]]) -> int:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_log_loop_failure)
+    process = Process(name, settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, process, f"{signal.Signals(number).name} received")
+    async with tasks.beside("watch-parent", _watch_parent(process)):
+        work: asyncio.Task[None] = asyncio.create_task(_served(serve, settings, process), name="serve")
+        stop = asyncio.create_task(process.stopping.wait(), name="stop")
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({work}, timeout=STOP_BOUND_S)
+        finally:
+            stop.cancel()
+    if not done:  # nor may a hanging thread or an uncancellable task keep the process: only this is sure
+        _log.error("%s did not stop within %s s and is cut off", name, STOP_BOUND_S)
+        os._exit(EXIT_FAILED)
+    return _status(name, work, process)
+
+
+async def _served(serve: Callable[[S, Process[S]], Awaitable[None]], settings: S, process: Process[S]) -> None:
+    await serve(settings, process)
+
+
+def _status(name: str, work: "asyncio.Task[None]", process: Process[Any]) -> int:
+    """The exit status, after saying why where it is not 0."""
+    failure = None if work.cancelled() else work.exception()
+    if failure is None and process.stopping.is_set():
+        _log.info("%s stopped", name)
+        return 0
+    if failure is None:
+        _log.error("%s ended by itself", name)
+        return EXIT_FAILED
+    causes = list(_leaves(failure))
+    if all(_is_plain(cause) for cause in causes):
+        for line in dict.fromkeys(_line(cause) for cause in causes):
+            _say(f"{name}: {line}")
+    else:
+        _log.critical("%s failed: %s", name, failure, exc_info=failure)
+    return EXIT_FAILED
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _is_plain(error: BaseException) -> bool:
+    """Whether an error is one the operator can act on from its text alone."""
+    in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+    return in_use or isinstance(error, OpenManagerError | CannotStartError | AddressUnavailable)
+
+
+def _line(error: BaseException) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def _say(text: str) -> None:
+    """To the operator, as plain text: what happens before there are logs, or instead of a traceback."""
+    sys.stderr.write(redact(text) + "\n")
+    sys.stderr.flush()
+
+
+def _stop(process: Process[Any], why: str) -> None:
+    if not process.stopping.is_set():
+        _log.info("%s stops: %s", process.name, why)
+        process.stopping.set()
+
+
+async def _watch_parent(process: Process[Any]) -> None:
+    """Ends the process when the launcher, its direct parent, is gone: the kernel then gives it another parent."""
+    parent = os.environ.get(PARENT_PID_VARIABLE, "")
+    if not parent.isdecimal():
+        return
+    while os.getppid() == int(parent):  # noqa: ASYNC110  nothing announces this
+        await asyncio.sleep(PARENT_CHECK_INTERVAL_S)
+    _stop(process, f"its launcher (pid {parent}) is gone")
+
+
+def _log_loop_failure(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    details = {key: str(value) for key, value in context.items() if key not in {"message", "exception"}}
+    _log.error(
+        "event loop: %s: %r", context.get("message", "failure"), error, exc_info=error, extra={"context": details}
+    )

@@ -1,0 +1,139 @@
+"""The one builder of gRPC servers: the same interception, health, reflection, limits and graceful stop for all.
+
+What must stay true: order of the layers is OpenTelemetry (only while tracing is on), then runtime.interception; a
+second server on a port is refused (so_reuseport off, which gRPC has on); stopping refuses new calls at once and waits
+for those in flight, but not for watchers.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from runtime import limits, reflection, telemetry
+from runtime.handlers import Bound, Interceptor, bind
+from runtime.interception import HEALTH_SERVICE, Interception
+from runtime.limits import MAX_MESSAGE_BYTES
+from runtime.settings import split_address
+
+__all__ = ["MAX_MESSAGE_BYTES", "AddressInUse", "AddressUnavailable", "Bound", "GrpcServer", "bind"]
+
+_log = logging.getLogger(__name__)
+
+
+class AddressUnavailable(OSError):  # noqa: N818  as AddressInUse
+    """The address cannot be listened on."""
+
+
+class AddressInUse(AddressUnavailable):
+    """Somebody else listens on the address."""
+
+
+class GrpcServer:
+    """One listening server. `await start(address)`, then `set_serving`, at last `stop`."""
+
+    def __init__(
+        self,
+        servicers: Sequence[Bound],
+        interception: Interception,
+        *,
+        credentials: Any = None,
+        max_concurrent_calls: int = limits.MAX_CONCURRENT_CALLS,
+    ) -> None:
+        self.interception = interception
+        self._credentials = credentials
+        self._health = health.aio.HealthServicer()
+        self._services = tuple(bound.service for bound in servicers)
+        self._stopping = False
+        for bound in servicers:
+            if bound.missing:
+                _log.info("%s: not implemented: %s", bound.service, ", ".join(bound.missing))
+        interceptors: list[Any] = [Interceptor(interception)]
+        if telemetry.tracing_enabled():
+            interceptors.insert(0, _tracing())
+        self._server = grpc.aio.server(
+            interceptors=interceptors,
+            maximum_concurrent_rpcs=max_concurrent_calls,
+            options=(
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES * limits.TRANSPORT_FACTOR),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES * limits.TRANSPORT_FACTOR),
+                ("grpc.max_concurrent_streams", limits.MAX_STREAMS_PER_CONNECTION),
+                ("grpc.keepalive_time_ms", limits.KEEPALIVE_TIME_MS),
+                ("grpc.keepalive_timeout_ms", limits.KEEPALIVE_TIMEOUT_MS),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.max_pings_without_data", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", limits.KEEPALIVE_TIME_MS // 2),
+            ),
+        )
+        self._server.add_generic_rpc_handlers(
+            tuple(grpc.method_handlers_generic_handler(bound.service, bound.handlers) for bound in servicers)
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.add_to_server(self._server, (*self._services, HEALTH_SERVICE))
+
+    async def start(self, address: str) -> str:
+        """Listens on `address` ("host:port") and returns it with the real port; health says NOT_SERVING at first."""
+        await self.set_serving(False)
+        host, _ = split_address(address)
+        _probe(address)
+        try:
+            if self._credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, self._credentials)
+        except RuntimeError as error:
+            raise AddressUnavailable(errno.EADDRNOTAVAIL, f"cannot listen on {address}: {error}") from error
+        await self._server.start()
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def set_serving(self, serving: bool) -> None:
+        """What grpc.health.v1 answers for the server ("") and each of its services."""
+        if self._stopping:
+            return
+        kinds = health_pb2.HealthCheckResponse
+        for service in ("", *self._services):
+            await self._health.set(service, kinds.SERVING if serving else kinds.NOT_SERVING)
+
+    async def stop(self, grace_s: float = limits.DRAIN_GRACE_S) -> None:
+        """NOT_SERVING and no new calls at once; unary calls may finish within `grace_s`, streams end earlier."""
+        self._stopping = True
+        await self._health.enter_graceful_shutdown()
+        grace_for_streams_s = min(limits.STREAM_GRACE_S, grace_s)
+        timer = asyncio.get_running_loop().call_later(grace_for_streams_s, self.interception.end_streams)
+        try:
+            await self._server.stop(grace_s)
+        finally:
+            timer.cancel()
+
+
+def _tracing() -> Any:
+    """OpenTelemetry's stock interceptor; health calls are not traced."""
+    from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters  # noqa: PLC0415  only when tracing
+
+    return aio_server_interceptor(filter_=filters.negate(filters.health_check()))  # type: ignore[no-untyped-call]
+
+
+def _probe(address: str) -> None:
+    """Raises AddressUnavailable when nobody could listen on `address`.
+
+    A plain socket tells why; gRPC does not, and writes lines of its own to stderr when it fails.
+    """
+    host, port = split_address(address)
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+            probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUse(errno.EADDRINUSE, f"address {address} is already in use") from None
+        reason = error.strerror or str(error)
+        raise AddressUnavailable(error.errno or 0, f"cannot listen on {address}: {reason}") from None

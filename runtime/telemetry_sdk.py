@@ -1,0 +1,83 @@
+"""The parts of telemetry that need OpenTelemetry's SDK: imported by runtime.telemetry only when something is sent."""
+
+import threading
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
+
+
+class Fanout(SpanProcessor):
+    """Hands spans to processors that come and go, which the SDK's own (add only, no remove) cannot."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processors: tuple[SpanProcessor, ...] = ()
+
+    def add(self, processor: SpanProcessor) -> None:
+        with self._lock:
+            self._processors = (*self._processors, processor)
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        for processor in self._processors:
+            processor.on_start(span, parent_context)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        for processor in self._processors:
+            processor.on_end(span)
+
+    def close(self, timeout_ms: int) -> None:
+        """Flushes, shuts down and forgets every processor."""
+        with self._lock:
+            processors, self._processors = self._processors, ()
+        for processor in processors:
+            processor.force_flush(timeout_ms)
+            processor.shutdown()
+
+    def shutdown(self) -> None:
+        self.close(0)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return all(processor.force_flush(timeout_millis) for processor in self._processors)
+
+
+def resource(service_name: str) -> Resource:
+    """Who the spans and metrics are from. OTEL_RESOURCE_ATTRIBUTES adds to it."""
+    return Resource.create({"service.name": service_name, "service.namespace": "openmanager"})
+
+
+def tracer_provider(who: Resource, processors: Fanout) -> TracerProvider:
+    provider = TracerProvider(resource=who, shutdown_on_exit=False)
+    provider.add_span_processor(processors)
+    return provider
+
+
+def meter_provider(who: Resource, readers: list[MetricReader]) -> MeterProvider:
+    return MeterProvider(metric_readers=readers, resource=who, shutdown_on_exit=False)
+
+
+def direct_spans(exporter: SpanExporter) -> SpanProcessor:
+    """Each span at once, in the thread that ends it: for tests."""
+    return SimpleSpanProcessor(exporter)
+
+
+def otlp_spans(endpoint: str) -> SpanProcessor:
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415  heavy
+
+    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint))
+
+
+def otlp_metrics(endpoint: str) -> MetricReader:
+    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter  # noqa: PLC0415  heavy
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
+
+    return PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=endpoint))
+
+
+def prometheus_metrics() -> MetricReader:
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader  # noqa: PLC0415  only the gateway needs it
+
+    return PrometheusMetricReader()

@@ -1,0 +1,56 @@
+"""The analytics service: settings -> detector and findings, from disk -> the tail -> gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from runtime.process import Process, run_process
+from runtime.server import bind
+from runtime.tasks import Backoff, run_forever
+from services.analytics.checkpoint import Checkpointer, CheckpointFile
+from services.analytics.core import Analysis
+from services.analytics.detect import EwmaDetector
+from services.analytics.findings import FindingStore
+from services.analytics.follow import TailFollower
+from services.analytics.servicer import ANOMALY_SERVICE, AnomalyServicer
+from services.analytics.settings import AnalyticsSettings
+
+TAIL_BACKOFF = Backoff(max_s=2.0)
+"""A timeseries service that was away is followed again within this time."""
+
+
+@asynccontextmanager
+async def analysing(settings: AnalyticsSettings, process: Process[AnalyticsSettings]) -> AsyncIterator[Analysis]:
+    """The analysis, fed and saved for as long as this is entered, and saved once more at the end."""
+    analysis = Analysis(EwmaDetector(settings.rules()), FindingStore(), process.clock)
+    file = CheckpointFile(process.folder)
+    checkpointer = Checkpointer(file, analysis, process.clock, settings.checkpoint_interval_s)
+    await checkpointer.restore()
+    try:
+        async with process.open_channel(settings.timeseries_target) as timeseries, asyncio.TaskGroup() as group:
+            tail = TailFollower(timeseries, analysis)
+            tasks = [
+                group.create_task(run_forever("tail", tail.follow, TAIL_BACKOFF, clock=process.clock), name="tail"),
+                group.create_task(run_forever("checkpoint", checkpointer.run, clock=process.clock), name="checkpoint"),
+            ]
+            try:
+                yield analysis
+            finally:
+                for task in tasks:
+                    task.cancel()
+    finally:
+        await checkpointer.save_last()
+
+
+async def serve(settings: AnalyticsSettings, process: Process[AnalyticsSettings]) -> None:
+    """Serves until the process stops; timeseries may come and go meanwhile."""
+    async with analysing(settings, process) as analysis:
+        await process.serve_grpc(
+            settings.analytics_address,
+            [bind(ANOMALY_SERVICE, AnomalyServicer(analysis))],
+            address_setting="ANALYTICS_ADDRESS",
+        )
+
+
+if __name__ == "__main__":
+    run_process("analytics", AnalyticsSettings, serve)

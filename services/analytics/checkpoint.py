@@ -1,0 +1,221 @@
+"""The state on disk: one file that holds what the detector knows, the findings, and the sequence that comes next.
+
+    openmanager-analytics-checkpoint <version> <sha256 of the rest> <bytes of the rest>\\n
+    an npz archive: the detector's arrays, each under `detector.<name>`, and `about`, JSON as bytes
+
+What must stay true: the file is a whole checkpoint at every moment, also over a power cut (written beside, synced,
+renamed, folder synced); one that cannot be used is set aside and told, and never keeps the service from starting; all
+work on the file is done in threads.
+"""
+
+import asyncio
+import hashlib
+import io
+import logging
+import os
+import threading
+import zipfile
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from runtime import telemetry
+from runtime.clock import Clock
+from services.analytics.core import Analysis, Snapshot
+from services.analytics.detect import DetectorState
+from services.analytics.findings import Anomaly
+
+FILE_NAME: Final = "checkpoint"
+SET_ASIDE_SUFFIX: Final = ".unusable"
+"""The last one set aside is kept for whoever wants to know why."""
+VERSION: Final = 1
+MAGIC: Final = "openmanager-analytics-checkpoint"
+MAX_HEADER_BYTES: Final = 256
+
+_ARRAY_PREFIX: Final = "detector."
+_FINDING_FIELDS: Final = tuple(Anomaly.__dataclass_fields__)
+_finding_values = attrgetter(*_FINDING_FIELDS)
+_log = logging.getLogger(__name__)
+_failures = telemetry.meter(__name__).create_counter(
+    "openmanager.analytics.checkpoint_failures", unit="{checkpoint}", description="Checkpoints that were not written."
+)
+
+
+class UnusableCheckpointError(Exception):
+    """What is on disk is no checkpoint that this version can go on from."""
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The file's content."""
+    about = {
+        "next_sequence": snapshot.next_sequence,
+        "detector": snapshot.detector.detector,
+        "server_ids": snapshot.detector.server_ids,
+        "finding_fields": _FINDING_FIELDS,
+        "findings": [_finding_values(finding) for finding in snapshot.findings],
+    }
+    arrays = {_ARRAY_PREFIX + name: array for name, array in snapshot.detector.arrays.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, about=np.frombuffer(orjson.dumps(about), np.uint8), **arrays)
+    body = buffer.getbuffer()
+    header = f"{MAGIC} {VERSION} {hashlib.sha256(body).hexdigest()} {len(body)}\n"
+    return header.encode() + body
+
+
+def decode(content: bytes) -> Snapshot:
+    """The inverse of `encode`.
+
+    Raises:
+        UnusableCheckpointError: damaged, cut, or of another version.
+    """
+    header, newline, _ = content[:MAX_HEADER_BYTES].partition(b"\n")
+    words = header.split(b" ")
+    if not newline or len(words) != 4 or words[0] != MAGIC.encode():
+        raise UnusableCheckpointError("it does not begin as a checkpoint does")
+    if words[1] != str(VERSION).encode():
+        raise UnusableCheckpointError(f"it is of format {words[1][:20].decode(errors='replace')}, not {VERSION}")
+    body = memoryview(content)[len(header) + 1 :]
+    if words[3] != str(len(body)).encode() or words[2] != hashlib.sha256(body).hexdigest().encode():
+        raise UnusableCheckpointError("its checksum is wrong")
+    try:
+        return _snapshot(body)
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UnusableCheckpointError(f"it cannot be read: {error}") from error
+
+
+def _snapshot(body: memoryview) -> Snapshot:
+    with np.load(io.BytesIO(body), allow_pickle=False) as archive:
+        about = orjson.loads(archive["about"].tobytes())
+        arrays: dict[str, NDArray[Any]] = {
+            name.removeprefix(_ARRAY_PREFIX): archive[name] for name in archive.files if name.startswith(_ARRAY_PREFIX)
+        }
+    findings = [dict(zip(about["finding_fields"], values, strict=True)) for values in about["findings"]]
+    return Snapshot(
+        next_sequence=int(about["next_sequence"]),
+        detector=DetectorState(detector=about["detector"], server_ids=tuple(about["server_ids"]), arrays=arrays),
+        findings=tuple(Anomaly(**finding) for finding in findings),
+    )
+
+
+class CheckpointFile:
+    """The file in the process's folder. Its methods block: call them in threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE_NAME
+        self._writing = threading.Lock()
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Returns once the snapshot is on disk; OSError when it cannot be, and what was there stays."""
+        content = encode(snapshot)
+        with self._writing:
+            draft = self.path.with_name(f"{FILE_NAME}.new")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            with os.fdopen(os.open(draft, flags, 0o600), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self.path)
+            _sync_folder(self.path.parent)
+
+    def load(self) -> Snapshot | None:
+        """The checkpoint; None when there is none.
+
+        Raises:
+            UnusableCheckpointError: it cannot be used.
+        """
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UnusableCheckpointError(f"it cannot be read: {error.strerror}") from error
+        return decode(content)
+
+    def set_aside(self) -> Path:
+        """Moves the file out of the way and returns where to; the one set aside before is gone."""
+        aside = self.path.with_name(FILE_NAME + SET_ASIDE_SUFFIX)
+        self.path.replace(aside)
+        return aside
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Checkpointer:
+    """Brings an analysis back from disk and keeps the disk up to date with it."""
+
+    def __init__(self, file: CheckpointFile, analysis: Analysis, clock: Clock, interval_s: float) -> None:
+        self._file = file
+        self._analysis = analysis
+        self._clock = clock
+        self._interval_s = interval_s
+        self._saved_sequence = 0
+
+    async def restore(self) -> None:
+        """Goes on from the checkpoint, or from nothing when there is none that can be used."""
+        try:
+            snapshot = await asyncio.to_thread(self._file.load)
+            if snapshot is None:
+                _log.info("no checkpoint: learning begins with the rows that come from now on")
+                return
+            try:
+                self._analysis.restore(snapshot)
+            except ValueError as error:
+                raise UnusableCheckpointError(str(error)) from error
+        except UnusableCheckpointError as error:
+            await self._give_up(error)
+            return
+        self._saved_sequence = snapshot.next_sequence
+        _log.info("going on at sequence %d with %d findings", snapshot.next_sequence, len(snapshot.findings))
+
+    async def _give_up(self, why: UnusableCheckpointError) -> None:
+        try:
+            aside: object = await asyncio.to_thread(self._file.set_aside)
+        except OSError as error:
+            aside = f"nowhere ({error.strerror})"
+        _log.error(
+            "the checkpoint %s cannot be used: %s. It is moved to %s; learning begins with the rows that come from now",
+            self._file.path,
+            why,
+            aside,
+        )
+
+    async def run(self) -> None:
+        """Saves as soon as there is a place in the tail, then at every interval, until cancelled.
+
+        Raises:
+            OSError: a checkpoint could not be written; call again.
+        """
+        await self._analysis.has_place.wait()
+        while True:
+            await self.save()
+            await self._clock.sleep(self._interval_s)
+
+    async def save(self) -> None:
+        """Saves the state as it is now, if it is not on disk yet."""
+        if self._analysis.next_sequence == self._saved_sequence:
+            return
+        snapshot = self._analysis.snapshot()
+        try:
+            await asyncio.to_thread(self._file.save, snapshot)
+        except OSError:
+            _failures.add(1)
+            raise
+        self._saved_sequence = snapshot.next_sequence
+
+    async def save_last(self) -> None:
+        """Saves at the end, when nobody can try again: a failure is told and costs the rows since the last one,
+        which the next start reads again."""
+        try:
+            await self.save()
+        except OSError as error:
+            _log.error("the last checkpoint could not be written: %s", error)

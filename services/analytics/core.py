@@ -1,0 +1,143 @@
+"""The analysis: a detector, what it found, and the place in the tail up to which it has seen the rows.
+
+What must stay true: the three belong together. A batch is applied in parts, each in one go; between two parts the state
+is as good as between two batches, because the batch comes again when its sequence was not yet passed, and the detector
+passes over what it has judged. So a snapshot may be taken at any time the event loop is free.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fleet.model import Rows
+from runtime import telemetry
+from runtime.clock import Clock
+from services.analytics.cells import Integers
+from services.analytics.detect import Detector, DetectorState
+from services.analytics.findings import Anomaly, FindingStore
+
+YIELD_AFTER_S = 0.005
+"""Applying a large batch lets others run this often."""
+
+_log = logging.getLogger(__name__)
+_meter = telemetry.meter(__name__)
+_rows = _meter.create_counter("openmanager.analytics.rows", unit="{row}", description="Rows shown to the detector.")
+_lost = _meter.create_counter(
+    "openmanager.analytics.lost_batches", unit="{batch}", description="Batches that were gone before they were read."
+)
+_skipped = _meter.create_counter(
+    "openmanager.analytics.skipped_batches", unit="{batch}", description="Batches that could not be decoded."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One journaled batch, ready to be judged.
+
+    Attributes:
+        sequence: its place in the journal.
+        received_ms: when it was journaled.
+        columns: what the detector said of the rows' set.
+        rows: the rows.
+        parts: indices of rows; in each a server is there at most once, over all each server's are in order of time.
+    """
+
+    sequence: int
+    received_ms: int
+    columns: Integers
+    rows: Rows
+    parts: Sequence[Integers]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All that a restart needs; nothing in it changes any more.
+
+    Attributes:
+        next_sequence: the first batch that is not in the state.
+    """
+
+    next_sequence: int
+    detector: DetectorState
+    findings: tuple[Anomaly, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """What happened since the process started."""
+
+    batches: int = 0
+    rows: int = 0
+    lost_batches: int = 0
+    skipped_batches: int = 0
+
+
+class Analysis:
+    """Applies batches in order; see the module."""
+
+    def __init__(self, detector: Detector, findings: FindingStore, clock: Clock) -> None:
+        self.detector = detector
+        self.findings = findings
+        self.counters = Counters()
+        self.next_sequence = 0
+        """The batch to ask for; 0 while there is no place yet: what comes from now on."""
+        self.has_place = asyncio.Event()
+        self._clock = clock
+
+    async def apply(self, batch: Batch) -> None:
+        """Judges the rows of a batch and goes on to the next; one that was applied before changes nothing."""
+        self.findings.put(self.detector.close_silent(batch.received_ms))
+        free_at = self._clock.monotonic() + YIELD_AFTER_S
+        for part in batch.parts:
+            self._apply_part(batch, part)
+            if self._clock.monotonic() >= free_at:
+                await asyncio.sleep(0)
+                free_at = self._clock.monotonic() + YIELD_AFTER_S
+        self.counters.batches += 1
+        self.counters.rows += len(batch.rows.server_ids)
+        _rows.add(len(batch.rows.server_ids))
+        self.pass_to(batch.sequence + 1)
+
+    def _apply_part(self, batch: Batch, part: Integers) -> None:
+        rows = batch.rows
+        if len(part) == len(rows.server_ids):
+            servers, times, values = rows.server_ids, rows.times_ms, rows.values
+        else:
+            servers = tuple(rows.server_ids[row] for row in part.tolist())
+            times, values = rows.times_ms[part], rows.values[part]
+        self.findings.put(self.detector.observe(batch.columns, servers, times, values, batch.received_ms))
+
+    def pass_to(self, sequence: int) -> None:
+        """Says that everything before `sequence` is in the state."""
+        self.next_sequence = sequence
+        self.has_place.set()
+
+    def lose(self, first: int, end: int) -> None:
+        """Counts and tells batches `[first, end)` that were gone before they could be read."""
+        self.counters.lost_batches += end - first
+        _lost.add(end - first)
+        _log.warning(
+            "the tail begins at sequence %d, %d was asked for: the rows of %d batches are not judged",
+            end,
+            first,
+            end - first,
+            extra={"first_sequence": end, "asked_sequence": first, "lost_batches": end - first},
+        )
+
+    def skip(self, sequence: int, why: Exception) -> None:
+        """Counts and tells a batch that cannot be judged, and goes on behind it."""
+        self.counters.skipped_batches += 1
+        _skipped.add(1)
+        _log.error("batch %d cannot be judged and is passed over: %s", sequence, why, extra={"sequence": sequence})
+        self.pass_to(sequence + 1)
+
+    def snapshot(self) -> Snapshot:
+        """The state as it is now."""
+        return Snapshot(next_sequence=self.next_sequence, detector=self.detector.state(), findings=self.findings.all())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Takes over a snapshot; ValueError, and nothing changed, when it is not of this detector."""
+        self.detector.restore(snapshot.detector)
+        self.findings.put(reversed(snapshot.findings))
+        self.pass_to(snapshot.next_sequence)

@@ -1,0 +1,45 @@
+"""What every test may lean on: waiting for a fact with a bound instead of sleeping, and ports nobody else uses."""
+
+import asyncio
+import inspect
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, cast, overload
+
+T = TypeVar("T")
+
+_POLL_S = 0.01  # short enough to add nothing to a test, long enough to leave the event loop to the code under test
+
+
+@overload
+async def eventually(predicate: Callable[[], Awaitable[T | None]], within_s: float = ...) -> T: ...
+@overload
+async def eventually(predicate: Callable[[], T | None], within_s: float = ...) -> T: ...
+async def eventually(predicate: Callable[[], object], within_s: float = 5.0) -> object:
+    """Waits until `predicate()` (plain or async) is true and returns its value; AssertionError after `within_s`.
+
+    An AssertionError raised by the predicate counts as "not yet", and is the cause shown when time runs out.
+    """
+    ends = time.monotonic() + within_s
+    while True:
+        failure: AssertionError | None = None
+        value: object = None
+        try:
+            answer = predicate()
+            value = await answer if inspect.isawaitable(answer) else answer
+        except AssertionError as error:
+            failure = error
+        if failure is None and value:
+            return value
+        if time.monotonic() >= ends:
+            raise AssertionError(f"not true within {within_s} s; last value: {value!r}") from failure
+        await asyncio.sleep(_POLL_S)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that was free a moment ago. Servers that can listen on port 0 should do that instead."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return cast("int", probe.getsockname()[1])

@@ -1,0 +1,201 @@
+"""Real PostgreSQL servers for tests: Debian's PostgreSQL 15 behind a password, and the product's own embedded 18.
+
+Both are throw-away clusters, one of each a session, with a fresh database for whoever asks. `POSTGRES_BIN` names
+another folder of programs than Debian's; without any the tests are skipped visibly, and fail where CI=true.
+"""
+
+import contextlib
+import itertools
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from services.metadata import postmaster
+from services.metadata.target import DatabaseTarget, target_of_url
+from tests.harness import free_port
+
+DEBIAN_BIN = Path(os.environ.get("POSTGRES_BIN", "/usr/lib/postgresql/15/bin"))
+START_BOUND_S = 20.0
+OWNER = "om_owner"
+ROOM_FOR_CLUSTERS_BYTES = 2 << 30
+_numbers = itertools.count(1)
+
+
+def scratch_folder() -> Path:
+    """A new folder for a cluster: in memory where there is room, since making one is a thousand small writes."""
+    memory = Path("/dev/shm")
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM_FOR_CLUSTERS_BYTES
+    return Path(tempfile.mkdtemp(prefix="om-pg-", dir=memory if roomy else None))
+
+
+def need_debian_postgres() -> Path:
+    """The folder of Debian's programs; skips the test, or fails it in CI, when they are not installed."""
+    if (DEBIAN_BIN / "postgres").exists():
+        return DEBIAN_BIN
+    message = f"no PostgreSQL in {DEBIAN_BIN} (Debian package postgresql; POSTGRES_BIN names another folder)"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@dataclass(kw_only=True)
+class PostgresServer:
+    """A running cluster. `kind` is `debian` (TCP, password) or `embedded` (Unix socket)."""
+
+    kind: str
+    folder: Path
+    data: Path
+    admin: dict[str, Any]
+    password: str = ""
+    command: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    process: "subprocess.Popen[bytes] | None" = None
+
+    async def fresh_database(self) -> DatabaseTarget:
+        """A new empty database, owned by a role that is no superuser."""
+        name = f"t{next(_numbers)}_{secrets.token_hex(3)}"
+        connection = await asyncpg.connect(**self.admin)
+        try:
+            if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", OWNER):
+                await connection.execute(f"CREATE ROLE {OWNER} LOGIN PASSWORD '{self.password or 'unused'}'")
+            await connection.execute(f"CREATE DATABASE {name} OWNER {OWNER}")
+        finally:
+            await connection.close()
+        return self.target(name)
+
+    def target(self, database: str) -> DatabaseTarget:
+        """How the service connects to one of its databases."""
+        if self.kind == "debian":
+            return target_of_url(self.url(database))
+        return DatabaseTarget(
+            role="embedded",
+            hosts=((self.admin["host"], self.admin["port"]),),
+            options={"user": OWNER, "password": "", "database": database, "target_session_attrs": "any", "ssl": False},
+            address=f"unix:{self.admin['host']}",
+            disk=self.folder,
+        )
+
+    def url(self, database: str) -> str:
+        """The DATABASE_URL of one of its databases."""
+        return f"postgresql://{OWNER}:{self.password}@127.0.0.1:{self.admin['port']}/{database}"
+
+    def start(self) -> None:
+        """Starts it and waits until it answers."""
+        with (self.folder / "log").open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", **self.options
+            )
+        ends = time.monotonic() + START_BOUND_S
+        while "ready" not in _last_line(self.data / "postmaster.pid"):
+            if self.process.poll() is not None or time.monotonic() > ends:
+                raise AssertionError(f"PostgreSQL does not start: {(self.folder / 'log').read_text()[-800:]}")
+            time.sleep(0.01)
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Stops it: fast with SIGINT, as a crash with SIGQUIT."""
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(START_BOUND_S)
+
+
+def _last_line(file: Path) -> str:
+    with contextlib.suppress(OSError, IndexError):
+        return file.read_text().splitlines()[-1]
+    return ""
+
+
+@contextlib.contextmanager
+def debian_postgres() -> Iterator[PostgresServer]:
+    """A cluster of Debian's PostgreSQL on a free port of 127.0.0.1, with scram-sha-256 and a random password."""
+    programs = need_debian_postgres()
+    folder = scratch_folder()
+    options: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        user = pwd.getpwnam("postgres" if _has_user("postgres") else "nobody")
+        options = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        os.chown(folder, user.pw_uid, user.pw_gid)
+    password = secrets.token_hex(12)
+    port = free_port()
+    server = PostgresServer(
+        kind="debian",
+        folder=folder,
+        data=folder / "data",
+        admin={"host": "127.0.0.1", "port": port, "user": "postgres", "password": password, "database": "postgres"},
+        password=password,
+        command=[
+            str(programs / "postgres"),
+            *("-D", str(folder / "data"), "-p", str(port), "-h", "127.0.0.1"),
+            *("-c", f"unix_socket_directories={folder}", "-c", "fsync=off", "-c", "shared_buffers=16MB"),
+            *("-c", "max_connections=40", "-c", "jit=off"),
+        ],
+        options=options,
+    )
+    try:
+        password_file = folder / "password"
+        password_file.write_text(password)
+        password_file.chmod(0o644)
+        subprocess.run(
+            [
+                str(programs / "initdb"),
+                *("-D", str(folder / "data"), "-U", "postgres", "--auth=scram-sha-256", "--encoding=UTF8"),
+                *("--locale=C.UTF-8", "--no-sync", f"--pwfile={password_file}"),
+            ],
+            check=True,
+            capture_output=True,
+            cwd="/",
+            **options,
+        )
+        server.start()
+        yield server
+    finally:
+        _end(server, folder)
+
+
+def _has_user(name: str) -> bool:
+    return any(entry.pw_name == name for entry in pwd.getpwall())
+
+
+@contextlib.contextmanager
+def embedded_postgres() -> Iterator[PostgresServer]:
+    """A cluster as the product makes and starts it, without the life around it, and without fsync for speed."""
+    folder = scratch_folder()
+    server = None
+    try:
+        cluster = postmaster.prepare(folder)
+        server = PostgresServer(
+            kind="embedded",
+            folder=folder,
+            data=cluster.data,
+            admin={
+                "host": str(cluster.socket_folder),
+                "port": postmaster.SOCKET_PORT,
+                "user": postmaster.SUPERUSER,
+                "database": "postgres",
+                "ssl": False,
+            },
+            command=[*cluster.command(), "-c", "fsync=off"],
+            options=cluster.account.process_options(),
+        )
+        server.start()
+        yield server
+    finally:
+        _end(server, folder)
+
+
+def _end(server: PostgresServer | None, folder: Path) -> None:
+    """Throws a cluster away: at once, since nothing of it is kept."""
+    if server is not None and server.process is not None and server.process.poll() is None:
+        server.stop(signal.SIGQUIT)
+    shutil.rmtree(folder, ignore_errors=True)

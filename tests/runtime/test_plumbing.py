@@ -1,0 +1,209 @@
+"""Clock, background tasks, logs, redaction, and the harness itself."""
+
+import asyncio
+import io
+import json
+import logging
+import random
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+
+from runtime import deadline, logs
+from runtime.clock import ManualClock, SystemClock
+from runtime.redaction import redact, remember_secret
+from runtime.tasks import Backoff, beside, run_forever, start
+from tests.harness import eventually, free_port
+
+
+async def test_the_systems_clock() -> None:
+    clock = SystemClock()
+    assert abs(clock.now_ms() - time.time() * 1_000) < 1_000
+    started = clock.monotonic()
+    await clock.sleep(0.02)
+    await clock.sleep_until(started)
+    assert 0.02 <= clock.monotonic() - started < 2
+
+
+async def test_a_manual_clock_wakes_sleepers_in_the_order_of_their_times() -> None:
+    clock = ManualClock(now_ms=1_000)
+    woken: list[int] = []
+
+    async def sleeper(seconds: int) -> None:
+        await clock.sleep(seconds)
+        woken.append(seconds)
+
+    async with asyncio.TaskGroup() as group:
+        for seconds in (3, 1, 2):
+            group.create_task(sleeper(seconds))
+        await eventually(lambda: clock.sleepers == 3)
+        clock.advance(0.5)
+        await asyncio.sleep(0)
+        assert woken == []
+        clock.advance(1.5)
+        await eventually(lambda: woken == [1, 2])
+        assert (clock.now_ms(), clock.sleepers) == (3_000, 1)
+        clock.advance(10)
+    assert woken == [1, 2, 3]
+
+
+async def test_a_cancelled_sleeper_is_no_sleeper() -> None:
+    clock = ManualClock()
+    task = asyncio.create_task(clock.sleep(1))
+    await eventually(lambda: clock.sleepers == 1)
+    task.cancel()
+    await asyncio.wait({task})
+    assert clock.sleepers == 0
+    clock.advance(2)
+
+
+class SkippingClock(ManualClock):
+    """Time that jumps over every sleep, and remembers how long it would have been."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.advance(seconds)
+        await asyncio.sleep(0)
+
+
+async def waits_of(work: Callable[[], Awaitable[None]], clock: SkippingClock, count: int) -> list[float]:
+    backoff = Backoff(initial_s=1, max_s=4)
+    task = asyncio.create_task(run_forever("ship", work, backoff, clock=clock, rng=random.Random(1)))
+    await eventually(lambda: len(clock.waits) >= count)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return clock.waits[:count]
+
+
+async def test_a_failing_task_is_logged_and_started_again_later_and_later(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        raise ConnectionError("redis is away")
+
+    waits = await waits_of(work, SkippingClock(), 6)
+    assert 0.5 <= waits[0] <= 1
+    assert 1 <= waits[1] <= 2
+    assert all(2 <= wait <= 4 for wait in waits[2:])
+    assert len(set(waits)) == 6  # jitter
+    assert "background task ship failed: redis is away" in caplog.text
+
+
+async def test_a_task_that_returns_is_started_again_and_a_long_run_resets_the_back_off() -> None:
+    clock = SkippingClock()
+
+    async def work() -> None:
+        clock.advance(31)
+
+    assert all(wait <= 1 for wait in await waits_of(work, clock, 6))
+
+
+async def test_a_background_task_does_not_inherit_a_deadline() -> None:
+    seen: list[float | None] = []
+    token = deadline.current.set(deadline.CallDeadline(time.monotonic() + 1))
+
+    async def work() -> None:
+        seen.append(deadline.remaining_s())
+
+    task = asyncio.create_task(run_forever("ship", work))
+    deadline.current.reset(token)
+    await eventually(lambda: seen)
+    task.cancel()
+    await asyncio.wait({task})
+    assert seen[0] is None
+
+
+async def test_a_started_task_never_fails_silently(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise ValueError("oh")
+
+    await asyncio.wait({start("one", fail())})
+    async with beside("two", fail()):
+        await eventually(lambda: "task two failed: oh" in caplog.text)
+    assert "task one failed: oh" in caplog.text
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    root, stream = logging.getLogger(), io.StringIO()
+    handlers, level = root.handlers[:], root.level
+    logs.configure("cache", "INFO", stream)
+    yield stream
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+
+
+def test_a_line_is_json_with_its_fields(lines: io.StringIO) -> None:
+    log = logging.getLogger("test.logs")
+    log.debug("not shown")
+    log.info(
+        "took %d ms\nreally", 5, extra={"rows": 3, "api_token": "abc", "odd": object, "bad": "\ud800", "big": 1 << 80}
+    )
+    try:
+        1 // 0  # noqa: B018
+    except ZeroDivisionError:
+        log.exception("failed")
+    first, second = (json.loads(line) for line in lines.getvalue().splitlines())
+    assert first["time"].endswith("Z")
+    assert len(first["time"]) == len("2026-01-01T00:00:00.000Z")
+    assert first["message"] == "took 5 ms\nreally"
+    assert (first["level"], first["process"], first["logger"]) == ("INFO", "cache", "test.logs")
+    assert (first["rows"], first["api_token"], first["bad"]) == (3, "***", "?")
+    assert "ZeroDivisionError" in second["exception"]
+    assert "trace_id" not in first
+
+
+def test_configuring_twice_does_not_double_the_lines(lines: io.StringIO) -> None:
+    logs.configure("cache", "INFO", lines)
+    logging.getLogger("test.logs").warning("once")
+    assert len(lines.getvalue().splitlines()) == 1
+
+
+def test_no_secret_is_written(lines: io.StringIO) -> None:
+    remember_secret("s3cr3t-of-this-install")
+    log = logging.getLogger("test.logs")
+    log.info("dial redis://user:pa55word@host:6379/0 and postgresql://a:b%40c@h/d", extra={"url": "http://x:hunter2@y"})
+    log.info("got authorization: Bearer abcdefgh.ijk-123 and s3cr3t-of-this-install")
+    try:
+        raise ValueError("no login as redis://:hunter2@host")
+    except ValueError:
+        log.exception("failed")
+    text = lines.getvalue()
+    for secret in ("pa55word", "b%40c", "hunter2", "abcdefgh.ijk-123", "s3cr3t-of-this-install"):
+        assert secret not in text
+    assert "redis://user:***@host:6379/0" in text
+
+
+def test_ordinary_text_is_not_redacted() -> None:
+    for text in ("10:30@noon", "a bearer of news", "http://host:80/path", "mail me@example.com"):
+        assert redact(text) == text
+
+
+async def test_eventually_gives_up_with_what_it_saw_last() -> None:
+    with pytest.raises(AssertionError, match=r"not true within 0\.05 s; last value: 0"):
+        await eventually(lambda: 0, within_s=0.05)
+
+    def never() -> bool:
+        raise AssertionError("still not")
+
+    with pytest.raises(AssertionError) as caught:
+        await eventually(never, within_s=0.05)
+    assert str(caught.value.__cause__) == "still not"
+
+    async def soon() -> str:
+        return "value"
+
+    assert await eventually(soon) == "value"
+
+
+async def test_a_free_port_can_be_listened_on() -> None:
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", free_port())
+    server.close()
+    await server.wait_closed()
+    assert sys.version_info >= (3, 11)
