@@ -13,6 +13,7 @@ from typing import Self
 
 from fleet.codec import timestamp_from_ms
 from openmanager.fleet.v1 import status_pb2
+from runtime import tasks
 from runtime.clock import Clock
 from runtime.errors import OpenManagerError
 
@@ -37,6 +38,7 @@ class StoreProbe:
         spool_bytes: bytes that wait on our disk for it.
         disk_free_bytes: free on its disk, where we can see it.
         degraded: why it does not keep up although it answers; empty when it does.
+        down: why it does not answer, where the adapter knows its lag all the same; a probe that knows nothing raises.
     """
 
     address: str = ""
@@ -47,6 +49,7 @@ class StoreProbe:
     spool_bytes: int = 0
     disk_free_bytes: int = 0
     degraded: str = ""
+    down: str = ""
 
 
 Probe = Callable[[], Awaitable[StoreProbe]]
@@ -88,9 +91,7 @@ class StoreMonitor:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await tasks.cancel(*self._tasks)
 
     def record_error(self, name: str, text: str) -> None:
         """Notes an error that happened between two probes; it does not change the state."""
@@ -122,9 +123,12 @@ class StoreMonitor:
             self._enter(store, StoreState.STORE_STATE_DOWN)
         else:
             store.last = probe
-            if probe.degraded:
-                self.record_error(name, probe.degraded)
-            self._enter(store, StoreState.STORE_STATE_DEGRADED if probe.degraded else StoreState.STORE_STATE_UP)
+            if probe.down or probe.degraded:
+                self.record_error(name, probe.down or probe.degraded)
+            if probe.down:
+                self._enter(store, StoreState.STORE_STATE_DOWN)
+            else:
+                self._enter(store, StoreState.STORE_STATE_DEGRADED if probe.degraded else StoreState.STORE_STATE_UP)
 
     def _enter(self, store: _Store, state: status_pb2.StoreState.ValueType) -> None:
         if store.state != state:

@@ -28,7 +28,7 @@ from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
 from openmanager.fleet.v1 import metric_pb2
 from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
 from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
-from runtime import telemetry
+from runtime import tasks, telemetry
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
 from runtime.errors import FailedPrecondition, OpenManagerError
@@ -106,9 +106,7 @@ class FleetWriter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._followers:
-            task.cancel()
-        await asyncio.gather(*self._followers, return_exceptions=True)
+        await tasks.cancel(*self._followers)
 
     async def write(self, batch: WriteBatch) -> WriteResult:
         """Writes a batch and returns once it is durable.
@@ -236,8 +234,9 @@ class FleetWriter:
                 await self._cache.UpdateServers(request)
         except OpenManagerError as error:
             self.counters.failed("cache", error)
-            if error.reason == "METRIC_SET_UNKNOWN":  # cache was restarted
+            if error.reason == "METRIC_SET_UNKNOWN":  # cache was restarted: it may know no server either
                 self._cached_sets.clear()
+                self._for_cache = self._told | self._for_cache
             raise
         self._cached_sets |= used
 

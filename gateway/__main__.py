@@ -21,6 +21,7 @@ from gateway.servicers.storage import StorageServicer
 from gateway.settings import GatewaySettings
 from gateway.state import FleetState
 from openmanager.gateway.v1 import ai_pb2, analytics_pb2, fleet_pb2, history_pb2, ingest_pb2, simulator_pb2, storage_pb2
+from runtime import tasks
 from runtime.interception import Interception
 from runtime.process import Process, run_process
 from runtime.server import Bound, bind
@@ -74,9 +75,7 @@ async def serve(settings: GatewaySettings, process: Process[GatewaySettings]) ->
                 group.create_task(_serve_http(settings, process, services, state, listening), name="http")
                 group.create_task(_serve_grpc(settings, process, services, state, listening), name="grpc")
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            await tasks.cancel(*background)
 
 
 async def _serve_grpc(

@@ -87,6 +87,16 @@ async def beside(name: str, work: Coroutine[Any, Any, object]) -> AsyncIterator[
         await asyncio.wait({task})
 
 
+async def cancel(*tasks: asyncio.Task[Any]) -> None:
+    """Cancels tasks and waits for their end, whatever it is. Asked again each second: on Python 3.11 a cancellation
+    that meets the end of an `asyncio.wait_for` is lost (python/cpython 86296), and a loop around it then goes on."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1.0)
+
+
 def _report(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.error("task %s failed: %s", task.get_name(), error, exc_info=error)

@@ -1,0 +1,173 @@
+"""The cache as one thing: what the servicer calls, and the work that goes on by itself.
+
+What must stay true: every change reaches the watchers and the follower; no call waits for the store.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from fleet.model import MetricSet
+from fleet.status import StoreMonitor
+from runtime.clock import Clock
+from runtime.errors import NotFound, OpenManagerError
+from runtime.tasks import run_forever
+from services.cache.follower import Follower
+from services.cache.metric_sets import MetricSets
+from services.cache.model import FleetSummary, ServerState
+from services.cache.state import LiveState, Outcome, Update
+from services.cache.store import StateStore
+from services.cache.watch import Watchers
+from services.cache.wire import Encoder
+
+SWEEP_INTERVAL_S: Final = 1.0
+LOAD_TIMEOUT_S: Final = 2.0
+"""How long a start waits for the store to be read back; what has come by then is used."""
+ROWS_PER_SLICE: Final = 250
+"""Rows that are applied before other calls get their turn; 3-5 ms."""
+
+_log = logging.getLogger(__name__)
+
+
+class Cache:
+    """The live state with its watchers and its follower. Enter it to read the store back and to start the work."""
+
+    def __init__(self, store: StateStore, clock: Clock, *, epoch: str, rng: random.Random) -> None:
+        """Joins the parts.
+
+        Args:
+            store: the follower's; closed when the cache is left.
+            clock: of receive times, silence and the work's schedule.
+            epoch: identifies this life of the process in every version.
+            rng: jitter of the follower's retries.
+        """
+        self.clock = clock
+        self.sets = MetricSets()
+        self.encoder = Encoder()
+        self._live = LiveState(clock, self.sets, epoch=epoch)
+        self._watchers = Watchers(self._live, self.encoder, clock)
+        self._store = store
+        self.follower = Follower(store, self._live, clock, rng)
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._read_back()
+        await self.follower.__aenter__()
+        work = run_forever("cache-sweep", self._sweep_forever, clock=self.clock)
+        self._sweeper = asyncio.create_task(work, name="cache-sweep")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._sweeper is not None:
+                self._sweeper.cancel()
+                await asyncio.gather(self._sweeper, return_exceptions=True)
+            await self.follower.__aexit__(kind, error, trace)
+        finally:
+            await self._store.close()
+
+    def monitor(self, store_name: str | None) -> StoreMonitor:
+        """The monitor of the follower's store under that name, of no store for None."""
+        if store_name is None:
+            return StoreMonitor("cache", {}, self.clock)
+        monitor = StoreMonitor("cache", {store_name: ("follower", self.follower.probe)}, self.clock)
+        self.follower.tell_errors(lambda text: monitor.record_error(store_name, text))
+        return monitor
+
+    async def update(self, update: Update, new_sets: Iterable[MetricSet] = ()) -> Outcome:
+        """Learns sets and applies an update, a slice at a time.
+
+        Raises:
+            ResourceExhausted: a bound of the state; slices before the one that reached it stay applied.
+        """
+        for metric_set in new_sets:
+            self.sets.add(metric_set)
+        changed: dict[str, None] = {}
+        ignored = 0
+        for index, part in enumerate(_slices(update)):
+            if index:
+                await asyncio.sleep(0)
+            outcome = self._live.update(part)
+            self._publish(outcome.changed)
+            changed.update(dict.fromkeys(outcome.changed))
+            ignored += outcome.ignored_rows
+        return Outcome(changed=tuple(changed), ignored_rows=ignored)
+
+    def remove(self, server_ids: Sequence[str]) -> int:
+        """Forgets servers until they are admitted again; returns how many were there."""
+        there = self._live.remove(server_ids)
+        self.encoder.forget(server_ids)
+        self._publish(server_ids)
+        return there
+
+    def get(self, server_id: str) -> ServerState:
+        """One server's state.
+
+        Raises:
+            NotFound: it is unknown or removed.
+        """
+        state = self._live.get(server_id)
+        if state is None:
+            raise NotFound(f"there is no server {server_id[:255]!r}", field="server_id")
+        return state
+
+    def states(self) -> tuple[Sequence[ServerState], str, int]:
+        """All states in order of id, with the epoch and the sequence that they are of."""
+        return self._live.fleet().states, self._live.epoch, self._live.sequence
+
+    def summary(self) -> FleetSummary:
+        """Servers by status."""
+        return self._live.summary()
+
+    def watch(self) -> AsyncGenerator[bytes, None]:
+        """Serialized WatchServersResponses, the first one a snapshot."""
+        return self._watchers.watch()
+
+    def _publish(self, server_ids: Iterable[str]) -> None:
+        if server_ids:
+            self._watchers.notify()
+            self.follower.mark(server_ids)
+
+    async def _read_back(self) -> None:
+        restored = 0
+        try:
+            with suppress_instrumentation():
+                async with asyncio.timeout(LOAD_TIMEOUT_S), aclosing(self._store.load()) as parts:
+                    async for part in parts:
+                        restored += len(self._live.restore(part))
+        except (OpenManagerError, TimeoutError) as error:
+            text = str(error) or f"no answer within {LOAD_TIMEOUT_S:g} s"
+            _log.warning("the store could not be read back: %s", text, extra={"servers": restored})
+        if restored:
+            _log.info("%d servers were read back from the store", restored)
+        self.follower.mark_everything()
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await self.clock.sleep(SWEEP_INTERVAL_S)
+            self._publish(self._live.sweep())
+            self.follower.tick()
+
+
+def _slices(update: Update) -> Iterator[Update]:
+    """The update as several, each with at most ROWS_PER_SLICE rows of one batch; the descriptors come first."""
+    if sum(len(rows.server_ids) for _, rows in update.batches) <= ROWS_PER_SLICE:
+        yield update
+        return
+    yield replace(update, batches=())
+    for metric_set, rows in update.batches:
+        count = len(rows.server_ids)
+        for start in range(0, count, ROWS_PER_SLICE):
+            places = np.arange(count)
+            part = rows.select((start <= places) & (places < start + ROWS_PER_SLICE))
+            yield replace(update, descriptors=(), batches=((metric_set, part),))

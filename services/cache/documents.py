@@ -1,0 +1,179 @@
+"""The JSON that other programs read from Redis: part of the public contract, so keys and forms may only be added to.
+
+`server:{id}` is one flat object: who the server is, its status in lower case, and each metric under its identity as
+text. `servers:all` is an array of the same objects with only the headline metrics. Times are RFC 3339 in UTC.
+
+What must stay true: reading a document back gives what it was made from, but for how metrics were split into sets and
+for their units and kinds, which documents do not hold; a metric that is called like one of our own keys is left out.
+"""
+
+import math
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from fleet.health import ServerStatus
+from fleet.model import HEADLINE_METRICS, Metric, MetricSet, ServerDescriptor
+from services.cache.model import Sample, ServerState, headline_columns, headline_of
+
+_OWN_KEYS: Final = frozenset(
+    (
+        "id",
+        "hostname",
+        "environment",
+        "role",
+        "location",
+        "status",
+        "observed_time",
+        "receive_time",
+        "report_interval_ms",
+    )
+)
+_STATUS_TEXT: Final = {status: status.name.lower() for status in ServerStatus}
+_STATUS_OF_TEXT: Final = {text: status for status, text in _STATUS_TEXT.items()}
+
+
+def full_document(state: ServerState) -> bytes:
+    """The object of `server:{id}`; 0.1 ms for 511 metrics."""
+    document: dict[str, Any] = _identity(state)
+    metrics = state.metrics()
+    for key in _OWN_KEYS:
+        metrics.pop(key, None)
+    if state.received_ms is not None:
+        document["receive_time"] = _time_text(state.received_ms)
+    if state.descriptor.report_interval_ms:
+        document["report_interval_ms"] = state.descriptor.report_interval_ms
+    document.update(metrics)
+    return orjson.dumps(document)
+
+
+def basic_document(state: ServerState) -> bytes:
+    """The object of one server in `servers:all`."""
+    document = _identity(state)
+    for name, value in zip(HEADLINE_METRICS, state.headline(), strict=True):
+        if not math.isnan(value):
+            document[name] = value
+    return orjson.dumps(document)
+
+
+def parse_document(document: dict[str, Any], sets: dict[tuple[str, ...], MetricSet]) -> ServerState:
+    """The state that a document was made from; ValueError when it is not one of ours.
+
+    Args:
+        document: the parsed JSON object.
+        sets: sets made before, by their keys; servers with the same metrics share one.
+    """
+    try:
+        descriptor = ServerDescriptor(
+            server_id=_text(document["id"]),
+            hostname=_text(document["hostname"]),
+            environment=_text(document["environment"]),
+            role=_text(document["role"]),
+            location=_text(document["location"]),
+            report_interval_ms=int(document.get("report_interval_ms", 0)),
+        )
+        status = _STATUS_OF_TEXT[document["status"]]
+        observed_ms = _time_ms(document.get("observed_time"))
+        received_ms = _time_ms(document.get("receive_time", document.get("observed_time")))
+        pairs = {key: value * 1.0 for key, value in document.items() if key not in _OWN_KEYS}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a server's document: {error!r}") from error
+    samples: tuple[Sample, ...] = ()
+    if pairs and observed_ms is not None and received_ms is not None:
+        samples = (_restored(pairs, observed_ms, received_ms, sets),)
+    return ServerState(
+        descriptor=descriptor,
+        status=status,
+        observed_ms=observed_ms,
+        received_ms=received_ms,
+        heard_s=0.0,
+        samples=samples,
+        sequence=0,
+    )
+
+
+def parse_metric_key(key: str) -> Metric:
+    """The metric of an identity as text: the inverse of `Metric.key`. What is not of that form is a bare name."""
+    name, brace, rest = key.partition("{")
+    labels: list[tuple[str, str]] = []
+    while brace and rest not in ("", "}"):
+        label, equals, rest = rest.partition('="')
+        value, end = _unescaped(rest)
+        if not equals or end < 0 or rest[end + 1 : end + 2] not in (",", "}"):
+            return Metric(name=key)
+        labels.append((label, value))
+        separator, rest = rest[end + 1], rest[end + 2 :]
+        if separator == "}":
+            return Metric(name=name, labels=tuple(labels)) if not rest else Metric(name=key)
+    return Metric(name=key)
+
+
+def _restored(
+    pairs: dict[str, float], observed_ms: int, received_ms: int, sets: dict[tuple[str, ...], MetricSet]
+) -> Sample:
+    keys = tuple(pairs)
+    metric_set = sets.get(keys)
+    if metric_set is None:
+        metric_set = sets[keys] = MetricSet(tuple(parse_metric_key(key) for key in keys))
+    values = np.fromiter(pairs.values(), np.float64, len(pairs))
+    return Sample(
+        metric_set=metric_set,
+        time_ms=observed_ms,
+        received_ms=received_ms,
+        received_s=0.0,
+        values=values,
+        headline=headline_of(values, headline_columns(metric_set)),
+        restored=True,
+    )
+
+
+def _identity(state: ServerState) -> dict[str, Any]:
+    descriptor = state.descriptor
+    document: dict[str, Any] = {
+        "id": descriptor.server_id,
+        "hostname": descriptor.hostname,
+        "environment": descriptor.environment,
+        "role": descriptor.role,
+        "location": descriptor.location,
+        "status": _STATUS_TEXT[state.status],
+    }
+    if state.observed_ms is not None:
+        document["observed_time"] = _time_text(state.observed_ms)
+    return document
+
+
+def _time_text(ms: int) -> str:
+    seconds, rest = divmod(ms, 1_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
+
+
+def _time_ms(text: str | None) -> int | None:
+    if text is None:
+        return None
+    time = datetime.fromisoformat(text)
+    return round(time.timestamp() * 1_000)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _unescaped(text: str) -> tuple[str, int]:
+    """The label's value at the start of `text` and where its closing quote is (-1: nowhere)."""
+    out: list[str] = []
+    escaped = False
+    for index, character in enumerate(text):
+        if escaped:
+            out.append("\n" if character == "n" else character)
+            escaped = False
+        elif character == "\\":
+            escaped = True
+        elif character == '"':
+            return "".join(out), index
+        else:
+            out.append(character)
+    return "", -1

@@ -1,0 +1,133 @@
+"""The values of the cache: what is known of a server now, and of the fleet.
+
+What must stay true: a value never changes once it is made, so that whoever holds one (a watcher, the follower's
+thread) may read it at any time; values that are not finite are no values.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet.health import ServerStatus
+from fleet.model import HEADLINE_METRICS, MetricSet, ServerDescriptor
+
+Headline = tuple[float, float, float]
+"""cpu_usage, memory_usage, disk_usage in percent; NaN where there is none."""
+
+NO_HEADLINE: Headline = (math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """The newest values of one metric set for one server.
+
+    Attributes:
+        metric_set: what names the values.
+        time_ms: when they were measured, by the sender's clock.
+        received_ms: when they arrived, by ours.
+        received_s: the same on our monotonic clock, which alone measures how old the sample is.
+        values: float64, shape (len(metric_set),), owned by this sample; NaN means no value.
+        headline: the headline metrics among them.
+        restored: read back from a store, which keeps the metrics' identities but not how they were split into sets.
+    """
+
+    metric_set: MetricSet
+    time_ms: int
+    received_ms: int
+    received_s: float
+    values: NDArray[np.float64]
+    headline: Headline
+    restored: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ServerState:
+    """Everything known of one server now.
+
+    Attributes:
+        observed_ms: time of the newest values by the sender's clock; None when nothing was ever reported.
+        received_ms: when those arrived, by our clock.
+        heard_s: when the server was last heard of, on our monotonic clock; what silence is measured from.
+        samples: at most one for each metric set, the newest last.
+        sequence: orders this state among all states of this life of the process.
+    """
+
+    descriptor: ServerDescriptor
+    status: ServerStatus
+    observed_ms: int | None
+    received_ms: int | None
+    heard_s: float
+    samples: tuple[Sample, ...]
+    sequence: int
+
+    @property
+    def server_id(self) -> str:
+        return self.descriptor.server_id
+
+    @property
+    def cells(self) -> int:
+        """How many values its samples hold, absent ones counted."""
+        return sum(len(sample.values) for sample in self.samples)
+
+    def metrics(self) -> dict[str, float]:
+        """Every metric by its identity as text; where sets overlap, the newest value that there is."""
+        merged: dict[str, float] = {}
+        for sample in self.samples:
+            pairs = zip(sample.metric_set.keys, sample.values.tolist(), strict=True)
+            if np.isfinite(sample.values).all():
+                merged.update(pairs)
+            else:
+                merged.update((key, value) for key, value in pairs if math.isfinite(value))
+        return merged
+
+    def headline(self) -> Headline:
+        """The newest headline values that there are."""
+        return newest_headline(self.samples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSummary:
+    """Servers by status. `total` also counts those that nothing is known of yet."""
+
+    total: int = 0
+    healthy: int = 0
+    warning: int = 0
+    critical: int = 0
+    offline: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fleet:
+    """All servers at one moment, in order of id."""
+
+    states: Sequence[ServerState]
+    summary: FleetSummary
+
+
+def newest_headline(samples: Sequence[Sample]) -> Headline:
+    """The headline of samples given oldest first."""
+    if len(samples) == 1:
+        return samples[0].headline
+    merged = NO_HEADLINE
+    for sample in samples:
+        cpu, memory, disk = (old if math.isnan(new) else new for old, new in zip(merged, sample.headline, strict=True))
+        merged = (cpu, memory, disk)
+    return merged
+
+
+def headline_columns(metric_set: MetricSet) -> tuple[int, int, int]:
+    """Where a set has the headline metrics; -1 for one that it does not have."""
+    places = {key: column for column, key in enumerate(metric_set.keys) if key in HEADLINE_METRICS}
+    cpu, memory, disk = (places.get(name, -1) for name in HEADLINE_METRICS)
+    return cpu, memory, disk
+
+
+def headline_of(values: NDArray[np.float64], columns: tuple[int, int, int]) -> Headline:
+    """Reads the headline out of a row; what is not finite is no value."""
+    cpu, memory, disk = (float(values[column]) if column >= 0 else math.nan for column in columns)
+    if not math.isfinite(cpu + memory + disk):
+        cpu, memory, disk = (value if math.isfinite(value) else math.nan for value in (cpu, memory, disk))
+    return cpu, memory, disk

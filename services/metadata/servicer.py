@@ -1,0 +1,128 @@
+"""gRPC to the store and back: decode, call, encode. Every rule is in the store."""
+
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from fleet.codec import descriptor_from_pb, descriptor_to_pb
+from openmanager.metadata.v1 import metadata_pb2 as pb
+from services.metadata.store import (
+    Interaction,
+    InteractionFilter,
+    MetadataStore,
+    NewInteraction,
+    ServerFilter,
+    ServerRecord,
+)
+
+SERVER_REGISTRY = "openmanager.metadata.v1.ServerRegistryService"
+INTERACTION_STORE = "openmanager.metadata.v1.InteractionStoreService"
+
+
+class ServerRegistryServicer:
+    """``ServerRegistryService`` on a store."""
+
+    def __init__(self, store: MetadataStore) -> None:
+        self._store = store
+
+    async def ListServerRecords(
+        self, request: pb.ListServerRecordsRequest, _context: object
+    ) -> pb.ListServerRecordsResponse:
+        filters = ServerFilter(environment=request.environment, role=request.role, show_deleted=request.show_deleted)
+        page = await self._store.list_servers(filters, page_size=request.page_size, page_token=request.page_token)
+        return pb.ListServerRecordsResponse(
+            servers=[_record(server) for server in page.items],
+            next_page_token=page.next_page_token,
+            total_size=page.total_size,
+        )
+
+    async def GetServerRecord(self, request: pb.GetServerRecordRequest, _context: object) -> pb.GetServerRecordResponse:
+        return pb.GetServerRecordResponse(server=_record(await self._store.get_server(request.server_id)))
+
+    async def CreateServerRecord(
+        self, request: pb.CreateServerRecordRequest, _context: object
+    ) -> pb.CreateServerRecordResponse:
+        server = await self._store.create_server(descriptor_from_pb(request.descriptor))
+        return pb.CreateServerRecordResponse(server=_record(server))
+
+    async def UpdateServerRecord(
+        self, request: pb.UpdateServerRecordRequest, _context: object
+    ) -> pb.UpdateServerRecordResponse:
+        server = await self._store.update_server(descriptor_from_pb(request.descriptor), request.update_mask.paths)
+        return pb.UpdateServerRecordResponse(server=_record(server))
+
+    async def RegisterServers(self, request: pb.RegisterServersRequest, _context: object) -> pb.RegisterServersResponse:
+        changed = await self._store.register_servers([descriptor_from_pb(server) for server in request.servers])
+        return pb.RegisterServersResponse(changed=changed)
+
+    async def DeleteServerRecord(
+        self, request: pb.DeleteServerRecordRequest, _context: object
+    ) -> pb.DeleteServerRecordResponse:
+        return pb.DeleteServerRecordResponse(server=_record(await self._store.delete_server(request.server_id)))
+
+    async def UndeleteServerRecord(
+        self, request: pb.UndeleteServerRecordRequest, _context: object
+    ) -> pb.UndeleteServerRecordResponse:
+        return pb.UndeleteServerRecordResponse(server=_record(await self._store.undelete_server(request.server_id)))
+
+
+class InteractionStoreServicer:
+    """``InteractionStoreService`` on a store."""
+
+    def __init__(self, store: MetadataStore) -> None:
+        self._store = store
+
+    async def StoreInteraction(
+        self, request: pb.StoreInteractionRequest, _context: object
+    ) -> pb.StoreInteractionResponse:
+        said = request.interaction
+        new = NewInteraction(
+            id=said.id,
+            session_id=said.session_id,
+            query=said.query,
+            response=said.response,
+            confidence=said.confidence if said.HasField("confidence") else None,
+            user_rating=said.user_rating if said.HasField("user_rating") else None,
+        )
+        return pb.StoreInteractionResponse(interaction=_interaction(await self._store.record_interaction(new)))
+
+    async def LoadInteraction(self, request: pb.LoadInteractionRequest, _context: object) -> pb.LoadInteractionResponse:
+        return pb.LoadInteractionResponse(interaction=_interaction(await self._store.get_interaction(request.id)))
+
+    async def QueryInteractions(
+        self, request: pb.QueryInteractionsRequest, _context: object
+    ) -> pb.QueryInteractionsResponse:
+        filters = InteractionFilter(session_id=request.session_id, min_rating=request.min_rating)
+        page = await self._store.list_interactions(filters, page_size=request.page_size, page_token=request.page_token)
+        return pb.QueryInteractionsResponse(
+            interactions=[_interaction(interaction) for interaction in page.items],
+            next_page_token=page.next_page_token,
+            total_size=page.total_size,
+        )
+
+
+def _time(instant: datetime) -> Timestamp:
+    message = Timestamp()
+    message.FromDatetime(instant)
+    return message
+
+
+def _record(server: ServerRecord) -> pb.ServerRecord:
+    return pb.ServerRecord(
+        descriptor=descriptor_to_pb(server.descriptor),
+        create_time=_time(server.create_time),
+        update_time=_time(server.update_time),
+        delete_time=_time(server.delete_time) if server.delete_time is not None else None,
+    )
+
+
+def _interaction(interaction: Interaction) -> pb.Interaction:
+    return pb.Interaction(
+        id=interaction.id,
+        session_id=interaction.session_id,
+        query=interaction.query,
+        response=interaction.response,
+        confidence=interaction.confidence,
+        user_rating=interaction.user_rating,
+        create_time=_time(interaction.create_time),
+    )

@@ -1,0 +1,25 @@
+"""What the metadata service can be told."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, SecretStr
+
+from runtime.settings import Address, CommonSettings, setting
+from services.metadata.target import target_of_url
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    target_of_url(value.get_secret_value())
+    return value
+
+
+class MetadataSettings(CommonSettings):
+    """Settings of ``python -m services.metadata``."""
+
+    metadata_address: Address = setting("METADATA_ADDRESS", "127.0.0.1:50053", "Where the service listens.")
+    database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = setting(
+        "DATABASE_URL",
+        None,
+        "The PostgreSQL (15 to 18) that keeps the record, postgresql://user:password@host:port/database; of several "
+        "hosts, separated by commas, the first that takes writes. Unset: one of our own under DATA_DIR/metadata.",
+    )

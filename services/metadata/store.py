@@ -1,0 +1,180 @@
+"""The contract of the record: what every store of servers and AI interactions promises, whatever it is made of.
+
+Common to all methods: every change is durable when the method returns and visible to every later call; arguments are
+checked before anything is kept (``InvalidArgument`` names the field); a store that is away raises ``Unavailable``
+within 16 s (the caller's deadline is usually nearer) and never hangs; lost races raise ``Aborted``. All times are UTC
+with microseconds.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
+
+from fleet.model import ServerDescriptor
+
+T = TypeVar("T")
+
+UPDATABLE_FIELDS = ("hostname", "environment", "role", "location", "report_interval")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRecord:
+    """A server as recorded; ``delete_time`` is None unless it is deleted."""
+
+    descriptor: ServerDescriptor
+    create_time: datetime
+    update_time: datetime
+    delete_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFilter:
+    """Which servers: all conditions hold together; an empty one does not restrict."""
+
+    environment: str = ""
+    role: str = ""
+    ids: tuple[str, ...] = ()
+    show_deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewInteraction:
+    """An interaction to record.
+
+    Attributes:
+        id: UUID in its usual form, or empty: the store chooses.
+        confidence: 0 to 1, or None.
+        user_rating: 1 to 5, or None.
+    """
+
+    id: str = ""
+    session_id: str = ""
+    query: str = ""
+    response: str = ""
+    confidence: float | None = None
+    user_rating: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interaction:
+    """An interaction as recorded."""
+
+    id: str
+    session_id: str
+    query: str
+    response: str
+    confidence: float | None
+    user_rating: int | None
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InteractionFilter:
+    """Which interactions: an empty session or a rating of 0 does not restrict."""
+
+    session_id: str = ""
+    min_rating: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Generic[T]):
+    """Some rows of a listing, where it goes on (empty: nowhere) and how many rows match in all."""
+
+    items: tuple[T, ...]
+    next_page_token: str
+    total_size: int
+
+
+class MetadataStore(Protocol):
+    """The record of servers and AI interactions."""
+
+    async def list_servers(
+        self, filters: ServerFilter, *, page_size: int = 0, page_token: str = ""
+    ) -> Page[ServerRecord]:
+        """Lists servers in the byte order of their UTF-8 ids.
+
+        A server that exists during the whole listing is on exactly one page, whatever is added or deleted meanwhile.
+        ``page_size`` 0 means 100; more than 1,000 means 1,000. The total is that of the moment of this page.
+
+        Raises:
+            InvalidArgument: a bad filter, a negative ``page_size``, a ``page_token`` of another listing.
+        """
+        ...
+
+    async def get_server(self, server_id: str) -> ServerRecord:
+        """Returns a server.
+
+        Raises:
+            NotFound: it is unknown or deleted.
+        """
+        ...
+
+    async def create_server(self, descriptor: ServerDescriptor) -> ServerRecord:
+        """Adds a server; an empty host name becomes the id.
+
+        Raises:
+            AlreadyExists: the id is taken, also by a deleted server.
+        """
+        ...
+
+    async def update_server(self, descriptor: ServerDescriptor, fields: Collection[str] = ()) -> ServerRecord:
+        """Sets the named ones of UPDATABLE_FIELDS, all of them when none is named; an empty text clears a field.
+
+        ``update_time`` moves even when the values are the same. An empty host name becomes the id.
+
+        Raises:
+            InvalidArgument: for ``update_mask``, a name that is not one of them.
+            NotFound: the server is unknown or deleted.
+        """
+        ...
+
+    async def register_servers(self, descriptors: Sequence[ServerDescriptor]) -> int:
+        """Adds or updates what senders say of their servers; all or nothing. Returns how many records changed.
+
+        What a sender leaves empty keeps its recorded value. Rows that would not differ are neither written nor locked.
+        A deleted server stays deleted (its fields follow, so that it is right when undeleted). The last of several
+        descriptors of one server counts.
+
+        Raises:
+            InvalidArgument: naming ``servers[i].field``; more than 20,000 descriptors.
+        """
+        ...
+
+    async def delete_server(self, server_id: str) -> ServerRecord:
+        """Marks a server deleted; nothing of it is removed.
+
+        Raises:
+            NotFound: it is unknown or deleted already.
+        """
+        ...
+
+    async def undelete_server(self, server_id: str) -> ServerRecord:
+        """Takes that mark away.
+
+        Raises:
+            NotFound: it is unknown.
+            AlreadyExists: it is not deleted.
+        """
+        ...
+
+    async def record_interaction(self, interaction: NewInteraction) -> Interaction:
+        """Records an interaction, once: one that is there under this id is returned unchanged."""
+        ...
+
+    async def get_interaction(self, interaction_id: str) -> Interaction:
+        """Returns an interaction.
+
+        Raises:
+            NotFound: there is none under this id.
+        """
+        ...
+
+    async def list_interactions(
+        self, filters: InteractionFilter, *, page_size: int = 0, page_token: str = ""
+    ) -> Page[Interaction]:
+        """Lists interactions, newest first, those of one instant in descending order of id; paged as servers are.
+
+        A ``min_rating`` above 0 leaves out interactions that nobody rated.
+        """
+        ...

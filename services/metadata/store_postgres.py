@@ -1,0 +1,277 @@
+# ruff: noqa: S608  every statement is put together at import, from constants of this file
+"""The record in PostgreSQL: `store.MetadataStore` as SQL.
+
+What must stay true: every value is a bound parameter, every statement a constant text; the SQL runs on PostgreSQL 15 to
+18 without extensions; a missing text is NULL in the table and empty outside.
+"""
+
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from fleet.model import ServerDescriptor
+from runtime.errors import AlreadyExists, InvalidArgument, NotFound
+from services.metadata import checks, pages
+from services.metadata.store import (
+    UPDATABLE_FIELDS,
+    Interaction,
+    InteractionFilter,
+    MetadataStore,
+    NewInteraction,
+    Page,
+    ServerFilter,
+    ServerRecord,
+)
+from services.metadata.store_connection import Database
+
+_SERVER_COLUMNS = "id, hostname, environment, role, location, report_interval_ms, created_at, updated_at, deleted_at"
+_SERVER_MATCHES = """($1 = '' OR environment = $1) AND ($2 = '' OR role = $2)
+    AND ($3::text[] IS NULL OR id = ANY ($3)) AND ($4 OR deleted_at IS NULL)"""
+_LIST_SERVERS = f"""SELECT {_SERVER_COLUMNS} FROM servers WHERE {_SERVER_MATCHES}
+    AND id COLLATE "C" > $5 ORDER BY id COLLATE "C" LIMIT $6"""
+_COUNT_SERVERS = f"SELECT count(*) FROM servers WHERE {_SERVER_MATCHES}"
+_GET_SERVER = f"SELECT {_SERVER_COLUMNS} FROM servers WHERE id = $1 AND deleted_at IS NULL"
+_CREATE_SERVER = f"""INSERT INTO servers (id, hostname, environment, role, location, report_interval_ms)
+    VALUES ($1, $2, NULLIF($3, ''), NULLIF($4, ''), NULLIF($5, ''), NULLIF($6::integer, 0))
+    ON CONFLICT (id) DO NOTHING RETURNING {_SERVER_COLUMNS}"""
+_UPDATE_SERVER = f"""UPDATE servers SET
+    hostname = CASE WHEN 'hostname' = ANY ($7::text[]) THEN $2 ELSE hostname END,
+    environment = CASE WHEN 'environment' = ANY ($7) THEN NULLIF($3, '') ELSE environment END,
+    role = CASE WHEN 'role' = ANY ($7) THEN NULLIF($4, '') ELSE role END,
+    location = CASE WHEN 'location' = ANY ($7) THEN NULLIF($5, '') ELSE location END,
+    report_interval_ms = CASE WHEN 'report_interval' = ANY ($7) THEN NULLIF($6::integer, 0)
+        ELSE report_interval_ms END,
+    updated_at = now()
+    WHERE id = $1 AND deleted_at IS NULL RETURNING {_SERVER_COLUMNS}"""
+# The join leaves out what would not differ before anything is locked: ON CONFLICT DO UPDATE locks (and so writes) every
+# row it meets, even one that its WHERE then leaves alone.
+_REGISTER_SERVERS = """INSERT INTO servers AS kept (id, hostname, environment, role, location, report_interval_ms)
+    SELECT said.id, coalesce(nullif(said.hostname, ''), old.hostname, said.id),
+        coalesce(nullif(said.environment, ''), old.environment), coalesce(nullif(said.role, ''), old.role),
+        coalesce(nullif(said.location, ''), old.location),
+        coalesce(nullif(said.report_interval_ms, 0), old.report_interval_ms)
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[])
+        AS said (id, hostname, environment, role, location, report_interval_ms)
+    LEFT JOIN servers AS old ON old.id = said.id
+    WHERE old.id IS NULL
+        OR (said.hostname <> '' AND said.hostname <> old.hostname)
+        OR (said.environment <> '' AND said.environment IS DISTINCT FROM old.environment)
+        OR (said.role <> '' AND said.role IS DISTINCT FROM old.role)
+        OR (said.location <> '' AND said.location IS DISTINCT FROM old.location)
+        OR (said.report_interval_ms <> 0 AND said.report_interval_ms IS DISTINCT FROM old.report_interval_ms)
+    ON CONFLICT (id) DO UPDATE SET hostname = EXCLUDED.hostname, environment = EXCLUDED.environment,
+        role = EXCLUDED.role, location = EXCLUDED.location, report_interval_ms = EXCLUDED.report_interval_ms,
+        updated_at = now()
+        WHERE (kept.hostname, kept.environment, kept.role, kept.location, kept.report_interval_ms) IS DISTINCT FROM
+        (EXCLUDED.hostname, EXCLUDED.environment, EXCLUDED.role, EXCLUDED.location, EXCLUDED.report_interval_ms)"""
+_DELETE_SERVER = f"""UPDATE servers SET deleted_at = now(), updated_at = now()
+    WHERE id = $1 AND deleted_at IS NULL RETURNING {_SERVER_COLUMNS}"""
+_UNDELETE_SERVER = f"""UPDATE servers SET deleted_at = NULL, updated_at = now()
+    WHERE id = $1 AND deleted_at IS NOT NULL RETURNING {_SERVER_COLUMNS}"""
+
+_INTERACTION_COLUMNS = "id, session_id, query, response, confidence, user_rating, created_at"
+_INTERACTION_MATCHES = "($1 = '' OR session_id = $1) AND ($2::integer = 0 OR user_rating >= $2)"
+_RECORD_INTERACTION = f"""INSERT INTO ai_interactions (id, session_id, query, response, confidence, user_rating)
+    VALUES (coalesce($1, gen_random_uuid()), NULLIF($2, ''), $3, $4, $5, $6)
+    ON CONFLICT (id) DO NOTHING RETURNING {_INTERACTION_COLUMNS}"""
+_GET_INTERACTION = f"SELECT {_INTERACTION_COLUMNS} FROM ai_interactions WHERE id = $1"
+_LIST_INTERACTIONS = f"""SELECT {_INTERACTION_COLUMNS} FROM ai_interactions WHERE {_INTERACTION_MATCHES}
+    AND ($3::timestamptz IS NULL OR (created_at, id) < ($3, $4::uuid)) ORDER BY created_at DESC, id DESC LIMIT $5"""
+_COUNT_INTERACTIONS = f"SELECT count(*) FROM ai_interactions WHERE {_INTERACTION_MATCHES}"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class PostgresStore(MetadataStore):
+    """The record in a `Database`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def list_servers(
+        self, filters: ServerFilter, *, page_size: int = 0, page_token: str = ""
+    ) -> Page[ServerRecord]:
+        checks.check_text(filters.environment, "environment", max_characters=checks.MAX_ENVIRONMENT_CHARACTERS)
+        checks.check_text(filters.role, "role", max_characters=checks.MAX_ROLE_CHARACTERS)
+        if len(filters.ids) > checks.MAX_FILTER_IDS:
+            raise InvalidArgument(f"more than {checks.MAX_FILTER_IDS} ids", field="ids")
+        ids = [checks.check_server_id(server_id, f"ids[{i}]") for i, server_id in enumerate(filters.ids)] or None
+        limit = checks.check_page_size(page_size)
+        bound = [filters.environment, filters.role, ids, filters.show_deleted]
+        last = pages.position("servers", bound, page_token, (str,))
+        after = "" if last is None else _text_in_token(last[0])
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(_LIST_SERVERS, *bound, after, limit + 1)
+            total = await connection.fetchval(_COUNT_SERVERS, *bound)
+        more = len(rows) > limit
+        return Page(
+            items=tuple(_server(row) for row in rows[:limit]),
+            next_page_token=pages.page_token("servers", bound, [rows[limit - 1]["id"]]) if more else "",
+            total_size=total,
+        )
+
+    async def get_server(self, server_id: str) -> ServerRecord:
+        return await self._one_server(_GET_SERVER, checks.check_server_id(server_id))
+
+    async def create_server(self, descriptor: ServerDescriptor) -> ServerRecord:
+        checks.check_descriptor(descriptor, "descriptor")
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(_CREATE_SERVER, *_values(descriptor))
+        if row is None:
+            raise AlreadyExists(f"there is a server {descriptor.server_id!r}, maybe a deleted one", field="server_id")
+        return _server(row)
+
+    async def update_server(self, descriptor: ServerDescriptor, fields: Collection[str] = ()) -> ServerRecord:
+        unknown = sorted(set(fields) - set(UPDATABLE_FIELDS))
+        if unknown:
+            raise InvalidArgument(
+                f"{unknown[0][:64]!r} is not one of {', '.join(UPDATABLE_FIELDS)}", field="update_mask"
+            )
+        checks.check_descriptor(descriptor, "descriptor")
+        chosen = list(fields or UPDATABLE_FIELDS)
+        return await self._one_server(_UPDATE_SERVER, *_values(descriptor), chosen)
+
+    async def register_servers(self, descriptors: Sequence[ServerDescriptor]) -> int:
+        if len(descriptors) > checks.MAX_REGISTERED_SERVERS:
+            raise InvalidArgument(
+                f"at most {checks.MAX_REGISTERED_SERVERS} at once (MAX_REGISTERED_SERVERS)", field="servers"
+            )
+        for index, descriptor in enumerate(descriptors):
+            checks.check_descriptor(descriptor, f"servers[{index}]")
+        # Sorted, so that two calls lock rows in the same order and cannot wait for each other in a circle.
+        unique = sorted({d.server_id: d for d in descriptors}.values(), key=lambda d: d.server_id)
+        if not unique:
+            return 0
+        columns = (
+            [d.server_id for d in unique],
+            [d.hostname for d in unique],
+            [d.environment for d in unique],
+            [d.role for d in unique],
+            [d.location for d in unique],
+            [d.report_interval_ms for d in unique],
+        )
+        async with self._database.connection() as connection:
+            done: str = await connection.execute(_REGISTER_SERVERS, *columns)
+        return int(done.rpartition(" ")[2])  # "INSERT 0 <rows inserted or updated>"
+
+    async def delete_server(self, server_id: str) -> ServerRecord:
+        return await self._one_server(_DELETE_SERVER, checks.check_server_id(server_id))
+
+    async def undelete_server(self, server_id: str) -> ServerRecord:
+        checks.check_server_id(server_id)
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(_UNDELETE_SERVER, server_id)
+            if row is None and await connection.fetchrow(_GET_SERVER, server_id) is not None:
+                raise AlreadyExists(f"the server {server_id!r} is not deleted", field="server_id")
+        return _found(row, server_id)
+
+    async def record_interaction(self, interaction: NewInteraction) -> Interaction:
+        new = interaction
+        new_id = checks.check_interaction_id(new.id) if new.id else None
+        checks.check_text(new.session_id, "session_id", max_characters=checks.MAX_SESSION_ID_CHARACTERS)
+        checks.check_text(new.query, "query", max_bytes=checks.MAX_TEXT_BYTES)
+        checks.check_text(new.response, "response", max_bytes=checks.MAX_TEXT_BYTES)
+        confidence = checks.check_confidence(new.confidence, "confidence")
+        rating = checks.check_rating(new.user_rating, "user_rating")
+        values = (new_id, new.session_id, new.query, new.response, confidence, rating)
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(_RECORD_INTERACTION, *values)
+            if row is None:  # a statement of its own, since the first does not see a row committed after it began
+                row = await connection.fetchrow(_GET_INTERACTION, new_id)
+        return _interaction(row)
+
+    async def get_interaction(self, interaction_id: str) -> Interaction:
+        wanted = checks.check_interaction_id(interaction_id)
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(_GET_INTERACTION, wanted)
+        if row is None:
+            raise NotFound(f"there is no interaction {wanted}", field="id")
+        return _interaction(row)
+
+    async def list_interactions(
+        self, filters: InteractionFilter, *, page_size: int = 0, page_token: str = ""
+    ) -> Page[Interaction]:
+        checks.check_text(filters.session_id, "session_id", max_characters=checks.MAX_SESSION_ID_CHARACTERS)
+        if filters.min_rating:
+            checks.check_rating(filters.min_rating, "min_rating")
+        limit = checks.check_page_size(page_size)
+        bound = [filters.session_id, filters.min_rating]
+        last = pages.position("interactions", bound, page_token, (int, str))
+        before = (None, None) if last is None else _instant_in_token(*last)
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(_LIST_INTERACTIONS, *bound, *before, limit + 1)
+            total = await connection.fetchval(_COUNT_INTERACTIONS, *bound)
+        token = ""
+        if len(rows) > limit:
+            end = rows[limit - 1]
+            token = pages.page_token(
+                "interactions", bound, [(end["created_at"] - _EPOCH) // _MICROSECOND, str(end["id"])]
+            )
+        return Page(items=tuple(_interaction(row) for row in rows[:limit]), next_page_token=token, total_size=total)
+
+    async def _one_server(self, statement: str, server_id: str, *values: Any) -> ServerRecord:
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(statement, server_id, *values)
+        return _found(row, server_id)
+
+
+def _values(descriptor: ServerDescriptor) -> tuple[str, str, str, str, str, int]:
+    return (
+        descriptor.server_id,
+        descriptor.hostname or descriptor.server_id,
+        descriptor.environment,
+        descriptor.role,
+        descriptor.location,
+        descriptor.report_interval_ms,
+    )
+
+
+def _found(row: Any, server_id: str) -> ServerRecord:
+    if row is None:
+        raise NotFound(f"there is no server {server_id!r}", field="server_id")
+    return _server(row)
+
+
+def _server(row: Any) -> ServerRecord:
+    descriptor = ServerDescriptor(
+        server_id=row["id"],
+        hostname=row["hostname"],
+        environment=row["environment"] or "",
+        role=row["role"] or "",
+        location=row["location"] or "",
+        report_interval_ms=row["report_interval_ms"] or 0,
+    )
+    return ServerRecord(
+        descriptor=descriptor,
+        create_time=row["created_at"],
+        update_time=row["updated_at"],
+        delete_time=row["deleted_at"],
+    )
+
+
+def _interaction(row: Any) -> Interaction:
+    return Interaction(
+        id=str(row["id"]),
+        session_id=row["session_id"] or "",
+        query=row["query"] or "",
+        response=row["response"] or "",
+        confidence=row["confidence"],
+        user_rating=row["user_rating"],
+        create_time=row["created_at"],
+    )
+
+
+def _text_in_token(part: str | int) -> str:
+    try:
+        return checks.check_server_id(str(part))
+    except InvalidArgument:
+        raise pages.bad_token() from None
+
+
+def _instant_in_token(microseconds: str | int, interaction_id: str | int) -> tuple[datetime, UUID]:
+    try:
+        return _EPOCH + timedelta(microseconds=int(microseconds)), UUID(str(interaction_id))
+    except (ValueError, OverflowError):
+        raise pages.bad_token() from None

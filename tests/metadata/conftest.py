@@ -1,0 +1,78 @@
+"""Two real databases for every test of the store: the embedded PostgreSQL 18 and Debian's 15, a cluster each."""
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.clock import SystemClock
+from services.metadata import postmaster
+from services.metadata.store_connection import Database
+from services.metadata.store_postgres import PostgresStore
+from services.metadata.target import DatabaseTarget, target_of_url
+from tests.harness.postgres import PostgresServer, debian_postgres, embedded_postgres, scratch_folder
+
+
+@pytest.fixture(scope="session")
+def embedded_server() -> Iterator[PostgresServer]:
+    with embedded_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def debian_server() -> Iterator[PostgresServer]:
+    with debian_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _breakable_server() -> Iterator[PostgresServer]:
+    with debian_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def own_server(_breakable_server: PostgresServer) -> Iterator[PostgresServer]:
+    """A server that a test may stop and break; it runs again when the test has ended."""
+    yield _breakable_server
+    if _breakable_server.process is None or _breakable_server.process.poll() is not None:
+        _breakable_server.start()
+
+
+@pytest.fixture(scope="session")
+def made_cluster() -> Iterator[Path]:
+    """A folder with an embedded cluster that does not run, to be copied: initdb takes most of a first start's time."""
+    made = scratch_folder()
+    postmaster.prepare(made)
+    yield made / "postgresql"
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(params=["embedded-18", "debian-15"])
+def server(request: pytest.FixtureRequest) -> PostgresServer:
+    found: PostgresServer = request.getfixturevalue(f"{request.param.partition('-')[0]}_server")
+    return found
+
+
+@pytest.fixture
+async def target(server: PostgresServer) -> DatabaseTarget:
+    """A fresh, empty database."""
+    return await server.fresh_database()
+
+
+@pytest.fixture
+async def database(target: DatabaseTarget) -> AsyncIterator[Database]:
+    async with Database(target, clock=SystemClock()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def blind_store() -> PostgresStore:
+    """A store without a database, for calls that must be refused before one is asked: all others are Unavailable."""
+    return PostgresStore(Database(target_of_url("postgresql://127.0.0.1:1/none"), clock=SystemClock()))
+
+
+@pytest.fixture
+def store(database: Database) -> PostgresStore:
+    return PostgresStore(database)

@@ -1,0 +1,330 @@
+"""The border to the database: away, hanging, full, read-only, wrong; a typed error in bounded time, then recovery."""
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from dataclasses import replace
+
+import asyncpg
+import psutil
+import pytest
+from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from fleet.model import ServerDescriptor
+from runtime import telemetry
+from runtime.clock import SystemClock
+from runtime.errors import Aborted, FailedPrecondition, Internal, Unavailable
+from services.metadata.store import ServerFilter
+from services.metadata.store_connection import MAX_CONNECTIONS, Bounds, Database
+from services.metadata.store_migrate import Migration
+from services.metadata.store_postgres import PostgresStore
+from services.metadata.target import DatabaseTarget, target_of_url
+from tests.harness import eventually, free_port
+from tests.harness.postgres import OWNER, PostgresServer
+
+QUICK = Bounds(acquire_s=0.6, command_s=0.8, probe_s=0.5)
+WORST_S = QUICK.acquire_s * 2 + QUICK.command_s + 0.5
+"""Waiting for a connection, the statement, giving the broken connection back; and a slow machine."""
+
+
+def open_database(target: DatabaseTarget, bounds: Bounds = QUICK) -> Database:
+    return Database(target, clock=SystemClock(), bounds=bounds)
+
+
+async def answers(store: PostgresStore) -> bool:
+    try:
+        await store.list_servers(ServerFilter())
+    except Unavailable:
+        return False
+    return True
+
+
+@pytest.fixture
+async def own_target(own_server: PostgresServer) -> DatabaseTarget:
+    return await own_server.fresh_database()
+
+
+async def test_the_service_starts_without_its_database_and_finds_it_later(
+    own_server: PostgresServer, own_target: DatabaseTarget
+) -> None:
+    own_server.stop()
+    started = time.monotonic()
+    async with open_database(own_target) as database:
+        assert time.monotonic() - started < WORST_S
+        store = PostgresStore(database)
+        for call in (store.list_servers(ServerFilter()), database.probe()):
+            with pytest.raises(Unavailable):
+                await call
+        own_server.start()
+        await eventually(lambda: answers(store), 8.0)
+        assert (await database.probe()).server_version.startswith("PostgreSQL 15")
+
+
+async def test_a_restarted_server_is_found_again_by_the_pool(
+    own_server: PostgresServer, own_target: DatabaseTarget
+) -> None:
+    async with open_database(own_target) as database:
+        store = PostgresStore(database)
+        await asyncio.gather(*(store.list_servers(ServerFilter()) for _ in range(MAX_CONNECTIONS)))
+        own_server.stop(signal.SIGQUIT)
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="does not answer") as away:
+            await store.create_server(ServerDescriptor(server_id="a", hostname="a"))
+        assert time.monotonic() - started < 1.0
+        assert away.value.retry_after_s
+        with pytest.raises(Unavailable, match="ConnectionRefusedError"):
+            await database.probe()
+        own_server.start()
+        await eventually(lambda: answers(store), 3.0)
+        await store.create_server(ServerDescriptor(server_id="a", hostname="a"))
+
+
+async def test_a_hanging_server_costs_each_call_a_bounded_time(
+    own_server: PostgresServer, own_target: DatabaseTarget
+) -> None:
+    async with open_database(own_target) as database:
+        store = PostgresStore(database)
+        assert await answers(store)
+        assert own_server.process is not None
+        postmaster = psutil.Process(own_server.process.pid)
+        stopped = [postmaster, *postmaster.children()]
+        for process in stopped:
+            process.suspend()
+        try:
+            started = time.monotonic()
+            results = await asyncio.gather(*(answers(store) for _ in range(3)))
+            assert results == [False] * 3
+            assert time.monotonic() - started < WORST_S
+            started = time.monotonic()
+            with pytest.raises(Unavailable, match="no answer in time"):
+                await database.probe()
+            assert time.monotonic() - started < QUICK.probe_s + QUICK.acquire_s + 0.5
+        finally:
+            for process in stopped:
+                process.resume()
+        await eventually(lambda: answers(store), 3.0)
+
+
+async def test_a_first_host_that_swallows_packets_does_not_hide_the_second(debian_server: PostgresServer) -> None:
+    real = await debian_server.fresh_database()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = (silent.getsockname(), ("127.0.0.1", free_port()), *real.hosts)
+        started = time.monotonic()
+        async with open_database(replace(real, hosts=hosts), Bounds()) as database:
+            store = PostgresStore(database)
+            assert time.monotonic() - started < Bounds().acquire_s
+            assert await answers(store)
+            started = time.monotonic()  # the host that served is asked first from now on
+            await asyncio.gather(*(store.list_servers(ServerFilter()) for _ in range(MAX_CONNECTIONS)))
+            assert time.monotonic() - started < 0.8
+
+
+async def test_a_server_that_became_read_only_is_left_until_it_takes_writes(
+    own_server: PostgresServer, own_target: DatabaseTarget
+) -> None:
+    async def set_read_only(value: str) -> None:
+        connection = await asyncpg.connect(**own_server.admin)
+        await connection.execute("SET default_transaction_read_only = off")
+        await connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
+        await connection.execute("SELECT pg_reload_conf()")
+        await connection.close()
+
+    async def refused() -> bool:
+        try:
+            await store.register_servers([ServerDescriptor(server_id="a", hostname="a", role=str(time.monotonic()))])
+        except Unavailable:
+            return True
+        return False
+
+    async def accepted() -> bool:
+        return not await refused()
+
+    async with open_database(own_target) as database:
+        store = PostgresStore(database)
+        assert await accepted()
+        await set_read_only("on")
+        try:
+            await eventually(refused, 3.0)
+            with pytest.raises(Unavailable):  # the demoted connection is gone and no other host takes writes
+                await store.list_servers(ServerFilter())
+        finally:
+            await set_read_only("off")
+        await eventually(accepted, 3.0)
+
+
+async def test_a_full_pool_is_told_in_time(database: Database) -> None:
+    quick = open_database(database.target)
+    async with quick:
+        held = [quick.connection() for _ in range(MAX_CONNECTIONS)]
+        for each in held:
+            await each.__aenter__()
+        started = time.monotonic()
+        with pytest.raises(Unavailable):
+            async with quick.connection():
+                pass
+        assert time.monotonic() - started < QUICK.acquire_s + 0.5
+        for each in held:
+            await each.__aexit__(None, None, None)
+        assert await answers(PostgresStore(quick))
+
+
+async def test_a_slow_statement_ends_and_its_connection_stays_usable(target: DatabaseTarget) -> None:
+    async with open_database(target) as database:
+        async with database.connection() as connection:
+            before = connection.get_server_pid()
+        started = time.monotonic()
+        with pytest.raises(Unavailable):
+            async with database.connection() as connection:
+                await connection.execute("SELECT pg_sleep(9)")
+        assert time.monotonic() - started < QUICK.command_s + 0.4
+        async with database.connection() as connection:
+            assert connection.get_server_pid() == before
+
+
+async def test_unknown_failures_are_logged_and_hidden_from_callers(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    for statement, argument in (("SELECT 1 / 0", ()), ("SELECT $1::integer", ("no number",)), ("nonsense", ())):
+        caplog.clear()
+        with pytest.raises(Internal, match=r"^internal error, id [0-9a-f]{12}$") as hidden:
+            async with database.connection() as connection:
+                await connection.fetch(statement, *argument)
+        (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+        assert record.exc_info is not None
+        assert record.error_id == hidden.value.metadata["error_id"]
+
+
+@pytest.mark.parametrize("failure", [asyncpg.InternalClientError, asyncpg.ReadOnlySQLTransactionError])
+async def test_a_connection_whose_server_has_said_goodbye_is_not_used_again(
+    database: Database, failure: type[Exception]
+) -> None:
+    async with database.connection() as connection:
+        before = connection.get_server_pid()
+    with pytest.raises(Unavailable):
+        async with database.connection() as connection:
+            raise failure("cannot switch to state 12; another operation (2) is in progress")
+    async with database.connection() as connection:
+        assert connection.get_server_pid() != before
+
+
+@pytest.mark.parametrize("code", ["40001", "40P01"])
+async def test_lost_races_may_be_repeated(database: Database, code: str) -> None:
+    with pytest.raises(Aborted):
+        async with database.connection() as connection:
+            await connection.execute(f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{code}'; END $$")
+
+
+async def test_cancelling_a_call_gives_its_connection_back(database: Database) -> None:
+    async def call() -> None:
+        async with database.connection() as connection:
+            await connection.execute("SELECT pg_sleep(4)")
+
+    calls = [asyncio.create_task(call()) for _ in range(MAX_CONNECTIONS)]
+    await asyncio.sleep(0.1)
+    for task in calls:
+        task.cancel()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)
+    assert all(await asyncio.gather(*(answers(PostgresStore(database)) for _ in range(MAX_CONNECTIONS))))
+
+
+async def test_a_database_that_was_set_up_anew_is_migrated_anew(target: DatabaseTarget) -> None:
+    async with open_database(target) as database:
+        store = PostgresStore(database)
+        async with database.connection() as connection:
+            await connection.execute("DROP TABLE servers, ai_interactions, schema_version")
+        with pytest.raises(Unavailable):
+            await store.list_servers(ServerFilter())
+        await eventually(lambda: answers(store), 3.0)
+
+
+async def test_the_probe_says_that_the_schema_cannot_be_used(target: DatabaseTarget) -> None:
+    async with open_database(target) as database:
+        known = database._migrations
+        database._migrations = (Migration(version=1, name="broken", sql="SELECT 1 / 0"),)
+        async with database.connection() as connection:
+            await connection.execute("DROP TABLE servers, schema_version")
+        assert not await answers(PostgresStore(database))
+
+        async def told() -> bool:
+            with pytest.raises(Unavailable, match="schema is not ready") as down:
+                await database.probe()
+            return "migration 1 (broken) failed" in down.value.message
+
+        await eventually(told, 3.0)
+        database._migrations = known
+        await eventually(lambda: answers(PostgresStore(database)), 8.0)
+        assert (await database.probe()).degraded == ""
+
+
+async def test_a_connection_that_is_closed_in_use_is_unavailable(database: Database) -> None:
+    with pytest.raises(Unavailable):
+        async with database.connection() as connection:
+            await connection.close()
+            await connection.fetch("SELECT 1")
+    assert await answers(PostgresStore(database))
+
+
+async def test_a_refused_password_is_told_without_it_and_without_the_user(
+    debian_server: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    wrong = "wr0ng-s3cret-w0rd"
+    port = debian_server.admin["port"]
+    target = target_of_url(f"postgresql://{OWNER}:{wrong}@127.0.0.1:{port}/postgres")
+    async with open_database(target) as database:
+        with pytest.raises(Unavailable) as seen:
+            await database.probe()
+        with pytest.raises(Unavailable) as called:
+            await PostgresStore(database).get_server("a")
+    assert "refuses the user or the password" in seen.value.message
+    assert target.address == f"127.0.0.1:{port}/postgres"
+    written = [record.getMessage() + str(record.exc_text) for record in caplog.records]
+    for text in (str(seen.value), str(called.value), repr(database.target), *written):
+        assert wrong not in text
+        assert OWNER not in text
+
+
+async def test_the_probe_tells_what_the_status_call_shows(
+    database: Database, server: PostgresServer, target: DatabaseTarget
+) -> None:
+    probe = await database.probe()
+    assert probe.server_version.startswith("PostgreSQL 18" if server.kind == "embedded" else "PostgreSQL 15")
+    assert probe.address == target.address
+    assert 0 < probe.latency_ms < 1_000
+    assert (probe.disk_free_bytes > 0) == (server.kind == "embedded")
+    assert probe.degraded == ""
+
+
+async def test_a_server_that_is_too_old_is_refused(target: DatabaseTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.metadata.store_migrate.MIN_SERVER_VERSION", 99)
+    with pytest.raises(FailedPrecondition, match="is too old"):
+        async with open_database(target):
+            pass
+
+
+def test_the_tests_bounds_are_not_those_of_the_product() -> None:
+    assert Bounds() == Bounds(acquire_s=3.0, command_s=5.0, probe_s=1.2)
+
+
+async def test_calls_are_traced_when_tracing_is_on_and_probes_never(target: DatabaseTarget) -> None:
+    exporter = InMemorySpanExporter()
+    telemetry.configure("test", exporter=exporter)
+    try:
+        async with open_database(target) as database:
+            exporter.clear()
+            await database.probe()
+            assert exporter.get_finished_spans() == ()
+            with telemetry.tracer("test").start_as_current_span("caller") as caller:
+                await PostgresStore(database).list_servers(ServerFilter(environment="in-a-parameter"))
+            spans = [span for span in exporter.get_finished_spans() if span.name != "caller"]
+        assert spans
+        assert all(span.parent and span.parent.span_id == caller.get_span_context().span_id for span in spans)
+        assert any("FROM servers" in str(span.attributes) for span in spans)
+        assert "in-a-parameter" not in str([span.attributes for span in spans])
+    finally:
+        AsyncPGInstrumentor().uninstrument()
+        telemetry.shutdown()

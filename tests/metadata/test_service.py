@@ -1,0 +1,251 @@
+"""The metadata service as a real process: started, called over gRPC, killed, started again."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import grpc
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from openmanager.fleet.v1 import metric_pb2, status_pb2, status_pb2_grpc
+from openmanager.metadata.v1 import metadata_pb2 as pb
+from openmanager.metadata.v1 import metadata_pb2_grpc as pb_grpc
+from runtime.channel import Channel, calling
+from runtime.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from tests.harness import eventually, free_port
+from tests.harness.postgres import PostgresServer, scratch_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRET = "a-secret-for-this-test"
+UP, DOWN = status_pb2.STORE_STATE_UP, status_pb2.STORE_STATE_DOWN
+ENVIRONMENT = {"PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "PATH": os.environ["PATH"], "SERVICE_SECRET": SECRET}
+
+
+class Service:
+    """One process of `python -m services.metadata` and a client of it."""
+
+    def __init__(self, data_dir: Path, **environment: str) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self._environment = ENVIRONMENT | {"DATA_DIR": str(data_dir), "METADATA_ADDRESS": self.address} | environment
+        self.log = data_dir / "service.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "services.metadata"], cwd=ROOT, env=self._environment, stdout=log, stderr=log
+            )
+        self.channel = Channel(self.address, secret=SECRET, default_deadline_s=9.0)
+        self.servers = pb_grpc.ServerRegistryServiceStub(self.channel.grpc)
+        self.interactions = pb_grpc.InteractionStoreServiceStub(self.channel.grpc)
+        self.stores = status_pb2_grpc.StoreStatusServiceStub(self.channel.grpc)
+
+    async def healthy(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()[-2_000:]
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            with contextlib.suppress(grpc.RpcError):
+                request = health_pb2.HealthCheckRequest(service="openmanager.metadata.v1.ServerRegistryService")
+                answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=1.0)
+                return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        return False
+
+    async def size(self) -> int:
+        try:
+            async with calling("metadata"):
+                return int((await self.servers.ListServerRecords(pb.ListServerRecordsRequest())).total_size)
+        except Unavailable:
+            return -1
+
+    async def status(self) -> status_pb2.StoreStatus:
+        async with calling("metadata"):
+            answer = await self.stores.ListStoreStatuses(status_pb2.ListStoreStatusesRequest())
+        (store,) = answer.stores
+        return store
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(15.0)
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    made = scratch_folder()
+    yield made
+    for process in postmasters(made):
+        process.kill()
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def running(data_dir: Path, **environment: str) -> AsyncIterator[Service]:
+    service = Service(data_dir, **environment)
+    try:
+        await eventually(service.healthy, 20.0)
+        yield service
+    except BaseException:
+        sys.stderr.write(service.log.read_text()[-6_000:])
+        raise
+    finally:
+        await service.channel.close()
+        if service.process.poll() is None:
+            service.process.kill()
+            service.process.wait()
+
+
+def postmasters(data_dir: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if str(data_dir.resolve() / "metadata" / "postgresql") in process.cmdline():
+                found.append(process)
+    return found
+
+
+def server(server_id: str, **fields: str) -> metric_pb2.ServerDescriptor:
+    return metric_pb2.ServerDescriptor(server_id=server_id, **fields)
+
+
+async def test_killed_with_9_it_serves_the_same_data_within_10_s(data_dir: Path) -> None:
+    async with running(data_dir) as first:
+        async with calling("metadata"):
+            await first.servers.RegisterServers(pb.RegisterServersRequest(servers=[server("a"), server("b")]))
+        (orphan,) = postmasters(data_dir)
+        first.stop(signal.SIGKILL)
+        assert orphan.is_running()
+    started = time.monotonic()
+    async with running(data_dir) as second:
+        assert await second.size() == 2
+        assert time.monotonic() - started < 10.0
+        (adopted,) = postmasters(data_dir)
+        assert adopted.pid != orphan.pid
+
+        async def up() -> bool:
+            return (await second.status()).state == UP
+
+        await eventually(up, 5.0)
+        status = await second.status()
+        assert (status.name, status.role, status.service) == ("postgresql", "embedded", "metadata")
+        assert status.server_version.startswith("PostgreSQL 18")
+        assert status.disk_free_bytes > 0
+        # A killed postmaster is down for callers and the status, and comes back by itself.
+        adopted.kill()
+
+        async def back() -> bool:
+            return await second.size() == 2
+
+        await eventually(back, 10.0)
+        assert second.stop() == 0
+    assert postmasters(data_dir) == []
+
+
+async def test_every_method_over_the_wire(data_dir: Path, made_cluster: Path) -> None:
+    (data_dir / "metadata").mkdir(mode=0o700)
+    subprocess.run(["cp", "-a", str(made_cluster), str(data_dir / "metadata")], check=True)
+    async with running(data_dir) as service:
+        calls = service.servers
+        descriptor = server("web-1", hostname="web-1.example", environment="prod", role="web", location="eu")
+        descriptor.report_interval.FromSeconds(30)
+        created = (await calls.CreateServerRecord(pb.CreateServerRecordRequest(descriptor=descriptor))).server
+        assert created.descriptor == descriptor
+        assert created.create_time.ToMilliseconds() / 1000 == pytest.approx(time.time(), abs=60)
+        assert not created.HasField("delete_time")
+        got = await calls.GetServerRecord(pb.GetServerRecordRequest(server_id="web-1"))
+        assert got.server == created
+        update = pb.UpdateServerRecordRequest(descriptor=server("web-1", role="db"))
+        update.update_mask.paths.append("role")
+        updated = (await calls.UpdateServerRecord(update)).server.descriptor
+        assert (updated.role, updated.environment, updated.report_interval.seconds) == ("db", "prod", 30)
+        deleted = await calls.DeleteServerRecord(pb.DeleteServerRecordRequest(server_id="web-1"))
+        assert deleted.server.HasField("delete_time")
+        assert await service.size() == 0
+        shown = await calls.ListServerRecords(pb.ListServerRecordsRequest(show_deleted=True, role="db", page_size=1))
+        assert [record.descriptor.server_id for record in shown.servers] == ["web-1"]
+        await calls.UndeleteServerRecord(pb.UndeleteServerRecordRequest(server_id="web-1"))
+        registered = await calls.RegisterServers(pb.RegisterServersRequest(servers=[descriptor, server("new")]))
+        assert registered.changed == 2
+        said = pb.Interaction(session_id="s", query="why?", response="so", confidence=0.0, user_rating=5)
+        stored = (await service.interactions.StoreInteraction(pb.StoreInteractionRequest(interaction=said))).interaction
+        assert (stored.query, stored.confidence, stored.user_rating) == ("why?", 0.0, 5)
+        assert stored.HasField("confidence")
+        loaded = await service.interactions.LoadInteraction(pb.LoadInteractionRequest(id=stored.id))
+        assert loaded.interaction == stored
+        bare = await service.interactions.StoreInteraction(pb.StoreInteractionRequest())
+        assert not bare.interaction.HasField("confidence")
+        assert not bare.interaction.HasField("user_rating")
+        found = await service.interactions.QueryInteractions(pb.QueryInteractionsRequest(session_id="s", min_rating=5))
+        assert list(found.interactions) == [stored]
+        for call, kind, field in (
+            (calls.GetServerRecord(pb.GetServerRecordRequest(server_id="no")), NotFound, "server_id"),
+            (calls.CreateServerRecord(pb.CreateServerRecordRequest(descriptor=descriptor)), AlreadyExists, "server_id"),
+            (calls.ListServerRecords(pb.ListServerRecordsRequest(page_token="x")), InvalidArgument, "page_token"),
+            (service.interactions.LoadInteraction(pb.LoadInteractionRequest(id="x")), InvalidArgument, "id"),
+        ):
+            with pytest.raises(kind) as refused:
+                async with calling("metadata"):
+                    await call
+            assert refused.value.field == field
+
+
+async def test_it_answers_health_before_its_database_is_there(data_dir: Path, own_server: PostgresServer) -> None:
+    postgres = own_server
+    name = (await postgres.fresh_database()).address.rpartition("/")[2]
+    postgres.stop()
+    async with running(data_dir, DATABASE_URL=postgres.url(name)) as service:
+        assert await service.size() == -1
+
+        async def state_is(state: int) -> bool:
+            return (await service.status()).state == state
+
+        await eventually(lambda: state_is(DOWN), 5.0)
+        down = await service.status()
+        assert down.role == "primary"
+        assert down.last_error
+        assert postgres.password not in str(down)
+        postgres.start()
+
+        async def found() -> bool:
+            return await service.size() == 0
+
+        await eventually(found, 10.0)
+        await eventually(lambda: state_is(UP), 5.0)
+        up = await service.status()
+        assert up.address == f"127.0.0.1:{postgres.admin['port']}/{name}"
+        assert up.server_version.startswith("PostgreSQL 15")
+        admin = await asyncpg.connect(**(postgres.admin | {"database": name}))
+        await admin.execute("INSERT INTO schema_version (version, name, checksum) VALUES (99, 'future', 'x')")
+        await admin.close()
+        assert service.stop() == 0
+        assert not (data_dir / "metadata" / "postgresql").exists()
+    # A schema from the future: one line, no traceback, nothing served.
+    newer = Service(data_dir, DATABASE_URL=postgres.url(name))
+    assert await asyncio.to_thread(newer.process.wait, 15.0) == 1
+    await newer.channel.close()
+    text = newer.log.read_text()
+    assert "schema is version 99" in text
+    assert "Traceback" not in text
+    assert postgres.password not in text
+
+
+def test_settings_that_make_no_sense_stop_it_with_one_message(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "services.metadata"],
+        cwd=ROOT,
+        env=ENVIRONMENT
+        | {"DATA_DIR": str(tmp_path), "DATABASE_URL": "mysql://u:hidden-word@db/x", "METADATA_ADDRESS": "x"},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == 2
+    assert "DATABASE_URL: must begin with postgresql://" in done.stderr
+    assert "METADATA_ADDRESS: 'x' is not host:port" in done.stderr
+    assert "hidden-word" not in done.stderr
+    assert "Traceback" not in done.stderr
