@@ -7,6 +7,7 @@ own words; stopping is orderly and bounded; no process outlives the launcher, no
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections import deque
@@ -24,11 +25,16 @@ RESTART_MAX_S = 30.0
 HEALTHY_AFTER_S = 30.0
 """A process that ran this long since its last start has recovered: the next back-off begins anew."""
 STOP_BOUND_S = 10.0
+REPEAT_AFTER_S = 60.0
+"""The terminal shows a line, whatever its numbers, once in this time."""
+MAX_SHOWN = 100
 MAX_LAST_LINES = 20
 MAX_LINE_BYTES = 1 << 20
 
 SETTLE_BOUND_S = 5.0
 """When a process cannot start, how long the others may take to tell whether they can, so that all faults are shown."""
+
+_NUMBERS = re.compile(r"\b[0-9a-f]*[0-9][0-9a-f]*\b")
 
 Say = Callable[[str], None]
 
@@ -59,6 +65,7 @@ class _Running:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str = ""
+    shown: dict[str, float] = field(default_factory=dict)
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_LAST_LINES))
 
 
@@ -169,8 +176,20 @@ class Supervisor:
             text = summary_of(line)
             if text:
                 running.last_lines.append(text)
-                if running.ready.is_set() and not self._stopping.is_set():
+                if running.settled.is_set() and not self._stopping.is_set() and self._is_news(running, text):
                     self._say(f"{running.spec.name}: {text}")
+
+    def _is_news(self, running: _Running, text: str) -> bool:
+        """Whether the terminal has not shown the like of it lately; the log file has every line."""
+        now_s = self._clock.monotonic()
+        kind = _NUMBERS.sub("#", text)
+        shown_s = running.shown.get(kind, -REPEAT_AFTER_S)
+        if now_s < shown_s + REPEAT_AFTER_S:
+            return False
+        if len(running.shown) >= MAX_SHOWN:
+            running.shown.clear()
+        running.shown[kind] = now_s
+        return True
 
     async def _watch_ready(self, running: _Running, notifications: NotifySocket, *, again: bool) -> None:
         while notify.READY not in await notifications.receive():

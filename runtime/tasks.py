@@ -38,6 +38,8 @@ class Backoff:
 
 
 DEFAULT_BACKOFF: Final = Backoff()
+QUIET_FAILURES: Final = 4
+"""So many failures in a row are logged as routine: the processes start in any order."""
 
 
 async def run_forever(
@@ -58,7 +60,7 @@ async def run_forever(
         try:
             await work()
         except OpenManagerError as error:  # a store is away, and the like: no fault of the code
-            _log.warning("background task %s waits: %s", name, error)
+            _log.log(_level(failures), "background task %s waits: %s", name, error)
         except Exception as error:
             _log.exception("background task %s failed: %s", name, error)
         else:
@@ -67,6 +69,12 @@ async def run_forever(
             failures = 0
         await clock.sleep(backoff.delay_s(failures, rng))
         failures += 1
+
+
+def _level(failures: int) -> int:
+    """How loudly to say that a task waits again: a short wait is routine, a long one is said ever more rarely."""
+    is_power_of_two = failures & (failures - 1) == 0
+    return logging.WARNING if failures >= QUIET_FAILURES and is_power_of_two else logging.INFO
 
 
 def start(name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

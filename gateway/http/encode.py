@@ -176,7 +176,7 @@ def _enum(descriptor: EnumDescriptor) -> Reader:
 
 
 def _map(entry: Descriptor) -> Reader:
-    """Maps: keys are text in JSON. `dict(map)` of 511 doubles takes 0.1 ms, a comprehension over it twice that."""
+    """Maps: keys are text in JSON, in order where they are names, since a map's own order differs from call to call."""
     key, value = entry.fields_by_name["key"], entry.fields_by_name["value"]
     read = _element(value)
     if key.type != FieldDescriptor.TYPE_STRING:
@@ -185,16 +185,21 @@ def _map(entry: Descriptor) -> Reader:
     if read is _double:
         return _doubles_by_name
     if read is _as_is:
-        return dict
-    return lambda entries: {name: read(item) for name, item in entries.items()}
+        return _sorted
+    return lambda entries: {name: read(item) for name, item in sorted(entries.items())}
 
 
 def _bool_key(value: bool) -> str:
     return "true" if value else "false"
 
 
+def _sorted(entries: Any) -> dict[str, Any]:
+    plain = dict(entries)
+    return {name: plain[name] for name in sorted(plain)}  # 511 doubles: 0.21 ms, unsorted 0.12
+
+
 def _doubles_by_name(entries: Any) -> dict[str, float | str]:
-    plain: dict[str, Any] = dict(entries)
+    plain = _sorted(entries)
     if all(map(math.isfinite, plain.values())):
         return plain
     return {name: _double(value) for name, value in plain.items()}
