@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+pytest_plugins = ("tests.harness.shared_product",)
+
 _skipped: dict[str, str] = {}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.harness.commands import require_command
 from tests.harness.launched import Launched
-from tests.system.conftest import METRICS, SERVERS
+from tests.harness.shared_product import METRICS, SERVERS
 
 PUBLIC = ("FleetService", "HistoryService", "IngestService", "StorageService", "AnalyticsService", "SimulatorService")
 INNER = {

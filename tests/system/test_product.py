@@ -14,7 +14,7 @@ import pytest
 
 from tests.harness.launched import Launched, within
 from tests.harness.product import ROOT
-from tests.system.conftest import METRICS, SERVERS
+from tests.harness.shared_product import METRICS, SERVERS
 
 
 def test_every_server_and_metric_is_there(product: Launched) -> None:

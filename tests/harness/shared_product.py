@@ -1,4 +1,4 @@
-"""One running product for the tests that only look at it."""
+"""One running product for all tests that only look at it: a fixture, loaded by tests/conftest.py."""
 
 from collections.abc import Iterator
 

@@ -1,0 +1,138 @@
+"""Bytes that rot on disk: what they held is counted and left out, everything else is answered."""
+
+import logging
+import random
+from pathlib import Path
+
+import apsw
+import pytest
+
+from runtime.clock import ManualClock
+from runtime.errors import DataLoss
+from services.timeseries.engine import Engine, EngineSettings
+from tests.timeseries.engine.model import EVERYTHING, Model, assert_same, everything, metric_set, rows
+
+NOON = 19_700 * 86_400_000 + 43_200_000
+DAY_MS = 86_400_000
+SET = metric_set("cpu_usage", "requests_total", "memory_usage")
+SETTINGS = EngineSettings(maintenance_interval_s=1e9, journal_keep_s=0.0, head_rows=50)
+
+
+async def fill(folder: Path) -> Model:
+    """Three servers, two days, everything in blocks and the journal empty."""
+    model, rng, clock = Model(), random.Random(1), ManualClock(NOON)
+    async with Engine.open(folder, clock=clock, settings=SETTINGS) as engine:
+        for day in range(2):
+            for server in "abc":
+                lines = [
+                    (server, NOON + day * DAY_MS + n * 1_000, [rng.random(), n, rng.gauss(5, 1)]) for n in range(50)
+                ]
+                await engine.append(rows(SET, lines), metric_sets=(SET,))
+                model.append(SET, rows(SET, lines))
+        clock.advance(1)
+        await engine.maintain(everything=True)
+    return model
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / "blocks").glob("*.db"))
+
+
+async def test_one_damaged_column_leaves_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = await fill(tmp_path)
+    path = files(tmp_path)[0]
+    with apsw.Connection(str(path)) as database:
+        size, payload = database.execute("SELECT length(payload), payload FROM blocks WHERE id = 1").fetchone()
+    data = bytearray(path.read_bytes())
+    at = data.index(payload[-40:])
+    data[at + 20] ^= 0xFF
+    path.write_bytes(data)
+    with caplog.at_level(logging.ERROR):
+        async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+            found = await everything(engine)
+            assert await everything(engine) == found
+            status = await engine.status()
+    assert size > 40
+    wanted = model.query(EVERYTHING)
+    lost = [name for name in wanted if found.get(name) != wanted[name]]
+    assert lost == [("a", "memory_usage")]
+    assert len(found["a", "memory_usage"]) == 50
+    assert status.damaged == 1 and status.last_error is not None
+    assert len([record for record in caplog.records if "cannot be read" in record.message]) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_any_damage_to_a_partition_stops_nobody(tmp_path: Path, seed: int) -> None:
+    """Values that come back are right ones, the other day is whole, and new rows can be written."""
+    model = await fill(tmp_path)
+    rng = random.Random(seed)
+    path = files(tmp_path)[0]
+    data = bytearray(path.read_bytes())
+    if seed == 0:
+        data[:100] = b"this is no database" * 5 + b"     "
+    elif seed == 1:
+        del data[len(data) // 2 :]
+    else:
+        for _ in range(40):
+            at = rng.randrange(8_192, len(data))
+            data[at : at + 64] = bytes(rng.randrange(256) for _ in range(64))
+    path.write_bytes(data)
+    wanted = model.query(EVERYTHING)
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        found = await everything(engine)
+        for name, series in found.items():
+            points = dict(wanted[name])
+            assert all(points.get(time) == value for time, value in series)
+            assert {time for time in points if time >= NOON + DAY_MS} <= {time for time, _ in series}
+        assert found != wanted
+        assert (await engine.status()).damaged > 0
+        await engine.last_values()
+        batch = rows(SET, [("a", NOON + 7, [1.0, 2.0, 3.0])])
+        await engine.append(batch)
+        await engine.maintain(everything=True)
+        status = await engine.status()
+        assert status.head_points == 0 or status.closing_fails
+        assert (NOON + 7, 1.0) in (await everything(engine))["a", "cpu_usage"]
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        assert (NOON + 7, 1.0) in (await everything(engine))["a", "cpu_usage"]
+
+
+async def test_a_damaged_journal_batch_is_counted_and_the_others_replayed(tmp_path: Path) -> None:
+    model = Model()
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        for number in range(5):
+            batch = rows(SET, [("a", NOON + number, [number, 1.0, 2.0])])
+            await engine.append(batch, metric_sets=(SET,))
+            if number != 2:
+                model.append(SET, batch)
+    database = apsw.Connection(str(tmp_path / "journal.db"))
+    (payload,) = database.execute("SELECT payload FROM batches WHERE sequence = 3").fetchone()
+    broken = payload[:-1] + bytes([payload[-1] ^ 1])
+    database.execute("UPDATE batches SET payload = ? WHERE sequence = 3", (broken,))
+    database.close()
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        assert_same(await everything(engine), model.query(EVERYTHING))
+        assert (await engine.status()).damaged == 1
+        sequences = []
+        async for told in engine.tail(1):
+            sequences.append((told.sequence, told.rows is not None))
+            if told.sequence == 5:
+                break
+        assert sequences == [(1, True), (2, True), (3, False), (4, True), (5, True)]
+
+
+async def test_blocks_of_another_journal_are_refused(tmp_path: Path) -> None:
+    await fill(tmp_path / "one")
+    await fill(tmp_path / "two")
+    day = files(tmp_path / "one")[0]
+    day.write_bytes((tmp_path / "two" / "blocks" / day.name).read_bytes())
+    async with Engine.open(tmp_path / "one", clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        found = await everything(engine)
+        assert {len(series) for series in found.values()} == {50}
+        assert (await engine.status()).damaged == 1
+    journal = tmp_path / "two" / "journal.db"
+    for rest in (lambda: journal.write_bytes(b""), journal.unlink):
+        rest()
+        with pytest.raises(DataLoss):
+            async with Engine.open(tmp_path / "two", clock=ManualClock(NOON), settings=SETTINGS):
+                pass
