@@ -8,8 +8,9 @@ import apsw
 import pytest
 
 from runtime.clock import ManualClock
-from runtime.errors import DataLoss
+from runtime.errors import DataLoss, Unavailable
 from services.timeseries.engine import Engine, EngineSettings
+from services.timeseries.engine.partition import Partition
 from tests.timeseries.engine.model import EVERYTHING, Model, assert_same, everything, metric_set, rows
 
 NOON = 19_700 * 86_400_000 + 43_200_000
@@ -136,3 +137,24 @@ async def test_blocks_of_another_journal_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DataLoss):
             async with Engine.open(tmp_path / "two", clock=ManualClock(NOON), settings=SETTINGS):
                 pass
+
+
+@pytest.mark.parametrize(("code", "passes"), [(apsw.SQLITE_IOERR_READ, False), (apsw.SQLITE_IOERR_SHMSIZE, True)])
+async def test_a_bad_sector_is_left_out_and_a_failure_that_may_pass_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, passes: bool
+) -> None:
+    model = await fill(tmp_path)
+
+    def failing(*_: object) -> None:
+        raise apsw.exception_for(code)
+
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        with monkeypatch.context() as patches:
+            patches.setattr(Partition, "reader", failing)
+            if passes:
+                with pytest.raises(Unavailable):
+                    await everything(engine)
+            else:
+                assert await everything(engine) == {}
+        assert (await engine.status()).damaged == (0 if passes else 2)
+        assert_same(await everything(engine), model.query(EVERYTHING))

@@ -28,6 +28,8 @@ NOON = 19_700 * 86_400_000 + 43_200_000
 SET = metric_set("cpu_usage", "requests_total")
 SETTINGS = EngineSettings(head_rows=4, maintenance_interval_s=1e9, journal_keep_s=0.0, close_group_heads=1)
 
+PATIENT = EngineSettings(maintenance_interval_s=1e9)
+
 
 class Crashes:
     """Copies of a folder, and what was acknowledged when each was made."""
@@ -291,7 +293,7 @@ async def test_a_close_in_the_midst_of_a_read_hides_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """All heads close right after a read has taken one of its looks, whichever comes first."""
-    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=PATIENT) as engine:
         lines = [("a", NOON + day * 86_400_000 + n, [float(n), 1.0]) for day in range(2) for n in range(6)]
         await engine.append(rows(SET, lines), metric_sets=(SET,))
         owner = {"snapshot": Heads, "days": Partitions, "infos": Partition}[step]

@@ -1,0 +1,61 @@
+"""Starts the timeseries service: `python -m services.timeseries`."""
+
+import random
+from contextlib import AsyncExitStack
+from functools import partial
+
+from fleet.status import Probe, StoreMonitor, StoreStatusServicer
+from openmanager.fleet.v1 import status_pb2
+from openmanager.timeseries.v1 import timeseries_pb2
+from runtime.process import Process, run_process
+from runtime.server import bind
+from services.timeseries.engine.engine import Engine
+from services.timeseries.followers.follower import Backend, Follower, forget_others
+from services.timeseries.servicer import TimeSeriesServicer, probe
+from services.timeseries.settings import TimeSeriesSettings
+
+
+def _backends(settings: TimeSeriesSettings) -> list[Backend]:
+    """The external stores that are set up. A driver is loaded only for one: influxdb_client takes 0.8 s."""
+    backends: list[Backend] = []
+    if settings.influxdb_url is not None and settings.influxdb_token is not None:
+        from services.timeseries.followers.influxdb import InfluxBackend  # noqa: PLC0415
+
+        token = settings.influxdb_token.get_secret_value()
+        org, bucket = settings.influxdb_org, settings.influxdb_bucket
+        backends.append(InfluxBackend(url=settings.influxdb_url, token=token, org=org, bucket=bucket))
+    return backends
+
+
+async def serve(settings: TimeSeriesSettings, process: Process[TimeSeriesSettings]) -> None:
+    """Runs until the process is told to stop."""
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(
+            Engine.open(process.folder, clock=process.clock, settings=settings.engine())
+        )
+        probes: dict[str, tuple[str, Probe]] = {"engine": ("primary", partial(probe, engine))}
+        backends = _backends(settings)
+        await forget_others(engine, {backend.name for backend in backends})
+        followers: dict[str, Follower] = {}
+        for backend in backends:
+            follower = Follower(engine, backend, process.clock, random.Random())  # noqa: S311  jitter
+            followers[backend.name] = await stack.enter_async_context(follower)
+            probes[backend.name] = ("follower", follower.probe)
+        monitor = await stack.enter_async_context(StoreMonitor("timeseries", probes, process.clock))
+        for name, follower in followers.items():
+            follower.tell_errors(partial(monitor.record_error, name))
+        await process.serve_grpc(
+            settings.address,
+            [
+                bind(
+                    timeseries_pb2.DESCRIPTOR.services_by_name["TimeSeriesService"],
+                    TimeSeriesServicer(engine, process.clock),
+                ),
+                bind(status_pb2.DESCRIPTOR.services_by_name["StoreStatusService"], StoreStatusServicer(monitor)),
+            ],
+            address_setting="TIMESERIES_ADDRESS",
+        )
+
+
+if __name__ == "__main__":
+    run_process("timeseries", TimeSeriesSettings, serve)

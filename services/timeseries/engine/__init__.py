@@ -1,0 +1,58 @@
+"""The embedded time-series engine: a journal that is synced before it answers, and columns that cost a byte a point.
+
+**The slots.** A point travels through four places, and is in at least one of them from its acknowledgement on::
+
+    append ──> journal.db ──> head (memory) ──> block (blocks/YYYY-MM-DD.db)
+               sequence,      by UTC day and     sorted columns, each compressed
+               fsync          cohort             and checked by itself
+                  └──> tail, followers
+
+*Journal* (`journal`, `batch`, `writer`): every batch gets the next sequence. One thread takes all batches that wait
+into one transaction; COMMIT returns after the sync, the rows are put into heads, and only then the callers are told.
+Sets, servers, cohorts and descriptors (`catalog`) are stored with the first batch that needs them.
+
+*Heads* (`head`): a cohort is the columns that share their times: the metrics of one set on one server. A head is a
+cohort's matrix of one UTC day; rows are appended as they come. A series is a metric key on a server and may lie in
+several cohorts, for a server may change its set at any time. A sender of few points, or of series with times of their
+own, is a cohort of few columns: the same head, the same block.
+
+*Blocks* (`block`, `partition`): a head that is full (720 rows), old (2 h) or in the way of others is sorted,
+compressed by pcodec column by column and stored, together with the head's `blocked_through`, in one transaction of
+its day's file. Reading one metric of 511 reads the directory, the times and that column.
+
+*Reads* (`scan`, `aggregate`, `query`, `last`): heads first, then blocks; rows of all cohorts of a series are put
+together and equal times are resolved by sequence; then windows are made of them. `store` is all of this without an
+event loop, `engine` the asynchronous face with its bounds, `tail` the journal read in order.
+
+**The promises**, each with a test in tests/timeseries/engine that was seen to fail with the bug planted:
+
+* What `append` returned for is on disk. After `kill -9` at any moment it is there, once: a replay skips, for each
+  head, the rows up to the durable `blocked_through`, and a sweep of the journal waits for heads and followers.
+* The row with the higher sequence wins at an equal time, within a batch the later one, so sending again is harmless.
+  NaN is "no value" and takes nothing away. Late, doubled and unordered rows are normal.
+* A sequence is given once, also after everything is swept and the process restarted.
+* A read sees each acknowledged row once, also while its head becomes a block. Windows are epoch-aligned, labelled by
+  their start and clipped to [start, end); a gap is an absent point. Every bit of a value comes back.
+* Damaged bytes are noticed by checksums, counted and left out; nothing else suffers.
+* Everything has a bound with a name (`settings`): over it callers wait, or are told which bound it was.
+
+**What the design gives up.** One process, one disk: more is the business of followers. A batch is written twice, to
+the log and to the file of the journal, and a third time compressed: an acknowledgement costs one sync, not one of
+each. A head's rows live in memory uncompressed (8 bytes a cell) until they close, 59 MB for 20 servers of 511 metrics,
+so very large fleets will want short frames before long blocks. pcodec costs 18 us for a column of 24 rows and 38 us
+for one of 720, so short blocks are dear: late rows make small ones, to be merged. There is no index on values and no
+deletion of single points: a day goes as a file.
+
+Formats: docs/formats/journal.md and docs/formats/block.md.
+"""
+
+from services.timeseries.engine.aggregate import Aggregation as Aggregation
+from services.timeseries.engine.catalog import MetricInfo as MetricInfo
+from services.timeseries.engine.engine import Engine as Engine
+from services.timeseries.engine.engine import EngineStatus as EngineStatus
+from services.timeseries.engine.last import LastValue as LastValue
+from services.timeseries.engine.query import Query as Query
+from services.timeseries.engine.query import SeriesResult as SeriesResult
+from services.timeseries.engine.settings import EngineSettings as EngineSettings
+from services.timeseries.engine.tail import FollowerStatus as FollowerStatus
+from services.timeseries.engine.tail import TailBatch as TailBatch

@@ -1,0 +1,106 @@
+"""From the points of one series to one value for each window: pure functions of numpy arrays.
+
+Windows are multiples of `step` since the epoch, labelled by their start and clipped to `[start, end)`; a window
+without points is absent. What must stay true: MIN, MAX, COUNT, FIRST and LAST are exact; a value that comes out as
+NaN (infinities that cancel) is absent, as NaN is everywhere.
+"""
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Times = NDArray[np.int64]
+Values = NDArray[np.float64]
+
+RATE_LOOKBACK_MS: Final = 300_000
+"""How far before a window RATE looks for the sample to step from, if the step itself is not longer."""
+
+
+class Aggregation(IntEnum):
+    """How the points of a window become one value; the numbers are those of ``openmanager.fleet.v1.Aggregation``."""
+
+    AVG = 1
+    MIN = 2
+    MAX = 3
+    SUM = 4
+    COUNT = 5
+    LAST = 6
+    RATE = 7
+    FIRST = 8
+
+
+def lookback_ms(aggregation: Aggregation, step_ms: int) -> int:
+    """How far before the range an aggregation wants points."""
+    return max(step_ms, RATE_LOOKBACK_MS) if aggregation is Aggregation.RATE and step_ms else 0
+
+
+def windows(
+    times: Times, values: Values, start_ms: int, step_ms: int, aggregation: Aggregation
+) -> tuple[Times, Values]:
+    """The windows of a series.
+
+    Args:
+        times: ascending without equals, before the end of the range; for RATE they begin `lookback_ms` earlier.
+        values: as many, without NaN.
+        start_ms: the start of the range.
+        step_ms: the width of a window, positive.
+        aggregation: what to compute.
+
+    Returns:
+        The windows' starts and values.
+    """
+    before = int(np.searchsorted(times, start_ms))
+    inside = times[before:]
+    if not len(inside):
+        return inside, values[:0]
+    numbers = inside // step_ms
+    firsts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))
+    labels = numbers[firsts] * step_ms
+    with np.errstate(invalid="ignore", over="ignore"):
+        if aggregation is Aggregation.RATE:
+            found = _rate(
+                times, values, firsts + before, np.maximum(labels, start_ms), lookback_ms(aggregation, step_ms)
+            )
+        else:
+            found = _REDUCE[aggregation](values[before:], firsts)
+    there = ~np.isnan(found)
+    return labels[there], found[there]
+
+
+def _rate(times: Times, values: Values, firsts: NDArray[np.intp], starts: Times, lookback: int) -> Values:
+    """Increase over time of each window; the step into it counts where the sample before is not too old.
+
+    A value below its predecessor is a reset: the counter began at zero, so the value itself is the increase.
+    """
+    lasts = np.append(firsts[1:], len(times)) - 1
+    befores = np.maximum(firsts - 1, 0)
+    joined = (firsts > 0) & (starts - times[befores] <= lookback)
+    steps = np.empty_like(values)
+    steps[0] = 0.0
+    np.subtract(values[1:], values[:-1], out=steps[1:])
+    resets = np.flatnonzero(values[1:] < values[:-1]) + 1
+    steps[resets] = values[resets]
+    steps[firsts[~joined]] = 0.0
+    increase = np.add.reduceat(steps, firsts)
+    seconds = (times[lasts] - times[np.where(joined, befores, firsts)]) / 1_000.0
+    rate: Values = np.full(len(firsts), np.nan)
+    np.divide(increase, seconds, out=rate, where=seconds > 0)
+    return rate
+
+
+def _counts(values: Values, firsts: NDArray[np.intp]) -> Values:
+    return np.diff(np.append(firsts, len(values))).astype(np.float64)
+
+
+_REDUCE: Final[dict[Aggregation, Callable[[Values, NDArray[np.intp]], Values]]] = {
+    Aggregation.AVG: lambda values, firsts: np.add.reduceat(values, firsts) / _counts(values, firsts),
+    Aggregation.MIN: np.minimum.reduceat,
+    Aggregation.MAX: np.maximum.reduceat,
+    Aggregation.SUM: np.add.reduceat,
+    Aggregation.COUNT: _counts,
+    Aggregation.LAST: lambda values, firsts: values[np.append(firsts[1:], len(values)) - 1],
+    Aggregation.FIRST: lambda values, firsts: values[firsts],
+}

@@ -1,0 +1,107 @@
+"""How the engine opens SQLite files and what their errors mean to a caller: the only border with apsw's exceptions.
+
+What must stay true: every file is in WAL mode with `synchronous=FULL`, so that COMMIT returns after the sync of the
+log; and it has the pointer map of `auto_vacuum`, which lets SQLite give pages back to the file system and find the
+overflow pages of a blob without walking their chain (one column of 511 in 4.5 us against 21 us, measured on 720 rows).
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+
+from runtime.errors import OpenManagerError, ResourceExhausted, Unavailable
+
+FORMAT_VERSION: Final = 1
+JOURNAL_PAGE_BYTES: Final = 16_384  # measured for batches of 82 KB: p99 of a commit 0.8 ms against 6 ms with 4,096
+PARTITION_PAGE_BYTES: Final = 8_192  # measured: as fast as larger ones for one column, 2.4 % over the payload
+BUSY_TIMEOUT_MS: Final = 10_000
+LOG_KEPT_BYTES: Final = 64 << 20
+
+DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
+"""What SQLite raises when a file is not a database any more, as against one that is busy, full or on a bad disk."""
+
+
+_UNREADABLE: Final = (
+    apsw.SQLITE_IOERR_READ,
+    apsw.SQLITE_IOERR_SHORT_READ,
+    apsw.SQLITE_IOERR_CORRUPTFS,
+    apsw.SQLITE_IOERR_DATA,
+)
+
+
+def is_unreadable(error: Exception) -> bool:
+    """Whether what a read asked for cannot be had again: a damaged file or disk, and not one that is full or busy."""
+    return isinstance(error, DAMAGED) or (
+        isinstance(error, apsw.IOError) and getattr(error, "extendedresult", 0) in _UNREADABLE
+    )
+
+
+def connect(path: Path, page_bytes: int) -> apsw.Connection:
+    """Opens or creates a file; raises `apsw.Error`."""
+    connection = apsw.Connection(str(path))
+    try:
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        if connection.pragma("page_count") == 0:  # setting auto_vacuum writes the header again: 5 syncs for a read
+            connection.pragma("page_size", page_bytes)
+            connection.pragma("auto_vacuum", 2)
+        if connection.pragma("journal_mode") != "wal":
+            connection.pragma("journal_mode", "wal")
+        connection.pragma("synchronous", 2)
+        connection.pragma("journal_size_limit", LOG_KEPT_BYTES)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def fetch(db: apsw.Connection, query: str, bindings: Sequence[int | str] = ()) -> list[Any]:
+    """All rows of a small answer; the statement is finished when it returns, so that it holds no snapshot."""
+    return db.execute(query, bindings).fetchall()
+
+
+class Transaction:
+    """BEGIN IMMEDIATE to COMMIT; a failed COMMIT is rolled back, so that the connection can go on."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable: a new file is lost with its directory entry."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_bytes(path: Path) -> int:
+    """The size of a database with its log, 0 where there is none."""
+    total = 0
+    for file in (path, path.with_name(f"{path.name}-wal")):
+        try:
+            total += file.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def storage_error(error: apsw.Error) -> OpenManagerError:
+    """What a caller whose write or read failed is told."""
+    if isinstance(error, apsw.FullError):
+        return ResourceExhausted("the disk is full; nothing of this batch was kept", reason="DISK_FULL")
+    return Unavailable(f"the storage failed: {error}", reason="STORAGE_FAILED")

@@ -1,0 +1,379 @@
+"""The engine as the service uses it: asynchronous, bounded, and never on the event loop with work.
+
+Appends go to the writer's thread, reads to a small pool, closing heads to one worker. What must stay true: `append`
+returns only after the commit; a cancelled caller leaves the engine intact (its batch may or may not be stored); a
+reader that goes away stops its work; after `open` is left every thread has ended and every file is closed.
+"""
+
+import asyncio
+import shutil
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import apsw
+
+from fleet.model import MetricSet, Rows, ServerDescriptor
+from runtime import tasks, telemetry
+from runtime.clock import Clock
+from runtime.errors import Cancelled, FailedPrecondition, ResourceExhausted, Unavailable
+from services.timeseries.engine.catalog import MetricInfo
+from services.timeseries.engine.database import file_bytes, storage_error
+from services.timeseries.engine.faults import LastError
+from services.timeseries.engine.last import LastValue, last_values
+from services.timeseries.engine.query import Query, Scan, SeriesResult
+from services.timeseries.engine.settings import EngineSettings
+from services.timeseries.engine.store import Store
+from services.timeseries.engine.tail import FollowerStatus, TailBatch, TailSource
+from services.timeseries.engine.writer import Append, Writer, check_rows
+
+_T = TypeVar("_T")
+_READ_AHEAD_POINTS: Final = 100_000
+"""A query hands over so many points at once: a hop between threads costs 0.06 ms."""
+
+_tracer = telemetry.tracer("timeseries.engine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatus:
+    """The truth about the engine. Points are those of blocks and heads; bytes are those of the files."""
+
+    points: int
+    head_points: int
+    head_bytes: int
+    disk_bytes: int
+    journal_bytes: int
+    disk_free_bytes: int
+    first_sequence: int
+    last_sequence: int
+    waiting_bytes: int
+    waiting_appends: int
+    damaged: int
+    last_error: LastError | None
+    closing_fails: bool
+    followers: tuple[FollowerStatus, ...]
+
+
+class Engine:
+    """Made by `Engine.open`. All methods belong to the event loop in which it was opened."""
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        self._folder = folder
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self._closing = threading.Event()
+        self._progress = asyncio.Event()
+        self._close_wanted = asyncio.Event()
+        self._gate = asyncio.Lock()
+        self._maintaining = asyncio.Lock()
+        self._waiting_appends = 0
+        self._scans: set[Scan] = set()
+        self._readers = ThreadPoolExecutor(store.settings.read_threads, "timeseries-read")
+        self._closer = ThreadPoolExecutor(1, "timeseries-blocks")
+        self._tails = TailSource(store)
+        self._writer = Writer(store, lambda wanted: self._notify(close_wanted=wanted))
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, folder: Path, *, clock: Clock, settings: EngineSettings | None = None
+    ) -> "AsyncIterator[Engine]":
+        """Opens or creates the engine of a folder, replays its journal and keeps it maintained until it is left."""
+        try:
+            store = await asyncio.to_thread(Store, folder, settings or EngineSettings(), clock)
+        except apsw.Error as error:
+            raise storage_error(error) from error
+        try:
+            engine = cls(folder, store)
+        except BaseException:
+            store.close()
+            raise
+        periodic = tasks.start("timeseries-maintenance", tasks.run_forever("maintenance", engine._periodically))
+        on_demand = tasks.start("timeseries-closing", tasks.run_forever("closing heads", engine._on_demand))
+        try:
+            yield engine
+        finally:
+            for task in (periodic, on_demand):
+                task.cancel()
+            await asyncio.gather(periodic, on_demand, return_exceptions=True)
+            await asyncio.shield(engine._close())
+
+    async def _close(self) -> None:
+        self._closing.set()
+        for scan in self._scans:
+            scan.cancel.set()
+        await asyncio.to_thread(self._writer.stop)
+        self._signal(False)
+        for pool in (self._closer, self._readers):
+            await asyncio.to_thread(pool.shutdown)
+        await asyncio.to_thread(self._tails.close)
+        await asyncio.to_thread(self._store.close)
+
+    async def append(
+        self,
+        rows: Rows | None = None,
+        *,
+        metric_sets: Sequence[MetricSet] = (),
+        servers: Sequence[ServerDescriptor] = (),
+    ) -> int:
+        """Stores a batch and returns its sequence once it is on disk and readable.
+
+        Args:
+            rows: the rows, whose arrays must not change until this returns; None: only servers are told.
+            metric_sets: sets that may not be known here.
+            servers: new or changed servers; they hold for this batch and what follows.
+
+        Raises:
+            InvalidArgument: the rows do not fit together or to their set, or a time is outside 1970 to 2262.
+            FailedPrecondition: METRIC_SET_UNKNOWN.
+            ResourceExhausted: BATCH_TOO_LARGE, TOO_MANY_WAITING, HEADS_FULL, DISK_FULL; nothing is kept.
+            Unavailable: STORAGE_FAILED, CLOSING, RESTART_NEEDED.
+        """
+        if rows is not None:
+            check_rows(rows)
+        batch = Append(rows=rows, metric_sets=metric_sets, servers=servers)
+        with _tracer.start_as_current_span("journal.commit") as span:
+            await self._submit(batch)
+            sequence = await asyncio.wrap_future(batch.done)
+            span.set_attribute("timeseries.sequence", sequence)
+            return sequence
+
+    async def _submit(self, batch: Append) -> None:
+        """Puts a batch in line when there is room, in the order of asking."""
+        settings = self._store.settings
+        if batch.bytes > settings.waiting_bytes_limit:
+            raise ResourceExhausted(
+                f"a batch of {batch.bytes} bytes is over waiting_bytes_limit = {settings.waiting_bytes_limit}",
+                reason="BATCH_TOO_LARGE",
+            )
+        if self._waiting_appends >= settings.waiting_appends_limit:
+            raise ResourceExhausted(
+                f"waiting_appends_limit = {settings.waiting_appends_limit} appends wait already",
+                reason="TOO_MANY_WAITING",
+            )
+        self._waiting_appends += 1
+        try:
+            async with self._gate:
+                while not self._has_room(batch.bytes):
+                    await self._progress.wait()
+                self._writer.submit(batch)
+        finally:
+            self._waiting_appends -= 1
+
+    def _has_room(self, wanted: int) -> bool:
+        settings = self._store.settings
+        if self._closing.is_set():
+            raise Unavailable("the engine is closing", reason="CLOSING")
+        if self._store.heads.bytes > settings.head_bytes_limit:
+            if self._store.close_failing:
+                raise ResourceExhausted(
+                    f"head_bytes_limit = {settings.head_bytes_limit} is reached and blocks cannot be stored",
+                    reason="HEADS_FULL",
+                )
+            return False
+        return self._writer.waiting_bytes + wanted <= settings.waiting_bytes_limit
+
+    def _notify(self, *, close_wanted: bool) -> None:
+        """From the writer's thread: wakes tails and waiting appends, and the closing of heads."""
+        self._loop.call_soon_threadsafe(self._signal, close_wanted)
+
+    def _signal(self, close_wanted: bool) -> None:
+        self._progress.set()
+        self._progress = asyncio.Event()
+        if close_wanted:
+            self._close_wanted.set()
+
+    async def _periodically(self) -> None:
+        while True:
+            await self._store.clock.sleep(self._store.settings.maintenance_interval_s)
+            await self.maintain()
+
+    async def _on_demand(self) -> None:
+        while True:
+            await self._close_wanted.wait()
+            self._close_wanted.clear()
+            await self.maintain()
+
+    async def maintain(self, *, everything: bool = False) -> None:
+        """Closes the heads that are due (or all) and sweeps the journal; runs by itself every few seconds."""
+        async with self._maintaining:
+            await self._loop.run_in_executor(self._closer, self._close_heads, everything)
+            self._signal(False)
+            while await asyncio.wrap_future(self._writer.call(self._store.sweep)) >= self._store.settings.sweep_rows:
+                pass
+
+    def _close_heads(self, everything: bool) -> None:
+        self._store.close_heads(self._closing.is_set, everything=everything)
+
+    async def query(self, query: Query) -> AsyncIterator[SeriesResult]:
+        """The series with points in the range, in order of server id and metric key.
+
+        Raises:
+            InvalidArgument: field start_time, step or aggregation.
+            ResourceExhausted: MAX_SERIES, MAX_POINTS or MAX_SCANNED_POINTS.
+        """
+        scan = Scan(self._store, query)
+        results = scan.results()
+        self._scans.add(scan)
+        span = _tracer.start_span("engine.query")  # not made current: the caller's context changes between two results
+        try:
+            more = True
+            while more:
+                taken, more = await self._read(partial(_take, results))
+                for result in taken:
+                    yield result
+        finally:
+            span.end()
+            scan.cancel.set()
+            self._scans.discard(scan)
+
+    async def last_values(
+        self, server_ids: tuple[str, ...] | None = None, metrics: tuple[str, ...] | None = None
+    ) -> list[LastValue]:
+        """The newest point of each series, in order of server id and metric key. None: all servers, all metrics."""
+        gone = threading.Event()
+
+        def check() -> None:
+            if gone.is_set() or self._closing.is_set():
+                raise Cancelled("the reader went away")
+
+        try:
+            return await self._read(lambda: last_values(self._store, server_ids, metrics, check))
+        finally:
+            gone.set()
+
+    async def list_metrics(self, server_id: str | None = None) -> list[MetricInfo]:
+        """The metrics that rows were written for (by one server, or by any), by key."""
+
+        def read() -> list[MetricInfo]:
+            with self._store.lock:
+                return self._store.catalog.list_metrics(server_id)
+
+        return await self._read(read)
+
+    def servers(self) -> dict[str, ServerDescriptor | None]:
+        """Every server that has rows or was told of, with its latest descriptor."""
+        with self._store.lock:
+            catalog = self._store.catalog
+            return {server_id: catalog.descriptors.get(server_id) for server_id in sorted(catalog.servers)}
+
+    def knows_server(self, server_id: str) -> bool:
+        """Whether the server has rows or was told of."""
+        return server_id in self._store.catalog.servers
+
+    def unknown_metrics(self, selectors: Iterable[str]) -> list[str]:
+        """The selectors (a key, or a bare name) that match no metric of any server."""
+        with self._store.lock:
+            return [selector for selector in selectors if not self._store.catalog.match([selector])]
+
+    def metric_set(self, content_id: str) -> MetricSet | None:
+        """A stored set by its content id."""
+        stored = self._store.catalog.sets.get(content_id)
+        return stored.metric_set if stored else None
+
+    async def _read(self, work: Callable[[], _T]) -> _T:
+        if self._closing.is_set():
+            raise Unavailable("the engine is closing", reason="CLOSING")
+        try:
+            return await self._loop.run_in_executor(self._readers, work)
+        except apsw.Error as error:
+            self._store.faults.note(f"a read failed: {error}")
+            raise storage_error(error) from error
+
+    @property
+    def first_sequence(self) -> int:
+        """The oldest sequence that a tail can still read; one past `last_sequence` when there is none."""
+        return self._store.swept_through + 1
+
+    @property
+    def last_sequence(self) -> int:
+        """The newest acknowledged sequence; 0 when there was none ever."""
+        return self._store.last_sequence
+
+    async def tail(self, from_sequence: int = 0) -> AsyncIterator[TailBatch]:
+        """Acknowledged batches in order, first those kept from `from_sequence` on, then each new one; without end.
+
+        Args:
+            from_sequence: the first one wanted; 0: only what is committed from now on. What is swept already is
+                told by the `missed` of the first batch that is still there.
+
+        Raises:
+            FailedPrecondition: SEQUENCE_AHEAD: the sequence is past the next one: it is another journal's.
+        """
+        wanted, first = from_sequence or self.last_sequence + 1, True
+        if wanted > self.last_sequence + 1:
+            raise FailedPrecondition(
+                f"the journal ends at {self.last_sequence}, {from_sequence} was never given", reason="SEQUENCE_AHEAD"
+            )
+        while not self._closing.is_set():
+            progress = self._progress
+            limit = self._store.settings.tail_read_bytes
+            batches = await self._read(partial(self._tails.read, wanted, limit, first=first))
+            for batch in batches:
+                yield batch
+                wanted, first = batch.sequence + 1, False
+            if not batches:
+                await progress.wait()
+
+    async def register_follower(self, name: str) -> int:
+        """Adds a follower, for which the journal is kept from here on, or finds it; returns its cursor: the last
+        sequence it has shipped, so that it goes on with `tail(cursor + 1)`."""
+        now_ms = self._store.clock.now_ms()
+        return await asyncio.wrap_future(self._writer.call(lambda: self._store.journal.register_follower(name, now_ms)))
+
+    async def advance_cursor(self, name: str, sequence: int) -> int:
+        """Notes durably that a follower has shipped up to `sequence`; never goes back. Returns where it is.
+
+        Raises:
+            InvalidArgument: field name or sequence.
+        """
+        now_ms = self._store.clock.now_ms()
+        return await asyncio.wrap_future(
+            self._writer.call(lambda: self._store.journal.advance_cursor(name, sequence, now_ms))
+        )
+
+    async def forget_follower(self, name: str) -> None:
+        """Drops a follower, so that the journal no longer waits for it."""
+        await asyncio.wrap_future(self._writer.call(lambda: self._store.journal.forget_follower(name)))
+
+    async def status(self) -> EngineStatus:
+        """What the engine holds, how far it is and what went wrong."""
+        return await self._read(self._status)
+
+    def _status(self) -> EngineStatus:
+        store = self._store
+        journal_bytes = file_bytes(store.journal_path)
+        with store.lock:
+            head_points, head_bytes = store.heads.points, store.heads.bytes
+        return EngineStatus(
+            points=store.partitions.points + head_points,
+            head_points=head_points,
+            head_bytes=head_bytes,
+            disk_bytes=store.partitions.bytes + journal_bytes,
+            journal_bytes=journal_bytes,
+            disk_free_bytes=shutil.disk_usage(self._folder).free,
+            first_sequence=self.first_sequence,
+            last_sequence=self.last_sequence,
+            waiting_bytes=self._writer.waiting_bytes,
+            waiting_appends=self._waiting_appends,
+            damaged=store.faults.damaged,
+            last_error=store.faults.last,
+            closing_fails=store.close_failing,
+            followers=self._tails.followers(),
+        )
+
+
+def _take(results: Iterator[SeriesResult]) -> tuple[list[SeriesResult], bool]:
+    """The next results, up to `_READ_AHEAD_POINTS`, and whether there may be more."""
+    taken, points = [], 0
+    for result in results:
+        taken.append(result)
+        points += len(result.times_ms)
+        if points >= _READ_AHEAD_POINTS:
+            return taken, True
+    return taken, False

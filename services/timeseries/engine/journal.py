@@ -1,0 +1,300 @@
+"""journal.db: everything acknowledged, in order, until blocks and followers have it; and the catalog.
+
+The tables are drawn in docs/formats/journal.md. What must stay true:
+
+* one connection writes, in one thread (`writer.py`); a batch, and every set, server and cohort it is the first to
+  use, are stored in the same transaction, and COMMIT returns after the sync;
+* sequences grow by one for each batch and are never used again, also when all rows are swept: the highest swept
+  sequence stays in `meta`;
+* a sweep deletes from the front only, so what is kept is always a run without holes.
+"""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import apsw
+
+from fleet.model import ServerDescriptor
+from runtime.errors import DataLoss, FailedPrecondition, InvalidArgument
+from services.timeseries.engine import catalog as catalog_codec
+from services.timeseries.engine.catalog import Additions, Catalog, Cohort, StoredSet
+from services.timeseries.engine.database import (
+    FORMAT_VERSION,
+    JOURNAL_PAGE_BYTES,
+    Transaction,
+    connect,
+    fetch,
+    sync_folder,
+)
+
+_SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE metric_sets (id INTEGER PRIMARY KEY, content_id TEXT NOT NULL UNIQUE, metrics TEXT NOT NULL) STRICT;
+CREATE TABLE servers (id INTEGER PRIMARY KEY, server_id TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE cohorts (id INTEGER PRIMARY KEY, server INTEGER NOT NULL, metric_set INTEGER NOT NULL,
+    UNIQUE (server, metric_set)) STRICT;
+CREATE TABLE descriptors (server INTEGER NOT NULL, sequence INTEGER NOT NULL, descriptor TEXT NOT NULL,
+    PRIMARY KEY (server, sequence)) STRICT, WITHOUT ROWID;
+CREATE INDEX descriptors_by_sequence ON descriptors (sequence);
+CREATE TABLE batches (sequence INTEGER PRIMARY KEY, received_ms INTEGER NOT NULL, metric_set INTEGER,
+    row_count INTEGER NOT NULL, points INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
+CREATE TABLE followers (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL, updated_ms INTEGER NOT NULL)
+    STRICT, WITHOUT ROWID;
+"""
+
+
+_ORPHANED: Final = "blocks/ holds partitions, but journal.db, which names their series, is missing or empty"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalRow:
+    """A batch as it is stored; `metric_set` is the set's number, None for a batch that only carries descriptors."""
+
+    sequence: int
+    received_ms: int
+    metric_set: int | None
+    row_count: int
+    points: int
+    payload: bytes
+
+
+class Behind(NamedTuple):
+    """What a follower has not shipped, and when the oldest of it was received (None: nothing is left)."""
+
+    batches: int
+    points: int
+    oldest_ms: int | None
+
+
+class Journal:
+    """The one writing connection. Not thread-safe: whoever opens it hands it to the writer thread."""
+
+    def __init__(self, path: Path, *, may_create: bool) -> None:
+        new = not path.exists()
+        if new and not may_create:
+            raise DataLoss(_ORPHANED)
+        self.path = path
+        self._db = connect(path, JOURNAL_PAGE_BYTES)
+        try:
+            with self._db:
+                if not self._db.table_exists("main", "meta"):
+                    if not may_create:
+                        raise DataLoss(_ORPHANED)
+                    self._create()
+            if new:
+                sync_folder(path.parent)
+            version = self._meta("format_version")
+            if version != FORMAT_VERSION:
+                raise FailedPrecondition(f"{path.name} has format {version}, this program reads {FORMAT_VERSION}")
+        except BaseException:
+            self._db.close()
+            raise
+        self.identity = str(self._meta("identity"))
+        self.swept_through = int(str(self._meta("swept_through")))
+        ((highest,),) = fetch(self._db, "SELECT max(sequence) FROM batches")
+        self.last_sequence = max(self.swept_through, highest or 0)
+
+    def _create(self) -> None:
+        self._db.execute(_SCHEMA)
+        self._db.executemany(
+            "INSERT INTO meta VALUES (?, ?)",
+            [("format_version", FORMAT_VERSION), ("identity", secrets.token_hex(16)), ("swept_through", 0)],
+        )
+
+    def _meta(self, key: str) -> object:
+        rows = fetch(self._db, "SELECT value FROM meta WHERE key = ?", (key,))
+        return rows[0][0] if rows else None
+
+    def load(self) -> Catalog:
+        """Reads the catalog."""
+        catalog = Catalog()
+        for number, text in self._db.execute("SELECT id, metrics FROM metric_sets ORDER BY id"):
+            catalog.add_set(StoredSet.of(number, catalog_codec.decode_set(text)))
+        for number, server_id in self._db.execute("SELECT id, server_id FROM servers"):
+            catalog.add_server(server_id, number)
+        for number, server, metric_set in self._db.execute("SELECT id, server, metric_set FROM cohorts ORDER BY id"):
+            stored, server_id = catalog.sets_by_id[metric_set], catalog.server_ids[server]
+            catalog.add_cohort(Cohort(id=number, server_id=server_id, stored_set=stored))
+        for (text,) in self._db.execute("SELECT descriptor FROM descriptors ORDER BY sequence"):
+            descriptor = catalog_codec.decode_descriptor(text)
+            catalog.descriptors[descriptor.server_id] = descriptor
+        return catalog
+
+    def rows(self) -> Iterator[JournalRow]:
+        """Every batch, in order: for the replay at start."""
+        yield from _rows(self._db.execute(f"{_SELECT} ORDER BY sequence"))
+
+    def commit(self, additions: Additions, rows: Sequence[JournalRow]) -> None:
+        """Stores batches and what they need in one transaction; returns after the sync, raises `apsw.Error`."""
+        with Transaction(self._db):
+            self._store_additions(additions)
+            self._db.executemany(
+                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)",
+                [(r.sequence, r.received_ms, r.metric_set, r.row_count, r.points, r.payload) for r in rows],
+            )
+        if rows:
+            self.last_sequence = rows[-1].sequence
+
+    def _store_additions(self, additions: Additions) -> None:
+        db = self._db
+        db.executemany(
+            "INSERT INTO metric_sets VALUES (?, ?, ?)",
+            [(s.id, s.metric_set.id, catalog_codec.encode_set(s.metric_set)) for s in additions.sets.values()],
+        )
+        db.executemany("INSERT INTO servers VALUES (?, ?)", [(n, server) for server, n in additions.servers.items()])
+        db.executemany("INSERT INTO cohorts VALUES (?, ?, ?)", [(c.id, *key) for key, c in additions.cohorts.items()])
+        db.executemany(
+            "INSERT OR REPLACE INTO descriptors VALUES (?, ?, ?)",
+            [(server, seq, catalog_codec.encode_descriptor(d)) for server, seq, d in additions.descriptors],
+        )
+
+    def sweep(self, through: int, keep_received_ms: range, limit: int) -> int:
+        """Deletes up to `limit` batches from the front, none above `through` nor received in `keep_received_ms`.
+
+        That range ends soon after now, so that what a wrong clock stamped with a far time is not kept until then.
+        Returns how many went.
+        """
+        last, count = self.swept_through, 0
+        for sequence, received_ms in fetch(
+            self._db,
+            "SELECT sequence, received_ms FROM batches WHERE sequence <= ? ORDER BY sequence LIMIT ?",
+            (through, limit),
+        ):
+            if received_ms in keep_received_ms:
+                break
+            last, count = sequence, count + 1
+        if count:
+            with Transaction(self._db):
+                self._db.execute("DELETE FROM batches WHERE sequence <= ?", (last,))
+                self._db.execute("UPDATE meta SET value = ? WHERE key = 'swept_through'", (last,))
+                self._db.execute(_FORGET_DESCRIPTORS, (self.swept_through, last + 1))
+            self.swept_through = last
+        return count
+
+    def shrink(self) -> None:
+        """Gives free pages back when most of the file is free, as after a follower's long outage.
+
+        Otherwise the next batches use them: moving the rest of the file to the front would write everything twice.
+        """
+        free, pages = self._db.pragma("freelist_count"), self._db.pragma("page_count")
+        if free > pages // 2 and free > _SHRINK_PAGES:
+            self._db.execute(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})").fetchall()
+
+    def followers(self) -> dict[str, int]:
+        """The followers' names and the last sequence each has shipped."""
+        return dict(fetch(self._db, "SELECT name, cursor FROM followers"))
+
+    def register_follower(self, name: str, now_ms: int) -> int:
+        """Adds a follower that has shipped nothing of what is kept, or finds it; returns its cursor."""
+        with Transaction(self._db):
+            self._db.execute("INSERT OR IGNORE INTO followers VALUES (?, ?, ?)", (name, self.swept_through, now_ms))
+        return self.followers()[name]
+
+    def advance_cursor(self, name: str, sequence: int, now_ms: int) -> int:
+        """Moves a cursor forward, never back; returns where it is."""
+        if sequence > self.last_sequence:
+            raise InvalidArgument(f"{sequence} is past the journal's end {self.last_sequence}", field="sequence")
+        if name not in self.followers():
+            raise InvalidArgument(f"no follower {name!r} is registered", field="name")
+        with Transaction(self._db):
+            self._db.execute(
+                "UPDATE followers SET cursor = max(cursor, ?), updated_ms = ? WHERE name = ?", (sequence, now_ms, name)
+            )
+        return self.followers()[name]
+
+    def forget_follower(self, name: str) -> None:
+        """Drops a follower, so that it no longer holds the journal back."""
+        with Transaction(self._db):
+            self._db.execute("DELETE FROM followers WHERE name = ?", (name,))
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the pages in use; the file may be larger."""
+        used = int(self._db.pragma("page_count")) - int(self._db.pragma("freelist_count"))
+        return used * JOURNAL_PAGE_BYTES
+
+    def close(self) -> None:
+        self._db.close()
+
+
+class JournalReader:
+    """A reading connection for tails and status. One thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = connect(path, JOURNAL_PAGE_BYTES)
+        self._db.pragma("query_only", 1)
+
+    def first_sequence(self) -> int:
+        """The oldest sequence still kept; one past the end when none is."""
+        ((swept,),) = fetch(self._db, "SELECT value FROM meta WHERE key = 'swept_through'")
+        return int(swept) + 1
+
+    def read(self, from_sequence: int, through: int, bytes_limit: int) -> list[JournalRow]:
+        """Batches of `[from_sequence, through]` in order, at least one if there is any, else within the limit."""
+        found: list[JournalRow] = []
+        query = f"{_SELECT} WHERE sequence BETWEEN ? AND ? ORDER BY sequence"
+        with closing(self._db.execute(query, (from_sequence, through))) as cursor:
+            for row in _rows(cursor):
+                found.append(row)
+                bytes_limit -= len(row.payload)
+                if bytes_limit <= 0:
+                    break
+        return found
+
+    def descriptors(self, first: int, last: int) -> list[tuple[int, ServerDescriptor]]:
+        """The descriptors journaled with the sequences `[first, last]`, in order."""
+        rows = self._db.execute(
+            "SELECT sequence, descriptor FROM descriptors WHERE sequence BETWEEN ? AND ? ORDER BY sequence",
+            (first, last),
+        )
+        return [(sequence, catalog_codec.decode_descriptor(text)) for sequence, text in rows]
+
+    def descriptors_at(self, sequence: int) -> list[ServerDescriptor]:
+        """For every server the descriptor valid just before `sequence`."""
+        rows = self._db.execute(
+            "SELECT descriptor, max(sequence) FROM descriptors WHERE sequence < ? GROUP BY server", (sequence,)
+        )
+        return [catalog_codec.decode_descriptor(text) for text, _ in rows]
+
+    def followers(self) -> dict[str, int]:
+        """The followers' names and the last sequence each has shipped."""
+        return dict(fetch(self._db, "SELECT name, cursor FROM followers"))
+
+    def behind(self, cursor: int) -> Behind:
+        """What follows a cursor."""
+        ((batches, points, oldest_ms),) = fetch(
+            self._db, "SELECT count(*), total(points), min(received_ms) FROM batches WHERE sequence > ?", (cursor,)
+        )
+        return Behind(batches, int(points), oldest_ms)
+
+    def close(self) -> None:
+        self._db.close()
+
+
+_SELECT: Final = "SELECT sequence, received_ms, metric_set, row_count, points, payload FROM batches"
+
+# A descriptor is forgotten when a newer one of its server is valid for every batch that is still kept, the first of
+# which is ?2; only servers with a descriptor newer than the last sweep, ?1, can have one to forget.
+_FORGET_DESCRIPTORS: Final = """
+DELETE FROM descriptors WHERE server IN (SELECT server FROM descriptors WHERE sequence BETWEEN ?1 AND ?2)
+    AND sequence < (SELECT max(sequence) FROM descriptors AS newer
+        WHERE newer.server = descriptors.server AND newer.sequence <= ?2)
+"""
+
+_SHRINK_PAGES: Final = 2_048  # 32 MiB
+
+
+def _rows(cursor: apsw.Cursor) -> Iterator[JournalRow]:
+    for sequence, received_ms, metric_set, row_count, points, payload in cursor:
+        yield JournalRow(
+            sequence=sequence,
+            received_ms=received_ms,
+            metric_set=metric_set,
+            row_count=row_count,
+            points=points,
+            payload=payload,
+        )

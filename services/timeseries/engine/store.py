@@ -1,0 +1,151 @@
+"""The engine without an event loop: what is in memory, what is on disk, and how rows move from one to the other.
+
+Three threads use it: the writer commits and applies batches, one worker closes heads, readers read. `lock` guards the
+catalog and the heads and is held for microseconds, never over I/O. What must stay true:
+
+* a row is applied after its commit and before its acknowledgement, so what is acknowledged is durable and readable;
+* the replay at start skips, for each head, the rows up to its durable `blocked_through`;
+* the journal is swept only up to `sweep_floor`, below which no head and no follower needs a row.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from runtime.clock import Clock
+from services.timeseries.engine import batch as batch_codec
+from services.timeseries.engine import block
+from services.timeseries.engine.catalog import Catalog, Cohort
+from services.timeseries.engine.database import sync_folder
+from services.timeseries.engine.faults import Faults
+from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
+from services.timeseries.engine.journal import Journal, JournalRow
+from services.timeseries.engine.partition import Closed, Partitions
+from services.timeseries.engine.settings import EngineSettings
+
+_log = logging.getLogger(__name__)
+_BLOCK_ROWS_FACTOR: Final = 2
+"""A chunk becomes one block up to so many times `head_rows`; a longer one, as of an import, is cut."""
+
+
+class Store:
+    """Opens a folder and brings the heads back; raises `apsw.Error` or OpenManagerError."""
+
+    def __init__(self, folder: Path, settings: EngineSettings, clock: Clock) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.lock = threading.Lock()
+        self.faults = Faults(clock, settings.faults_remembered)
+        self.close_failing = False
+        self._closing = threading.Lock()
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            sync_folder(folder.parent)
+        self.journal_path = folder / "journal.db"
+        self.journal = Journal(self.journal_path, may_create=not any((folder / "blocks").glob("*.db")))
+        try:
+            self.catalog: Catalog = self.journal.load()
+            self.partitions = Partitions(folder / "blocks", self.journal.identity, settings.partition_connections)
+            self.heads = Heads(settings)
+            self.last_sequence = self.journal.last_sequence
+            self.swept_through = self.journal.swept_through
+            self._replay()
+        except BaseException:
+            self.journal.close()
+            raise
+
+    def _replay(self) -> None:
+        blocked: dict[int, dict[int, int]] = {}
+        now, now_ms = self.clock.monotonic(), self.clock.now_ms()
+        for row in self.journal.rows():
+            if row.row_count == 0:
+                continue
+            decoded = self.decode(row)
+            if decoded is None:
+                continue
+            cohorts, arrays = decoded
+            only = set()
+            for day, cohort_id in heads_of(cohorts, arrays.times_ms):
+                if day not in blocked:
+                    blocked[day] = dict(self.partitions.blocked_through(day))
+                if row.sequence > blocked[day].get(cohort_id, 0):
+                    only.add((day, cohort_id))
+            opened_at = now - max(0, now_ms - row.received_ms) / 1_000
+            self.heads.apply(cohorts, arrays.times_ms, arrays.values, row.sequence, opened_at, only=only)
+
+    def decode(self, row: JournalRow) -> tuple[list[Cohort], batch_codec.Batch] | None:
+        """The rows of a journaled batch with their cohorts; None, counted, when it is damaged."""
+        try:
+            arrays = batch_codec.decode(row.payload)
+        except batch_codec.CorruptBatchError as error:
+            self.faults.damage("journal batch", row.sequence, str(error))
+            return None
+        assert row.metric_set is not None
+        cohorts = self.catalog.cohorts
+        return [cohorts[server, row.metric_set] for server in arrays.servers.tolist()], arrays
+
+    def close_heads(self, stopping: Callable[[], bool], *, everything: bool = False) -> int:
+        """Turns the heads that are due into blocks; returns how many.
+
+        A failure is noted, leaves the rows in the heads and the journal, and is tried again the next time.
+        """
+        closed, failed = 0, False
+        with self._closing:
+            with self.lock:
+                due = self.heads.due(self.clock.monotonic(), everything=everything)
+            for day, of_day in groupby(sorted(due, key=lambda head: head.day), key=lambda head: head.day):
+                heads = list(of_day)
+                for start in range(0, len(heads), self.settings.close_group_heads):
+                    if stopping():
+                        return closed
+                    group = heads[start : start + self.settings.close_group_heads]
+                    try:
+                        self._close_group(day, group)
+                    except Exception as error:
+                        failed = True
+                        self.faults.note(f"blocks of {self.partitions.path(day).name} could not be stored: {error}")
+                        _log.warning("blocks of day %d could not be stored, will try again", day, exc_info=error)
+                    else:
+                        closed += len(group)
+            self.close_failing = failed
+        return closed
+
+    def _close_group(self, day: int, heads: list[Head]) -> None:
+        with self.lock:
+            chunks = [(head, self.heads.begin_close(head)) for head in heads]
+        self.partitions.store(day, [self._compressed(head, chunk) for head, chunk in chunks])
+        points = [int(np.count_nonzero(~np.isnan(chunk.values))) for _, chunk in chunks]
+        with self.lock:
+            for (head, _), count in zip(chunks, points, strict=True):
+                self.heads.finish_close(head, count)
+
+    def _compressed(self, head: Head, chunk: Chunk) -> Closed:
+        rows_limit = _BLOCK_ROWS_FACTOR * self.settings.head_rows
+        blocks = block.build(chunk, head.cohort.id, self.settings.compression_level, rows_limit)
+        return Closed(cohort_id=head.cohort.id, blocked_through=int(chunk.sequences[-1]), blocks=blocks)
+
+    def sweep_floor(self, *, over_limit: bool) -> int:
+        """The highest sequence that no head, and unless the journal is too large no follower, needs any more."""
+        with self.lock:
+            floor = self.heads.floor(self.last_sequence)
+        return floor if over_limit else min([floor, *self.journal.followers().values()])
+
+    def sweep(self) -> int:
+        """Deletes one run of journal rows that nobody needs; returns how many. In the writer's thread."""
+        over_limit = self.journal.used_bytes > self.settings.journal_bytes_limit
+        keep_ms, now_ms = int(self.settings.journal_keep_s * 1_000), self.clock.now_ms()
+        kept = range(0) if over_limit else range(now_ms - keep_ms, now_ms + keep_ms)
+        swept = self.journal.sweep(self.sweep_floor(over_limit=over_limit), kept, self.settings.sweep_rows)
+        self.swept_through = self.journal.swept_through
+        self.journal.shrink()
+        return swept
+
+    def close(self) -> None:
+        """Closes the files; what is in the heads is in the journal."""
+        self.partitions.close()
+        self.journal.close()

@@ -1,0 +1,243 @@
+"""Group commit: one thread takes every waiting batch into one transaction, syncs, applies, and then acknowledges.
+
+What must stay true: the order commit, apply, acknowledge; a batch that cannot be taken fails alone; a commit that
+fails fails every batch in it and leaves nothing behind, and the next one is tried as if nothing had been; the thread
+never ends by an error.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import apsw
+import numpy as np
+
+from fleet.model import MetricSet, Rows, ServerDescriptor
+from runtime.errors import Internal, InvalidArgument, OpenManagerError, Unavailable
+from services.timeseries.engine import batch as batch_codec
+from services.timeseries.engine.catalog import Additions, Cohort
+from services.timeseries.engine.database import storage_error
+from services.timeseries.engine.journal import JournalRow
+from services.timeseries.engine.settings import MAX_TIME_MS, MIN_TIME_MS
+from services.timeseries.engine.store import Store
+
+_log = logging.getLogger(__name__)
+_ROW_OVERHEAD_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Append:
+    """A batch that waits to be committed; `done` gets its sequence or the reason why not.
+
+    `rows` is None when only sets and servers are told.
+    """
+
+    rows: Rows | None
+    metric_sets: Sequence[MetricSet]
+    servers: Sequence[ServerDescriptor]
+    done: "Future[int]" = field(default_factory=Future)
+
+    @property
+    def bytes(self) -> int:
+        """What it counts for while it waits."""
+        described = sum(len(metric_set) for metric_set in self.metric_sets) + len(self.servers)
+        if self.rows is None:
+            return _ROW_OVERHEAD_BYTES * (1 + described)
+        return self.rows.values.nbytes + _ROW_OVERHEAD_BYTES * (1 + len(self.rows.server_ids) + described)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Job:
+    run: Callable[[], Any]
+    done: "Future[Any]"
+
+
+def check_rows(rows: Rows) -> None:
+    """Refuses rows that no column of the engine can hold; raises InvalidArgument."""
+    n = len(rows.server_ids)
+    if rows.times_ms.shape != (n,) or rows.values.ndim != 2 or len(rows.values) != n:
+        shapes = f"{n} servers, {rows.times_ms.shape} times, {rows.values.shape} values"
+        raise InvalidArgument(f"rows do not fit together: {shapes}", field="values")
+    if rows.times_ms.dtype != np.int64 or rows.values.dtype != np.float64:
+        raise InvalidArgument("times must be int64 and values float64", field="values")
+    if n and not (rows.times_ms.min() >= MIN_TIME_MS and rows.times_ms.max() <= MAX_TIME_MS):
+        raise InvalidArgument("a row's time is before 1970 or after 2262-04-11", field="rows.time")
+    if "" in rows.server_ids:
+        raise InvalidArgument("a row has no server id", field="rows.server_id")
+
+
+class Writer:
+    """The thread that owns the journal's connection."""
+
+    def __init__(self, store: Store, on_progress: Callable[[bool], None]) -> None:
+        """`on_progress` is called in the writer's thread after each group, stored or refused; its argument: heads
+        want closing."""
+        self._store = store
+        self._on_progress = on_progress
+        self._broken = False
+        self._full = False
+        self._taken_bytes = 0
+        self.waiting_bytes = 0
+        self._wake = threading.Condition()
+        self._appends: deque[Append] = deque()
+        self._jobs: deque[_Job] = deque()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="timeseries-journal", daemon=True)
+        self._thread.start()
+
+    def submit(self, append: Append) -> None:
+        """Puts a batch in line; the caller keeps the bound."""
+        with self._wake:
+            if self._stopping:
+                raise Unavailable("the engine is closing", reason="CLOSING")
+            self._appends.append(append)
+            self.waiting_bytes += append.bytes
+            self._wake.notify()
+
+    def call(self, run: Callable[[], Any]) -> "Future[Any]":
+        """Runs something with the journal in the writer's thread, between two commits."""
+        job = _Job(run=run, done=Future())
+        with self._wake:
+            if self._stopping:
+                raise Unavailable("the engine is closing", reason="CLOSING")
+            self._jobs.append(job)
+            self._wake.notify()
+        return job.done
+
+    def stop(self) -> None:
+        """Commits what waits and ends the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._appends or self._jobs or self._stopping):
+                    self._wake.wait()
+                appends, self._appends = list(self._appends), deque()
+                jobs, self._jobs = list(self._jobs), deque()
+                if not appends and not jobs:
+                    return
+            if appends:
+                self._taken_bytes = sum(append.bytes for append in appends)
+                self._guarded(partial(self._commit, appends), [append.done for append in appends])
+                self._on_progress(self._full)
+            for job in jobs:
+                self._guarded(partial(self._do, job), [job.done])
+
+    def _do(self, job: _Job) -> None:
+        if self._broken:
+            raise Unavailable("rows could not be applied; restart to replay them", reason="RESTART_NEEDED")
+        _settle(job.done, job.run())
+
+    def _guarded(self, run: Callable[[], None], futures: "Sequence[Future[Any]]") -> None:
+        """Runs a step and turns whatever it raises into its futures' error, so that the thread lives on."""
+        error: OpenManagerError
+        try:
+            run()
+        except OpenManagerError as refused:
+            error = refused
+        except apsw.Error as failed:
+            error = storage_error(failed)
+            self._store.faults.note(f"the journal failed: {failed}")
+            _log.warning("the journal failed: %s", failed)
+        except Exception as fault:
+            error = Internal(f"the journal's writer failed: {fault!r}")
+            self._store.faults.note(error.message)
+            _log.exception("the journal's writer failed")
+        else:
+            return
+        self._release()
+        for future in futures:
+            _fail(future, error)
+
+    def _release(self) -> None:
+        """Makes room for others: before the answers, so that whoever has one finds the room."""
+        with self._wake:
+            self.waiting_bytes -= self._taken_bytes
+            self._taken_bytes = 0
+
+    def _commit(self, appends: list[Append]) -> None:
+        self._full = False
+        if self._broken:
+            raise Unavailable("rows could not be applied; restart to replay them", reason="RESTART_NEEDED")
+        additions = Additions(self._store.catalog)
+        received_ms = self._store.clock.now_ms()
+        staged: list[tuple[Append, JournalRow, list[Cohort]]] = []
+        for append in appends:
+            try:
+                row, cohorts = self._stage(append, self._store.last_sequence + len(staged) + 1, received_ms, additions)
+            except OpenManagerError as refused:
+                _fail(append.done, refused)
+            except UnicodeEncodeError as bad:
+                _fail(append.done, InvalidArgument(f"a name is not Unicode text: {bad}", field="name"))
+            else:
+                staged.append((append, row, cohorts))
+        if staged:
+            self._store.journal.commit(additions, [row for _, row, _ in staged])
+            self._broken = True  # what is durable and not applied must neither be answered nor swept, only replayed
+            self._full = self._apply(additions, staged)
+            self._broken = False
+        self._release()
+        for append, row, _ in staged:
+            _settle(append.done, row.sequence)
+
+    def _stage(
+        self, append: Append, sequence: int, received_ms: int, additions: Additions
+    ) -> tuple[JournalRow, list[Cohort]]:
+        for metric_set in append.metric_sets:
+            additions.add_set(metric_set)
+        rows, cohorts, set_id, payload, points = append.rows, [], None, b"", 0
+        if rows is not None and rows.server_ids:
+            stored = additions.stored_set(rows.metric_set_id)
+            if rows.values.shape[1] != len(stored.metric_set):
+                given = f"{rows.values.shape[1]} values a row for {len(stored.metric_set)} metrics"
+                raise InvalidArgument(given, field="values")
+            servers = [additions.server(server_id) for server_id in rows.server_ids]
+            cohorts = [
+                additions.cohort(server, server_id, stored)
+                for server, server_id in zip(servers, rows.server_ids, strict=True)
+            ]
+            arrays = batch_codec.Batch(np.array(servers, np.uint32), rows.times_ms, rows.values)
+            payload, set_id, points = batch_codec.encode(arrays), stored.id, rows.points
+        for descriptor in append.servers:
+            additions.describe(sequence, descriptor)
+        row = JournalRow(
+            sequence=sequence,
+            received_ms=received_ms,
+            metric_set=set_id,
+            row_count=len(cohorts),
+            points=points,
+            payload=payload,
+        )
+        return row, cohorts
+
+    def _apply(self, additions: Additions, staged: list[tuple[Append, JournalRow, list[Cohort]]]) -> bool:
+        full, now = False, self._store.clock.monotonic()
+        with self._store.lock:
+            additions.publish()
+            for append, row, cohorts in staged:
+                if append.rows is not None and cohorts:
+                    rows = append.rows
+                    applied = self._store.heads.apply(cohorts, rows.times_ms, rows.values, row.sequence, now)
+                    full = full or applied
+            self._store.last_sequence = staged[-1][1].sequence
+            pressed = self._store.heads.bytes > self._store.settings.head_bytes_limit // 2
+        return full or pressed
+
+
+def _settle(future: "Future[Any]", value: object) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_result(value)
+
+
+def _fail(future: "Future[Any]", error: OpenManagerError) -> None:
+    if not future.done() and future.set_running_or_notify_cancel():
+        future.set_exception(error)

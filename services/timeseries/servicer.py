@@ -1,0 +1,105 @@
+"""``TimeSeriesService``: a thin skin over the engine."""
+
+import time
+from collections.abc import AsyncIterator
+
+from fleet.codec import metric_to_pb
+from fleet.model import Metric
+from fleet.status import StoreProbe
+from openmanager.fleet.v1 import metric_pb2
+from openmanager.timeseries.v1 import timeseries_pb2
+from runtime.clock import Clock
+from runtime.errors import InvalidArgument, NotFound
+from services.timeseries.engine import query as queries
+from services.timeseries.engine.engine import Engine
+from services.timeseries.wire import decode, query_of, query_responses, tail_response
+
+LOW_DISK_BYTES = 1 << 30
+"""Less free than this is said in the status: about three days of the default load."""
+
+
+class TimeSeriesServicer:
+    """Answers ``openmanager.timeseries.v1.TimeSeriesService``."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    async def Append(self, request: timeseries_pb2.AppendRequest, _context: object) -> timeseries_pb2.AppendResponse:
+        """Answers once the batch is on disk."""
+        batch = await decode(request, self._engine.metric_set, self._clock.now_ms())
+        sequence = 0
+        if batch.rows is not None or batch.metric_sets or batch.servers:
+            sequence = await self._engine.append(batch.rows, metric_sets=batch.metric_sets, servers=batch.servers)
+        errors = [
+            metric_pb2.RowError(row=e.row, field=e.field, reason=e.reason, message=e.message) for e in batch.errors
+        ]
+        return timeseries_pb2.AppendResponse(
+            sequence=sequence,
+            accepted_points=batch.accepted_points,
+            rejected_points=batch.rejected_points,
+            errors=errors,
+        )
+
+    async def Query(
+        self, request: timeseries_pb2.QueryRequest, _context: object
+    ) -> AsyncIterator[timeseries_pb2.QueryResponse]:
+        """Streams series as the engine finds them."""
+        query = query_of(request.query)
+        self._check_names(query)
+        async for response in query_responses(self._engine.query(query)):
+            yield response
+
+    async def ListMetrics(
+        self, request: timeseries_pb2.ListMetricsRequest, _context: object
+    ) -> timeseries_pb2.ListMetricsResponse:
+        """Lists by identity."""
+        infos = await self._engine.list_metrics(request.server_id or None)
+        response = timeseries_pb2.ListMetricsResponse()
+        for info in infos:
+            metric: Metric = info.metric
+            response.metrics.add(metric=metric_to_pb(metric), key=info.key, servers=info.servers)
+        return response
+
+    async def TailMetrics(
+        self, request: timeseries_pb2.TailMetricsRequest, _context: object
+    ) -> AsyncIterator[timeseries_pb2.TailMetricsResponse]:
+        """Streams journaled batches; the first message says where the tail begins."""
+        if request.from_sequence < 0:
+            raise InvalidArgument("a sequence is not negative", field="from_sequence")
+        sent_sets: set[str] = set()
+        first = True
+        async for batch in self._engine.tail(request.from_sequence):
+            message = tail_response(batch, sent_sets)
+            if first:
+                message.first_sequence = batch.sequence if batch.missed else self._engine.first_sequence
+                first = False
+            yield message
+
+    def _check_names(self, query: queries.Query) -> None:
+        for server_id in query.server_ids or ():
+            if not self._engine.knows_server(server_id):
+                raise NotFound(f"there is no server {server_id[:255]!r}", reason="SERVER_UNKNOWN", field="server_ids")
+        unknown = self._engine.unknown_metrics(query.metrics or ())
+        if unknown:
+            raise InvalidArgument(f"no server has a metric {unknown[0][:255]!r}", field="metrics")
+
+
+async def probe(engine: Engine) -> StoreProbe:
+    """The engine's status as a store."""
+    started = time.perf_counter()
+    status = await engine.status()
+    degraded = ""
+    if status.closing_fails:
+        degraded = f"blocks cannot be stored: {status.last_error.message if status.last_error else 'unknown error'}"
+    elif status.damaged:
+        degraded = f"{status.damaged} damaged blocks are left out of answers"
+    elif status.disk_free_bytes < LOW_DISK_BYTES:
+        degraded = f"only {status.disk_free_bytes >> 20} MiB are free on the disk of DATA_DIR"
+    return StoreProbe(
+        server_version="engine 1",
+        latency_ms=(time.perf_counter() - started) * 1000,
+        spool_bytes=status.journal_bytes,
+        disk_free_bytes=status.disk_free_bytes,
+        degraded=degraded,
+    )

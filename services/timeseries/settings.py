@@ -1,0 +1,63 @@
+"""What ``python -m services.timeseries`` can be told."""
+
+from collections.abc import Iterator
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, SecretStr
+
+from runtime.settings import Address, ByteSize, CommonSettings, Duration, setting
+from services.timeseries.engine.settings import GIB, EngineSettings
+
+
+def _influxdb_url(url: str) -> str:
+    """Refuses what is no URL of an InfluxDB 2; no message holds any part of it, since it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError("is not a URL such as http://host:8086") from None
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("must begin with http:// or https://")
+    if not parts.hostname or port == 0 or set(url) & set(" \t\r\n"):
+        raise ValueError(f"names no host or port, such as {parts.scheme}://host:8086")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("must hold no user, password or options: the token is INFLUXDB_TOKEN")
+    return url
+
+
+InfluxUrl = Annotated[str, AfterValidator(_influxdb_url)]
+
+
+class TimeSeriesSettings(CommonSettings):
+    """Settings of the timeseries process."""
+
+    address: Address = setting("TIMESERIES_ADDRESS", "127.0.0.1:50052", "Where timeseries listens.")
+    block_age: Duration = setting(
+        "TIMESERIES_BLOCK_AGE", "2h", "A head becomes a compressed block so long after its first row.", ge=1.0
+    )
+    spool_limit: ByteSize = setting(
+        "TIMESERIES_SPOOL_LIMIT", "8GiB", "Journal size over which followers no longer hold it back.", ge=GIB // 16
+    )
+
+    influxdb_url: InfluxUrl | None = setting(
+        "INFLUXDB_URL", None, "InfluxDB 2 that follows the history, http:// or https://; unset: none."
+    )
+    influxdb_token: SecretStr | None = setting(
+        "INFLUXDB_TOKEN", None, "API token that may write INFLUXDB_BUCKET; needed with INFLUXDB_URL."
+    )
+    influxdb_org: str = setting("INFLUXDB_ORG", "openmanager", "Organization of the bucket.", min_length=1)
+    influxdb_bucket: str = setting("INFLUXDB_BUCKET", "metrics", "Bucket that is written; it must exist.", min_length=1)
+
+    def problems(self) -> Iterator[str]:
+        """Also: a store that nobody could log in to."""
+        yield from super().problems()
+        if self.influxdb_url is not None and self.influxdb_token is None:
+            yield "INFLUXDB_TOKEN: must be set too, since INFLUXDB_URL is"
+        token = self.influxdb_token.get_secret_value() if self.influxdb_token else ""
+        if token and not (token.isascii() and token.isprintable() and " " not in token):
+            yield "INFLUXDB_TOKEN: has characters that no header can hold"
+
+    def engine(self) -> EngineSettings:
+        """The engine's bounds."""
+        return EngineSettings(head_age_s=self.block_age, journal_bytes_limit=self.spool_limit)

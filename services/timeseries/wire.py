@@ -1,0 +1,202 @@
+"""Between protobuf messages and the engine's values: what is checked, and how answers are cut into messages.
+
+What must stay true: everything that a sender can get wrong is found here, before anything is journaled, and named by
+its field; one batch costs the event loop less than 10 ms (a large one is decoded in a thread).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+from fleet import validation
+from fleet.codec import (
+    descriptor_from_pb,
+    descriptor_to_pb,
+    metric_set_from_pb,
+    metric_set_to_pb,
+    ms_from_duration,
+    ms_from_timestamp,
+    packed_doubles,
+    rows_from_pb,
+    rows_to_pb,
+    timestamp_from_ms,
+)
+from fleet.model import MetricSet, RowError, Rows, ServerDescriptor
+from openmanager.fleet.v1 import history_pb2, metric_pb2
+from openmanager.timeseries.v1 import timeseries_pb2
+from runtime.errors import InvalidArgument
+from services.timeseries.engine.aggregate import Aggregation
+from services.timeseries.engine.query import Query, SeriesResult
+from services.timeseries.engine.tail import TailBatch
+
+MAX_MESSAGE_POINTS = 50_000
+"""Points of one message of an answer: 800 KB."""
+
+MIN_STEP_MS = 1_000
+THREAD_ROWS = 1_000
+THREAD_VALUES = 500_000
+"""Batches over either are decoded in a thread: 1,000 rows take 1.2 ms, 500,000 values 0.7 ms."""
+
+_TIMES_TAG = history_pb2.Series.TIMES_FIELD_NUMBER << 3 | 2
+_VALUES_TAG = history_pb2.Series.VALUES_FIELD_NUMBER << 3 | 2
+
+_AGGREGATIONS = {
+    history_pb2.AGGREGATION_UNSPECIFIED: Aggregation.AVG,
+    history_pb2.AGGREGATION_AVG: Aggregation.AVG,
+    history_pb2.AGGREGATION_MIN: Aggregation.MIN,
+    history_pb2.AGGREGATION_MAX: Aggregation.MAX,
+    history_pb2.AGGREGATION_SUM: Aggregation.SUM,
+    history_pb2.AGGREGATION_COUNT: Aggregation.COUNT,
+    history_pb2.AGGREGATION_LAST: Aggregation.LAST,
+    history_pb2.AGGREGATION_RATE: Aggregation.RATE,
+    history_pb2.AGGREGATION_FIRST: Aggregation.FIRST,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """A request that passed every check.
+
+    Attributes:
+        metric_sets: sets that came with it.
+        servers: servers that came with it.
+        rows: the rows that are taken; None when there are none.
+        accepted_points: points of those rows.
+        rejected_points: points of the others.
+        errors: why, as many as an answer lists.
+    """
+
+    metric_sets: tuple[MetricSet, ...]
+    servers: tuple[ServerDescriptor, ...]
+    rows: Rows | None
+    accepted_points: int
+    rejected_points: int
+    errors: tuple[RowError, ...]
+
+
+async def decode(
+    request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None], now_ms: int
+) -> Decoded:
+    """Checks and decodes a request.
+
+    Args:
+        request: as it came.
+        known: the stored set of an id.
+        now_ms: our clock.
+
+    Raises:
+        InvalidArgument: a structural fault, naming the field.
+        FailedPrecondition: METRIC_SET_UNKNOWN.
+    """
+    if len(request.batch.rows) > THREAD_ROWS or len(request.batch.values) > THREAD_VALUES or request.metric_sets:
+        return await asyncio.to_thread(_decode, request, known, now_ms)
+    return _decode(request, known, now_ms)
+
+
+def _decode(request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None], now_ms: int) -> Decoded:
+    metric_sets = []
+    for index, message in enumerate(request.metric_sets):
+        metric_set = metric_set_from_pb(message)
+        validation.check_metric_set(metric_set, f"metric_sets[{index}].metrics", message.id)
+        metric_sets.append(metric_set)
+    servers = tuple(descriptor_from_pb(message) for message in request.servers)
+    validation.check_descriptors(servers)
+    taken, rejected, errors = _rows(request.batch, {one.id: one for one in metric_sets}, known, now_ms)
+    return Decoded(
+        metric_sets=tuple(metric_sets),
+        servers=servers,
+        rows=taken,
+        accepted_points=taken.points if taken is not None else 0,
+        rejected_points=rejected,
+        errors=tuple(errors[: validation.MAX_ROW_ERRORS]),
+    )
+
+
+def _rows(
+    batch: metric_pb2.MetricBatch,
+    sent: dict[str, MetricSet],
+    known: Callable[[str], MetricSet | None],
+    now_ms: int,
+) -> tuple[Rows | None, int, list[RowError]]:
+    if not batch.rows and not batch.values:
+        return None, 0, []
+    metric_set = sent.get(batch.metric_set_id) or known(batch.metric_set_id)
+    if metric_set is None:
+        raise validation.metric_set_unknown(batch.metric_set_id, "metric_set_id")
+    validation.check_batch(batch, len(metric_set))
+    rows = rows_from_pb(batch, len(metric_set))
+    keep, errors = validation.row_faults(rows, now_ms)
+    if not errors:
+        return rows, 0, []
+    rejected = rows.select(~keep).points
+    taken = rows.select(keep)
+    return (taken if taken.server_ids else None), rejected, errors
+
+
+def query_of(message: history_pb2.HistoryQuery) -> Query:
+    """The engine's query.
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
+    if not message.metrics or not all(message.metrics):
+        raise InvalidArgument("name at least one metric", field="metrics")
+    for field in ("start_time", "end_time"):
+        if not message.HasField(field):
+            raise InvalidArgument("the range has no such end", field=field)
+    start_ms, end_ms = ms_from_timestamp(message.start_time), ms_from_timestamp(message.end_time)
+    if start_ms > end_ms:
+        raise InvalidArgument("the range starts after its end", field="start_time")
+    step_ms = ms_from_duration(message.step)
+    if step_ms < 0 or 0 < step_ms < MIN_STEP_MS or message.step.nanos % 1_000_000:
+        raise InvalidArgument("the step is 0 or at least 1 s, in whole milliseconds", field="step")
+    aggregation = _AGGREGATIONS.get(message.aggregation)
+    if aggregation is None:
+        raise InvalidArgument(f"there is no aggregation number {message.aggregation}", field="aggregation")
+    return Query(
+        server_ids=tuple(message.server_ids) or None,
+        metrics=tuple(message.metrics),
+        start_ms=start_ms,
+        end_ms=end_ms,
+        step_ms=step_ms,
+        aggregation=aggregation,
+    )
+
+
+async def query_responses(results: AsyncIterator[SeriesResult]) -> AsyncIterator[timeseries_pb2.QueryResponse]:
+    """Series packed into messages of bounded size; a long series is cut into parts that follow each other."""
+    response, points = timeseries_pb2.QueryResponse(), 0
+    async for result in results:
+        for part in _parts(result):
+            if points and points + len(part.times) > MAX_MESSAGE_POINTS:
+                yield response
+                response, points = timeseries_pb2.QueryResponse(), 0
+            response.series.append(part)
+            points += len(part.times)
+    if response.series:
+        yield response
+
+
+def _parts(result: SeriesResult) -> Iterator[history_pb2.Series]:
+    """A series in parts of at most one message."""
+    for start in range(0, len(result.times_ms), MAX_MESSAGE_POINTS):
+        chosen = slice(start, start + MAX_MESSAGE_POINTS)
+        part = history_pb2.Series(server_id=result.server_id, metric=result.metric_key, unit=result.unit)
+        part.MergeFromString(packed_doubles(_TIMES_TAG, result.times_ms[chosen] / 1000))
+        part.MergeFromString(packed_doubles(_VALUES_TAG, result.values[chosen]))
+        yield part
+
+
+def tail_response(batch: TailBatch, sent_sets: set[str]) -> timeseries_pb2.TailMetricsResponse:
+    """One journaled batch as a message, with its set when ``sent_sets`` lacks it (and then has it)."""
+    message = timeseries_pb2.TailMetricsResponse(
+        sequence=batch.sequence,
+        receive_time=timestamp_from_ms(batch.received_ms),
+        servers=[descriptor_to_pb(server) for server in batch.descriptors],
+    )
+    if batch.metric_set is not None and batch.metric_set.id not in sent_sets:
+        sent_sets.add(batch.metric_set.id)
+        message.metric_set.CopyFrom(metric_set_to_pb(batch.metric_set))
+    if batch.rows is not None:
+        message.batch.CopyFrom(rows_to_pb(batch.rows))
+    return message

@@ -1,0 +1,238 @@
+"""The hybrid write path: timeseries alone decides, the others are told when they can be, and memory stays bounded."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from opentelemetry.context import Context
+
+from fleet.codec import metric_set_to_pb
+from fleet.model import Metric, MetricSet, Rows, ServerDescriptor, WriteBatch
+from fleet.pending import PendingRows
+from fleet.writer import FleetWriter
+from openmanager.cache.v1 import cache_pb2
+from openmanager.fleet.v1 import metric_pb2
+from openmanager.metadata.v1 import metadata_pb2
+from openmanager.timeseries.v1 import timeseries_pb2
+from runtime.channel import Channel
+from runtime.clock import SystemClock
+from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, Unavailable
+from runtime.interception import Interception
+from runtime.server import GrpcServer, bind
+from tests.harness import eventually
+
+SET = MetricSet((Metric(name="a"), Metric(name="b")))
+SERVER = ServerDescriptor(server_id="s", hostname="host")
+
+
+def batch(tick: int, *servers: ServerDescriptor, metric_set: MetricSet = SET) -> WriteBatch:
+    rows = Rows(
+        metric_set_id=metric_set.id,
+        server_ids=("s",),
+        times_ms=np.array([tick * 1000]),
+        values=np.full((1, len(metric_set)), float(tick)),
+    )
+    return WriteBatch(metric_set=metric_set, rows=rows, servers=servers)
+
+
+class Stores:
+    """Timeseries, cache and metadata as the writer sees them, each of which can be made to fail."""
+
+    def __init__(self) -> None:
+        self.appended: list[timeseries_pb2.AppendRequest] = []
+        self.updated: list[cache_pb2.UpdateServersRequest] = []
+        self.registered: list[metadata_pb2.RegisterServersRequest] = []
+        self.fails: dict[str, OpenManagerError | None] = {}
+        self.known_sets: set[str] = set()
+        self.cached_sets: set[str] = set()
+
+    def _may_fail(self, store: str) -> None:
+        error = self.fails.get(store)
+        if error is not None:
+            raise error
+
+    async def Append(self, request: timeseries_pb2.AppendRequest, _context: Any) -> timeseries_pb2.AppendResponse:
+        self._may_fail("timeseries")
+        self.known_sets |= {message.id for message in request.metric_sets}
+        if request.batch.rows and request.batch.metric_set_id not in self.known_sets:
+            raise FailedPrecondition("unknown", reason="METRIC_SET_UNKNOWN")
+        self.appended.append(request)
+        return timeseries_pb2.AppendResponse(sequence=len(self.appended), accepted_points=len(request.batch.values))
+
+    async def UpdateServers(
+        self, request: cache_pb2.UpdateServersRequest, _context: Any
+    ) -> cache_pb2.UpdateServersResponse:
+        self._may_fail("cache")
+        self.cached_sets |= {message.id for message in request.metric_sets}
+        if any(rows.metric_set_id not in self.cached_sets for rows in request.batches):
+            raise FailedPrecondition("unknown", reason="METRIC_SET_UNKNOWN")
+        self.updated.append(request)
+        return cache_pb2.UpdateServersResponse()
+
+    async def RegisterServers(
+        self, request: metadata_pb2.RegisterServersRequest, _context: Any
+    ) -> metadata_pb2.RegisterServersResponse:
+        self._may_fail("metadata")
+        self.registered.append(request)
+        return metadata_pb2.RegisterServersResponse()
+
+    def cached_ticks(self) -> list[float]:
+        return [rows.values[0] for request in self.updated for rows in request.batches]
+
+
+@asynccontextmanager
+async def writing(stores: Stores) -> AsyncIterator[FleetWriter]:
+    services = [
+        bind("openmanager.timeseries.v1.TimeSeriesService", stores),
+        bind("openmanager.cache.v1.CacheService", stores),
+        bind("openmanager.metadata.v1.ServerRegistryService", stores),
+    ]
+    server = GrpcServer(services, Interception())
+    address = await server.start("127.0.0.1:0")
+    try:
+        async with (
+            Channel(address) as channel,
+            FleetWriter(timeseries=channel, cache=channel, metadata=channel, clock=SystemClock()) as writer,
+        ):
+            yield writer
+    finally:
+        await server.stop(1.0)
+
+
+async def test_a_batch_reaches_all_three_and_the_set_goes_once() -> None:
+    stores = Stores()
+    async with writing(stores) as writer:
+        first = await writer.write(batch(1, SERVER))
+        assert (first.sequence, first.accepted_points) == (1, 2)
+        await writer.write(batch(2, SERVER))
+        await eventually(lambda: stores.cached_ticks()[-1:] == [2.0] and stores.registered)
+    assert [len(request.metric_sets) for request in stores.appended] == [1, 0]
+    assert [len(request.servers) for request in stores.appended] == [1, 0], "told once, and on change"
+    assert len(stores.registered) == 1
+
+
+async def test_a_changed_server_is_told_again() -> None:
+    stores = Stores()
+    async with writing(stores) as writer:
+        await writer.write(batch(1, SERVER))
+        moved = ServerDescriptor(server_id="s", hostname="host", environment="production")
+        await writer.write(batch(2, moved))
+        await eventually(lambda: len(stores.registered) == 2 and stores.cached_ticks()[-1:] == [2.0])
+    assert stores.appended[1].servers[0].environment == "production"
+
+
+async def test_timeseries_away_is_an_error_and_nothing_is_told_to_the_others() -> None:
+    stores = Stores()
+    stores.fails["timeseries"] = Unavailable("away")
+    async with writing(stores) as writer:
+        with pytest.raises(Unavailable):
+            await writer.write(batch(1, SERVER))
+        assert writer.counters.failures["timeseries"] == 1
+        stores.fails["timeseries"] = None
+        await writer.write(batch(2, SERVER))
+        await eventually(lambda: stores.cached_ticks() == [2.0])
+    assert len(stores.registered) == 1
+
+
+async def test_a_structural_fault_is_the_senders() -> None:
+    stores = Stores()
+    stores.fails["timeseries"] = InvalidArgument("values", field="values")
+    async with writing(stores) as writer:
+        with pytest.raises(InvalidArgument) as refused:
+            await writer.write(batch(1))
+        assert refused.value.field == "values"
+
+
+async def test_cache_and_metadata_away_refuse_nothing_and_catch_up_with_the_latest() -> None:
+    stores = Stores()
+    stores.fails |= {"cache": Unavailable("away"), "metadata": Unavailable("away")}
+    async with writing(stores) as writer:
+        for tick in range(50):
+            await writer.write(batch(tick, SERVER))
+        await eventually(lambda: writer.counters.failures["cache"] and writer.counters.failures["metadata"])
+        assert len(stores.appended) == 50
+        stores.fails.clear()
+        await eventually(lambda: stores.cached_ticks() and stores.registered, within_s=15)
+    assert stores.cached_ticks() == [49.0], "latest wins: one batch for an outage of 50 ticks"
+    assert [request.servers[0].server_id for request in stores.registered] == ["s"]
+    assert stores.updated[0].servers[0].server_id == "s"
+
+
+async def test_stores_that_lost_their_sets_get_them_again() -> None:
+    stores = Stores()
+    async with writing(stores) as writer:
+        await writer.write(batch(1, SERVER))
+        await eventually(lambda: stores.cached_ticks() == [1.0])
+        stores.known_sets.clear()
+        stores.cached_sets.clear()
+        await writer.write(batch(2, SERVER))
+        await eventually(lambda: stores.cached_ticks() == [1.0, 2.0], within_s=15)
+    assert stores.updated[-1].servers[0].server_id == "s", "a cache that was restarted knows no servers either"
+
+
+async def test_rows_of_a_set_that_is_not_held_are_refused() -> None:
+    stores = Stores()
+    async with writing(stores) as writer:
+        message = metric_pb2.MetricBatch(metric_set_id="f" * 32, values=[1.0])
+        message.rows.add(server_id="s")
+        with pytest.raises(FailedPrecondition) as refused:
+            await writer.write_message(message)
+        assert refused.value.reason == "METRIC_SET_UNKNOWN"
+    assert stores.appended == []
+
+
+async def test_the_held_sets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet.writer.MAX_HELD_METRICS", 10)
+    stores = Stores()
+    sets = [MetricSet((Metric(name=f"m{index}"), Metric(name="b"))) for index in range(20)]
+    async with writing(stores) as writer:
+        for metric_set in sets:
+            await writer.write(batch(1, metric_set=metric_set))
+        held = [metric_set for metric_set in sets if writer.metric_count(metric_set.id) is not None]
+    assert held == sets[-5:]
+
+
+async def test_many_writers_at_once() -> None:
+    stores = Stores()
+    async with writing(stores) as writer:
+        results = await asyncio.gather(*(writer.write(batch(tick, SERVER)) for tick in range(100)))
+        assert sorted(result.sequence for result in results) == list(range(1, 101))
+        assert writer.counters.acknowledged_points == 200
+
+
+def message(server_id: str, value: float, values: int = 1) -> metric_pb2.MetricBatch:
+    rows = metric_pb2.MetricBatch(metric_set_id=metric_set_to_pb(SET).id, values=[value] * values)
+    rows.rows.add(server_id=server_id)
+    return rows
+
+
+def test_pending_rows_keep_the_latest_of_each_group() -> None:
+    pending = PendingRows()
+    for value in range(3):
+        pending.add(message("a", value), Context())
+        pending.add(message("b", value), Context())
+    taken, _ = pending.take()
+    assert [rows.values[0] for rows in taken] == [2.0, 2.0]
+    assert len(pending) == 0
+
+
+def test_what_is_given_back_does_not_replace_what_is_newer() -> None:
+    pending = PendingRows()
+    pending.add(message("a", 1), Context())
+    pending.add(message("b", 1), Context())
+    taken, context = pending.take()
+    pending.add(message("a", 2), Context())
+    pending.give_back(taken, context)
+    again, _ = pending.take()
+    assert sorted((rows.rows[0].server_id, rows.values[0]) for rows in again) == [("a", 2.0), ("b", 1.0)]
+
+
+def test_pending_rows_are_bounded_and_the_loss_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet.pending.MAX_WAITING_VALUES", 25)
+    pending = PendingRows()
+    for index in range(5):
+        pending.add(message(f"s{index}", 1, values=10), Context())
+    assert (len(pending), pending.dropped_batches) == (2, 3)

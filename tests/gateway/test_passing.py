@@ -1,0 +1,46 @@
+"""Requests and answers that are passed on as bytes have the same fields on both sides, or data would be mixed up."""
+
+import pytest
+from google.protobuf.descriptor import Descriptor
+
+from openmanager.analytics.v1 import analytics_pb2
+from openmanager.gateway.v1 import ai_pb2
+from openmanager.gateway.v1 import analytics_pb2 as public_analytics_pb2
+from openmanager.gateway.v1 import simulator_pb2 as public_simulator_pb2
+from openmanager.metadata.v1 import metadata_pb2
+from openmanager.simulator.v1 import simulator_pb2
+
+METHODS = [
+    (public_analytics_pb2, "ListAnomalies", analytics_pb2, "QueryAnomalies"),
+    (ai_pb2, "RecordInteraction", metadata_pb2, "StoreInteraction"),
+    (ai_pb2, "GetInteraction", metadata_pb2, "LoadInteraction"),
+    (ai_pb2, "ListInteractions", metadata_pb2, "QueryInteractions"),
+    (public_simulator_pb2, "GetSimulator", simulator_pb2, "GetStatus"),
+    (public_simulator_pb2, "StartSimulator", simulator_pb2, "StartSending"),
+    (public_simulator_pb2, "StopSimulator", simulator_pb2, "StopSending"),
+    (public_simulator_pb2, "InjectScenario", simulator_pb2, "StartScenario"),
+    (public_simulator_pb2, "ClearScenarios", simulator_pb2, "StopScenarios"),
+]
+
+
+def shape(message: Descriptor) -> list[tuple[int, str, int, bool, str]]:
+    return [
+        (
+            field.number,
+            field.name,
+            field.type,
+            field.is_repeated,
+            field.message_type.full_name if field.message_type else "",
+        )
+        for field in message.fields
+    ]
+
+
+@pytest.mark.parametrize(("public", "method", "inner", "inner_method"), METHODS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize("suffix", ["Request", "Response"])
+def test_both_sides_have_the_same_fields(
+    public: object, method: str, inner: object, inner_method: str, suffix: str
+) -> None:
+    outer_message = getattr(public, method + suffix).DESCRIPTOR
+    inner_message = getattr(inner, inner_method + suffix).DESCRIPTOR
+    assert shape(outer_message) == shape(inner_message)
