@@ -116,7 +116,7 @@ def rows_from_pb(message: metric_pb2.MetricBatch, metric_count: int) -> Rows:
 
 
 def rows_to_pb(rows: Rows) -> metric_pb2.MetricBatch:
-    """Encodes rows; 0.1 ms for 20 x 511."""
+    """Encodes rows; 0.03 ms for 20 x 511."""
     message = metric_pb2.MetricBatch(metric_set_id=rows.metric_set_id)
     for server_id, time_ms in zip(rows.server_ids, rows.times_ms.tolist(), strict=True):
         row = message.rows.add()

@@ -68,7 +68,7 @@ def metric_key(name: str, labels: Iterable[tuple[str, str]] = ()) -> str:
 class MetricSet:
     """An ordered list of metrics: the dictionary that turns a row of numbers into named values.
 
-    Not slotted, so that ``id`` and ``keys`` are computed once: hashing 511 metrics takes 0.4 ms.
+    Not slotted, so that ``id`` and ``keys`` are computed once: hashing 511 metrics takes 1 ms.
     """
 
     metrics: tuple[Metric, ...]

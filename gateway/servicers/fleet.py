@@ -14,7 +14,7 @@ from openmanager.gateway.v1 import fleet_pb2
 from runtime.errors import InvalidArgument, NotFound
 
 MAX_FULL_PAGE_SIZE = 200
-"""A full server is about 12 KB; a message holds 16 MiB."""
+"""A full server of 511 metrics is 18 KB; a message holds 16 MiB."""
 
 _UPDATABLE = ("hostname", "environment", "role", "location")
 _COUNTED = {

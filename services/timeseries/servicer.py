@@ -15,7 +15,7 @@ from services.timeseries.engine.engine import Engine
 from services.timeseries.wire import decode, query_of, query_responses, tail_response
 
 LOW_DISK_BYTES = 1 << 30
-"""Less free than this is said in the status: about three days of the default load."""
+"""Less free than this is said in the status."""
 
 
 class TimeSeriesServicer:

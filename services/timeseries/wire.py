@@ -35,7 +35,7 @@ MAX_MESSAGE_POINTS = 50_000
 MIN_STEP_MS = 1_000
 THREAD_ROWS = 1_000
 THREAD_VALUES = 500_000
-"""Batches over either are decoded in a thread: 1,000 rows take 1.2 ms, 500,000 values 0.7 ms."""
+"""Batches over either are decoded in a thread: 1,000 rows take 0.8 ms, 500,000 values 1.4 ms."""
 
 _TIMES_TAG = history_pb2.Series.TIMES_FIELD_NUMBER << 3 | 2
 _VALUES_TAG = history_pb2.Series.VALUES_FIELD_NUMBER << 3 | 2

@@ -1,0 +1,196 @@
+"""The timeseries service over real gRPC: what is checked before anything is kept, and how answers are cut."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fleet.codec import metric_set_to_pb, rows_to_pb
+from fleet.model import Metric, MetricKind, MetricSet, Rows
+from openmanager.fleet.v1 import history_pb2, metric_pb2
+from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
+from runtime.channel import Channel, calling
+from runtime.clock import SystemClock
+from runtime.errors import FailedPrecondition, InvalidArgument, NotFound
+from runtime.interception import Interception
+from runtime.server import GrpcServer, bind
+from services.timeseries import wire
+from services.timeseries.engine import Engine
+from services.timeseries.servicer import TimeSeriesServicer, probe
+
+SET = MetricSet((Metric(name="level", unit="%", kind=MetricKind.GAUGE), Metric(name="total", kind=MetricKind.COUNTER)))
+START_S = 1_700_000_000
+
+
+def rows(times_s: list[int], server_id: str = "s", value: float = 1.0) -> Rows:
+    times_ms = np.array(times_s, np.int64) * 1000
+    values = np.full((len(times_s), len(SET)), value)
+    return Rows(metric_set_id=SET.id, server_ids=(server_id,) * len(times_s), times_ms=times_ms, values=values)
+
+
+class Service:
+    """A service on a folder, and the calls that tests make of it."""
+
+    def __init__(self, engine: Engine, channel: Channel) -> None:
+        self.engine = engine
+        self.stub: Any = timeseries_pb2_grpc.TimeSeriesServiceStub(channel.grpc)
+
+    async def append(self, batch: metric_pb2.MetricBatch, **fields: Any) -> timeseries_pb2.AppendResponse:
+        async with calling("timeseries"):
+            response: timeseries_pb2.AppendResponse = await self.stub.Append(
+                timeseries_pb2.AppendRequest(batch=batch, **fields)
+            )
+        return response
+
+    async def query(self, **fields: Any) -> list[timeseries_pb2.QueryResponse]:
+        query = history_pb2.HistoryQuery(**fields)
+        if not query.HasField("start_time"):
+            query.start_time.seconds = START_S
+        if not query.HasField("end_time"):
+            query.end_time.seconds = START_S + 10_000_000
+        async with calling("timeseries"):
+            return [message async for message in self.stub.Query(timeseries_pb2.QueryRequest(query=query))]
+
+
+@asynccontextmanager
+async def service(folder: Path) -> AsyncIterator[Service]:
+    clock = SystemClock()
+    async with Engine.open(folder, clock=clock) as engine:
+        server = GrpcServer(
+            [bind("openmanager.timeseries.v1.TimeSeriesService", TimeSeriesServicer(engine, clock))], Interception()
+        )
+        address = await server.start("127.0.0.1:0")
+        async with Channel(address) as channel:
+            yield Service(engine, channel)
+        await server.stop(0.5)
+
+
+async def test_a_batch_is_acknowledged_and_read_back(tmp_path: Path) -> None:
+    async with service(tmp_path) as ours:
+        response = await ours.append(rows_to_pb(rows([START_S, START_S + 10])), metric_sets=[metric_set_to_pb(SET)])
+        assert (response.sequence, response.accepted_points, response.rejected_points) == (1, 4, 0)
+        found = (await ours.query(metrics=["level"]))[0].series[0]
+        assert (found.server_id, found.metric, found.unit) == ("s", "level", "%")
+        assert (list(found.times), list(found.values)) == ([START_S, START_S + 10], [1.0, 1.0])
+
+
+async def test_structural_faults_keep_nothing(tmp_path: Path) -> None:
+    async with service(tmp_path) as ours:
+        with pytest.raises(FailedPrecondition) as unknown:
+            await ours.append(rows_to_pb(rows([START_S])))
+        assert unknown.value.reason == "METRIC_SET_UNKNOWN"
+        bad = rows_to_pb(rows([START_S]))
+        bad.values.append(1.0)
+        with pytest.raises(InvalidArgument) as refused:
+            await ours.append(bad, metric_sets=[metric_set_to_pb(SET)])
+        assert refused.value.field == "values"
+        twice = metric_pb2.MetricSet(metrics=[metric_pb2.Metric(name="x")] * 2)
+        with pytest.raises(InvalidArgument) as refused:
+            await ours.append(metric_pb2.MetricBatch(), metric_sets=[twice])
+        assert refused.value.field == "metric_sets[0].metrics[1]"
+        assert ours.engine.last_sequence == 0
+
+
+async def test_row_faults_are_counted_and_the_rest_is_kept(tmp_path: Path) -> None:
+    async with service(tmp_path) as ours:
+        batch = rows_to_pb(rows([START_S, 4_000_000_000, START_S + 1]))
+        response = await ours.append(batch, metric_sets=[metric_set_to_pb(SET)])
+        assert (response.accepted_points, response.rejected_points) == (4, 2)
+        assert [(error.row, error.reason) for error in response.errors] == [(1, "TIME_IN_FUTURE")]
+        found = await ours.query(metrics=["level"])
+        assert list(found[0].series[0].times) == [START_S, START_S + 1]
+
+
+async def test_at_most_a_hundred_errors_are_listed_and_all_are_counted(tmp_path: Path) -> None:
+    async with service(tmp_path) as ours:
+        batch = rows_to_pb(rows([4_000_000_000 + second for second in range(2_000)]))
+        response = await ours.append(batch, metric_sets=[metric_set_to_pb(SET)])
+        assert (response.accepted_points, response.rejected_points, len(response.errors)) == (0, 4_000, 100)
+
+
+async def test_a_batch_large_enough_for_a_thread_is_the_same(tmp_path: Path) -> None:
+    count = wire.THREAD_ROWS * 3
+    async with service(tmp_path) as ours:
+        batch = rows_to_pb(rows([START_S + second for second in range(count)]))
+        response = await ours.append(batch, metric_sets=[metric_set_to_pb(SET)])
+        assert response.accepted_points == 2 * count
+
+
+async def test_a_long_series_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_MESSAGE_POINTS", 100)
+    async with service(tmp_path) as ours:
+        times = [START_S + second for second in range(250)]
+        await ours.append(rows_to_pb(rows(times)), metric_sets=[metric_set_to_pb(SET)])
+        messages = await ours.query(metrics=["level", "total"])
+        assert all(sum(len(series.times) for series in message.series) <= 100 for message in messages)
+        for metric in ("level", "total"):
+            parts = [series for message in messages for series in message.series if series.metric == metric]
+            assert [time for part in parts for time in part.times] == times
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({}, "metrics"),
+        ({"metrics": [""]}, "metrics"),
+        ({"metrics": ["nope"]}, "metrics"),
+        ({"metrics": ["level"], "step": {"nanos": 1_000_000}}, "step"),
+        ({"metrics": ["level"], "step": {"seconds": -5}}, "step"),
+        ({"metrics": ["level"], "step": {"seconds": 5, "nanos": 1}}, "step"),
+        ({"metrics": ["level"], "step": {"seconds": 5}, "aggregation": 99}, "aggregation"),
+        ({"metrics": ["level"], "step": {"seconds": 5}, "aggregation": "AGGREGATION_RATE"}, "aggregation"),
+        ({"metrics": ["level"], "end_time": {"seconds": START_S - 1}}, "start_time"),
+    ],
+)
+async def test_bad_queries_name_the_field(tmp_path: Path, fields: dict[str, Any], field: str) -> None:
+    async with service(tmp_path) as ours:
+        await ours.append(rows_to_pb(rows([START_S])), metric_sets=[metric_set_to_pb(SET)])
+        with pytest.raises(InvalidArgument) as refused:
+            await ours.query(**fields)
+        assert refused.value.field == field
+
+
+async def test_an_unknown_server_is_not_found(tmp_path: Path) -> None:
+    async with service(tmp_path) as ours:
+        await ours.append(rows_to_pb(rows([START_S])), metric_sets=[metric_set_to_pb(SET)])
+        with pytest.raises(NotFound) as refused:
+            await ours.query(metrics=["level"], server_ids=["nope"])
+        assert refused.value.reason == "SERVER_UNKNOWN"
+
+
+async def test_the_tail_tells_sets_once_and_where_it_begins(tmp_path: Path) -> None:
+    async with service(tmp_path) as ours:
+        for second in range(3):
+            await ours.append(rows_to_pb(rows([START_S + second])), metric_sets=[metric_set_to_pb(SET)])
+        call = ours.stub.TailMetrics(timeseries_pb2.TailMetricsRequest(from_sequence=2))
+        messages = []
+        async for message in call:
+            messages.append(message)
+            if len(messages) == 2:
+                await ours.append(rows_to_pb(rows([START_S + 9], server_id="late")))
+            if len(messages) == 3:
+                break
+        call.cancel()
+        assert [message.sequence for message in messages] == [2, 3, 4]
+        assert [message.HasField("metric_set") for message in messages] == [True, False, False]
+        assert [message.first_sequence for message in messages] == [1, 0, 0]
+        assert messages[2].batch.rows[0].server_id == "late"
+
+
+async def test_a_tail_of_another_journal_is_refused(tmp_path: Path) -> None:
+    async with service(tmp_path) as ours:
+        for sequence, error in ((7, FailedPrecondition), (-1, InvalidArgument)):
+            with pytest.raises(error):
+                async with calling("timeseries"):
+                    async for _ in ours.stub.TailMetrics(timeseries_pb2.TailMetricsRequest(from_sequence=sequence)):
+                        pass
+
+
+async def test_the_status_is_truthful(tmp_path: Path) -> None:
+    async with service(tmp_path) as ours:
+        await ours.append(rows_to_pb(rows([START_S])), metric_sets=[metric_set_to_pb(SET)])
+        found = await probe(ours.engine)
+        assert (found.degraded, found.spool_bytes > 0, found.disk_free_bytes > 0) == ("", True, True)
