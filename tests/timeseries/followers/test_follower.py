@@ -18,6 +18,7 @@ from tests.timeseries.followers.samples import CLOCK, NOON_MS, caught_up, metric
 
 SET = metric_set("cpu_usage")
 SETTINGS = EngineSettings(maintenance_interval_s=1e9)
+MANY = 1_000
 
 
 class PlayedBackend:
@@ -26,8 +27,7 @@ class PlayedBackend:
     name = "played"
 
     def __init__(self) -> None:
-        self.open = asyncio.Event()
-        self.open.set()
+        self.room = MANY
         self.errors: list[OpenManagerError] = []
         self.bad: set[int] = set()
         self.asked: list[float] = []
@@ -36,7 +36,8 @@ class PlayedBackend:
 
     async def ship(self, batch: Sequence[TaggedRows]) -> Receipt:
         self.asked.append(self.clock.monotonic())
-        await self.open.wait()
+        if len(self.batches) >= self.room:
+            raise Unavailable("no room")
         if self.errors:
             raise self.errors.pop(0)
         if self.bad & {int(at) - NOON_MS for part in batch for at in part.rows.times_ms}:
@@ -48,7 +49,7 @@ class PlayedBackend:
         return BackendInfo(address="here", version="played")
 
     async def close(self) -> None:
-        self.open.set()
+        pass
 
     @property
     def times(self) -> list[int]:
@@ -70,19 +71,19 @@ async def test_batches_keep_the_bounds_and_the_cursor_waits_for_all_of_a_sequenc
         assert backend.times == list(range(33))
         assert [sum(map(len, batch)) for batch in backend.batches] == [7, 10, 10, 6]
 
-        backend.open.clear()
+        backend.room = len(backend.batches) + 1
         await engine.append(rows(SET, [("a", NOON_MS + at, [1.0]) for at in range(33, 58)]))
-        backend.errors = []
         async with Follower(engine, backend, CLOCK, random.Random(1)):
-            await eventually(lambda: len(backend.asked) == 5)
-            backend.bad = {57}
-            backend.errors = []
-            assert (await engine.status()).followers[0].cursor == 9, "nothing of the tenth is acknowledged"
-    async with Engine.open(tmp_path, clock=CLOCK, settings=SETTINGS) as engine:
-        backend.bad, backend.batches = set(), []
-        async with Follower(engine, backend, CLOCK, random.Random(1)):
-            await caught_up(engine)
-        assert backend.times == list(range(33, 58))
+            await eventually(lambda: len(backend.asked) == 6)
+            assert backend.times == list(range(43)), "ten of the last batch's rows are there"
+            assert (await engine.status()).followers[0].cursor == 9, "which is not acknowledged"
+    backend.batches, backend.room = [], MANY
+    async with (
+        Engine.open(tmp_path, clock=CLOCK, settings=SETTINGS) as engine,
+        Follower(engine, backend, CLOCK, random.Random(1)),
+    ):
+        await caught_up(engine)
+    assert backend.times == list(range(33, 58))
 
 
 async def test_an_outage_is_asked_about_less_and_less_often_and_as_the_store_says(

@@ -1,0 +1,363 @@
+"""Ships the journal to an external store, in order, whatever that store does. Knows no store: see `Backend`.
+
+A follower has a durable cursor in the engine: the last sequence that the store has wholly acknowledged. It reads the
+journal from there on, tags each row with the descriptor valid at its sequence, ships bounded batches and moves the
+cursor only afterwards. So a crash on either side repeats some rows, with the same tags, and loses none; a store must
+take a repeated row as the same row.
+
+What must stay true: an append never waits for a follower; what is held in memory is bounded however long the store is
+away (the rest waits in the journal); a row that the store refuses for good is counted and does not stop those behind
+it; what was swept from the journal before it was shipped is counted and told.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from itertools import pairwise
+from types import TracebackType
+from typing import Final, NamedTuple, Protocol, Self
+
+from fleet.model import MetricSet, Rows, ServerDescriptor
+from fleet.status import StoreProbe
+from runtime.clock import Clock
+from runtime.errors import InvalidArgument, OpenManagerError, Unavailable
+from runtime.tasks import Backoff, run_forever
+from services.timeseries.engine import Engine, TailBatch
+
+MAX_SHIP_POINTS: Final = 50_000
+"""Points shipped at once, absent ones counted. A batch of the journal with more is split between rows, never within
+one; the cursor moves when all of it is shipped."""
+MAX_SHIP_BYTES: Final = 4 << 20
+"""Bytes of the arrays shipped at once; the tail holds as much again."""
+MAX_SHIP_ROWS: Final = 5_000
+"""Rows shipped at once; also what it costs at worst to find refused ones: two requests for each."""
+SHIP_INTERVAL_S: Final = 0.25
+"""The least time from one batch to the next while there is less than a full one: a cursor costs the journal a sync."""
+MAX_LAG_S: Final = 5.0
+"""Behind by more than this the store shows as degraded."""
+MAX_RETRY_AFTER_S: Final = 60.0
+"""A store that asks for a longer pause is asked again after this."""
+RETRY: Final = Backoff(initial_s=0.1, max_s=5.0)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TaggedRows:
+    """Rows of one set; `descriptors[i]` is what was valid of row i's server, None when it was never told."""
+
+    metric_set: MetricSet
+    rows: Rows
+    descriptors: tuple[ServerDescriptor | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.descriptors)
+
+    @property
+    def cells(self) -> int:
+        """Points, absent ones counted."""
+        return int(self.rows.values.size)
+
+    @property
+    def bytes(self) -> int:
+        """Of the arrays."""
+        return int(self.rows.values.nbytes + self.rows.times_ms.nbytes)
+
+    def part(self, start: int, stop: int) -> "TaggedRows":
+        """The rows `[start, stop)`; arrays are views."""
+        rows = Rows(
+            metric_set_id=self.rows.metric_set_id,
+            server_ids=self.rows.server_ids[start:stop],
+            times_ms=self.rows.times_ms[start:stop],
+            values=self.rows.values[start:stop],
+        )
+        return TaggedRows(metric_set=self.metric_set, rows=rows, descriptors=self.descriptors[start:stop])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What a store did with a batch: points it has, and points that can never be there, by reason (UPPER_SNAKE)."""
+
+    shipped: int
+    refused: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendInfo:
+    """Where a store is, without secrets, and what it says it is."""
+
+    address: str
+    version: str
+
+
+class Backend(Protocol):
+    """An external store. Every call ends within a bound of its own and never blocks the event loop."""
+
+    @property
+    def name(self) -> str:
+        """The follower's name in the engine and in the status."""
+
+    async def ship(self, batch: Sequence[TaggedRows]) -> Receipt:
+        """Returns once the store has durably taken the rows; of equal rows the later one wins, a repeated one is a
+        no-op. Called again only after it ended.
+
+        Raises:
+            Unavailable: not now; nothing is known of what arrived. `retry_after_s` may say when.
+            InvalidArgument: some row is refused for good; others may or may not have arrived. Ship them apart.
+        """
+
+    async def probe(self) -> BackendInfo:
+        """Raises Unavailable, in words for an operator, when rows could not be shipped now."""
+
+    async def close(self) -> None:
+        """Ends what runs."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Refusal:
+    """Points refused for one reason."""
+
+    points: int
+    first_ms: int
+    last_ms: int
+
+
+class Lag(NamedTuple):
+    """What the store does not have yet; `spool_bytes` is its share of the journal's file."""
+
+    points: int
+    seconds: float
+    spool_bytes: int
+
+
+class _Pending:
+    """Rows collected for one batch, and up to which sequence nothing is missing in it or before it."""
+
+    def __init__(self) -> None:
+        self.rows: list[TaggedRows] = []
+        self.through = 0
+        self._cells = self._bytes = self._count = 0
+
+    def fits(self, rows: TaggedRows) -> bool:
+        return (
+            self._cells + rows.cells <= MAX_SHIP_POINTS
+            and self._bytes + rows.bytes <= MAX_SHIP_BYTES
+            and self._count + len(rows) <= MAX_SHIP_ROWS
+        )
+
+    def add(self, rows: TaggedRows) -> None:
+        self.rows.append(rows)
+        self._cells += rows.cells
+        self._bytes += rows.bytes
+        self._count += len(rows)
+
+    def clear(self) -> None:
+        self.rows = []
+        self._cells = self._bytes = self._count = 0
+
+
+class Follower:
+    """Ships for as long as it is entered; then it closes its backend."""
+
+    def __init__(self, engine: Engine, backend: Backend, clock: Clock, rng: random.Random) -> None:
+        self._engine = engine
+        self._backend = backend
+        self._clock = clock
+        self._rng = rng
+        self._descriptors: dict[str, ServerDescriptor] = {}
+        self._cursor = 0
+        self._failures = 0
+        self._last_error = ""
+        self._tell: Callable[[str], None] = lambda _text: None
+        self._task: asyncio.Task[None] | None = None
+        self.shipped_points = 0
+        self.missed_sequences = 0
+        self.refusals: dict[str, Refusal] = {}
+
+    async def __aenter__(self) -> Self:
+        name = f"{self._backend.name} follower"
+        work = run_forever(name, self._run, RETRY, clock=self._clock, rng=self._rng)
+        self._task = asyncio.create_task(work, name=name)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._backend.close()
+
+    def tell_errors(self, tell: Callable[[str], None]) -> None:
+        """Has every outage, refusal and gap told to `tell`."""
+        self._tell = tell
+
+    async def probe(self) -> StoreProbe:
+        """How the store is, and how far behind even when it could not take rows now."""
+        started_s = self._clock.monotonic()
+        try:
+            found = await self._backend.probe()
+        except OpenManagerError as error:
+            behind = await self.lag()
+            return StoreProbe(
+                lag_points=behind.points,
+                lag_seconds=behind.seconds,
+                spool_bytes=behind.spool_bytes,
+                down=error.message,
+            )
+        latency_ms = (self._clock.monotonic() - started_s) * 1_000
+        behind = await self.lag()
+        degraded = self._last_error if self._failures else ""
+        if not degraded and behind.seconds > MAX_LAG_S:
+            degraded = f"{behind.seconds:.1f} s behind"
+        return StoreProbe(
+            address=found.address,
+            server_version=found.version,
+            latency_ms=latency_ms,
+            lag_points=behind.points,
+            lag_seconds=behind.seconds,
+            spool_bytes=behind.spool_bytes,
+            degraded=degraded,
+        )
+
+    async def lag(self) -> Lag:
+        """What the store does not have yet, by the durable cursor."""
+        status = await self._engine.status()
+        for follower in status.followers:
+            if follower.name == self._backend.name and follower.oldest_ms is not None:
+                kept = status.last_sequence - status.first_sequence + 1
+                return Lag(
+                    points=follower.points,
+                    seconds=max(0.0, (self._clock.now_ms() - follower.oldest_ms) / 1_000),
+                    spool_bytes=status.journal_bytes * follower.batches // max(kept, follower.batches),
+                )
+        return Lag(points=0, seconds=0.0, spool_bytes=0)
+
+    async def _run(self) -> None:
+        try:
+            await self._follow()
+        except Exception as error:  # told here, logged and started again, from the cursor, by run_forever
+            self._failures += 1
+            self._last_error = error.message if isinstance(error, OpenManagerError) else f"shipping failed: {error!r}"
+            self._tell(self._last_error)
+            raise
+
+    async def _follow(self) -> None:
+        self._cursor = await self._engine.register_follower(self._backend.name)
+        self._descriptors.clear()  # the first batch of a tail brings all that are valid before it
+        pending = _Pending()
+        async with aclosing(self._engine.tail(self._cursor + 1)) as tail:  # type: ignore[type-var]  # an async generator
+            async for batch in tail:
+                self._note_gap(batch)
+                was_full = False
+                for rows in self._tagged(batch):
+                    if pending.rows and not pending.fits(rows):
+                        await self._flush(pending)
+                        was_full = True
+                    pending.add(rows)
+                pending.through = batch.sequence
+                if batch.sequence >= self._engine.last_sequence:
+                    started_s = self._clock.monotonic()
+                    await self._flush(pending)
+                    if not was_full:
+                        await self._clock.sleep_until(started_s + SHIP_INTERVAL_S)
+
+    def _note_gap(self, batch: TailBatch) -> None:
+        if batch.missed:
+            self.missed_sequences += batch.missed
+            text = f"{batch.missed} batches before sequence {batch.sequence} left the journal before they were shipped"
+            _log.error("%s: a gap: %s", self._backend.name, text)
+            self._tell(text)
+
+    def _tagged(self, batch: TailBatch) -> Iterator[TaggedRows]:
+        """The rows of a batch in parts that keep the bounds, with what was valid at its sequence."""
+        self._descriptors.update((descriptor.server_id, descriptor) for descriptor in batch.descriptors)
+        if batch.rows is None or batch.metric_set is None:
+            return
+        told = tuple(map(self._descriptors.get, batch.rows.server_ids))
+        everything = TaggedRows(metric_set=batch.metric_set, rows=batch.rows, descriptors=told)
+        a_row = max(1, len(batch.metric_set))
+        step = max(1, min(MAX_SHIP_ROWS, MAX_SHIP_POINTS // a_row, MAX_SHIP_BYTES // (8 * a_row + 8)))
+        for start, stop in pairwise([*range(0, len(told), step), len(told)]):
+            yield everything.part(start, stop)
+
+    async def _flush(self, pending: _Pending) -> None:
+        """Ships what is collected, however long that takes, then moves the cursor."""
+        waiting = [pending.rows] if pending.rows else []
+        while waiting:
+            part = waiting.pop()
+            try:
+                receipt = await self._acknowledged(part)
+            except InvalidArgument as error:
+                halves = _halves(part)
+                if halves:
+                    waiting += reversed(halves)
+                else:
+                    self._refuse(error.reason, sum(rows.rows.points for rows in part), error.message)
+            else:
+                self.shipped_points += receipt.shipped
+                for reason, points in receipt.refused.items():
+                    self._refuse(reason, points)
+        pending.clear()
+        if pending.through > self._cursor:
+            self._cursor = await self._engine.advance_cursor(self._backend.name, pending.through)
+        self._recovered()
+
+    async def _acknowledged(self, part: Sequence[TaggedRows]) -> Receipt:
+        while True:
+            try:
+                return await self._backend.ship(part)
+            except Unavailable as error:
+                if not self._failures:
+                    _log.warning("%s is away, the journal keeps its rows: %s", self._backend.name, error.message)
+                self._last_error = error.message
+                self._tell(error.message)
+                pause_s = RETRY.delay_s(self._failures, self._rng)
+                self._failures += 1
+                await self._clock.sleep(max(pause_s, min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S)))
+
+    def _recovered(self) -> None:
+        if self._failures:
+            _log.info("%s takes rows again", self._backend.name)
+        self._failures, self._last_error = 0, ""
+
+    def _refuse(self, reason: str, points: int, message: str = "") -> None:
+        if not points:
+            return
+        now_ms = self._clock.now_ms()
+        known = self.refusals.get(reason)
+        if known is None:
+            text = f"points are refused, {reason}" + (f": {message}" if message else "")
+            _log.warning("%s: %s; further ones are only counted", self._backend.name, text)
+            self._tell(text)
+            known = self.refusals[reason] = Refusal(points=0, first_ms=now_ms, last_ms=now_ms)
+        known.points += points
+        known.last_ms = now_ms
+
+
+def _halves(part: Sequence[TaggedRows]) -> tuple[list[TaggedRows], list[TaggedRows]] | None:
+    """The two halves of a batch, in order; None for a single row."""
+    middle = sum(map(len, part)) // 2
+    if not middle:
+        return None
+    first: list[TaggedRows] = []
+    second: list[TaggedRows] = []
+    for rows in part:
+        cut = max(0, min(len(rows), middle))
+        middle -= cut
+        if cut:
+            first.append(rows.part(0, cut))
+        if cut < len(rows):
+            second.append(rows.part(cut, len(rows)))
+    return first, second
+
+
+async def forget_others(engine: Engine, names: Collection[str]) -> None:
+    """Drops every follower but these, so that the journal no longer waits for a store that was taken away."""
+    for follower in (await engine.status()).followers:
+        if follower.name not in names:
+            _log.warning("%s is no longer set up: its %d unshipped points are dropped", follower.name, follower.points)
+            await engine.forget_follower(follower.name)
