@@ -9,6 +9,7 @@
     telemetry    traces and metrics (telemetry_sdk: the part loaded only when they are sent)
     logs         JSON lines                                   redaction  no secret in any of them
     clock        time, handed in                              tasks      background work that never ends silently
+    paging       pages and their tokens                       notify     telling a launcher that we are ready
 
 A call's way: gRPC -> [OpenTelemetry] -> handlers (decode) -> interception (authenticate, deadline, errors, access log,
 metrics) -> the servicer's method -> handlers (encode). The gateway's HTTP bridge joins it at interception.

@@ -6,11 +6,11 @@ change, and are then seen in the live state.
 
 from collections.abc import AsyncIterator, Iterable
 
-from gateway.paging import page, page_size_of
 from gateway.registry import Registry
 from gateway.state import FleetState, ServerEntry
 from openmanager.fleet.v1 import status_pb2
 from openmanager.gateway.v1 import fleet_pb2
+from runtime import paging
 from runtime.errors import InvalidArgument, NotFound
 
 MAX_FULL_PAGE_SIZE = 200
@@ -47,7 +47,7 @@ class FleetServicer:
         self, request: fleet_pb2.ListServersRequest, _context: object
     ) -> fleet_pb2.ListServersResponse:
         """Filters, then pages."""
-        size = page_size_of(request.page_size)
+        size = paging.page_size(request.page_size)
         view = request.view or fleet_pb2.SERVER_VIEW_BASIC
         if view == fleet_pb2.SERVER_VIEW_FULL:
             size = min(size, MAX_FULL_PAGE_SIZE)
@@ -57,7 +57,9 @@ class FleetServicer:
             for entry in self._state.all()
             if (not request.status or entry.status == request.status) and _placed(entry, *filters[1:])
         ]
-        chosen, token = page(matching, lambda entry: entry.id, size=size, token=request.page_token, filters=filters)
+        chosen, token = paging.page_of(
+            matching, lambda entry: (entry.id,), listing="servers", filters=filters, size=size, token=request.page_token
+        )
         return fleet_pb2.ListServersResponse(
             servers=[entry.view(view) for entry in chosen], next_page_token=token, total_size=len(matching)
         )

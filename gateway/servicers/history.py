@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Mapping
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from fleet.codec import ms_from_timestamp, timestamp_from_ms
-from gateway.paging import page, page_size_of
 from gateway.servicers.fleet import unknown_server
 from gateway.state import FleetState
 from openmanager.fleet.v1 import history_pb2
 from openmanager.gateway.v1 import history_pb2 as public_pb2
 from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
+from runtime import paging
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, OpenManagerError, ResourceExhausted
@@ -70,15 +70,20 @@ class HistoryServicer:
         self, request: public_pb2.ListMetricsRequest, _context: object
     ) -> public_pb2.ListMetricsResponse:
         """Pages through what timeseries has."""
-        size = page_size_of(request.page_size, METRICS_PAGE_SIZE)
+        size = paging.page_size(request.page_size, METRICS_PAGE_SIZE)
         async with calling("timeseries"):
             answer: timeseries_pb2.ListMetricsResponse = await self._stub.ListMetrics(
                 timeseries_pb2.ListMetricsRequest(server_id=request.server_id)
             )
         if request.server_id and not answer.metrics and request.server_id not in self._state:
             raise unknown_server(request.server_id)
-        chosen, token = page(
-            answer.metrics, lambda info: info.key, size=size, token=request.page_token, filters=(request.server_id,)
+        chosen, token = paging.page_of(
+            answer.metrics,
+            lambda info: (info.key,),
+            listing="metrics",
+            filters=(request.server_id,),
+            size=size,
+            token=request.page_token,
         )
         described = [
             public_pb2.MetricDescription(

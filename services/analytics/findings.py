@@ -5,23 +5,16 @@ and what goes first is the oldest that is over; a listing is a function of the s
 on where it was although findings come and go in between.
 """
 
-import base64
-import binascii
 import hashlib
-from bisect import bisect_right, insort
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import orjson
-
+from runtime import paging
 from runtime.errors import InvalidArgument
 
 MAX_FINDINGS: Final = 10_000
-DEFAULT_PAGE_SIZE: Final = 100
-MAX_PAGE_SIZE: Final = 1_000
-MAX_TOKEN_CHARACTERS: Final = 1_024
-_DIGEST_BYTES: Final = 8
 
 Key = tuple[int, str]
 """(-start_ms, id): ascending, it is newest first."""
@@ -130,45 +123,19 @@ class FindingStore:
 
         Args:
             wanted: which findings.
-            page_size: 0 for DEFAULT_PAGE_SIZE; more than MAX_PAGE_SIZE is taken as that.
+            page_size: as `runtime.paging.page_size` takes it.
             page_token: of the page before, empty for the first.
 
         Raises:
             InvalidArgument: a negative size, or a token that is not of a listing with these filters.
         """
-        if page_size < 0:
-            raise InvalidArgument("the page size is negative", field="page_size")
-        size = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         matches = [finding for finding in self.all() if wanted.takes(finding)]
-        start = bisect_right(matches, _key_of(page_token, wanted), key=lambda one: one.key) if page_token else 0
-        shown = matches[start : start + size]
-        more = start + size < len(matches)
-        token = _token(shown[-1].key, wanted) if more else ""
+        shown, token = paging.page_of(
+            matches,
+            lambda finding: finding.key,
+            listing="anomalies",
+            filters=(wanted.server_id, wanted.start_ms, wanted.end_ms),
+            size=paging.page_size(page_size),
+            token=page_token,
+        )
         return Page(findings=shown, next_page_token=token, total_size=len(matches))
-
-
-def _token(last: Key, wanted: Filter) -> str:
-    """A place and a digest that binds it to the filters; it grants nothing, so it needs no secret."""
-    body = orjson.dumps(last)
-    return base64.urlsafe_b64encode(_digest(body, wanted) + body).rstrip(b"=").decode()
-
-
-def _key_of(token: str, wanted: Filter) -> Key:
-    try:
-        if len(token) > MAX_TOKEN_CHARACTERS:
-            raise ValueError
-        raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True)
-        digest, body = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
-        if digest != _digest(body, wanted):
-            raise ValueError
-        place, finding_id = orjson.loads(body)
-        return int(place), str(finding_id)
-    except (ValueError, binascii.Error):
-        raise InvalidArgument(
-            "is not a token of this listing with these filters; ask for the first page again", field="page_token"
-        ) from None
-
-
-def _digest(body: bytes, wanted: Filter) -> bytes:
-    filters = orjson.dumps(["anomalies", wanted.server_id, wanted.start_ms, wanted.end_ms])
-    return hashlib.blake2b(filters + body, digest_size=_DIGEST_BYTES).digest()

@@ -19,8 +19,6 @@ MAX_TEXT_BYTES = 1 << 20
 MAX_REGISTERED_SERVERS = 20_000
 MAX_FILTER_IDS = 1_000
 MIN_RATING, MAX_RATING = 1, 5
-DEFAULT_PAGE_SIZE = 100
-MAX_PAGE_SIZE = 1_000
 
 
 def check_text(text: str, field: str, *, max_characters: int | None = None, max_bytes: int | None = None) -> str:
@@ -77,10 +75,3 @@ def check_confidence(confidence: float | None, field: str) -> float | None:
     if confidence is not None and (math.isnan(confidence) or not 0 <= confidence <= 1):
         raise InvalidArgument("lies outside 0 to 1", field=field)
     return confidence
-
-
-def check_page_size(page_size: int, field: str = "page_size") -> int:
-    """Returns how many rows to answer: 0 means the default, more than the maximum means the maximum."""
-    if page_size < 0:
-        raise InvalidArgument("is negative", field=field)
-    return min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)

@@ -11,8 +11,9 @@ from typing import Any
 from uuid import UUID
 
 from fleet.model import ServerDescriptor
+from runtime import paging
 from runtime.errors import AlreadyExists, InvalidArgument, NotFound
-from services.metadata import checks, pages
+from services.metadata import checks
 from services.metadata.store import (
     UPDATABLE_FIELDS,
     Interaction,
@@ -98,9 +99,9 @@ class PostgresStore(MetadataStore):
         if len(filters.ids) > checks.MAX_FILTER_IDS:
             raise InvalidArgument(f"more than {checks.MAX_FILTER_IDS} ids", field="ids")
         ids = [checks.check_server_id(server_id, f"ids[{i}]") for i, server_id in enumerate(filters.ids)] or None
-        limit = checks.check_page_size(page_size)
+        limit = paging.page_size(page_size)
         bound = [filters.environment, filters.role, ids, filters.show_deleted]
-        last = pages.position("servers", bound, page_token, (str,))
+        last = paging.position("servers", bound, page_token, (str,))
         after = "" if last is None else _text_in_token(last[0])
         async with self._database.connection() as connection:
             rows = await connection.fetch(_LIST_SERVERS, *bound, after, limit + 1)
@@ -108,7 +109,7 @@ class PostgresStore(MetadataStore):
         more = len(rows) > limit
         return Page(
             items=tuple(_server(row) for row in rows[:limit]),
-            next_page_token=pages.page_token("servers", bound, [rows[limit - 1]["id"]]) if more else "",
+            next_page_token=paging.page_token("servers", bound, [rows[limit - 1]["id"]]) if more else "",
             total_size=total,
         )
 
@@ -196,9 +197,9 @@ class PostgresStore(MetadataStore):
         checks.check_text(filters.session_id, "session_id", max_characters=checks.MAX_SESSION_ID_CHARACTERS)
         if filters.min_rating:
             checks.check_rating(filters.min_rating, "min_rating")
-        limit = checks.check_page_size(page_size)
+        limit = paging.page_size(page_size)
         bound = [filters.session_id, filters.min_rating]
-        last = pages.position("interactions", bound, page_token, (int, str))
+        last = paging.position("interactions", bound, page_token, (int, str))
         before = (None, None) if last is None else _instant_in_token(*last)
         async with self._database.connection() as connection:
             rows = await connection.fetch(_LIST_INTERACTIONS, *bound, *before, limit + 1)
@@ -206,7 +207,7 @@ class PostgresStore(MetadataStore):
         token = ""
         if len(rows) > limit:
             end = rows[limit - 1]
-            token = pages.page_token(
+            token = paging.page_token(
                 "interactions", bound, [(end["created_at"] - _EPOCH) // _MICROSECOND, str(end["id"])]
             )
         return Page(items=tuple(_interaction(row) for row in rows[:limit]), next_page_token=token, total_size=total)
@@ -267,11 +268,11 @@ def _text_in_token(part: str | int) -> str:
     try:
         return checks.check_server_id(str(part))
     except InvalidArgument:
-        raise pages.bad_token() from None
+        raise paging.bad_token() from None
 
 
 def _instant_in_token(microseconds: str | int, interaction_id: str | int) -> tuple[datetime, UUID]:
     try:
         return _EPOCH + timedelta(microseconds=int(microseconds)), UUID(str(interaction_id))
     except (ValueError, OverflowError):
-        raise pages.bad_token() from None
+        raise paging.bad_token() from None

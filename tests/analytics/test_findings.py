@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from runtime.errors import InvalidArgument
-from services.analytics.findings import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Anomaly, Filter, FindingStore, finding_id
+from runtime.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from services.analytics.findings import Anomaly, Filter, FindingStore, finding_id
 
 
 def finding(start_ms: int, end_ms: int | None = -1, server: str = "web-1", metric: str = "cpu_usage") -> Anomaly:

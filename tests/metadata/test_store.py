@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from fleet.model import ServerDescriptor
+from runtime import paging
 from runtime.errors import AlreadyExists, InvalidArgument, NotFound
-from services.metadata import checks, pages
+from services.metadata import checks
 from services.metadata.store import InteractionFilter, MetadataStore, NewInteraction, ServerFilter
 from services.metadata.store_connection import Database
 
@@ -160,7 +161,7 @@ async def test_a_page_token_is_bound_to_its_listing_and_filters(store: MetadataS
 async def test_a_forged_server_token_is_refused_like_any_input(
     blind_store: MetadataStore, key: list[str | int]
 ) -> None:
-    token = pages.page_token("servers", ["", "", None, False], key)
+    token = paging.page_token("servers", ["", "", None, False], key)
     with pytest.raises(InvalidArgument) as refused:
         await blind_store.list_servers(ALL, page_token=token)
     assert refused.value.field == "page_token"

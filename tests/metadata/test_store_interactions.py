@@ -6,8 +6,8 @@ from uuid import uuid4
 
 import pytest
 
+from runtime import paging
 from runtime.errors import InvalidArgument, NotFound
-from services.metadata import pages
 from services.metadata.store import InteractionFilter, MetadataStore, NewInteraction
 from services.metadata.store_connection import Database
 
@@ -121,6 +121,6 @@ async def test_a_forged_interaction_token_is_refused_like_any_input(
         key[0] = 2**63 - 1
     with pytest.raises(InvalidArgument) as refused:
         await blind_store.list_interactions(
-            InteractionFilter(), page_token=pages.page_token("interactions", ["", 0], key)
+            InteractionFilter(), page_token=paging.page_token("interactions", ["", 0], key)
         )
     assert refused.value.field == "page_token"

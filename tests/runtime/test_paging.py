@@ -1,0 +1,61 @@
+"""Pages follow each other without a gap or an overlap, also while the list changes, and tokens are checked."""
+
+import pytest
+
+from runtime import paging
+from runtime.errors import InvalidArgument
+
+
+def page(items: list[str], size: int, token: str, *filters: object) -> tuple[list[str], str]:
+    shown, following = paging.page_of(
+        items, lambda item: (item,), listing="letters", filters=filters, size=size, token=token
+    )
+    return list(shown), following
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 10, 11])
+def test_pages_cover_everything_once(size: int) -> None:
+    items = [f"server-{index:02}" for index in range(10)]
+    seen, token = page(items, size, "")
+    while token:
+        shown, token = page(items, size, token)
+        seen += shown
+    assert seen == items
+
+
+def test_an_empty_list_has_one_empty_page() -> None:
+    assert page([], 5, "") == ([], "")
+
+
+def test_a_removed_item_moves_nothing() -> None:
+    items = ["a", "b", "c", "d"]
+    first, token = page(items, 2, "")
+    items.remove("b")
+    assert (first, page(items, 2, token)[0]) == (["a", "b"], ["c", "d"])
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "garbage!",
+        "AAAA",
+        "zzzz",
+        "é",
+        "A" * 5_000,
+        paging.page_token("letters", ("other",), ["a"]),
+        paging.page_token("numbers", (), ["a"]),
+        paging.page_token("letters", (), [1]),
+        paging.page_token("letters", (), ["a"])[:-2],
+    ],
+)
+def test_tokens_that_are_not_of_this_listing_are_refused(token: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        page(["a", "b"], 1, token)
+    assert refused.value.field == "page_token"
+
+
+def test_page_sizes() -> None:
+    assert (paging.page_size(0), paging.page_size(5), paging.page_size(10**6)) == (100, 5, paging.MAX_PAGE_SIZE)
+    with pytest.raises(InvalidArgument) as refused:
+        paging.page_size(-1)
+    assert refused.value.field == "page_size"
