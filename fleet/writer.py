@@ -12,6 +12,7 @@ too, and the rule "send the set again" then holds for every store at once.
 """
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
 from runtime import tasks, telemetry
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
-from runtime.errors import FailedPrecondition, OpenManagerError
+from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError
 from runtime.tasks import Backoff, run_forever
 
 MAX_HELD_METRICS = 2_000_000
@@ -40,6 +41,7 @@ MAX_HELD_METRICS = 2_000_000
 MAX_REGISTRATIONS = 5_000
 """Servers told to metadata in one call."""
 
+_log = logging.getLogger(__name__)
 _FOLLOW_BACKOFF = Backoff(initial_s=0.2, max_s=5.0)
 _tracer = telemetry.tracer("fleet.writer")
 
@@ -212,6 +214,8 @@ class FleetWriter:
             token = otel_context.attach(trace)
             try:
                 await self._update_cache(rows, servers)
+            except InvalidArgument as error:  # sent again it would be refused again; the history has the rows
+                _log.error("cache refused %d batches and %d servers: %s", len(rows), len(servers), error)
             except BaseException:
                 self._rows.give_back(rows, trace)
                 self._for_cache = servers | self._for_cache
@@ -253,6 +257,9 @@ class FleetWriter:
             try:
                 async with calling("metadata"):
                     await self._registry.RegisterServers(request)
+            except InvalidArgument as error:  # sent again they would be refused again; the history has them
+                self.counters.failed("metadata", error)
+                _log.error("metadata refused %d servers: %s", len(part), error)
             except OpenManagerError as error:
                 self.counters.failed("metadata", error)
                 raise

@@ -22,9 +22,7 @@ async def _no_unhandled_loop_exceptions(request: pytest.FixtureRequest) -> Async
     yield
     loop.set_exception_handler(None)
     if seen and request.node.get_closest_marker("expects_loop_exceptions") is None:
-        pytest.fail(
-            "\n".join(f"event loop: {context.get('message')}: {context.get('exception')!r}" for context in seen)
-        )
+        pytest.fail("\n".join(f"event loop: {context}" for context in seen))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -131,9 +131,11 @@ class FakeTimeSeries:
                     place += 1
                     yield message
                 waits = [asyncio.ensure_future(event.wait()) for event in (more, broken)]
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                for wait in waits:
-                    wait.cancel()
+                try:
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for wait in waits:
+                        wait.cancel()
             raise Unavailable("the stream was broken")
         finally:
             self.streams -= 1

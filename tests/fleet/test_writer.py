@@ -173,6 +173,19 @@ async def test_stores_that_lost_their_sets_get_them_again() -> None:
     assert stores.updated[-1].servers[0].server_id == "s", "a cache that was restarted knows no servers either"
 
 
+async def test_what_cache_or_metadata_refuse_does_not_block_what_comes_after() -> None:
+    stores = Stores()
+    refusal = InvalidArgument("no", field="servers")
+    stores.fails |= {"cache": refusal, "metadata": refusal}
+    async with writing(stores) as writer:
+        await writer.write(batch(1, SERVER))
+        await eventually(lambda: writer.counters.failures["cache"] and writer.counters.failures["metadata"])
+        stores.fails.clear()
+        await writer.write(batch(2, ServerDescriptor(server_id="t", hostname="t")))
+        await eventually(lambda: stores.cached_ticks() == [2.0] and stores.registered, within_s=15)
+    assert [server.server_id for server in stores.registered[0].servers] == ["t"]
+
+
 async def test_rows_of_a_set_that_is_not_held_are_refused() -> None:
     stores = Stores()
     async with writing(stores) as writer:

@@ -70,7 +70,7 @@ class Sender:
             try:
                 async with self._product.channel("gateway") as channel, calling("gateway"):
                     await self._stream(ingest_pb2_grpc.IngestServiceStub(channel.grpc))
-            except OpenManagerError:
+            except (OpenManagerError, asyncio.InvalidStateError):  # the latter: written to a stream that has ended
                 await asyncio.sleep(0.05)
 
     async def _stream(self, stub: ingest_pb2_grpc.IngestServiceStub) -> None:
