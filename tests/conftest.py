@@ -2,11 +2,13 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
+
+from runtime import telemetry
 
 pytest_plugins = ("tests.harness.shared_product",)
 
@@ -23,6 +25,13 @@ async def _no_unhandled_loop_exceptions(request: pytest.FixtureRequest) -> Async
     loop.set_exception_handler(None)
     if seen and request.node.get_closest_marker("expects_loop_exceptions") is None:
         pytest.fail("\n".join(f"event loop: {context}" for context in seen))
+
+
+@pytest.fixture(autouse=True)
+def _no_tracing_left_on() -> Iterator[None]:
+    """Tracing is the whole process's: a test that leaves it on changes how later tests' calls are made."""
+    yield
+    assert not telemetry.tracing_enabled(), "call telemetry.shutdown() at the test's end"
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

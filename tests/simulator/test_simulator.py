@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -157,9 +157,15 @@ async def test_a_feed_that_fails_is_told(stage: Stage, caplog: pytest.LogCapture
     assert "the simulator stopped" in caplog.text
 
 
-async def test_each_tick_is_one_span_around_its_writing(stage: Stage) -> None:
-    exporter = InMemorySpanExporter()
-    telemetry.configure("simulator-test", exporter=exporter)
+@pytest.fixture
+def exporter() -> Iterator[InMemorySpanExporter]:
+    spans = InMemorySpanExporter()
+    telemetry.configure("simulator-test", exporter=spans)
+    yield spans
+    telemetry.shutdown()
+
+
+async def test_each_tick_is_one_span_around_its_writing(stage: Stage, exporter: InMemorySpanExporter) -> None:
     inner = telemetry.tracer("test")
     write = stage.writer.write
 
