@@ -1,7 +1,6 @@
 """A recording is read whatever its order, its compression and its bad lines."""
 
 import gzip
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ from fleet.model import Metric, MetricKind
 from runtime.errors import InvalidArgument
 from services.simulator import recording as recording_module
 from services.simulator.recording import Block, Recording, RecordingReader, metric_of_column, read_header
+from tests.harness.data import recording as recording_file
 
-DATA = Path(os.environ.get("OPENMANAGER_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 HEAD = "time,server_id,cpu_usage,disk_read_bytes_per_second\n"
 
 
@@ -162,9 +161,7 @@ def test_units_are_taken_from_the_names(name: str, unit: str, kind: MetricKind) 
 
 
 def test_three_months_of_twenty_real_machines(tmp_path: Path) -> None:
-    path = DATA / "bitbrains-20.csv.gz"
-    if not path.is_file():
-        pytest.skip(f"no recording at {path} (set OPENMANAGER_TEST_DATA)")
+    path = recording_file("bitbrains-20.csv.gz")
     recording = RecordingReader(path, tmp_path / "runs").read()
     assert (recording.rows, len(recording.server_ids), recording.bad_lines) == (513_319, 20, 0)
     assert recording.interval_ms == 300_000
