@@ -242,6 +242,13 @@ def _cancelled(context: CallContext) -> OpenManagerError:
     return Cancelled("the caller left")
 
 
+def _level(code: str, failure: OpenManagerError) -> int:
+    if code == "CANCELLED":
+        return logging.DEBUG
+    routine = code not in _OUR_FAULT or failure.reason == SHUTTING_DOWN_REASON  # a stream that a stop has ended
+    return logging.INFO if routine else logging.WARNING
+
+
 def _record(method: str, context: CallContext, started: float, failure: OpenManagerError | None) -> None:
     """One access log line (calls that went well, or were left, at DEBUG), one metric point, the reason on the span."""
     elapsed_s = time.monotonic() - started
@@ -253,7 +260,7 @@ def _record(method: str, context: CallContext, started: float, failure: OpenMana
         )
     level = logging.DEBUG
     if failure is not None:
-        level = logging.WARNING if code in _OUR_FAULT else logging.DEBUG if code == "CANCELLED" else logging.INFO
+        level = _level(code, failure)
         span = trace.get_current_span()
         if span.is_recording():
             span.set_attribute("error.type", failure.reason)
