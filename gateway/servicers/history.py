@@ -63,6 +63,10 @@ class HistoryServicer:
     ) -> AsyncIterator[public_pb2.QueryHistoryResponse]:
         """Passes the stream on."""
         query = self._query(request, list(request.server_ids), list(request.metrics))
+        query.across_servers = request.across_servers
+        query.top = request.top
+        if request.HasField("percentile"):
+            query.percentile = request.percentile
         async for message in self._run(query, {}):
             yield public_pb2.QueryHistoryResponse(series=message.series)
 

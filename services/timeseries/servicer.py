@@ -10,9 +10,10 @@ from openmanager.fleet.v1 import metric_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, NotFound
+from services.timeseries.combine import combined
 from services.timeseries.engine import query as queries
 from services.timeseries.engine.engine import Engine
-from services.timeseries.wire import decode, query_of, query_responses, tail_response
+from services.timeseries.wire import combination_of, decode, query_of, query_responses, tail_response
 
 LOW_DISK_BYTES = 1 << 30
 """Less free than this is said in the status."""
@@ -46,8 +47,9 @@ class TimeSeriesServicer:
     ) -> AsyncIterator[timeseries_pb2.QueryResponse]:
         """Streams series as the engine finds them."""
         query = query_of(request.query)
+        combination = combination_of(request.query, query)
         self._check_names(query)
-        async for response in query_responses(self._engine.query(query)):
+        async for response in query_responses(combined(self._engine.query(query), query, combination)):
             yield response
 
     async def ListMetrics(

@@ -25,6 +25,7 @@ from fleet.model import MetricSet, RowError, Rows, ServerDescriptor
 from openmanager.fleet.v1 import history_pb2, metric_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.errors import InvalidArgument
+from services.timeseries.combine import DEFAULT_PERCENTILE, MAX_TOP, Across, Combination
 from services.timeseries.engine.aggregate import Aggregation
 from services.timeseries.engine.query import Query, SeriesResult
 from services.timeseries.engine.tail import TailBatch
@@ -161,6 +162,32 @@ def query_of(message: history_pb2.HistoryQuery) -> Query:
         step_ms=step_ms,
         aggregation=aggregation,
     )
+
+
+def combination_of(message: history_pb2.HistoryQuery, query: Query) -> Combination:
+    """What is to become of the query's single series.
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
+    try:
+        across = Across(message.across_servers)
+    except ValueError:
+        raise InvalidArgument(
+            f"there is no server aggregation number {message.across_servers}", field="across_servers"
+        ) from None
+    if across is not Across.NONE and not query.step_ms:
+        raise InvalidArgument("putting servers together needs a step", field="step")
+    if not 0 <= message.top <= MAX_TOP:
+        raise InvalidArgument(f"top lies outside 0 to {MAX_TOP}", field="top")
+    if message.top and across is not Across.NONE:
+        raise InvalidArgument("top and across_servers exclude each other", field="top")
+    percentile = message.percentile if message.HasField("percentile") else DEFAULT_PERCENTILE
+    if not 0 <= percentile <= 100:
+        raise InvalidArgument("the percentile lies outside 0 to 100", field="percentile")
+    if message.HasField("percentile") and across is not Across.PERCENTILE:
+        raise InvalidArgument("a percentile is only for across_servers PERCENTILE", field="percentile")
+    return Combination(across=across, percentile=percentile, top=message.top)
 
 
 async def query_responses(results: AsyncIterator[SeriesResult]) -> AsyncIterator[timeseries_pb2.QueryResponse]:

@@ -51,6 +51,23 @@ def test_streamed_history_is_json_lines(product: Launched) -> None:
     assert "cpu_usage" in lines[0]
 
 
+def test_the_busiest_servers_and_the_whole_fleet(product: Launched) -> None:
+    busiest = product.post("/v1/history:query", {"metrics": ["cpu_usage"], "startTime": "-1m", "top": 3})
+    series = busiest.json["series"]
+    means = [sum(one["values"]) / len(one["values"]) for one in series]
+    assert len(series) == 3
+    assert means == sorted(means, reverse=True)
+    body = {
+        "metrics": ["cpu_usage"],
+        "startTime": "-1m",
+        "step": "1s",
+        "acrossServers": "SERVER_AGGREGATION_PERCENTILE",
+    }
+    whole = product.post("/v1/history:query", body | {"percentile": 50}).json["series"]
+    assert [one["serverId"] for one in whole] == [""]
+    assert len(whole[0]["values"]) >= 3
+
+
 def test_every_store_is_up(product: Launched) -> None:
     for path in ("/api/database/status", "/v1/storage/status"):
         stores = {store["name"]: store for store in product.get(path).json["stores"]}

@@ -143,6 +143,14 @@ async def test_a_long_series_comes_in_parts(tmp_path: Path, monkeypatch: pytest.
         ({"metrics": ["level"], "step": {"seconds": 5}, "aggregation": 99}, "aggregation"),
         ({"metrics": ["level"], "step": {"seconds": 5}, "aggregation": "AGGREGATION_RATE"}, "aggregation"),
         ({"metrics": ["level"], "end_time": {"seconds": START_S - 1}}, "start_time"),
+        ({"metrics": ["level"], "across_servers": "SERVER_AGGREGATION_AVG"}, "step"),
+        ({"metrics": ["level"], "across_servers": 99, "step": {"seconds": 5}}, "across_servers"),
+        ({"metrics": ["level"], "top": -1}, "top"),
+        ({"metrics": ["level"], "top": 1001}, "top"),
+        ({"metrics": ["level"], "top": 1, "across_servers": 1, "step": {"seconds": 5}}, "top"),
+        ({"metrics": ["level"], "percentile": 50.0}, "percentile"),
+        ({"metrics": ["level"], "percentile": 101.0, "across_servers": 5, "step": {"seconds": 5}}, "percentile"),
+        ({"metrics": ["level"], "percentile": float("nan"), "across_servers": 5, "step": {"seconds": 5}}, "percentile"),
     ],
 )
 async def test_bad_queries_name_the_field(tmp_path: Path, fields: dict[str, Any], field: str) -> None:
@@ -151,6 +159,17 @@ async def test_bad_queries_name_the_field(tmp_path: Path, fields: dict[str, Any]
         with pytest.raises(InvalidArgument) as refused:
             await ours.query(**fields)
         assert refused.value.field == field
+
+
+async def test_servers_are_put_together_and_ranked(tmp_path: Path) -> None:
+    async with service(tmp_path) as ours:
+        for index in range(5):
+            batch = rows_to_pb(rows([START_S, START_S + 10], server_id=f"s{index}", value=float(index)))
+            await ours.append(batch, metric_sets=[metric_set_to_pb(SET)])
+        total = await ours.query(metrics=["level"], across_servers="SERVER_AGGREGATION_SUM", step={"seconds": 10})
+        assert [(one.server_id, list(one.values)) for one in total[0].series] == [("", [10.0, 10.0])]
+        best = await ours.query(metrics=["level"], top=2)
+        assert [one.server_id for one in best[0].series] == ["s4", "s3"]
 
 
 async def test_an_unknown_server_is_not_found(tmp_path: Path) -> None:

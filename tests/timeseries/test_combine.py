@@ -1,0 +1,99 @@
+"""Servers put together and the servers that have most, against a naive model."""
+
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fleet.model import MetricKind
+from runtime.errors import ResourceExhausted
+from services.timeseries import combine
+from services.timeseries.combine import Across, Combination, combined
+from services.timeseries.engine.query import Query, SeriesResult
+
+STEP_MS = 10_000
+START_MS, END_MS = 1_005_000, 1_205_000
+FIRST = START_MS // STEP_MS * STEP_MS
+QUERY = Query(metrics=("m",), start_ms=START_MS, end_ms=END_MS, step_ms=STEP_MS)
+LABELS = list(range(FIRST, END_MS, STEP_MS))
+Points = dict[int, float]
+
+
+def series(server: str, points: Points, metric: str = "m") -> SeriesResult:
+    times = sorted(points)
+    return SeriesResult(
+        server_id=server,
+        metric_key=metric,
+        unit="%",
+        kind=MetricKind.GAUGE,
+        times_ms=np.array(times, np.int64),
+        values=np.array([points[time] for time in times]),
+    )
+
+
+async def run(found: list[SeriesResult], how: Combination, query: Query = QUERY) -> list[SeriesResult]:
+    async def results() -> AsyncIterator[SeriesResult]:
+        for result in found:
+            yield result
+
+    return [result async for result in combined(results(), query, how)]
+
+
+NAIVE = {
+    Across.AVG: np.mean,
+    Across.MIN: np.min,
+    Across.MAX: np.max,
+    Across.SUM: np.sum,
+}
+fleets = st.lists(st.dictionaries(st.sampled_from(LABELS), st.floats(-1e6, 1e6), min_size=1), min_size=1, max_size=6)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fleet=fleets, across=st.sampled_from([*NAIVE, Across.PERCENTILE]), percentile=st.floats(0, 100))
+async def test_put_together_equals_the_naive_model(fleet: list[Points], across: Across, percentile: float) -> None:
+    found = [series(f"s{index}", points) for index, points in enumerate(fleet)]
+    (answer,) = await run(found, Combination(across=across, percentile=percentile))
+    expected = {}
+    for label in LABELS:
+        values = [points[label] for points in fleet if label in points]
+        if values:
+            reduce = NAIVE.get(across, lambda numbers: np.percentile(numbers, percentile))
+            expected[label] = reduce(values)
+    assert (answer.server_id, answer.metric_key, answer.unit) == ("", "m", "%")
+    assert answer.times_ms.tolist() == list(expected)
+    assert answer.values.tolist() == pytest.approx(list(expected.values()), rel=1e-9, abs=1e-6)
+
+
+async def test_metrics_stay_apart_and_in_order() -> None:
+    found = [series("a", {FIRST: 1.0}, "z"), series("a", {FIRST: 5.0}), series("b", {FIRST: 3.0}, "z")]
+    answer = await run(found, Combination(across=Across.SUM))
+    assert [(one.metric_key, one.values.tolist()) for one in answer] == [("m", [5.0]), ("z", [4.0])]
+
+
+async def test_top_keeps_the_servers_with_the_largest_mean() -> None:
+    found = [series(f"s{index}", {FIRST: float(index), LABELS[1]: float(index)}) for index in (3, 1, 4, 1, 5, 9, 2, 6)]
+    answer = await run(found, Combination(top=3))
+    assert [one.server_id for one in answer] == ["s9", "s6", "s5"]
+    assert len(await run(found, Combination(top=100))) == 8
+
+
+async def test_of_equal_means_the_earlier_server_stays() -> None:
+    found = [series(name, {FIRST: 1.0}) for name in "abcd"]
+    assert [one.server_id for one in await run(found, Combination(top=2))] == ["a", "b"]
+
+
+async def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(combine, "MAX_COMBINED_POINTS", 50)
+    many = [series(f"s{index}", dict.fromkeys(LABELS, 1.0)) for index in range(4)]
+    await run(many, Combination(across=Across.SUM))
+    with pytest.raises(ResourceExhausted, match="MAX_COMBINED_POINTS"):
+        await run(many, Combination(across=Across.PERCENTILE))
+    with pytest.raises(ResourceExhausted):
+        await run([series("a", {FIRST: 1.0}, f"m{index}") for index in range(4)], Combination(across=Across.SUM))
+
+
+async def test_without_a_combination_nothing_changes() -> None:
+    found = [series("b", {FIRST: 1.0}), series("a", {FIRST: 1.0})]
+    assert await run(found, Combination()) == found
