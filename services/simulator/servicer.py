@@ -68,6 +68,8 @@ def _status(status: Status) -> pb.SimulatorStatus:
         replayed_rows=status.progress.rows,
         replay_total_rows=status.progress.total_rows,
         replay_bad_lines=status.progress.bad_lines,
+        rejected_points=counters.rejected_points,
+        refused_batches=counters.refused_batches,
     )
     message.interval.FromMilliseconds(round(status.interval_s * 1000.0))
     if status.last_error_time_ms:
