@@ -1,6 +1,7 @@
-"""Starts the timeseries service: `python -m services.timeseries`."""
+"""Starts the timeseries service: `python -m services.timeseries`; with an argument, a command of `commands.py`."""
 
 import random
+import sys
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -9,6 +10,7 @@ from openmanager.fleet.v1 import status_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.process import Process, run_process
 from runtime.server import bind
+from services.timeseries import commands
 from services.timeseries.engine.engine import Engine
 from services.timeseries.followers.follower import Backend, Follower, forget_others
 from services.timeseries.servicer import TimeSeriesServicer, probe
@@ -58,4 +60,6 @@ async def serve(settings: TimeSeriesSettings, process: Process[TimeSeriesSetting
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(commands.main(sys.argv[1:]))
     run_process("timeseries", TimeSeriesSettings, serve)

@@ -43,7 +43,10 @@ so very large fleets will want short frames before long blocks. pcodec costs 18 
 for one of 720, so short blocks are dear: late rows make small ones, to be merged. There is no index on values and no
 deletion of single points: a day goes as a file.
 
-Formats: docs/formats/journal.md and docs/formats/block.md.
+**Beside the engine**, in processes of their own: `backup` copies the files while they are written, and restores them;
+`verify` reads every byte and names what is damaged. `manifest` says what a backup holds. docs/operations.md.
+
+Formats: docs/formats/journal.md, docs/formats/block.md and docs/formats/backup.md.
 """
 
 from services.timeseries.engine.aggregate import Aggregation as Aggregation

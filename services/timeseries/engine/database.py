@@ -57,6 +57,22 @@ def connect(path: Path, page_bytes: int) -> apsw.Connection:
     return connection
 
 
+def connect_read_only(path: Path, *, immutable: bool = False) -> apsw.Connection:
+    """Opens a file that another process may be writing, never changing it; raises `apsw.Error`.
+
+    `immutable`: nobody writes it and nothing beside it may be created, as in a finished backup.
+    """
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    connection = apsw.Connection(read_only_uri(path) + ("&immutable=1" if immutable else ""), flags=flags)
+    connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    return connection
+
+
+def read_only_uri(path: Path) -> str:
+    """What names the file to SQLite, in ATTACH too, so that it is only read and not created."""
+    return f"{path.resolve().as_uri()}?mode=ro"
+
+
 def fetch(db: apsw.Connection, query: str, bindings: Sequence[int | str] = ()) -> list[Any]:
     """All rows of a small answer; the statement is finished when it returns, so that it holds no snapshot."""
     return db.execute(query, bindings).fetchall()

@@ -111,18 +111,7 @@ class Journal:
 
     def load(self) -> Catalog:
         """Reads the catalog."""
-        catalog = Catalog()
-        for number, text in self._db.execute("SELECT id, metrics FROM metric_sets ORDER BY id"):
-            catalog.add_set(StoredSet.of(number, catalog_codec.decode_set(text)))
-        for number, server_id in self._db.execute("SELECT id, server_id FROM servers"):
-            catalog.add_server(server_id, number)
-        for number, server, metric_set in self._db.execute("SELECT id, server, metric_set FROM cohorts ORDER BY id"):
-            stored, server_id = catalog.sets_by_id[metric_set], catalog.server_ids[server]
-            catalog.add_cohort(Cohort(id=number, server_id=server_id, stored_set=stored))
-        for (text,) in self._db.execute("SELECT descriptor FROM descriptors ORDER BY sequence"):
-            descriptor = catalog_codec.decode_descriptor(text)
-            catalog.descriptors[descriptor.server_id] = descriptor
-        return catalog
+        return load_catalog(self._db)
 
     def rows(self) -> Iterator[JournalRow]:
         """Every batch, in order: for the replay at start."""
@@ -221,11 +210,28 @@ class Journal:
         self._db.close()
 
 
-class JournalReader:
-    """A reading connection for tails and status. One thread at a time."""
+def load_catalog(db: apsw.Connection) -> Catalog:
+    """Reads the catalog of a journal."""
+    catalog = Catalog()
+    for number, text in db.execute("SELECT id, metrics FROM metric_sets ORDER BY id"):
+        catalog.add_set(StoredSet.of(number, catalog_codec.decode_set(text)))
+    for number, server_id in db.execute("SELECT id, server_id FROM servers"):
+        catalog.add_server(server_id, number)
+    for number, server, metric_set in db.execute("SELECT id, server, metric_set FROM cohorts ORDER BY id"):
+        stored, server_id = catalog.sets_by_id[metric_set], catalog.server_ids[server]
+        catalog.add_cohort(Cohort(id=number, server_id=server_id, stored_set=stored))
+    for (text,) in db.execute("SELECT descriptor FROM descriptors ORDER BY sequence"):
+        descriptor = catalog_codec.decode_descriptor(text)
+        catalog.descriptors[descriptor.server_id] = descriptor
+    return catalog
 
-    def __init__(self, path: Path) -> None:
-        self._db = connect(path, JOURNAL_PAGE_BYTES)
+
+class JournalReader:
+    """A reading connection for tails, status and verification. One thread at a time."""
+
+    def __init__(self, path: Path, db: apsw.Connection | None = None) -> None:
+        """`db`: a connection to use, and to close, instead of a new one."""
+        self._db = db or connect(path, JOURNAL_PAGE_BYTES)
         self._db.pragma("query_only", 1)
 
     def first_sequence(self) -> int:

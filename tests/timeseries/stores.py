@@ -1,0 +1,82 @@
+"""Small stores for the tests of backup and verify, and the two called in short."""
+
+import random
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+
+from runtime.clock import ManualClock
+from services.timeseries.engine import Engine, EngineSettings, backup
+from services.timeseries.engine.verify import Damage, Verified, Verifier
+from tests.timeseries.engine.model import Model, assert_same, everything, metric_set, rows
+
+ROOT = Path(__file__).parents[2]
+DAY_MS = 86_400_000
+NOON = 19_700 * DAY_MS + DAY_MS // 2
+SET = metric_set("cpu_usage", "requests_total", "memory_usage")
+OTHER_SET = metric_set("load_1m")
+QUIET = EngineSettings(maintenance_interval_s=1e9, journal_keep_s=0.0)
+
+
+def ignore(*_: object) -> None:
+    """No progress is wanted."""
+
+
+def back_up(store: Path, target: Path) -> backup.Manifest:
+    return backup.back_up(store, target, now_ms=NOON, progress=ignore)
+
+
+def restore(source: Path, target: Path) -> backup.Restored:
+    target.mkdir(exist_ok=True)
+    return backup.restore(source, target, settings=QUIET, clock=ManualClock(NOON), progress=ignore)
+
+
+def verify(path: Path) -> tuple[Verified, list[str]]:
+    found: list[Damage] = []
+    verified = Verifier(path, found.append, ignore).run()
+    assert verified.damages == len(found)
+    return verified, [str(damage) for damage in found]
+
+
+async def goes_on(store: Path, model: Model) -> None:
+    """A restored engine gives no sequence and no number twice: what it acknowledges survives its next start."""
+    async with Engine.open(store, clock=ManualClock(NOON), settings=QUIET) as engine:
+        for of_set, server in ((SET, "a"), (OTHER_SET, "new-1"), (SET, "new-2")):
+            batch = rows(of_set, [(server, NOON + 60_000, [7.0] * len(of_set))])
+            await engine.append(batch, metric_sets=(of_set,))
+            model.append(of_set, batch)
+    async with Engine.open(store, clock=ManualClock(NOON), settings=QUIET) as engine:
+        assert_same(await everything(engine), {name: sorted(points.items()) for name, points in model.series.items()})
+        assert (await engine.status()).damaged == 0
+
+
+async def fill(store: Path) -> Model:
+    """Three servers, two days in blocks, and one batch in the journal alone."""
+    model, rng, clock = Model(), random.Random(1), ManualClock(NOON)
+    async with Engine.open(store, clock=clock, settings=QUIET) as engine:
+        for day in range(2):
+            for server in "abc":
+                times = (NOON + day * DAY_MS + n * 1_000 for n in range(50))
+                batch = rows(SET, [(server, at, [rng.random(), at % 977, rng.gauss(5, 1)]) for at in times])
+                await engine.append(batch, metric_sets=(SET,))
+                model.append(SET, batch)
+        clock.advance(1)
+        await engine.maintain(everything=True)
+        batch = rows(SET, [("a", NOON + 100_000, [1.25, 2.5, 3.75])])
+        await engine.append(batch)
+        model.append(SET, batch)
+    return model
+
+
+def flip(path: Path, table: str, where: str, offset: int) -> None:
+    """Changes one byte of a payload in the file itself, as a disk would."""
+    with closing(apsw.Connection(str(path))) as database:
+        ((payload,),) = database.execute(f"SELECT payload FROM {table} WHERE {where}").fetchall()
+        database.pragma("wal_checkpoint", "TRUNCATE")
+    data = bytearray(path.read_bytes())
+    at = offset % len(payload)
+    context = payload[max(0, at - 20) : at + 20]
+    assert data.count(context) == 1
+    data[data.index(context) + min(at, 20)] ^= 0x10
+    path.write_bytes(data)
