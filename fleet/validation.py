@@ -101,12 +101,13 @@ def metric_set_unknown(metric_set_id: str, field: str) -> FailedPrecondition:
     )
 
 
-def row_faults(rows: Rows, now_ms: int) -> tuple[NDArray[np.bool_], list[RowError]]:
+def row_faults(rows: Rows, now_ms: int, oldest_ms: int = MIN_TIME_MS) -> tuple[NDArray[np.bool_], list[RowError]]:
     """Judges each row by itself.
 
     Args:
         rows: the rows as sent.
         now_ms: the receiver's clock.
+        oldest_ms: the first instant of which the receiver keeps rows.
 
     Returns:
         Which rows are taken (bool, shape (n,)), and an error for each of the others.
@@ -114,9 +115,10 @@ def row_faults(rows: Rows, now_ms: int) -> tuple[NDArray[np.bool_], list[RowErro
     times = rows.times_ms
     ahead = times > now_ms + MAX_AHEAD_MS
     out_of_range = (times < MIN_TIME_MS) | (times > MAX_TIME_MS)
+    too_late = times < oldest_ms
     bad_ids = {server_id for server_id in set(rows.server_ids) if server_id_fault(server_id)}
     bad_id = np.fromiter((server_id in bad_ids for server_id in rows.server_ids), np.bool_, len(rows.server_ids))
-    faulty = ahead | out_of_range | bad_id
+    faulty = ahead | out_of_range | too_late | bad_id
     errors = []
     for row in np.flatnonzero(faulty).tolist():
         if bad_id[row]:
@@ -125,6 +127,9 @@ def row_faults(rows: Rows, now_ms: int) -> tuple[NDArray[np.bool_], list[RowErro
         elif out_of_range[row]:
             name, reason = "time", "TIME_OUT_OF_RANGE"
             message = "the time lies outside 1970-01-01 to 2262-04-11"
+        elif too_late[row]:
+            name, reason = "time", "TOO_LATE"
+            message = f"the time lies {(oldest_ms - int(times[row])) / 1000:.0f} s before the oldest rows that are kept"
         else:
             name, reason = "time", "TIME_IN_FUTURE"
             message = (

@@ -1,7 +1,7 @@
 """``TimeSeriesService``: a thin skin over the engine."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from fleet.codec import metric_to_pb
 from fleet.model import Metric
@@ -13,6 +13,7 @@ from runtime.errors import InvalidArgument, NotFound
 from services.timeseries.combine import combined
 from services.timeseries.engine import query as queries
 from services.timeseries.engine.engine import Engine
+from services.timeseries.engine.status import EngineStatus
 from services.timeseries.wire import combination_of, decode, query_of, query_responses, tail_response
 
 LOW_DISK_BYTES = 1 << 30
@@ -28,7 +29,7 @@ class TimeSeriesServicer:
 
     async def Append(self, request: timeseries_pb2.AppendRequest, _context: object) -> timeseries_pb2.AppendResponse:
         """Answers once the batch is on disk."""
-        batch = await decode(request, self._engine.metric_set, self._clock.now_ms())
+        batch = await decode(request, self._engine.metric_set, self._clock.now_ms(), self._engine.oldest_ms)
         sequence = 0
         if batch.rows is not None or batch.metric_sets or batch.servers:
             sequence = await self._engine.append(batch.rows, metric_sets=batch.metric_sets, servers=batch.servers)
@@ -91,17 +92,24 @@ async def probe(engine: Engine) -> StoreProbe:
     """The engine's status as a store."""
     started = time.perf_counter()
     status = await engine.status()
-    degraded = ""
-    if status.closing_fails:
-        degraded = f"blocks cannot be stored: {status.last_error.message if status.last_error else 'unknown error'}"
-    elif status.damaged:
-        degraded = f"{status.damaged} damaged blocks are left out of answers"
-    elif status.disk_free_bytes < LOW_DISK_BYTES:
-        degraded = f"only {status.disk_free_bytes >> 20} MiB are free on the disk of DATA_DIR"
     return StoreProbe(
         server_version="engine 1",
         latency_ms=(time.perf_counter() - started) * 1000,
         spool_bytes=status.journal_bytes,
         disk_free_bytes=status.disk_free_bytes,
-        degraded=degraded,
+        degraded="; ".join(_complaints(status)),
     )
+
+
+def _complaints(status: EngineStatus) -> Iterator[str]:
+    """What an operator should know."""
+    if status.closing_fails:
+        yield f"blocks cannot be stored: {status.last_error.message if status.last_error else 'unknown error'}"
+    if status.damaged:
+        yield f"{status.damaged} damaged blocks are left out of answers"
+    if status.disk_free_bytes < LOW_DISK_BYTES:
+        yield f"only {status.disk_free_bytes >> 20} MiB are free on the disk of DATA_DIR"
+    if status.disk_bytes_limit is not None and (status.disk_pressed or status.disk_over_limit):
+        use = f"{100 * status.disk_bytes / status.disk_bytes_limit:.0f} % of TIMESERIES_DISK_LIMIT are used"
+        rest = "today's rows alone need more than that" if status.disk_over_limit else "at 100 % the oldest days go"
+        yield f"{use}; {rest}, {status.evicted_partitions} went since the start"

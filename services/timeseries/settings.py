@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, SecretStr
 
 from runtime.settings import Address, ByteSize, CommonSettings, Duration, setting
-from services.timeseries.engine.settings import GIB, EngineSettings
+from services.timeseries.engine.settings import DAY_MS, GIB, EngineSettings
 
 
 def _influxdb_url(url: str) -> str:
@@ -39,6 +39,21 @@ class TimeSeriesSettings(CommonSettings):
     spool_limit: ByteSize = setting(
         "TIMESERIES_SPOOL_LIMIT", "8GiB", "Journal size over which followers no longer hold it back.", ge=GIB // 16
     )
+    retention_raw: Duration | None = setting(
+        "TIMESERIES_RETENTION_RAW",
+        None,
+        "A UTC day of raw points goes when all of it is older, such as 30d; later rows for it are rejected, TOO_LATE. "
+        "Unset: it stays until TIMESERIES_DISK_LIMIT is reached, since there are no roll-ups yet that would outlive it "
+        "and recordings of long ago can be imported.",
+        ge=DAY_MS / 1_000,
+    )
+    disk_limit: ByteSize | None = setting(
+        "TIMESERIES_DISK_LIMIT",
+        None,
+        "Size of journal and blocks at which the oldest days go, but never today's; a warning is shown from 80 % on. "
+        "The journal waits for followers only up to half of it. Unset: no limit.",
+        ge=GIB,
+    )
 
     influxdb_url: InfluxUrl | None = setting(
         "INFLUXDB_URL", None, "InfluxDB 2 that follows the history, http:// or https://; unset: none."
@@ -60,4 +75,10 @@ class TimeSeriesSettings(CommonSettings):
 
     def engine(self) -> EngineSettings:
         """The engine's bounds."""
-        return EngineSettings(head_age_s=self.block_age, journal_bytes_limit=self.spool_limit)
+        spool_limit = self.spool_limit if self.disk_limit is None else min(self.spool_limit, self.disk_limit // 2)
+        return EngineSettings(
+            head_age_s=self.block_age,
+            journal_bytes_limit=spool_limit,
+            raw_retention_s=self.retention_raw,
+            disk_bytes_limit=self.disk_limit,
+        )

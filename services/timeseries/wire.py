@@ -76,7 +76,7 @@ class Decoded:
 
 
 async def decode(
-    request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None], now_ms: int
+    request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None], now_ms: int, oldest_ms: int
 ) -> Decoded:
     """Checks and decodes a request.
 
@@ -84,17 +84,20 @@ async def decode(
         request: as it came.
         known: the stored set of an id.
         now_ms: our clock.
+        oldest_ms: the first instant that rows may have.
 
     Raises:
         InvalidArgument: a structural fault, naming the field.
         FailedPrecondition: METRIC_SET_UNKNOWN.
     """
     if len(request.batch.rows) > THREAD_ROWS or len(request.batch.values) > THREAD_VALUES or request.metric_sets:
-        return await asyncio.to_thread(_decode, request, known, now_ms)
-    return _decode(request, known, now_ms)
+        return await asyncio.to_thread(_decode, request, known, now_ms, oldest_ms)
+    return _decode(request, known, now_ms, oldest_ms)
 
 
-def _decode(request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None], now_ms: int) -> Decoded:
+def _decode(
+    request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None], now_ms: int, oldest_ms: int
+) -> Decoded:
     metric_sets = []
     for index, message in enumerate(request.metric_sets):
         metric_set = metric_set_from_pb(message)
@@ -102,7 +105,7 @@ def _decode(request: timeseries_pb2.AppendRequest, known: Callable[[str], Metric
         metric_sets.append(metric_set)
     servers = tuple(descriptor_from_pb(message) for message in request.servers)
     validation.check_descriptors(servers)
-    taken, rejected, errors = _rows(request.batch, {one.id: one for one in metric_sets}, known, now_ms)
+    taken, rejected, errors = _rows(request.batch, {one.id: one for one in metric_sets}, known, now_ms, oldest_ms)
     return Decoded(
         metric_sets=tuple(metric_sets),
         servers=servers,
@@ -118,6 +121,7 @@ def _rows(
     sent: dict[str, MetricSet],
     known: Callable[[str], MetricSet | None],
     now_ms: int,
+    oldest_ms: int,
 ) -> tuple[Rows | None, int, list[RowError]]:
     if not batch.rows and not batch.values:
         return None, 0, []
@@ -126,7 +130,7 @@ def _rows(
         raise validation.metric_set_unknown(batch.metric_set_id, "metric_set_id")
     validation.check_batch(batch, len(metric_set))
     rows = rows_from_pb(batch, len(metric_set))
-    keep, errors = validation.row_faults(rows, now_ms)
+    keep, errors = validation.row_faults(rows, now_ms, oldest_ms)
     if not errors:
         return rows, 0, []
     rejected = rows.select(~keep).points

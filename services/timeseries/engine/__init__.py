@@ -24,6 +24,9 @@ its day's file. Reading one metric of 511 reads the directory, the times and tha
 together and equal times are resolved by sequence; then windows are made of them. `store` is all of this without an
 event loop, `engine` the asynchronous face with its bounds, `tail` the journal read in order.
 
+*The end* (`retention`): a day whose rows are all too old, or the oldest one when the disk's limit is reached, goes as
+a file. That is noted in the journal first, so that it goes wholly, and no replay brings rows of it back.
+
 **The promises**, each with a test in tests/timeseries/engine that was seen to fail with the bug planted:
 
 * What `append` returned for is on disk. After `kill -9` at any moment it is there, once: a replay skips, for each
@@ -34,6 +37,8 @@ event loop, `engine` the asynchronous face with its bounds, `tail` the journal r
 * A read sees each acknowledged row once, also while its head becomes a block. Windows are epoch-aligned, labelled by
   their start and clipped to [start, end); a gap is an absent point. Every bit of a value comes back.
 * Damaged bytes are noticed by checksums, counted and left out; nothing else suffers.
+* An evicted day is gone as a whole, also across a crash, and its bytes are the file system's again; who reads it at
+  that moment ends in order; rows that come for it later are new ones. Nothing stops taking rows because of a limit.
 * Everything has a bound with a name (`settings`): over it callers wait, or are told which bound it was.
 
 **What the design gives up.** One process, one disk: more is the business of followers. A batch is written twice, to
@@ -52,10 +57,10 @@ Formats: docs/formats/journal.md, docs/formats/block.md and docs/formats/backup.
 from services.timeseries.engine.aggregate import Aggregation as Aggregation
 from services.timeseries.engine.catalog import MetricInfo as MetricInfo
 from services.timeseries.engine.engine import Engine as Engine
-from services.timeseries.engine.engine import EngineStatus as EngineStatus
 from services.timeseries.engine.last import LastValue as LastValue
 from services.timeseries.engine.query import Query as Query
 from services.timeseries.engine.query import SeriesResult as SeriesResult
 from services.timeseries.engine.settings import EngineSettings as EngineSettings
+from services.timeseries.engine.status import EngineStatus as EngineStatus
 from services.timeseries.engine.tail import FollowerStatus as FollowerStatus
 from services.timeseries.engine.tail import TailBatch as TailBatch

@@ -11,7 +11,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -24,12 +23,13 @@ from runtime.clock import Clock
 from runtime.errors import Cancelled, FailedPrecondition, ResourceExhausted, Unavailable
 from services.timeseries.engine.catalog import MetricInfo
 from services.timeseries.engine.database import file_bytes, storage_error
-from services.timeseries.engine.faults import LastError
 from services.timeseries.engine.last import LastValue, last_values
 from services.timeseries.engine.query import Query, Scan, SeriesResult
+from services.timeseries.engine.retention import Retention
 from services.timeseries.engine.settings import EngineSettings
+from services.timeseries.engine.status import EngineStatus
 from services.timeseries.engine.store import Store
-from services.timeseries.engine.tail import FollowerStatus, TailBatch, TailSource
+from services.timeseries.engine.tail import TailBatch, TailSource
 from services.timeseries.engine.writer import Append, Writer, check_rows
 
 _T = TypeVar("_T")
@@ -37,26 +37,6 @@ _READ_AHEAD_POINTS: Final = 100_000
 """A query hands over so many points at once: a hop between threads costs 0.06 ms."""
 
 _tracer = telemetry.tracer("timeseries.engine")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStatus:
-    """The truth about the engine. Points are those of blocks and heads; bytes are those of the files."""
-
-    points: int
-    head_points: int
-    head_bytes: int
-    disk_bytes: int
-    journal_bytes: int
-    disk_free_bytes: int
-    first_sequence: int
-    last_sequence: int
-    waiting_bytes: int
-    waiting_appends: int
-    damaged: int
-    last_error: LastError | None
-    closing_fails: bool
-    followers: tuple[FollowerStatus, ...]
 
 
 class Engine:
@@ -77,6 +57,7 @@ class Engine:
         self._closer = ThreadPoolExecutor(1, "timeseries-blocks")
         self._tails = TailSource(store)
         self._writer = Writer(store, lambda wanted: self._notify(close_wanted=wanted))
+        self._retention = Retention(store, lambda run: self._writer.call(run).result(), self._closing.is_set)
 
     @classmethod
     @asynccontextmanager
@@ -200,14 +181,18 @@ class Engine:
             await self.maintain()
 
     async def maintain(self, *, everything: bool = False) -> None:
-        """Closes the heads that are due (or all) and sweeps the journal; runs by itself every few seconds."""
+        """Evicts what is too old, closes the heads that are due (or all), sweeps the journal and keeps the disk's
+        limit; runs by itself every few seconds."""
         async with self._maintaining:
             await self._loop.run_in_executor(self._closer, self._close_heads, everything)
             self._signal(False)
             while await asyncio.wrap_future(self._writer.call(self._store.sweep)) >= self._store.settings.sweep_rows:
                 pass
+            await self._loop.run_in_executor(self._closer, self._retention.keep_limit)
+            self._signal(False)
 
     def _close_heads(self, everything: bool) -> None:
+        self._retention.evict_aged()
         self._store.close_heads(self._closing.is_set, everything=everything)
 
     async def query(self, query: Query) -> AsyncIterator[SeriesResult]:
@@ -295,6 +280,11 @@ class Engine:
         """The newest acknowledged sequence; 0 when there was none ever."""
         return self._store.last_sequence
 
+    @property
+    def oldest_ms(self) -> int:
+        """Rows before this instant are too late: their day is evicted, or would be soon. The service refuses them."""
+        return self._retention.oldest_ms
+
     async def tail(self, from_sequence: int = 0) -> AsyncIterator[TailBatch]:
         """Acknowledged batches in order, first those kept from `from_sequence` on, then each new one; without end.
 
@@ -346,7 +336,7 @@ class Engine:
         return await self._read(self._status)
 
     def _status(self) -> EngineStatus:
-        store = self._store
+        store, retention = self._store, self._retention
         journal_bytes = file_bytes(store.journal_path)
         with store.lock:
             head_points, head_bytes = store.heads.points, store.heads.bytes
@@ -364,6 +354,11 @@ class Engine:
             damaged=store.faults.damaged,
             last_error=store.faults.last,
             closing_fails=store.close_failing,
+            oldest_day=retention.oldest_day,
+            evicted_partitions=retention.evicted,
+            disk_bytes_limit=store.settings.disk_bytes_limit,
+            disk_pressed=retention.pressed,
+            disk_over_limit=retention.over,
             followers=self._tails.followers(),
         )
 

@@ -174,6 +174,15 @@ class Heads:
             if not days:
                 del self.by_cohort[head.cohort.id]
 
+    def drop(self, day: int) -> list[Head]:
+        """Takes the heads of a day out; the caller counts their points and takes those off."""
+        gone = [days.pop(day) for days in self.by_cohort.values() if day in days]
+        for head in gone:
+            self.bytes -= head.bytes
+            if not self.by_cohort[head.cohort.id]:
+                del self.by_cohort[head.cohort.id]
+        return gone
+
     def floor(self, last_sequence: int) -> int:
         """The highest sequence up to which no head holds a row: the journal may be swept so far."""
         firsts = [first for head in self if (first := head.first_sequence) is not None]

@@ -6,7 +6,9 @@ The tables are drawn in docs/formats/journal.md. What must stay true:
   use, are stored in the same transaction, and COMMIT returns after the sync;
 * sequences grow by one for each batch and are never used again, also when all rows are swept: the highest swept
   sequence stays in `meta`;
-* a sweep deletes from the front only, so what is kept is always a run without holes.
+* a sweep deletes from the front only, so what is kept is always a run without holes;
+* an evicted day is noted here before its file goes, with the sequence up to which its rows are gone, since the
+  `blocked_through` that kept a replay from bringing them back goes with the file.
 """
 
 import secrets
@@ -23,6 +25,7 @@ from runtime.errors import DataLoss, FailedPrecondition, InvalidArgument
 from services.timeseries.engine import catalog as catalog_codec
 from services.timeseries.engine.catalog import Additions, Catalog, Cohort, StoredSet
 from services.timeseries.engine.database import (
+    BUSY_TIMEOUT_MS,
     FORMAT_VERSION,
     JOURNAL_PAGE_BYTES,
     Transaction,
@@ -46,6 +49,10 @@ CREATE TABLE followers (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL, updated_
     STRICT, WITHOUT ROWID;
 """
 
+_EVICTIONS: Final = """
+CREATE TABLE IF NOT EXISTS evictions (day INTEGER PRIMARY KEY, through INTEGER NOT NULL, unlinked INTEGER NOT NULL)
+    STRICT
+"""
 
 _ORPHANED: Final = "blocks/ holds partitions, but journal.db, which names their series, is missing or empty"
 
@@ -85,6 +92,8 @@ class Journal:
                     if not may_create:
                         raise DataLoss(_ORPHANED)
                     self._create()
+                if not self._db.table_exists("main", "evictions"):  # a journal from before there was retention
+                    self._db.execute(_EVICTIONS)
             if new:
                 sync_folder(path.parent)
             version = self._meta("format_version")
@@ -161,17 +170,48 @@ class Journal:
                 self._db.execute("DELETE FROM batches WHERE sequence <= ?", (last,))
                 self._db.execute("UPDATE meta SET value = ? WHERE key = 'swept_through'", (last,))
                 self._db.execute(_FORGET_DESCRIPTORS, (self.swept_through, last + 1))
+                self._db.execute("DELETE FROM evictions WHERE unlinked AND through <= ?", (last,))
             self.swept_through = last
         return count
 
-    def shrink(self) -> None:
-        """Gives free pages back when most of the file is free, as after a follower's long outage.
+    def begin_eviction(self, day: int, through: int) -> None:
+        """Notes durably that the rows of a day up to a sequence are gone: from here on the eviction is finished,
+        after a crash at the next start."""
+        with Transaction(self._db):
+            self._db.execute("INSERT OR REPLACE INTO evictions VALUES (?, ?, 0)", (day, through))
+
+    def finish_eviction(self, day: int) -> None:
+        """Notes that the day's file is gone, so that one that is made later for the same day stays."""
+        with Transaction(self._db):
+            self._db.execute("UPDATE evictions SET unlinked = 1 WHERE day = ?", (day,))
+            self._db.execute("DELETE FROM evictions WHERE unlinked AND through <= ?", (self.swept_through,))
+
+    def evictions(self) -> dict[int, tuple[int, bool]]:
+        """The evicted days of which batches may be kept: up to which sequence they went, whether the file is gone."""
+        rows = fetch(self._db, "SELECT day, through, unlinked FROM evictions")
+        return {day: (through, bool(unlinked)) for day, through, unlinked in rows}
+
+    def shrink(self, *, urgent: bool = False) -> bool:
+        """Gives free pages back when most of the file is free, as after a follower's long outage, or it is urgent.
 
         Otherwise the next batches use them: moving the rest of the file to the front would write everything twice.
+        Returns whether it is worth while to go on.
         """
         free, pages = self._db.pragma("freelist_count"), self._db.pragma("page_count")
-        if free > pages // 2 and free > _SHRINK_PAGES:
-            self._db.execute(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})").fetchall()
+        if free <= (pages // 8 if urgent else max(pages // 2, _SHRINK_PAGES)):
+            return False
+        self._db.execute(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})").fetchall()
+        return True
+
+    def truncate_log(self) -> None:
+        """Gives the log back, which also cuts the file to its pages; does nothing while somebody reads."""
+        self._db.set_busy_timeout(0)
+        try:
+            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except (apsw.BusyError, apsw.LockedError):
+            return
+        finally:
+            self._db.set_busy_timeout(BUSY_TIMEOUT_MS)
 
     def followers(self) -> dict[str, int]:
         """The followers' names and the last sequence each has shipped."""

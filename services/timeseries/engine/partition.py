@@ -6,6 +6,8 @@ The tables are drawn in docs/formats/block.md. What must stay true:
   crash finds either both or none;
 * a partition belongs to the journal whose identity it carries; any other is refused, since cohort numbers would lie;
 * few files stay open: connections are lent to one thread at a time and the least recently used idle ones are closed;
+* a day that was evicted is not made anew by a reader, and a connection to the file that is gone is never lent again,
+  not even when rows make a new file for that day;
 * a file that is no usable database any more when it is to be written is set aside under another name, never
   deleted, and a new one begun.
 """
@@ -35,7 +37,7 @@ from services.timeseries.engine.database import (
 )
 
 _log = logging.getLogger(__name__)
-_EPOCH: Final = datetime.date(1970, 1, 1)
+EPOCH: Final = datetime.date(1970, 1, 1)
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
@@ -51,6 +53,10 @@ class UnusablePartitionError(Exception):
     """A file that is not a partition of this engine, or can no longer be read as one."""
 
 
+class PartitionGoneError(Exception):
+    """The file was evicted; a reader goes on without it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
     """The blocks of one head's chunk, and the sequence up to which the head's rows are in blocks with it."""
@@ -62,19 +68,21 @@ class Closed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockInfo:
-    """What a partition says of a block without reading its payload."""
+    """What a partition says of a block without reading its payload; `life` tells the file from one made anew."""
 
     id: int
+    life: int
     first_ms: int
     last_ms: int
     rows: int
 
 
 class Partition:
-    """A lent connection to one day's file."""
+    """A lent connection to one day's file; `life` counts the files of that day that are gone."""
 
-    def __init__(self, day: int, db: apsw.Connection) -> None:
+    def __init__(self, day: int, life: int, db: apsw.Connection) -> None:
         self.day = day
+        self.life = life
         self.db = db
         self._blob: apsw.Blob | None = None
 
@@ -86,7 +94,10 @@ class Partition:
             " WHERE cohort = ? AND first_ms < ? AND last_ms >= ? ORDER BY first_ms",
             (cohort_id, end_ms, start_ms),
         )
-        return [BlockInfo(id=number, first_ms=first, last_ms=last, rows=count) for number, first, last, count in rows]
+        return [
+            BlockInfo(id=number, life=self.life, first_ms=first, last_ms=last, rows=count)
+            for number, first, last, count in rows
+        ]
 
     def reader(self, info: BlockInfo, cohort: Cohort) -> BlockReader:
         """A reader of one block's columns; using it ends with the next call. Raises CorruptBlockError."""
@@ -119,7 +130,10 @@ class Partitions:
         self._identity = identity
         self._idle_limit = idle_limit
         self._lock = threading.Lock()
+        self._names = threading.Lock()  # held while a file is opened by its name, or unlinked; taken before `_lock`
         self._idle: list[tuple[int, apsw.Connection]] = []  # least recently used first
+        self._lives: dict[int, int] = {}
+        self._doomed: set[int] = set()
         if not folder.exists():
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
@@ -133,7 +147,7 @@ class Partitions:
             return sorted(day for day in self._days if first <= day <= last)
 
     def path(self, day: int) -> Path:
-        return self._folder / f"{_EPOCH + datetime.timedelta(days=day):%Y-%m-%d}.db"
+        return partition_path(self._folder, day)
 
     @property
     def points(self) -> int:
@@ -149,9 +163,12 @@ class Partitions:
         return sum(file_bytes(self.path(day)) for day in days)
 
     @contextmanager
-    def lend(self, day: int) -> Iterator[Partition]:
-        """A connection to a day's file, which is created where there is none. Raises UnusablePartitionError."""
-        partition = Partition(day, self._take(day) or self._open(day))
+    def lend(self, day: int, *, life: int | None = None, create: bool = False) -> Iterator[Partition]:
+        """A connection to a day's file, with `life` to that very file; with `create` one is made where there is none.
+
+        Raises UnusablePartitionError, PartitionGoneError.
+        """
+        partition = self._take(day, life) or self._open(day, life, create=create)
         try:
             yield partition
         except DAMAGED as error:
@@ -163,24 +180,38 @@ class Partitions:
             partition.db.close()
             raise
         partition.done()
-        self._give_back(day, partition.db)
+        self._give_back(partition)
 
-    def _take(self, day: int) -> apsw.Connection | None:
+    def _take(self, day: int, life: int | None) -> Partition | None:
         with self._lock:
+            now = self._lives.get(day, 0)
             for at in range(len(self._idle) - 1, -1, -1):
-                if self._idle[at][0] == day:
-                    return self._idle.pop(at)[1]
+                if self._idle[at][0] == day and life in (None, now):
+                    return Partition(day, now, self._idle.pop(at)[1])
         return None
 
-    def _give_back(self, day: int, db: apsw.Connection) -> None:
+    def _give_back(self, partition: Partition) -> None:
         with self._lock:
-            self._idle.append((day, db))
-            count = max(0, len(self._idle) - self._idle_limit)
-            surplus, self._idle = self._idle[:count], self._idle[count:]
-        for _, old in surplus:
-            old.close()
+            if partition.life == self._lives.get(partition.day, 0):
+                self._idle.append((partition.day, partition.db))
+                count = max(0, len(self._idle) - self._idle_limit)
+                surplus, self._idle = [db for _, db in self._idle[:count]], self._idle[count:]
+            else:
+                surplus = [partition.db]
+        for old in surplus:
+            old.close()  # SQLite leaves the log of a moved file's name alone: it may be the new file's
 
-    def _open(self, day: int) -> apsw.Connection:
+    def _open(self, day: int, life: int | None, *, create: bool) -> Partition:
+        with self._names:
+            with self._lock:
+                now = self._lives.get(day, 0)
+                if life not in (None, now) or (day not in self._days and not create):
+                    raise PartitionGoneError(self.path(day).name)
+                if day in self._doomed:
+                    raise OSError(f"{self.path(day).name} is being evicted")
+            return Partition(day, now, self._connect(day))
+
+    def _connect(self, day: int) -> apsw.Connection:
         path = self.path(day)
         new = not path.exists()
         try:
@@ -246,7 +277,7 @@ class Partitions:
             self._store(day, closed)
 
     def _store(self, day: int, closed: Sequence[Closed]) -> None:
-        with self.lend(day) as partition, Transaction(partition.db):
+        with self.lend(day, create=True) as partition, Transaction(partition.db):
             for head in closed:
                 partition.db.executemany(
                     "INSERT INTO blocks (cohort, first_ms, last_ms, row_count, points, min_sequence, max_sequence,"
@@ -272,15 +303,36 @@ class Partitions:
         with self._lock:
             self._points[day] += sum(block.points for head in closed for block in head.blocks)
 
-    def _set_aside(self, day: int, error: Exception) -> None:
-        path = self.path(day)
+    def evict(self, day: int) -> None:
+        """Gives a day's file back to the file system; returns when that is durable, raises OSError.
+
+        Who reads it at this moment keeps what was lent and may finish; nobody writes to the day until `release`.
+        """
+        with self._lock:
+            self._doomed.add(day)
+        self._forget(day)
+        with self._names:
+            remove_files(self.path(day))
+
+    def release(self, day: int) -> None:
+        """Lets a file be made again for an evicted day."""
+        with self._lock:
+            self._doomed.discard(day)
+
+    def _forget(self, day: int) -> None:
+        """Makes a day's file unknown and closes its idle connections; lent ones are closed when they come back."""
         with self._lock:
             stale = [db for known, db in self._idle if known == day]
             self._idle = [(known, db) for known, db in self._idle if known != day]
+            self._lives[day] = self._lives.get(day, 0) + 1
             self._days.discard(day)
             self._points.pop(day, None)
         for db in stale:
             db.close()
+
+    def _set_aside(self, day: int, error: Exception) -> None:
+        path = self.path(day)
+        self._forget(day)
         number = 1
         while (aside := path.with_name(f"{path.name}.unusable-{number}")).exists():
             number += 1
@@ -298,8 +350,22 @@ class Partitions:
             db.close()
 
 
+def partition_path(folder: Path, day: int) -> Path:
+    """The file of a day."""
+    return folder / f"{EPOCH + datetime.timedelta(days=day):%Y-%m-%d}.db"
+
+
+def remove_files(path: Path) -> None:
+    """Unlinks a partition with its log; returns when that is durable. Some or all of it may be gone already."""
+    if not path.parent.exists():
+        return
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def _day_of(path: Path) -> int | None:
     try:
-        return (datetime.date.fromisoformat(path.stem) - _EPOCH).days
+        return (datetime.date.fromisoformat(path.stem) - EPOCH).days
     except ValueError:
         return None

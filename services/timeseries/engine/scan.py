@@ -2,7 +2,7 @@
 
 What must stay true: the heads are looked at before the blocks (see `head.py`); equal times are resolved for each
 series by sequence, after the cells without a value are gone; a damaged block or column is counted and left out, the
-rest is answered.
+rest is answered; of a day that is evicted meanwhile a reader sees all, a part or nothing, and never an error.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from services.timeseries.engine.block import CorruptBlockError
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.database import is_unreadable
 from services.timeseries.engine.head import Chunk
-from services.timeseries.engine.partition import BlockInfo, UnusablePartitionError
+from services.timeseries.engine.partition import BlockInfo, PartitionGoneError, UnusablePartitionError
 from services.timeseries.engine.settings import DAY_MS
 from services.timeseries.engine.store import Store
 
@@ -64,10 +64,12 @@ def sources(store: Store, cohort: Cohort, start_ms: int, end_ms: int) -> Sources
 
 
 def block_infos(store: Store, day: int, cohort: Cohort, start_ms: int, end_ms: int) -> list[BlockInfo]:
-    """The blocks of one day; none, counted, when the partition cannot be read."""
+    """The blocks of one day; none when it was evicted, none, counted, when the partition cannot be read."""
     try:
         with store.partitions.lend(day) as partition:
             return partition.infos(cohort.id, start_ms, end_ms)
+    except PartitionGoneError:
+        return []
     except (UnusablePartitionError, apsw.IOError) as error:
         _leave_out(store, day, error)
         return []
@@ -101,9 +103,11 @@ def read_blocks(
 ) -> list[Part]:
     """The rows of some blocks of one day that lie in the range."""
     parts: list[Part] = []
+    if not infos:
+        return parts
     name = store.partitions.path(day).name
     try:
-        with store.partitions.lend(day) as partition:
+        with store.partitions.lend(day, life=infos[0].life) as partition:
             for info in infos:
                 check()
                 try:
@@ -117,6 +121,8 @@ def read_blocks(
                     store.faults.damage(f"block of {name}", info.id, f"{damaged} columns do not match their checksum")
                 low, high = np.searchsorted(times, (found.start_ms, found.end_ms)).tolist()
                 parts.append((times[low:high], sequences[low:high], [column[low:high] for column in columns]))
+    except PartitionGoneError:
+        return []
     except (UnusablePartitionError, apsw.IOError) as error:
         _leave_out(store, day, error)
     return parts

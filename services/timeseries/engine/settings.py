@@ -33,6 +33,10 @@ class EngineSettings:
             and 5 % smaller.
         journal_keep_s: how long a batch stays in the journal although nobody needs it, so that a tail can resume.
         journal_bytes_limit: over it followers no longer hold the journal back; what they miss is a gap of their tail.
+        raw_retention_s: a UTC day goes when all of it is older; rows for it are too late from then on. None: no age.
+        disk_bytes_limit: size of journal and blocks over which the oldest days go, but never today nor the newest
+            day; if those alone are over it the journal waits for no follower, and rows are taken all the same.
+            None: no limit. It can be passed by what comes in within one `maintenance_interval_s`.
         sweep_rows: journal rows deleted in one transaction, so that appends wait little.
         maintenance_interval_s: how often ages are looked at and the journal is swept.
         partition_connections: idle partition files that are kept open; opening one takes 0.4 ms.
@@ -55,6 +59,8 @@ class EngineSettings:
     compression_level: int = 2
     journal_keep_s: float = 3_600.0
     journal_bytes_limit: int = 8 * GIB
+    raw_retention_s: float | None = None
+    disk_bytes_limit: int | None = None
     sweep_rows: int = 500
     maintenance_interval_s: float = 5.0
     partition_connections: int = 64

@@ -4,13 +4,14 @@ Three threads use it: the writer commits and applies batches, one worker closes 
 catalog and the heads and is held for microseconds, never over I/O. What must stay true:
 
 * a row is applied after its commit and before its acknowledgement, so what is acknowledged is durable and readable;
-* the replay at start skips, for each head, the rows up to its durable `blocked_through`;
+* the replay at start skips, for each head, the rows up to its durable `blocked_through`, and of an evicted day those
+  that were there when it went;
 * the journal is swept only up to `sweep_floor`, below which no head and no follower needs a row.
 """
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -21,11 +22,11 @@ from runtime.clock import Clock
 from services.timeseries.engine import batch as batch_codec
 from services.timeseries.engine import block
 from services.timeseries.engine.catalog import Catalog, Cohort
-from services.timeseries.engine.database import sync_folder
+from services.timeseries.engine.database import file_bytes, sync_folder
 from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
 from services.timeseries.engine.journal import Journal, JournalRow
-from services.timeseries.engine.partition import Closed, Partitions
+from services.timeseries.engine.partition import Closed, Partitions, partition_path, remove_files
 from services.timeseries.engine.settings import EngineSettings
 
 _log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ class Store:
         self.lock = threading.Lock()
         self.faults = Faults(clock, settings.faults_remembered)
         self.close_failing = False
-        self._closing = threading.Lock()
+        self.moving = threading.Lock()
+        """Held while heads become blocks, or a day goes."""
         if not folder.exists():
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
@@ -50,16 +52,20 @@ class Store:
         self.journal = Journal(self.journal_path, may_create=not any((folder / "blocks").glob("*.db")))
         try:
             self.catalog: Catalog = self.journal.load()
+            evictions = self.journal.evictions()
+            for day in [day for day, (_, unlinked) in evictions.items() if not unlinked]:
+                remove_files(partition_path(folder / "blocks", day))
+                self.journal.finish_eviction(day)
             self.partitions = Partitions(folder / "blocks", self.journal.identity, settings.partition_connections)
             self.heads = Heads(settings)
             self.last_sequence = self.journal.last_sequence
             self.swept_through = self.journal.swept_through
-            self._replay()
+            self._replay({day: through for day, (through, _) in evictions.items()})
         except BaseException:
             self.journal.close()
             raise
 
-    def _replay(self) -> None:
+    def _replay(self, evicted: Mapping[int, int]) -> None:
         blocked: dict[int, dict[int, int]] = {}
         now, now_ms = self.clock.monotonic(), self.clock.now_ms()
         for row in self.journal.rows():
@@ -73,7 +79,7 @@ class Store:
             for day, cohort_id in heads_of(cohorts, arrays.times_ms):
                 if day not in blocked:
                     blocked[day] = dict(self.partitions.blocked_through(day))
-                if row.sequence > blocked[day].get(cohort_id, 0):
+                if row.sequence > max(blocked[day].get(cohort_id, 0), evicted.get(day, 0)):
                     only.add((day, cohort_id))
             opened_at = now - max(0, now_ms - row.received_ms) / 1_000
             self.heads.apply(cohorts, arrays.times_ms, arrays.values, row.sequence, opened_at, only=only)
@@ -95,7 +101,7 @@ class Store:
         A failure is noted, leaves the rows in the heads and the journal, and is tried again the next time.
         """
         closed, failed = 0, False
-        with self._closing:
+        with self.moving:
             with self.lock:
                 due = self.heads.due(self.clock.monotonic(), everything=everything)
             for day, of_day in groupby(sorted(due, key=lambda head: head.day), key=lambda head: head.day):
@@ -135,15 +141,33 @@ class Store:
             floor = self.heads.floor(self.last_sequence)
         return floor if over_limit else min([floor, *self.journal.followers().values()])
 
-    def sweep(self) -> int:
-        """Deletes one run of journal rows that nobody needs; returns how many. In the writer's thread."""
-        over_limit = self.journal.used_bytes > self.settings.journal_bytes_limit
+    def sweep(self, *, urgent: bool = False) -> int:
+        """Deletes one run of journal rows that nobody needs; returns how many. In the writer's thread.
+
+        What is urgent is as over the journal's limit: followers and tails are not waited for.
+        """
+        over_limit = urgent or self.journal.used_bytes > self.settings.journal_bytes_limit
         keep_ms, now_ms = int(self.settings.journal_keep_s * 1_000), self.clock.now_ms()
         kept = range(0) if over_limit else range(now_ms - keep_ms, now_ms + keep_ms)
         swept = self.journal.sweep(self.sweep_floor(over_limit=over_limit), kept, self.settings.sweep_rows)
         self.swept_through = self.journal.swept_through
         self.journal.shrink()
         return swept
+
+    def forget(self, day: int) -> None:
+        """Notes durably that all rows of a day so far are gone, and drops its heads. In the writer's thread."""
+        self.journal.begin_eviction(day, self.last_sequence)
+        with self.lock:
+            heads = self.heads.drop(day)
+        chunks = [chunk for head in heads for chunk in head.chunks()]
+        points = sum(int(np.count_nonzero(~np.isnan(chunk.values))) for chunk in chunks)
+        with self.lock:
+            self.heads.points -= points
+
+    @property
+    def disk_bytes(self) -> int:
+        """Size of the journal and of all partitions."""
+        return file_bytes(self.journal_path) + self.partitions.bytes
 
     def close(self) -> None:
         """Closes the files; what is in the heads is in the journal."""

@@ -236,7 +236,7 @@ class Verifier:
                     f"head of cohort {cohort_id}",
                     f"blocked through {through}, past the end {state.last_sequence}",
                 )
-        partition = Partition(int(meta["day"]), db)
+        partition = Partition(int(meta["day"]), 0, db)
         size = file_bytes(self.folder / name)
         try:
             for number, block in enumerate(blocks):
@@ -263,7 +263,7 @@ class Verifier:
         """What is wrong with a block."""
         self.verified.blocks += 1
         number, _, first_ms, last_ms, row_count, points, _, max_sequence = row
-        info = BlockInfo(id=number, first_ms=first_ms, last_ms=last_ms, rows=row_count)
+        info = BlockInfo(id=number, life=0, first_ms=first_ms, last_ms=last_ms, rows=row_count)
         try:
             reader = partition.reader(info, cohort)
         except (ValueError, apsw.Error) as error:

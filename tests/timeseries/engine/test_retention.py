@@ -1,0 +1,357 @@
+"""Days that go: as a whole or not at all, for good, with their bytes, and in nobody's way."""
+
+import asyncio
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fleet.codec import metric_set_to_pb, rows_to_pb
+from fleet.model import Rows
+from openmanager.timeseries.v1 import timeseries_pb2
+from runtime.clock import ManualClock
+from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
+from services.timeseries.engine import partition as partitions_module
+from services.timeseries.engine.head import Heads
+from services.timeseries.engine.partition import Partition, Partitions
+from services.timeseries.engine.store import Store
+from services.timeseries.servicer import TimeSeriesServicer, probe
+from services.timeseries.settings import TimeSeriesSettings
+from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, metric_set, rows
+
+DAY_MS = 86_400_000
+DAY_S = 86_400.0
+TODAY = 19_700 * DAY_MS
+NOON = TODAY + DAY_MS // 2
+SET = metric_set("cpu_usage", "requests_total")
+KEEPING = EngineSettings(head_rows=4, maintenance_interval_s=1e9, close_group_heads=1)
+THREE_DAYS = dataclasses.replace(KEEPING, raw_retention_s=3 * DAY_S)
+WIDE = metric_set(*(f"m{number}" for number in range(200)))
+_RNG = np.random.default_rng(4)
+
+
+def of_day(day: int, count: int = 3, value: float = 0.0) -> Rows:
+    """Rows of two servers, spread over the day that lies `day` days from today, its first and last instant included."""
+    times = np.linspace(TODAY + day * DAY_MS, TODAY + (day + 1) * DAY_MS - 1, count).astype(np.int64).tolist()
+    return rows(SET, [(server, time, [value + time % 97, float(time)]) for time in times for server in "ab"])
+
+
+def noise(day: int, at: int, count: int = 50) -> Rows:
+    """Rows that no encoding makes smaller: 1,600 bytes each."""
+    lines = [("a", TODAY + day * DAY_MS + (at + row) * 1_000, _RNG.random(len(WIDE))) for row in range(count)]
+    return rows(WIDE, [(server, time, values.tolist()) for server, time, values in lines])
+
+
+def since(model: Model, oldest_ms: int) -> Model:
+    """The oracle of what is left."""
+    left = Model()
+    left.metrics = model.metrics
+    for name, series in model.series.items():
+        left.series[name] = {time: value for time, value in series.items() if time >= oldest_ms}
+    return left
+
+
+def used(folder: Path) -> int:
+    """As `du` counts."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def held_open(folder: Path) -> list[str]:
+    """Deleted files of a folder whose bytes this process still holds."""
+    targets = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return [target for target in targets if target.startswith(str(folder)) and target.endswith("(deleted)")]
+
+
+async def test_what_is_left_equals_the_oracle_before_and_after(tmp_path: Path) -> None:
+    """Blocks, heads, and a day that has only a head; the day at the edge stays until its last instant is too old."""
+    model, clock = Model(), ManualClock(NOON)
+    cells = {-3: 48, -2: 28, -1: 48, 0: 48}
+
+    async def compare(engine: Engine) -> None:
+        left = since(model, engine.oldest_ms)
+        for aggregation in Aggregation:
+            metrics = ("requests_total",) if aggregation is Aggregation.RATE else None
+            for step_ms in (0, 3_600_000, DAY_MS):
+                query = Query(
+                    metrics=metrics, start_ms=0, end_ms=TODAY + DAY_MS * 9, step_ms=step_ms, aggregation=aggregation
+                )
+                assert_same(await ask(engine, query), left.query(query), aggregation if step_ms else None)
+        found = {(value.server_id, value.metric_key): value.time_ms for value in await engine.last_values()}
+        assert found == {name: time for name, (time, _) in left.last().items()}
+        kept = [day for day in cells if TODAY + day * DAY_MS >= engine.oldest_ms]
+        assert (await engine.status()).points == sum(cells[day] for day in kept)
+
+    settings = dataclasses.replace(THREE_DAYS, head_rows=100, head_age_s=1e9)
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        for day in (-3, -2, -1, 0):
+            batch = of_day(day, count=7, value=day)
+            await engine.append(batch, metric_sets=(SET,))
+            model.append(SET, batch)
+        await engine.maintain(everything=True)
+        for day in (-3, -1, 0):
+            batch = of_day(day, count=5, value=100)
+            await engine.append(batch)
+            model.append(SET, batch)
+        assert engine.oldest_ms == TODAY - 3 * DAY_MS
+        await compare(engine)
+        for hours, days_left in ((11, 4), (2, 3), (23, 2), (24, 1)):
+            clock.advance(hours * 3_600)
+            await engine.maintain()
+            await compare(engine)
+            status = await engine.status()
+            assert (status.evicted_partitions, len(list((tmp_path / "blocks").glob("*.db")))) == (
+                4 - days_left,
+                days_left,
+            )
+        assert status.oldest_day is not None and status.oldest_day.isoformat() == "2023-12-09"
+        assert (status.damaged, status.last_error) == (0, None)
+
+
+async def test_the_bytes_of_a_day_are_given_back(tmp_path: Path) -> None:
+    clock = ManualClock(NOON)
+    settings = dataclasses.replace(THREE_DAYS, journal_keep_s=0.0, head_rows=100)
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        for day in (-2, -1, 0):
+            for at in range(0, 1_000, 50):
+                await engine.append(noise(day, at), metric_sets=(WIDE,))
+        await engine.maintain(everything=True)
+        await everything(engine)  # connections of every day are in the pool now
+        before = used(tmp_path / "blocks")
+        clock.advance(2 * DAY_S)
+        await engine.maintain()
+        assert before - used(tmp_path / "blocks") > 1_500_000
+        assert held_open(tmp_path) == []
+        assert sorted(path.name[:13] for path in (tmp_path / "blocks").iterdir() if path.suffix == ".db") == [
+            "2023-12-08.db",
+            "2023-12-09.db",
+        ]
+
+
+async def test_over_the_limit_the_oldest_days_go_and_rows_are_taken(tmp_path: Path) -> None:
+    limit = 6_000_000
+    settings = dataclasses.replace(KEEPING, head_rows=200, journal_keep_s=0.0, disk_bytes_limit=limit)
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
+        first = noise(0, 0)
+        await engine.append(first, metric_sets=(WIDE,))
+        model, stop = Model(), asyncio.Event()
+        model.append(WIDE, first)
+
+        async def load() -> None:
+            at = 50
+            while not stop.is_set():
+                batch = noise(0, at, count=1)
+                await engine.append(batch)
+                model.append(WIDE, batch)
+                at += 1
+
+        loading = asyncio.create_task(load())
+        days: list[str] = []
+        for day in range(-6, 0):
+            for at in range(0, 1_000, 100):
+                await engine.append(noise(day, at, count=100))
+            await engine.maintain(everything=True)
+            before = sorted({*days, f"2023-12-{9 + day:02d}", "2023-12-09"})
+            days = sorted(path.stem for path in (tmp_path / "blocks").glob("*.db"))
+            assert days == before[-len(days) :], "the oldest went"
+            assert (await engine.status()).disk_bytes <= limit + 1_000_000, "and what came in meanwhile"
+        stop.set()
+        await loading
+        status = await engine.status()
+        assert status.evicted_partitions >= 7 - len(days) > 0 and not status.disk_over_limit
+        today = Query(metrics=None, start_ms=TODAY, end_ms=TODAY + DAY_MS)
+        assert len(model.series) == 200 and status.last_error is None
+        assert_same(await ask(engine, today), model.query(today))
+
+
+async def test_today_alone_over_the_limit_sweeps_the_journal_and_is_shown(tmp_path: Path) -> None:
+    limit = 1_000_000
+    settings = dataclasses.replace(KEEPING, head_rows=100, disk_bytes_limit=limit, sweep_rows=7)
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
+        model = Model()
+        assert await engine.register_follower("away") == 0
+        for at in range(0, 2_000, 50):
+            batch = noise(0, at)
+            await engine.append(batch, metric_sets=(WIDE,))
+            model.append(WIDE, batch)
+            if at % 500 == 0:
+                await engine.maintain()
+        await engine.maintain()
+        status = await engine.status()
+        assert status.disk_over_limit and status.evicted_partitions == 0
+        assert "today's rows alone need more" in (await probe(engine)).degraded
+        assert_same(await everything(engine), model.query(EVERYTHING))
+        assert status.journal_bytes < limit and engine.first_sequence >= 40, "what no head needs is swept"
+        first = engine.first_sequence
+        await engine.append(noise(0, 3_000))
+        async for batch in engine.tail(1):
+            assert batch.missed == first - 1, "the follower is told"
+            break
+
+
+async def test_rows_of_evicted_days_are_too_late(tmp_path: Path) -> None:
+    clock = ManualClock(NOON)
+    async with Engine.open(tmp_path, clock=clock, settings=THREE_DAYS) as engine:
+        servicer = TimeSeriesServicer(engine, clock)
+        oldest = TODAY - 3 * DAY_MS
+        lines = [("a", time, [1.0, 1.0]) for time in (NOON, oldest - 1, oldest, 0)]
+        request = timeseries_pb2.AppendRequest(batch=rows_to_pb(rows(SET, lines)), metric_sets=[metric_set_to_pb(SET)])
+        response = await servicer.Append(request, None)
+        assert (response.accepted_points, response.rejected_points) == (4, 4)
+        assert [(error.row, error.field, error.reason) for error in response.errors] == [
+            (1, "rows[1].time", "TOO_LATE"),
+            (3, "rows[3].time", "TOO_LATE"),
+        ]
+        await engine.maintain()
+        stored = await everything(engine)
+        assert [time for time, _ in stored["a", "cpu_usage"]] == [oldest, NOON]
+        clock.advance(-365 * DAY_S)
+        assert engine.oldest_ms == oldest - 365 * DAY_MS, "a clock that was ahead makes nothing too late for ever"
+    async with Engine.open(tmp_path / "keeps", clock=clock, settings=KEEPING) as engine:
+        assert engine.oldest_ms == 0, "without an age recordings of any time are taken"
+
+
+@pytest.mark.parametrize("reborn", [False, True], ids=["gone", "made-anew"])
+@pytest.mark.parametrize("step", ["snapshot", "days", "infos", "reader"])
+async def test_a_query_goes_on_while_its_day_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, *, reborn: bool
+) -> None:
+    """The day goes right after the query has taken one of its looks, and may be there again with other blocks."""
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=KEEPING) as engine:
+        store, retention = engine._store, engine._retention
+        for day in (-1, 0):
+            await engine.append(of_day(day, count=9), metric_sets=(SET,))
+        await engine.maintain(everything=True)
+        yesterday = TODAY // DAY_MS - 1
+        owner = {"snapshot": Heads, "days": Partitions, "infos": Partition, "reader": Partition}[step]
+        real: Callable[..., Any] = getattr(owner, step)
+        done: list[bool] = []
+        other = rows(SET, [("z", TODAY - 9, [7.0, 7.0])])
+
+        def look_then_evict(*args: Any) -> Any:
+            answer = real(*args)
+            if not done:
+                done.append(True)
+                held = store.lock.locked()
+                if held:
+                    store.lock.release()
+                assert retention._attempt(yesterday, retention._evict)
+                if reborn:
+                    asyncio.run_coroutine_threadsafe(engine.append(other), engine._loop).result(5)
+                    store.close_heads(lambda: False, everything=True)
+                if held:
+                    store.lock.acquire()
+            return answer
+
+        with monkeypatch.context() as patches:
+            patches.setattr(owner, step, look_then_evict)
+            found = await everything(engine)
+        assert done
+        for server in "ab":
+            times = {time for time, _ in found[server, "cpu_usage"]}
+            today = set(of_day(0, count=9).times_ms.tolist())
+            assert today <= times <= today | set(of_day(-1, count=9).times_ms.tolist())
+        status = await engine.status()
+        assert (status.damaged, status.last_error) == (0, None)
+        assert held_open(tmp_path) == [], "what was lent is closed when it comes back"
+        left = await everything(engine)
+        assert {name[0] for name in left} == ({"a", "b", "z"} if reborn else {"a", "b"})
+        assert len(left["a", "cpu_usage"]) == 9
+        assert ((tmp_path / "blocks" / "2023-12-08.db").exists(), status.evicted_partitions) == (reborn, 1)
+
+
+async def test_closing_the_file_that_went_leaves_the_new_ones_log_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    async with Engine.open(folder, clock=ManualClock(NOON), settings=KEEPING) as engine:
+        store, retention, day = engine._store, engine._retention, TODAY // DAY_MS - 1
+        await engine.append(of_day(-1), metric_sets=(SET,))
+        await engine.maintain(everything=True)
+        with store.partitions.lend(day) as lent:
+            assert await asyncio.to_thread(retention._attempt, day, retention._evict)
+            await engine.append(of_day(-1, count=4))
+            await engine.maintain(everything=True)
+            assert lent.infos(1, 0, 1 << 62), "what was lent can be read to its end"
+        log = folder / "blocks" / "2023-12-08.db-wal"
+        assert log.exists() and log.stat().st_size > 0
+        shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*-shm"))
+        assert len((await everything(engine))["a", "cpu_usage"]) == 4
+    async with Engine.open(tmp_path / "copy", clock=ManualClock(NOON), settings=KEEPING) as engine:
+        assert len((await everything(engine))["a", "cpu_usage"]) == 4
+
+
+async def test_an_eviction_that_fails_is_finished_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ManualClock(NOON)
+    settings = dataclasses.replace(KEEPING, raw_retention_s=2 * DAY_S)
+    folder = tmp_path / "data"
+    async with Engine.open(folder, clock=clock, settings=settings) as engine:
+        for day in (-2, 0):
+            await engine.append(of_day(day), metric_sets=(SET,))
+        await engine.maintain(everything=True)
+        clock.advance(DAY_S)
+
+        def fails(_path: Path) -> None:
+            raise OSError("the disk is strange today")
+
+        with monkeypatch.context() as patches:
+            patches.setattr(partitions_module, "remove_files", fails)
+            await engine.maintain()
+            clock.advance(-DAY_S)
+            await engine.append(of_day(-2, count=2))
+            await engine.maintain(everything=True)
+        status = await engine.status()
+        assert status.closing_fails and status.last_error is not None and "evicted" in status.last_error.message
+        assert len((await everything(engine))["a", "cpu_usage"]) == 3 + 2, "the new rows wait in their head"
+        shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*-shm"))
+        await engine.maintain(everything=True)
+        assert not (await engine.status()).closing_fails
+        assert len((await everything(engine))["a", "cpu_usage"]) == 3 + 2
+    async with Engine.open(tmp_path / "copy", clock=clock, settings=settings) as engine:
+        assert len((await everything(engine))["a", "cpu_usage"]) == 3 + 2
+
+
+async def test_the_warning_comes_once_and_ends_a_little_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = dataclasses.replace(KEEPING, disk_bytes_limit=1_000)
+    caplog.set_level(logging.INFO, logger="services.timeseries.engine.retention")
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
+        shown = []
+        for use in (799, 800, 790, 760, 810, 750, 749, 790, 801, 100):
+            monkeypatch.setattr(Store, "disk_bytes", property(lambda _store, use=use: use))
+            await engine.maintain()
+            shown.append((await engine.status()).disk_pressed)
+            degraded = (await probe(engine)).degraded
+            assert ("TIMESERIES_DISK_LIMIT" in degraded) == shown[-1]
+        assert shown == [False, True, True, True, True, True, False, False, True, False]
+        told = [record.levelname for record in caplog.records]
+        assert told == ["WARNING", "INFO", "WARNING", "INFO"]
+
+
+async def test_days_that_the_limit_took_are_too_late_while_it_is_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(KEEPING, disk_bytes_limit=1_000)
+    rest = 900
+    yesterday = tmp_path / "blocks" / "2023-12-08.db"
+    monkeypatch.setattr(Store, "disk_bytes", property(lambda _store: rest + 500 * yesterday.exists()))
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
+        for day in (-1, 0):
+            await engine.append(of_day(day), metric_sets=(SET,))
+        assert engine.oldest_ms == 0
+        await engine.maintain(everything=True)
+        assert not yesterday.exists() and engine.oldest_ms == TODAY
+        rest = 700
+        await engine.maintain()
+        assert engine.oldest_ms == 0, "there is room again"
+
+
+def test_settings_reach_the_engine() -> None:
+    unset = TimeSeriesSettings.load({}).engine()
+    assert (unset.raw_retention_s, unset.disk_bytes_limit) == (None, None)
+    given = TimeSeriesSettings.load({"TIMESERIES_RETENTION_RAW": "30d", "TIMESERIES_DISK_LIMIT": "10GiB"}).engine()
+    assert (given.raw_retention_s, given.disk_bytes_limit) == (30 * DAY_S, 10 << 30)
+    assert given.journal_bytes_limit == 5 << 30, "the journal waits for followers up to half of the limit"
