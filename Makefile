@@ -10,9 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PROTOS := $(shell find protos/openmanager -name '*.proto')
-CODE := runtime fleet services gateway launcher tools deploy tests
+CODE := runtime fleet services gateway launcher tools deploy bench tests
 
-.PHONY: help setup run test test-full check format lock gen docs clean
+.PHONY: help setup run test test-full bench check format lock gen docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ test: $(STAMPS)/gen-dev ## set up and pass the tests (under 10 minutes on 2 core
 
 test-full: $(STAMPS)/gen-dev ## the long tests that `make test` leaves out
 	@$(BIN)/python -m pytest -m full $(ARGS)
+
+bench: $(STAMPS)/gen-dev ## measure beside VictoriaMetrics and InfluxDB; ARGS="--quick", "--only queries", "--help"
+	@$(BIN)/python -m bench $(ARGS)
 
 check: $(STAMPS)/gen-dev ## format, lint, types, layers, protos
 	$(BIN)/ruff format --check $(CODE)

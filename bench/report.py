@@ -1,0 +1,138 @@
+"""From measurements to a judged table: what was compared, the target, and by how much a row misses it."""
+
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from bench.peers import INFLUX, OURS, ROOT, VICTORIA
+
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One comparison. `ratio` is better/worse turned so that larger is better for us; None: not measured.
+
+    Attributes:
+        work: what was done.
+        peer: against whom.
+        unit: of `ours` and `theirs`.
+        ratio: how many times better we are.
+        target: the ratio wanted.
+        met: whether it is reached; None when not measured.
+        note: why it was not measured, or by how much it is missed.
+    """
+
+    work: str
+    peer: str
+    unit: str
+    ours: float | None
+    theirs: float | None
+    ratio: float | None
+    target: float
+    met: bool | None
+    note: str = ""
+
+
+def rows(results: dict[str, Any]) -> list[Row]:
+    """The table of what was measured."""
+    found: list[Row] = []
+    if ingest := results.get("ingest"):
+        rates = ingest["median"]
+        for peer, target in ((VICTORIA, 3.0), (INFLUX, 10.0)):
+            found.append(_row("ingest, acknowledged", peer, "points/s", rates, target, more_is_better=True))
+    for name, sizes in results.get("storage", {}).items():
+        if isinstance(sizes, str):
+            found.append(_absent(f"disk, {name}", VICTORIA, "bytes/point", 1.0, sizes))
+        else:
+            values = {server: one["bytes_a_point"] for server, one in sizes.items()}
+            found.append(_row(f"disk, {name}", VICTORIA, "bytes/point", values, 1.0, more_is_better=False))
+    for kind, times in results.get("queries", {}).items():
+        for percentile in ("p50", "p95"):
+            values = {server: one[f"{percentile}_ms"] for server, one in times.items()}
+            found += [
+                _row(f"{kind}, {percentile}", peer, "ms", values, 1.0, more_is_better=False)
+                for peer in (VICTORIA, INFLUX)
+            ]
+    return found
+
+
+def _row(work: str, peer: str, unit: str, values: dict[str, float], target: float, *, more_is_better: bool) -> Row:
+    ours, theirs = values[OURS], values.get(peer)
+    if theirs is None:
+        row = _absent(work, peer, unit, target, f"{peer} is not on the PATH")
+        return Row(**(asdict(row) | {"ours": ours}))
+    ratio = ours / theirs if more_is_better else theirs / ours
+    met = ratio >= target
+    note = "" if met else f"misses: {ratio:.2f}x instead of {target:g}x"
+    return Row(
+        work=work, peer=peer, unit=unit, ours=ours, theirs=theirs, ratio=ratio, target=target, met=met, note=note
+    )
+
+
+def _absent(work: str, peer: str, unit: str, target: float, why: str) -> Row:
+    return Row(
+        work=work,
+        peer=peer,
+        unit=unit,
+        ours=None,
+        theirs=None,
+        ratio=None,
+        target=target,
+        met=None,
+        note=f"not measured: {why}",
+    )
+
+
+def table(found: list[Row]) -> str:
+    """As Markdown, for a terminal and docs/benchmarks.md."""
+    head = "| work | peer | unit | ours | peer's | times better | target | |"
+    lines = [head, "|---|---|---|---:|---:|---:|---:|---|"]
+    for row in found:
+        verdict = row.note or "met"
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
+        numbers = f"{_number(row.ours)} | {_number(row.theirs)} | {ratio} | {row.target:g}x"
+        lines.append(f"| {row.work} | {row.peer} | {row.unit} | {numbers} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}" if value < 1 else f"{value:.2f}"
+
+
+def machine() -> dict[str, Any]:
+    """On what; the load is that of the last minute, of others too."""
+    return {
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "load_1m": os.getloadavg()[0],
+    }
+
+
+def commit() -> str:
+    """The commit that was measured, "+" when files differ from it; empty without git."""
+    try:
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
