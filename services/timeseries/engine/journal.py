@@ -198,7 +198,7 @@ class Journal:
         Returns whether it is worth while to go on.
         """
         free, pages = self._db.pragma("freelist_count"), self._db.pragma("page_count")
-        if free <= (pages // 8 if urgent else max(pages // 2, _SHRINK_PAGES)):
+        if free <= (pages // 8 if urgent else max(pages // 2, _SPARE_PAGES)):
             return False
         self._db.execute(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})").fetchall()
         return True
@@ -331,7 +331,8 @@ DELETE FROM descriptors WHERE server IN (SELECT server FROM descriptors WHERE se
         WHERE newer.server = descriptors.server AND newer.sequence <= ?2)
 """
 
-_SHRINK_PAGES: Final = 2_048  # 32 MiB
+_SPARE_PAGES: Final = 256  # 4 MiB: so much may stay free in any case
+_SHRINK_PAGES: Final = 2_048  # 32 MiB at once
 
 
 def _rows(cursor: apsw.Cursor) -> Iterator[JournalRow]:
