@@ -125,12 +125,19 @@ class FleetWriter:
         """Remembers a set, so that rows may name it by its id alone."""
         if metric_set.id in self._sets:
             self._sets.move_to_end(metric_set.id)
+        else:
+            self.hold_message(metric_set_to_pb(metric_set))
+
+    def hold_message(self, message: metric_pb2.MetricSet) -> None:
+        """Remembers a set that is a message already and has its id."""
+        if message.id in self._sets:
+            self._sets.move_to_end(message.id)
             return
-        self._sets[metric_set.id] = metric_set_to_pb(metric_set)
-        self._held_metrics += len(metric_set)
+        self._sets[message.id] = message
+        self._held_metrics += len(message.metrics)
         while self._held_metrics > MAX_HELD_METRICS and len(self._sets) > 1:
-            dropped, message = self._sets.popitem(last=False)
-            self._held_metrics -= len(message.metrics)
+            dropped, oldest = self._sets.popitem(last=False)
+            self._held_metrics -= len(oldest.metrics)
             self._durable_sets.discard(dropped)
             self._cached_sets.discard(dropped)
 

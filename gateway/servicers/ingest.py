@@ -4,6 +4,7 @@ The batch is handed on as it came: ``WriteMetricsRequest`` begins with the field
 numbers, so no value is touched on the way through (a test holds the two messages to that).
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from fleet.codec import descriptor_from_pb, metric_from_pb
@@ -14,6 +15,15 @@ from gateway.state import FleetState
 from openmanager.fleet.v1 import metric_pb2
 from openmanager.gateway.v1 import ingest_pb2
 from runtime.errors import InvalidArgument
+
+THREAD_METRICS = 2_000
+"""Sets over this are checked in a thread: decoding and hashing take 2.2 ms for 511 metrics."""
+
+
+def _checked_set(request: ingest_pb2.WriteMetricsRequest) -> metric_pb2.MetricSet:
+    metric_set = MetricSet(tuple(metric_from_pb(metric) for metric in request.metrics))
+    check_metric_set(metric_set, "metrics", request.metric_set_id)
+    return metric_pb2.MetricSet(id=metric_set.id, metrics=request.metrics)
 
 
 class IngestServicer:
@@ -29,16 +39,16 @@ class IngestServicer:
         """Answers each request once its points are on disk."""
         set_id = ""
         async for request in requests:
-            set_id = self._set_of(request, set_id)
+            set_id = await self._set_of(request, set_id)
             yield await self._write(request, set_id)
 
-    def _set_of(self, request: ingest_pb2.WriteMetricsRequest, previous: str) -> str:
+    async def _set_of(self, request: ingest_pb2.WriteMetricsRequest, previous: str) -> str:
         if not request.metrics:
             return request.metric_set_id or previous
-        metric_set = MetricSet(tuple(metric_from_pb(metric) for metric in request.metrics))
-        check_metric_set(metric_set, "metrics", request.metric_set_id)
-        self._writer.hold(metric_set)
-        return metric_set.id
+        large = len(request.metrics) > THREAD_METRICS
+        message = await asyncio.to_thread(_checked_set, request) if large else _checked_set(request)
+        self._writer.hold_message(message)
+        return message.id
 
     async def _write(self, request: ingest_pb2.WriteMetricsRequest, set_id: str) -> ingest_pb2.WriteMetricsResponse:
         servers = self._servers_of(request)

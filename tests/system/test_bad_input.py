@@ -63,6 +63,15 @@ def test_structural_faults_refuse_the_batch(product: Launched, body: dict[str, A
     assert product.get("/v1/servers/bad-1").status == 404, "nothing of it is kept"
 
 
+def test_a_set_of_many_metrics_is_taken_and_checked_all_the_same(product: Launched) -> None:
+    metrics = [{"name": f"many_{index}"} for index in range(3_000)]
+    row = {"serverId": "many-1", "time": "2026-01-01T00:00:00Z"}
+    taken = product.post("/v1/metrics:write", {"metrics": metrics, "rows": [row], "values": [1.0] * 3_000})
+    assert (taken.status, taken.json["acceptedPoints"]) == (200, 3_000)
+    twice = product.post("/v1/metrics:write", {"metrics": [*metrics, METRIC, METRIC], "rows": [], "values": []})
+    assert (twice.status, field_of(twice.json)) == (400, "metrics[3001]")
+
+
 def test_an_unknown_metric_set_is_asked_for(product: Launched) -> None:
     answer = product.post("/v1/metrics:write", {"metricSetId": "f" * 32, "rows": [ROW], "values": [1]})
     assert answer.status == 400
