@@ -1,8 +1,8 @@
-"""From the points of one series to one value for each window: pure functions of numpy arrays.
+"""From the points of one series, or its roll-ups, to one value for each window: pure functions of numpy arrays.
 
 Windows are multiples of `step` since the epoch, labelled by their start and clipped to `[start, end)`; a window
 without points is absent. What must stay true: MIN, MAX, COUNT, FIRST and LAST are exact; a value that comes out as
-NaN (infinities that cancel) is absent, as NaN is everywhere.
+NaN (infinities that cancel) is absent, as NaN is everywhere; points and the buckets made of them give the same.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,8 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from services.timeseries.engine.rollup import Field, step
 
 Times = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -104,3 +106,80 @@ _REDUCE: Final[dict[Aggregation, Callable[[Values, NDArray[np.intp]], Values]]] 
     Aggregation.LAST: lambda values, firsts: values[np.append(firsts[1:], len(values)) - 1],
     Aggregation.FIRST: lambda values, firsts: values[firsts],
 }
+
+
+NEEDED: Final[dict[Aggregation, tuple[Field, ...]]] = {
+    Aggregation.AVG: (Field.COUNT, Field.SUM),
+    Aggregation.MIN: (Field.MIN,),
+    Aggregation.MAX: (Field.MAX,),
+    Aggregation.SUM: (Field.COUNT, Field.SUM),
+    Aggregation.COUNT: (Field.COUNT,),
+    Aggregation.LAST: (Field.LAST,),
+    Aggregation.FIRST: (Field.FIRST,),
+    Aggregation.RATE: (Field.FIRST, Field.LAST, Field.FIRST_AT, Field.LAST_AT, Field.INCREASE),
+}
+"""The fields of a bucket that an aggregation is made of; the first is absent only where the bucket has no point."""
+
+
+def of_points(times: Times, values: Values, aggregation: Aggregation) -> list[Values]:
+    """The needed fields of points, each a bucket of its own that begins at its time."""
+    made = {
+        Field.COUNT: lambda: np.ones(len(times)),
+        Field.FIRST_AT: lambda: np.zeros(len(times)),
+        Field.LAST_AT: lambda: np.zeros(len(times)),
+        Field.INCREASE: lambda: np.zeros(len(times)),
+    }
+    return [made[field]() if field in made else values for field in NEEDED[aggregation]]
+
+
+def bucket_windows(
+    starts: Times, fields: list[Values], start_ms: int, step_ms: int, aggregation: Aggregation
+) -> tuple[Times, Values]:
+    """The windows of a series of buckets, as `windows` makes them of points.
+
+    Args:
+        starts: of the buckets, ascending without equals; none reaches over the edge of a window or of the range.
+        fields: those that `NEEDED` names, as many values each.
+        start_ms: the start of the range.
+        step_ms: the width of a window.
+        aggregation: what to compute.
+    """
+    before = int(np.searchsorted(starts, start_ms))
+    inside = starts[before:]
+    if not len(inside):
+        return inside, np.empty(0)
+    numbers = inside // step_ms
+    firsts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))
+    labels = numbers[firsts] * step_ms
+    with np.errstate(invalid="ignore", over="ignore"):
+        if aggregation is Aggregation.RATE:
+            begins = np.maximum(labels, start_ms)
+            found = _bucket_rate(starts, fields, firsts + before, begins, lookback_ms(aggregation, step_ms))
+        elif aggregation in (Aggregation.AVG, Aggregation.SUM):
+            counts, sums = (np.add.reduceat(field[before:], firsts) for field in fields)
+            found = sums / counts if aggregation is Aggregation.AVG else sums
+        elif aggregation is Aggregation.COUNT:
+            found = np.add.reduceat(fields[0][before:], firsts)
+        else:
+            found = _REDUCE[aggregation](fields[0][before:], firsts)
+    there = ~np.isnan(found)
+    return labels[there], found[there]
+
+
+def _bucket_rate(starts: Times, fields: list[Values], firsts: NDArray[np.intp], begins: Times, lookback: int) -> Values:
+    """As `_rate`: the growth within each bucket, and from one bucket's last sample to the next one's first."""
+    first, last, first_at, last_at, within = fields
+    first_ms, last_ms = starts + first_at, starts + last_at
+    lasts = np.append(firsts[1:], len(starts)) - 1
+    befores = np.maximum(firsts - 1, 0)
+    joined = (firsts > 0) & (begins - last_ms[befores] <= lookback)
+    grown = within.copy()
+    steps = step(last[:-1], first[1:])
+    grown[1:] += steps
+    alone = firsts[~joined]
+    grown[alone] = within[alone]
+    increase = np.add.reduceat(grown, firsts)
+    seconds = (last_ms[lasts] - np.where(joined, last_ms[befores], first_ms[firsts])) / 1_000.0
+    rate: Values = np.full(len(firsts), np.nan)
+    np.divide(increase, seconds, out=rate, where=seconds > 0)
+    return rate

@@ -4,14 +4,15 @@ The layout is drawn in docs/formats/block.md. Column 0 is the times, column 1 th
 of the cohort's metric c. What must stay true:
 
 * every bit of a value comes back (signs of zero, subnormals, infinities); NaN means absent, so its bits do not matter;
-* a column can be read with the directory and its own bytes alone, and is checked before it is decompressed;
+* a column can be read with the directory and its own bytes alone, or those of the one earlier column that it equals, and
+  is checked before it is decompressed;
 * rows are sorted by time and sequence. An older row of an equal time stays only where it has a value that no newer
   one has, because its sequence must not change: a row of another cohort may lie between.
 """
 
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pcodec import ChunkConfig, standalone
 
+from services.timeseries.engine.decimals import floats, integers, places
 from services.timeseries.engine.head import Chunk
 
 BLOCK_VERSION: Final = 1
@@ -28,8 +30,9 @@ _SHAPE: Final = struct.Struct("<II")  # rows, columns
 _COLUMN: Final = struct.Struct("<IB")  # crc32 of the encoding and the data, seeded with the column's index; encoding
 _JOINED_GAP_BYTES: Final = 4_096  # columns so close are read at once: 4 KiB more cost 0.6 us
 
-ABSENT, CONSTANT, PLAIN, PCODEC = 0, 1, 2, 3
+ABSENT, CONSTANT, PLAIN, PCODEC, DECIMAL, SAME = 0, 1, 2, 3, 4, 5
 BITMAP: Final = 0x80
+_SAME_AS: Final = struct.Struct("<I")
 
 
 class CorruptBlockError(ValueError):
@@ -80,52 +83,77 @@ def _kept(times: NDArray[np.int64], values: NDArray[np.float64], order: NDArray[
 def _encode(
     times: NDArray[np.int64], sequences: NDArray[np.int64], values: NDArray[np.float64], cohort_id: int, level: int
 ) -> Block:
-    rows, metrics = values.shape
     config = ChunkConfig(compression_level=level)
     by_column = np.ascontiguousarray(values.T)
     absent: NDArray[np.bool_] = np.isnan(by_column)
-    gappy: NDArray[np.bool_] = np.logical_or.reduce(absent, axis=1)
-    gaps, alike = gappy.tolist(), _alike(by_column).tolist()
-    encoded = [_encode_numbers(times, config, alike=bool(times[0] == times[-1]))]
-    encoded.append(_encode_numbers(sequences, config, alike=bool((sequences == sequences[0]).all())))
-    for column in range(metrics):
-        if not gaps[column]:
-            encoded.append(_encode_numbers(by_column[column], config, alike=alike[column]))
-        else:
-            encoded.append(_encode_gappy(by_column[column], ~absent[column], config))
+    encoded = [_encode_whole(times, config), _encode_whole(sequences, config)]
+    encoded.extend(_encode_values(by_column, absent, config))
     return Block(
         first_ms=int(times[0]),
         last_ms=int(times[-1]),
-        rows=rows,
+        rows=len(times),
         points=int(absent.size - np.count_nonzero(absent)),
         min_sequence=int(sequences.min()),
         max_sequence=int(sequences.max()),
-        payload=_assemble(cohort_id, rows, encoded),
+        payload=_assemble(cohort_id, len(times), encoded),
     )
 
 
-def _alike(by_column: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which columns hold one bit pattern only, so that 0.0 and -0.0 differ."""
+def _encode_values(
+    by_column: NDArray[np.float64], absent: NDArray[np.bool_], config: Any
+) -> Iterator[tuple[int, bytes]]:
+    """The columns (m x n); one that equals an earlier one, as roll-ups have hundreds of, only names it."""
+    gaps = np.logical_or.reduce(absent, axis=1).tolist()
     bits = by_column.view(np.int64)
-    alike: NDArray[np.bool_] = (bits == bits[:, :1]).all(axis=1)
-    return alike
+    alike = (bits == bits[:, :1]).all(axis=1).tolist()  # one bit pattern only, so that 0.0 and -0.0 differ
+    decimals = places(by_column).tolist()
+    seen: dict[bytes, int] = {}
+    for column, numbers in enumerate(by_column):
+        if alike[column]:
+            yield (ABSENT, b"") if gaps[column] else (CONSTANT, numbers[:1].astype("<f8", copy=False).tobytes())
+            continue
+        first = seen.setdefault(numbers.tobytes(), column)
+        if first != column:
+            yield SAME, _SAME_AS.pack(first + FIRST_VALUES)
+        elif gaps[column]:
+            yield _encode_gappy(numbers, ~absent[column], decimals[column], config)
+        else:
+            yield _encode_floats(numbers, decimals[column], config)
 
 
-def _encode_numbers(numbers: NDArray[Any], config: Any, *, alike: bool) -> tuple[int, bytes]:
-    if alike:
-        return CONSTANT, numbers[:1].astype(numbers.dtype.newbyteorder("<"), copy=False).tobytes()
-    packed: bytes = standalone.simple_compress(np.ascontiguousarray(numbers), config)
-    if len(packed) < numbers.nbytes:
-        return PCODEC, packed
-    return PLAIN, numbers.astype(numbers.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def _encode_gappy(numbers: NDArray[np.float64], present: NDArray[np.bool_], config: Any) -> tuple[int, bytes]:
+def _encode_gappy(
+    numbers: NDArray[np.float64], present: NDArray[np.bool_], decimals: int, config: Any
+) -> tuple[int, bytes]:
     held = numbers[present]
     if not len(held):
         return ABSENT, b""
-    encoding, data = _encode_numbers(held, config, alike=bool(_alike(held[None, :])[0]))
+    bits = held.view(np.int64)
+    if (bits == bits[0]).all():
+        encoding, data = CONSTANT, held[:1].astype("<f8", copy=False).tobytes()
+    else:
+        encoding, data = _encode_floats(held, decimals, config)
     return encoding | BITMAP, np.packbits(present, bitorder="little").tobytes() + data
+
+
+def _encode_floats(numbers: NDArray[np.float64], decimals: int, config: Any) -> tuple[int, bytes]:
+    if decimals < 0:
+        packed: bytes = standalone.simple_compress(numbers, config)
+        encoding = PCODEC
+    else:
+        packed = bytes((decimals,)) + standalone.simple_compress(integers(numbers, decimals), config)
+        encoding = DECIMAL
+    if len(packed) < numbers.nbytes:
+        return encoding, packed
+    return PLAIN, numbers.astype("<f8", copy=False).tobytes()
+
+
+def _encode_whole(numbers: NDArray[np.int64], config: Any) -> tuple[int, bytes]:
+    if (numbers == numbers[0]).all():
+        return CONSTANT, numbers[:1].astype("<i8", copy=False).tobytes()
+    packed: bytes = standalone.simple_compress(np.ascontiguousarray(numbers), config)
+    if len(packed) < numbers.nbytes:
+        return PCODEC, packed
+    return PLAIN, numbers.astype("<i8", copy=False).tobytes()
 
 
 def _assemble(cohort_id: int, rows: int, encoded: Sequence[tuple[int, bytes]]) -> bytes:
@@ -182,11 +210,22 @@ class BlockReader:
             for index in run:
                 part = data[self._offsets[index] - base : self._offsets[index + 1] - base]
                 try:
-                    found.append(_decode(part, index, self.rows, np.dtype("<f8")))
+                    found.append(self._value(part, index))
                 except CorruptBlockError:
                     damaged += 1
                     found.append(np.full(self.rows, np.nan))
         return found, damaged
+
+    def _value(self, part: memoryview, index: int) -> NDArray[np.float64]:
+        """One column of values, out of its own bytes or those of the column it equals."""
+        if len(part) == _COLUMN.size + _SAME_AS.size and part[4] == SAME:
+            _check(part, index)
+            (index,) = _SAME_AS.unpack_from(part, _COLUMN.size)
+            start, end = self._offsets[index : index + 2]
+            part = memoryview(self._read(start, end - start))
+            if len(part) > 4 and part[4] == SAME:
+                raise CorruptBlockError(f"column {index} names a column that names another")
+        return _decode(part, index, self.rows, np.dtype("<f8"))
 
     def _runs(self, metrics: Sequence[int]) -> list[list[int]]:
         """Groups columns that lie close together."""
@@ -200,12 +239,18 @@ class BlockReader:
         return runs
 
 
-def _decode(data: bytes | memoryview, index: int, rows: int, kind: "np.dtype[Any]") -> NDArray[Any]:
+def _check(data: bytes | memoryview, index: int) -> int:
+    """The encoding of a column whose checksum matches."""
     if len(data) < _COLUMN.size:
         raise CorruptBlockError(f"column {index} is shorter than its header")
     checksum, encoding = _COLUMN.unpack_from(data)
     if zlib.crc32(memoryview(data)[4:], index) != checksum:
         raise CorruptBlockError(f"the checksum of column {index} does not match")
+    return int(encoding)
+
+
+def _decode(data: bytes | memoryview, index: int, rows: int, kind: "np.dtype[Any]") -> NDArray[Any]:
+    encoding = _check(data, index)
     body = memoryview(data)[_COLUMN.size :]
     if encoding == ABSENT:
         return np.full(rows, np.nan)
@@ -226,4 +271,6 @@ def _decode_numbers(body: memoryview, encoding: int, rows: int, kind: "np.dtype[
     if encoding == PCODEC:
         numbers: NDArray[Any] = standalone.simple_decompress(bytes(body))
         return numbers
+    if encoding == DECIMAL:
+        return floats(standalone.simple_decompress(bytes(body[1:])), body[0])
     raise CorruptBlockError(f"encoding {encoding} is not known")

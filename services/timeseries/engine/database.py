@@ -78,6 +78,17 @@ def fetch(db: apsw.Connection, query: str, bindings: Sequence[int | str] = ()) -
     return db.execute(query, bindings).fetchall()
 
 
+def truncate_log(db: apsw.Connection) -> None:
+    """Puts the log into the file and gives its bytes back; does nothing while somebody reads."""
+    db.set_busy_timeout(0)
+    try:
+        db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    except (apsw.BusyError, apsw.LockedError):
+        return
+    finally:
+        db.set_busy_timeout(BUSY_TIMEOUT_MS)
+
+
 class Transaction:
     """BEGIN IMMEDIATE to COMMIT; a failed COMMIT is rolled back, so that the connection can go on."""
 

@@ -25,13 +25,13 @@ from runtime.errors import DataLoss, FailedPrecondition, InvalidArgument
 from services.timeseries.engine import catalog as catalog_codec
 from services.timeseries.engine.catalog import Additions, Catalog, Cohort, StoredSet
 from services.timeseries.engine.database import (
-    BUSY_TIMEOUT_MS,
     FORMAT_VERSION,
     JOURNAL_PAGE_BYTES,
     Transaction,
     connect,
     fetch,
     sync_folder,
+    truncate_log,
 )
 
 _SCHEMA: Final = """
@@ -52,6 +52,11 @@ CREATE TABLE followers (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL, updated_
 _EVICTIONS: Final = """
 CREATE TABLE IF NOT EXISTS evictions (day INTEGER PRIMARY KEY, through INTEGER NOT NULL, unlinked INTEGER NOT NULL)
     STRICT
+"""
+
+_ENDED: Final = """
+CREATE TABLE IF NOT EXISTS ended (tier INTEGER NOT NULL, day INTEGER NOT NULL, through INTEGER NOT NULL,
+    PRIMARY KEY (tier, day)) STRICT, WITHOUT ROWID
 """
 
 _ORPHANED: Final = "blocks/ holds partitions, but journal.db, which names their series, is missing or empty"
@@ -94,6 +99,8 @@ class Journal:
                     self._create()
                 if not self._db.table_exists("main", "evictions"):  # a journal from before there was retention
                     self._db.execute(_EVICTIONS)
+                if not self._db.table_exists("main", "ended"):  # a journal from before there were roll-ups
+                    self._db.execute(_ENDED)
             if new:
                 sync_folder(path.parent)
             version = self._meta("format_version")
@@ -179,12 +186,22 @@ class Journal:
         after a crash at the next start."""
         with Transaction(self._db):
             self._db.execute("INSERT OR REPLACE INTO evictions VALUES (?, ?, 0)", (day, through))
+            self._db.execute("INSERT OR REPLACE INTO ended VALUES (0, ?, ?)", (day, through))
 
     def finish_eviction(self, day: int) -> None:
         """Notes that the day's file is gone, so that one that is made later for the same day stays."""
         with Transaction(self._db):
             self._db.execute("UPDATE evictions SET unlinked = 1 WHERE day = ?", (day,))
             self._db.execute("DELETE FROM evictions WHERE unlinked AND through <= ?", (self.swept_through,))
+
+    def end(self, tier: int, day: int, through: int) -> None:
+        """Notes durably that a partition of roll-ups goes, with all that was made of rows up to a sequence."""
+        with Transaction(self._db):
+            self._db.execute("INSERT OR REPLACE INTO ended VALUES (?, ?, ?)", (tier, day, through))
+
+    def ended(self) -> list[tuple[int, int, int]]:
+        """The partitions that went: tier, first day, and the sequence up to which rows went with them."""
+        return fetch(self._db, "SELECT tier, day, through FROM ended")
 
     def evictions(self) -> dict[int, tuple[int, bool]]:
         """The evicted days of which batches may be kept: up to which sequence they went, whether the file is gone."""
@@ -205,13 +222,7 @@ class Journal:
 
     def truncate_log(self) -> None:
         """Gives the log back, which also cuts the file to its pages; does nothing while somebody reads."""
-        self._db.set_busy_timeout(0)
-        try:
-            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        except (apsw.BusyError, apsw.LockedError):
-            return
-        finally:
-            self._db.set_busy_timeout(BUSY_TIMEOUT_MS)
+        truncate_log(self._db)
 
     def followers(self) -> dict[str, int]:
         """The followers' names and the last sequence each has shipped."""

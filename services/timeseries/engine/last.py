@@ -16,6 +16,7 @@ from services.timeseries.engine.query import Columns, Selection
 from services.timeseries.engine.scan import Sources, block_infos, read_blocks
 from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS
 from services.timeseries.engine.store import Store
+from services.timeseries.engine.tiers import RAW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +123,19 @@ def _of_server(
 
 def _offer_blocks(store: Store, state: _Newest, day: int, check: Callable[[], None]) -> None:
     start, end = day * DAY_MS, (day + 1) * DAY_MS
-    infos = block_infos(store, day, state.cohort, start, end)
-    place = Sources(cohort=state.cohort, start_ms=start, end_ms=end, chunks=[], blocks=[])
+    partitions = store.partitions
+    infos = block_infos(store, partitions, day, state.cohort, start, end)
+    columns = len(state.cohort.stored_set.metric_set)
+    place = Sources(
+        cohort=state.cohort,
+        level=RAW,
+        partitions=partitions,
+        columns=columns,
+        start_ms=start,
+        end_ms=end,
+        chunks=[],
+        blocks=[],
+    )
     for info in sorted(infos, key=lambda info: info.last_ms, reverse=True):
         at = np.flatnonzero(state.times <= info.last_ms)
         if not len(at):

@@ -16,9 +16,17 @@ from services.timeseries.engine.block import CorruptBlockError
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.database import is_unreadable
 from services.timeseries.engine.head import Chunk
-from services.timeseries.engine.partition import BlockInfo, PartitionGoneError, UnusablePartitionError
+from services.timeseries.engine.partition import (
+    BlockGoneError,
+    BlockInfo,
+    PartitionGoneError,
+    Partitions,
+    UnusablePartitionError,
+)
+from services.timeseries.engine.rollup import FIELDS
 from services.timeseries.engine.settings import DAY_MS
 from services.timeseries.engine.store import Store
+from services.timeseries.engine.tiers import RAW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,6 +44,9 @@ class Sources:
     """Where a cohort's rows of a range are: chunks of heads, and blocks by day."""
 
     cohort: Cohort
+    level: int
+    partitions: Partitions
+    columns: int
     start_ms: int
     end_ms: int
     chunks: list[Chunk]
@@ -48,38 +59,46 @@ class Sources:
         return blocked + sum(len(chunk.times_ms) for chunk in self.chunks)
 
 
-def sources(store: Store, cohort: Cohort, start_ms: int, end_ms: int) -> Sources:
-    """Finds the rows of `[start_ms, end_ms)` without reading them."""
+def sources(store: Store, cohort: Cohort, start_ms: int, end_ms: int, level: int = RAW) -> Sources:
+    """Finds the rows of `[start_ms, end_ms)` in a tier without reading them; the raw one's are in heads too."""
     first_day, last_day = start_ms // DAY_MS, (end_ms - 1) // DAY_MS
-    with store.lock:
-        by_day = store.heads.snapshot(cohort, first_day, last_day)
-    days = store.partitions.days(first_day, last_day)
+    by_day: dict[int, list[Chunk]] = {}
+    if level == RAW:
+        with store.lock:
+            by_day = store.heads.snapshot(cohort, first_day, last_day)
+    partitions, metrics = store.tiers[level].partitions, len(cohort.stored_set.metric_set)
+    days = partitions.days(first_day, last_day)
     return Sources(
         cohort=cohort,
+        level=level,
+        partitions=partitions,
+        columns=metrics if level == RAW else metrics * FIELDS,
         start_ms=start_ms,
         end_ms=end_ms,
         chunks=[chunk for chunks in by_day.values() for chunk in chunks],
-        blocks=[(day, block_infos(store, day, cohort, start_ms, end_ms)) for day in days],
+        blocks=[(day, block_infos(store, partitions, day, cohort, start_ms, end_ms)) for day in days],
     )
 
 
-def block_infos(store: Store, day: int, cohort: Cohort, start_ms: int, end_ms: int) -> list[BlockInfo]:
-    """The blocks of one day; none when it was evicted, none, counted, when the partition cannot be read."""
+def block_infos(
+    store: Store, partitions: Partitions, day: int, cohort: Cohort, start_ms: int, end_ms: int
+) -> list[BlockInfo]:
+    """The blocks of one partition; none when it was evicted, none, counted, when it cannot be read."""
     try:
-        with store.partitions.lend(day) as partition:
+        with partitions.lend(day) as partition:
             return partition.infos(cohort.id, start_ms, end_ms)
     except PartitionGoneError:
         return []
     except (UnusablePartitionError, apsw.IOError) as error:
-        _leave_out(store, day, error)
+        _leave_out(store, partitions, day, error)
         return []
 
 
-def _leave_out(store: Store, day: int, error: Exception) -> None:
+def _leave_out(store: Store, partitions: Partitions, day: int, error: Exception) -> None:
     """Counts a partition that cannot be read; a failure that may pass is the reader's to know of."""
     if not isinstance(error, UnusablePartitionError) and not is_unreadable(error):
         raise error
-    store.faults.damage("partition", day, str(error))
+    store.faults.damage(f"partition of {partitions.name}", day, str(error))
 
 
 Part = tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[np.float64]]]
@@ -101,17 +120,30 @@ def frame(store: Store, found: Sources, metrics: Sequence[int], check: Callable[
 def read_blocks(
     store: Store, day: int, infos: list[BlockInfo], found: Sources, metrics: Sequence[int], check: Callable[[], None]
 ) -> list[Part]:
-    """The rows of some blocks of one day that lie in the range."""
+    """The rows of some blocks of one partition that lie in the range.
+
+    Where one of them has been merged into another since they were listed, those that are there now are read instead:
+    they hold the same rows, and maybe some more, of which a reader sees each once anyhow.
+    """
+    while infos:
+        try:
+            return _read_listed(store, day, infos, found, metrics, check)
+        except BlockGoneError:
+            infos = block_infos(store, found.partitions, day, found.cohort, found.start_ms, found.end_ms)
+    return []
+
+
+def _read_listed(
+    store: Store, day: int, infos: list[BlockInfo], found: Sources, metrics: Sequence[int], check: Callable[[], None]
+) -> list[Part]:
     parts: list[Part] = []
-    if not infos:
-        return parts
-    name = store.partitions.path(day).name
+    name = found.partitions.path(day).name
     try:
-        with store.partitions.lend(day, life=infos[0].life) as partition:
+        with found.partitions.lend(day, life=infos[0].life) as partition:
             for info in infos:
                 check()
                 try:
-                    reader = partition.reader(info, found.cohort)
+                    reader = partition.reader(info, found.cohort, found.columns)
                     times, sequences = reader.keys()
                     columns, damaged = reader.values(metrics)
                 except CorruptBlockError as error:
@@ -124,7 +156,7 @@ def read_blocks(
     except PartitionGoneError:
         return []
     except (UnusablePartitionError, apsw.IOError) as error:
-        _leave_out(store, day, error)
+        _leave_out(store, found.partitions, day, error)
     return parts
 
 
@@ -166,3 +198,20 @@ def points(holders: Sequence[tuple[Frame, int]]) -> tuple[NDArray[np.int64], NDA
         newest = np.append(times[1:] != times[:-1], True)
         times, values = times[newest], values[newest]
     return times, values
+
+
+def bucket_points(
+    holders: Sequence[tuple[Frame, Sequence[int]]],
+) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
+    """The buckets of a series whose fields lie in some columns of each given frame, the first of which is absent only
+    where there is no bucket: ascending distinct starts, and the fields."""
+    parts = []
+    for rows, columns in holders:
+        present = ~np.isnan(rows.columns[columns[0]])
+        parts.append((rows.times_ms[present], rows.sequences[present], *(rows.columns[c][present] for c in columns)))
+    starts, sequences, *fields = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if len(parts) > 1 or not holders[0][0].distinct:
+        order = np.lexsort((sequences, starts))
+        order = order[np.append(starts[order][1:] != starts[order][:-1], True)] if len(order) else order
+        starts, fields = starts[order], [field[order] for field in fields]
+    return starts, fields

@@ -28,6 +28,7 @@ from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
 from services.timeseries.engine.journal import Journal, JournalRow
 from services.timeseries.engine.partition import Closed, Partitions, partition_path, remove_files
 from services.timeseries.engine.settings import EngineSettings
+from services.timeseries.engine.tiers import RAW, TIERS, Tier, touched
 
 _log = logging.getLogger(__name__)
 _BLOCK_ROWS_FACTOR: Final = 2
@@ -56,7 +57,12 @@ class Store:
             for day in [day for day, (_, unlinked) in evictions.items() if not unlinked]:
                 remove_files(partition_path(folder / "blocks", day))
                 self.journal.finish_eviction(day)
-            self.partitions = Partitions(folder / "blocks", self.journal.identity, settings.partition_connections)
+            self.endings = 0
+            self.ended: list[dict[int, int]] = [{} for _ in TIERS]
+            for tier, day, through in self.journal.ended():
+                self.ended[tier][day] = through
+            self.tiers = self._open_tiers(folder)
+            self.partitions = self.tiers[RAW].partitions
             self.heads = Heads(settings)
             self.last_sequence = self.journal.last_sequence
             self.swept_through = self.journal.swept_through
@@ -64,6 +70,23 @@ class Store:
         except BaseException:
             self.journal.close()
             raise
+
+    def _open_tiers(self, folder: Path) -> list[Tier]:
+        settings = self.settings
+        retentions = (settings.raw_retention_s, settings.five_minute_retention_s, settings.hour_retention_s)
+        tiers = []
+        for level, (kind, retention_s) in enumerate(zip(TIERS, retentions, strict=True)):
+            partitions = Partitions(
+                folder / kind.folder,
+                self.journal.identity,
+                settings.partition_connections,
+                span_days=kind.span_days,
+                short_below=settings.head_rows // 2,
+            )
+            tiers.append(Tier(level=level, kind=kind, partitions=partitions, retention_s=retention_s))
+        for tier in tiers[:-1]:
+            tier.marks.add(tier.partitions.marks())
+        return tiers
 
     def _replay(self, evicted: Mapping[int, int]) -> None:
         blocked: dict[int, dict[int, int]] = {}
@@ -95,15 +118,19 @@ class Store:
         cohorts = self.catalog.cohorts
         return [cohorts[server, row.metric_set] for server in arrays.servers.tolist()], arrays
 
-    def close_heads(self, stopping: Callable[[], bool], *, everything: bool = False) -> int:
-        """Turns the heads that are due into blocks; returns how many.
+    def close_heads(
+        self, stopping: Callable[[], bool], *, everything: bool = False, only_day: int | None = None
+    ) -> int:
+        """Turns the heads that are due, or all, or those of one day, into blocks; returns how many.
 
         A failure is noted, leaves the rows in the heads and the journal, and is tried again the next time.
         """
         closed, failed = 0, False
         with self.moving:
             with self.lock:
-                due = self.heads.due(self.clock.monotonic(), everything=everything)
+                due = self.heads.due(self.clock.monotonic(), everything=everything or only_day is not None)
+            if only_day is not None:
+                due = [head for head in due if head.day == only_day]
             for day, of_day in groupby(sorted(due, key=lambda head: head.day), key=lambda head: head.day):
                 heads = list(of_day)
                 for start in range(0, len(heads), self.settings.close_group_heads):
@@ -122,18 +149,25 @@ class Store:
         return closed
 
     def _close_group(self, day: int, heads: list[Head]) -> None:
+        opened_at = max(head.opened_at for head in heads)
         with self.lock:
             chunks = [(head, self.heads.begin_close(head)) for head in heads]
-        self.partitions.store(day, [self._compressed(head, chunk) for head, chunk in chunks])
+        closed = [self._compressed(head, chunk) for head, chunk in chunks]
+        marks = self.partitions.store(day, closed, self.clock.now_ms(), at=opened_at)
         points = [int(np.count_nonzero(~np.isnan(chunk.values))) for _, chunk in chunks]
         with self.lock:
+            self.tiers[RAW].marks.add(marks)
             for (head, _), count in zip(chunks, points, strict=True):
                 self.heads.finish_close(head, count)
 
     def _compressed(self, head: Head, chunk: Chunk) -> Closed:
         rows_limit = _BLOCK_ROWS_FACTOR * self.settings.head_rows
-        blocks = block.build(chunk, head.cohort.id, self.settings.compression_level, rows_limit)
-        return Closed(cohort_id=head.cohort.id, blocked_through=int(chunk.sequences[-1]), blocks=blocks)
+        return Closed(
+            cohort_id=head.cohort.id,
+            blocks=block.build(chunk, head.cohort.id, self.settings.compression_level, rows_limit),
+            blocked_through=int(chunk.sequences[-1]),
+            touched=touched(chunk.times_ms, TIERS[RAW + 1].width_ms),
+        )
 
     def sweep_floor(self, *, over_limit: bool) -> int:
         """The highest sequence that no head, and unless the journal is too large no follower, needs any more."""
@@ -154,22 +188,44 @@ class Store:
         self.journal.shrink()
         return swept
 
-    def forget(self, day: int) -> None:
-        """Notes durably that all rows of a day so far are gone, and drops its heads. In the writer's thread."""
+    def forget(self, day: int, *, force: bool) -> bool:
+        """Notes durably that all points of a day so far are gone, and drops its heads. In the writer's thread.
+
+        Unless it is forced, nothing is done, and False returned, while a row is in a head or not rolled up.
+        """
+        with self.lock:
+            waiting = any(head.day == day for head in self.heads) or any(
+                mark.day == day for mark in self.tiers[RAW].marks
+            )
+        if waiting and not force:
+            return False
         self.journal.begin_eviction(day, self.last_sequence)
         with self.lock:
             heads = self.heads.drop(day)
+            self.tiers[RAW].marks.drop(day)
+            self.ended[RAW][day] = self.last_sequence
+            self.endings += 1
         chunks = [chunk for head in heads for chunk in head.chunks()]
         points = sum(int(np.count_nonzero(~np.isnan(chunk.values))) for chunk in chunks)
         with self.lock:
             self.heads.points -= points
+        return True
+
+    def end(self, tier: Tier, day: int) -> None:
+        """Notes durably that a partition of roll-ups is gone. In the writer's thread."""
+        self.journal.end(tier.level, day, self.last_sequence)
+        with self.lock:
+            tier.marks.drop(day)
+            self.ended[tier.level][day] = self.last_sequence
+            self.endings += 1
 
     @property
     def disk_bytes(self) -> int:
         """Size of the journal and of all partitions."""
-        return file_bytes(self.journal_path) + self.partitions.bytes
+        return file_bytes(self.journal_path) + sum(tier.partitions.bytes for tier in self.tiers)
 
     def close(self) -> None:
         """Closes the files; what is in the heads is in the journal."""
-        self.partitions.close()
+        for tier in self.tiers:
+            tier.partitions.close()
         self.journal.close()

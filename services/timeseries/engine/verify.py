@@ -263,7 +263,7 @@ class Verifier:
         """What is wrong with a block."""
         self.verified.blocks += 1
         number, _, first_ms, last_ms, row_count, points, _, max_sequence = row
-        info = BlockInfo(id=number, life=0, first_ms=first_ms, last_ms=last_ms, rows=row_count)
+        info = BlockInfo(id=number, life=0, first_ms=first_ms, last_ms=last_ms, rows=row_count, bytes=0)
         try:
             reader = partition.reader(info, cohort)
         except (ValueError, apsw.Error) as error:

@@ -18,6 +18,7 @@ from services.timeseries.engine.head import Heads
 from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.retention import Retention
 from services.timeseries.engine.store import Store
+from services.timeseries.engine.tiers import Tier
 from tests.timeseries.engine.model import everything, metric_set, rows
 
 DAY_MS = 86_400_000
@@ -127,10 +128,11 @@ async def drive(steps: Steps, folder: Path) -> None:
 
 
 def plant_unlink_first(patches: pytest.MonkeyPatch, steps: Steps) -> None:
-    def wrong(retention: Retention, day: int) -> None:
+    def wrong(retention: Retention, _tier: Tier, day: int, *, force: bool) -> None:
+        retention._store.close_heads(lambda: False, only_day=day)
         retention._store.partitions.evict(day)
         steps.here("between")
-        retention._on_writer(lambda: retention._store.forget(day))
+        retention._on_writer(lambda: retention._store.forget(day, force=True))
         retention._store.partitions.release(day)
 
     patches.setattr(Retention, "_evict", wrong)
