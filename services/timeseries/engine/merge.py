@@ -1,4 +1,4 @@
-"""Short blocks become long ones: fewer to open, and long columns compress better (decimals.py, settings.py say how much).
+"""Short blocks become long ones: fewer to open, and long columns compress better (`decimals`, `settings`: how much).
 
 A cohort's blocks in a partition are merged when enough short ones are there, and all of them once the partition is
 complete: its days are over, no head and no mark is left of it. What came late into a complete one waits until it is

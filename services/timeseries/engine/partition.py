@@ -410,7 +410,7 @@ class Partitions:
         for day in days:
             try:
                 with self.lend(day) as partition:
-                    rows = fetch(partition.db, f"SELECT {_MARK} FROM dirty ORDER BY id")
+                    rows = fetch(partition.db, f"SELECT {_MARK} FROM dirty ORDER BY id")  # noqa: S608  names of ours
             except UnusablePartitionError:
                 continue  # named when its points were counted
             found.extend(_mark(day, row) for row in rows)
