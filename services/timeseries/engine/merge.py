@@ -84,7 +84,7 @@ class Merger:
 
     def _is_complete(self, tier: Tier, day: int) -> bool:
         """Whether nothing is expected for a partition any more: its days are over for as long as a head lives."""
-        last = day + tier.kind.span_days
+        last = day + tier.partitions.span_of(day)
         store = self._store
         if store.clock.now_ms() < last * DAY_MS + int(store.settings.head_age_s * 1_000):
             return False

@@ -56,7 +56,7 @@ class Store:
             evictions = self.journal.evictions()
             for day in [day for day, (_, unlinked) in evictions.items() if not unlinked]:
                 remove_files(partition_path(folder / "blocks", day))
-                self.journal.finish_eviction(day)
+                self.journal.finish_eviction([day])
             self.endings = 0
             self.ended: list[dict[int, int]] = [{} for _ in TIERS]
             for tier, day, through in self.journal.ended():
@@ -81,6 +81,7 @@ class Store:
                 self.journal.identity,
                 settings.partition_connections,
                 span_days=kind.span_days,
+                sparse_days=kind.sparse_days,
                 short_below=settings.head_rows // 2,
             )
             tiers.append(Tier(level=level, kind=kind, partitions=partitions, retention_s=retention_s))
@@ -119,20 +120,21 @@ class Store:
         return [cohorts[server, row.metric_set] for server in arrays.servers.tolist()], arrays
 
     def close_heads(
-        self, stopping: Callable[[], bool], *, everything: bool = False, only_day: int | None = None
+        self, stopping: Callable[[], bool], *, everything: bool = False, only_days: range | None = None
     ) -> int:
-        """Turns the heads that are due, or all, or those of one day, into blocks; returns how many.
+        """Turns the heads that are due, or all, or those of some days, into blocks; returns how many.
 
         A failure is noted, leaves the rows in the heads and the journal, and is tried again the next time.
         """
         closed, failed = 0, False
         with self.moving:
             with self.lock:
-                due = self.heads.due(self.clock.monotonic(), everything=everything or only_day is not None)
-            if only_day is not None:
-                due = [head for head in due if head.day == only_day]
-            for day, of_day in groupby(sorted(due, key=lambda head: head.day), key=lambda head: head.day):
-                heads = list(of_day)
+                due = self.heads.due(self.clock.monotonic(), everything=everything or only_days is not None)
+            if only_days is not None:
+                due = [head for head in due if head.day in only_days]
+            placed = sorted((self.partitions.start_of(head.day), number) for number, head in enumerate(due))
+            for day, of_day in groupby(placed, key=lambda place: place[0]):
+                heads = [due[number] for _, number in of_day]
                 for start in range(0, len(heads), self.settings.close_group_heads):
                     if stopping():
                         return closed
@@ -166,6 +168,7 @@ class Store:
             cohort_id=head.cohort.id,
             blocks=block.build(chunk, head.cohort.id, self.settings.compression_level, rows_limit),
             blocked_through=int(chunk.sequences[-1]),
+            head_day=head.day,
             touched=touched(chunk.times_ms, TIERS[RAW + 1].width_ms),
         )
 
@@ -188,22 +191,24 @@ class Store:
         self.journal.shrink()
         return swept
 
-    def forget(self, day: int, *, force: bool) -> bool:
-        """Notes durably that all points of a day so far are gone, and drops its heads. In the writer's thread.
+    def forget(self, first: int, days: int, *, force: bool) -> bool:
+        """Notes durably that all points so far of a partition's days are gone, and drops their heads. In the writer's
+        thread.
 
         Unless it is forced, nothing is done, and False returned, while a row is in a head or not rolled up.
         """
+        gone = range(first, first + days)
         with self.lock:
-            waiting = any(head.day == day for head in self.heads) or any(
-                mark.day == day for mark in self.tiers[RAW].marks
+            waiting = any(head.day in gone for head in self.heads) or any(
+                mark.day == first for mark in self.tiers[RAW].marks
             )
         if waiting and not force:
             return False
-        self.journal.begin_eviction(day, self.last_sequence)
+        self.journal.begin_eviction(gone, self.last_sequence)
         with self.lock:
-            heads = self.heads.drop(day)
-            self.tiers[RAW].marks.drop(day)
-            self.ended[RAW][day] = self.last_sequence
+            heads = [head for day in gone for head in self.heads.drop(day)]
+            self.tiers[RAW].marks.drop(first)
+            self.ended[RAW].update(dict.fromkeys(gone, self.last_sequence))
             self.endings += 1
         chunks = [chunk for head in heads for chunk in head.chunks()]
         points = sum(int(np.count_nonzero(~np.isnan(chunk.values))) for chunk in chunks)
