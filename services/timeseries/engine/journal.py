@@ -343,7 +343,7 @@ DELETE FROM descriptors WHERE server IN (SELECT server FROM descriptors WHERE se
         WHERE newer.server = descriptors.server AND newer.sequence <= ?2)
 """
 
-_SPARE_PAGES: Final = 256  # 4 MiB: so much may stay free in any case
+_SPARE_PAGES: Final = 16  # 256 KiB: so much may stay free in any case
 _SHRINK_PAGES: Final = 2_048  # 32 MiB at once
 
 

@@ -139,6 +139,7 @@ class Closed:
         head_day: the head's day.
         touched: ranges of time, inclusive, whose roll-up buckets are out of date with these, each with its rows.
         replaces: numbers of blocks that go because these hold their rows.
+        final: there is nothing to gain from merging these again.
     """
 
     cohort_id: int
@@ -147,6 +148,7 @@ class Closed:
     head_day: int = 0
     touched: Sequence[tuple[int, int, int]] = ()
     replaces: Sequence[int] = ()
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +245,8 @@ class Partitions:
             short_below: blocks of fewer rows are counted as short in their `Pile`.
         """
         self._folder = folder
-        self._sparse_days = sparse_days or span_days
+        self._sparse_days = sparse_days or span_days  # times a power of two
+        self._expected = math.inf
         self._short_below = short_below
         self._piles: dict[int, dict[int, Pile]] = {}
         self._stored_at: dict[int, float] = {}
@@ -263,31 +266,45 @@ class Partitions:
         for day in list(self._spans):
             self._points[day] = self._look_into(day)
 
+    def expect(self, points_a_day: float) -> None:
+        """Says how many points are to come, for the first partition: a later one is made like the newest."""
+        with self._lock:
+            self._expected = points_a_day
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no partition."""
+        with self._lock:
+            return not self._spans
+
     def start_of(self, day: int) -> int:
         """The first day of the partition that a day belongs to, or would belong to if it were stored now."""
         with self._lock:
-            for days in (self.span_days, self._sparse_days):
-                start = day // days * days
-                if day < start + self._spans.get(start, 0):
-                    return start
-            days = self._sparse_days if self._is_sparse() else self.span_days
-            start = day // days * days
-            if any(start <= other < start + days for other in self._spans):
-                return day // self.span_days * self.span_days
-            return start
-
-    def _is_sparse(self) -> bool:
-        """Whether the newest partition has few points; the first one ever is not taken for sparse."""
-        newest = max(self._spans, default=None)
-        return newest is not None and self._points.get(newest, 0) < _SPARSE_POINTS * self._spans[newest]
+            return self._place(day)[0]
 
     def span_of(self, day: int) -> int:
         """How many days the partition that begins with `day` has, or would have."""
         with self._lock:
-            if day in self._spans:
-                return self._spans[day]
-            wide = day % self._sparse_days == 0 and self._is_sparse()
-            return self._sparse_days if wide else self.span_days
+            return self._place(day)[1]
+
+    def _place(self, day: int) -> tuple[int, int]:
+        """The first day and the days of a day's partition; a new one is as long as its neighbours leave room."""
+        spans, days = self._spans, self._sparse_days
+        while days >= self.span_days:
+            start = day // days * days
+            if day < start + spans.get(start, 0):
+                return start, spans[start]
+            days //= 2
+        days = self._sparse_days if self._is_sparse() else self.span_days
+        while days > self.span_days and any(day // days == other // days for other in spans):
+            days //= 2
+        return day // days * days, days
+
+    def _is_sparse(self) -> bool:
+        """Whether few points a day are to be expected: as few as the newest partition has."""
+        newest = max(self._spans, default=None)
+        expected = self._expected if newest is None else self._points.get(newest, 0) / self._spans[newest]
+        return expected < _SPARSE_POINTS
 
     def days(self, first: int, last: int) -> list[int]:
         """The (first days of) partitions that have a file and a day in `[first, last]`, ascending."""
@@ -521,7 +538,7 @@ class Partitions:
         piles = self._piles.setdefault(day, {})
         if part.replaces:
             piles.pop(part.cohort_id, None)
-        else:
+        if not part.final:
             pile = piles.setdefault(part.cohort_id, Pile())
             for stored in part.blocks:
                 pile.add(stored.rows, self._short_below)

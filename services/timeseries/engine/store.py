@@ -27,7 +27,7 @@ from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
 from services.timeseries.engine.journal import Journal, JournalRow
 from services.timeseries.engine.partition import Closed, Partitions, partition_path, remove_files
-from services.timeseries.engine.settings import EngineSettings
+from services.timeseries.engine.settings import DAY_MS, EngineSettings
 from services.timeseries.engine.tiers import RAW, TIERS, Tier, touched
 
 _log = logging.getLogger(__name__)
@@ -132,9 +132,12 @@ class Store:
                 due = self.heads.due(self.clock.monotonic(), everything=everything or only_days is not None)
             if only_days is not None:
                 due = [head for head in due if head.day in only_days]
-            placed = sorted((self.partitions.start_of(head.day), number) for number, head in enumerate(due))
-            for day, of_day in groupby(placed, key=lambda place: place[0]):
-                heads = [due[number] for _, number in of_day]
+            if self.partitions.is_empty:
+                self.partitions.expect(_points_a_day(due))
+            # which partition a day belongs to may depend on those that the groups before it have made
+            in_order = sorted(due, key=lambda head: head.day)
+            for day, of_day in groupby(in_order, key=lambda head: self.partitions.start_of(head.day)):
+                heads = list(of_day)
                 for start in range(0, len(heads), self.settings.close_group_heads):
                     if stopping():
                         return closed
@@ -234,3 +237,13 @@ class Store:
         for tier in self.tiers:
             tier.partitions.close()
         self.journal.close()
+
+
+def _points_a_day(heads: list[Head]) -> float:
+    """About how many points a day heads get that have these rows; a single instant counts as a minute."""
+    points, first, last = 0, 1 << 62, 0
+    for head in heads:
+        for chunk in head.chunks():
+            points += chunk.values.size
+            first, last = min(first, int(chunk.times_ms.min())), max(last, int(chunk.times_ms.max()))
+    return points * DAY_MS / max(last - first, 60_000)

@@ -41,7 +41,7 @@ class TierKind(NamedTuple):
 
 
 TIERS: Final = (
-    TierKind("blocks", 0, 1, 8),
+    TierKind("blocks", 0, 1, 32),
     TierKind("rollup-5m", 5 * MINUTE_MS, 8, 8),
     TierKind("rollup-1h", HOUR_MS, 64, 64),
 )
