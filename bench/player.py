@@ -1,4 +1,4 @@
-"""A process of its own that plays a fleet: makes ticks, sends them, and tells after each how far it is.
+"""A process of its own that plays a fleet: makes ticks, sends them, and tells all along how far it is.
 
 As `bench.ingest.Sender` it is apart from the server, but makes values while it sends, so that its memory is that of
 two ticks (164 MB for 20,000 servers) however long it plays. What must stay true: a tick is sent in requests of at most
@@ -27,12 +27,13 @@ from bench.ingest import APPEND, IN_FLIGHT
 from bench.load import INTERVAL_MS, Floats, Mix
 from bench.peers import BenchError
 from openmanager.timeseries.v1 import timeseries_pb2
+from runtime import tasks
 
 ROWS_LIMIT: Final = 500
 CALL_BOUND_S: Final = 60.0
 RETRY_S: Final = 0.5
 END_BOUND_S: Final = 3 * CALL_BOUND_S
-REPORT_INTERVAL_S: Final = 0.1
+REPORT_INTERVAL_S: Final = 0.2
 
 _SENT_AGAIN: Final = frozenset(
     {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
@@ -175,9 +176,16 @@ class _Playing:
             loop.add_reader(self._told.fileno(), self._end)
             self._started = time.monotonic()
             loop.call_later(self._play.seconds, self._over.set)
-            await self._ticks(call)
+            async with tasks.beside("bench-telling", self._telling()):
+                await self._ticks(call)
             loop.remove_reader(self._told.fileno())
         self._tell(ended=True)
+
+    async def _telling(self) -> None:
+        """A tick that is stuck is told of too."""
+        while True:
+            await asyncio.sleep(REPORT_INTERVAL_S)
+            self._tell()
 
     def _end(self) -> None:
         """The parent has said so, or is gone."""
@@ -199,7 +207,6 @@ class _Playing:
             if await self._send(call, tick, values):
                 self._report.ticks += 1
                 self._report.late_s = time.monotonic() - due_s if self._play.pace_s else 0.0
-            self._tell()
         await following
 
     async def _send(self, call: Any, tick: int, values: Floats) -> bool:
@@ -230,7 +237,6 @@ class _Playing:
                 again = self._report.sent_again
                 again[error.code().name] = again.get(error.code().name, 0) + 1
                 self._report.last_error = (error.details() or "")[:300]
-                self._tell()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._over.wait(), RETRY_S)
                 continue
@@ -243,10 +249,8 @@ class _Playing:
         return False
 
     def _tell(self, *, ended: bool = False) -> None:
-        report, seconds = self._report, time.monotonic() - self._started
-        if not ended and seconds - report.seconds < REPORT_INTERVAL_S:
-            return
-        report.seconds = seconds
+        report = self._report
+        report.seconds = time.monotonic() - self._started
         if self._play.pace_s:
             due = min(self._play.ticks, int(report.seconds / self._play.pace_s) + 1)
             report.due_points = due * self._mix.tick_points

@@ -27,8 +27,7 @@ SUSTAINED_SHARE: Final = 0.99
 MEMORY_LIMIT_GIB: Final = 6.0
 RESTART_LIMIT_S: Final = 60.0
 BACKLOG_SLACK: Final = 1.1
-BACKLOG_FLOOR_A_SERVER: Final = 511 * 8
-"""One tick's points and bytes are no backlog."""
+"""So much more than at one third is none; nor is one tick, which is on its way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +105,8 @@ def _scale(found: dict[str, Any] | None) -> list[Row]:
     rates = {OURS: found["points_a_second"], LIMIT: found["wanted_points_a_second"] * SUSTAINED_SHARE}
     rows = [_row(f"{work}, acknowledged", LIMIT, "points/s", rates, 1.0, more_is_better=True)]
     for key, sizes in found["backlog"].items():
-        limit = max(sizes["third"] * BACKLOG_SLACK, found["servers"] * BACKLOG_FLOOR_A_SERVER)
-        unit = "points" if key.endswith("points") else "bytes"
+        unit, tick = ("points", 511) if key.endswith("points") else ("bytes", 511 * 8)
+        limit = max(sizes["third"] * BACKLOG_SLACK, found["servers"] * tick)
         rows.append(_within(f"{work}, {key} at the end, limit of one third", unit, sizes["end"], limit))
     rows.append(_within(f"{work}, peak memory", "GiB", found["peak_bytes"] / (1 << 30), MEMORY_LIMIT_GIB))
     rows.append(_within(f"{work}, kill -9 to the first answer", "s", found["restart_answer_s"], RESTART_LIMIT_S))

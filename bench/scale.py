@@ -25,8 +25,7 @@ from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
 RESTART_BOUND_S: Final = 600.0
 COUNT_BOUND_S: Final = 900.0
 COUNTED_METRICS: Final = 3
-LINES: Final = 30
-"""So many lines at least a run, and at most one a minute."""
+SAMPLES_KEPT: Final = 360
 BACKLOG_KEYS: Final = ("late_points", "waiting_bytes")
 """Judged, and beside them whatever the engine's status calls a backlog. Heads are none: they grow until due."""
 
@@ -56,13 +55,12 @@ class Run:
 
 
 def measure(folder: Path, run: Run, say: Say) -> dict[str, Any]:
-    """Returns samples, peaks, the restart and the count."""
-    start_ms = (
-        (int(time.time() * 1_000) - 60_000 - run.ticks * INTERVAL_MS * (run.speed > 1)) // INTERVAL_MS * INTERVAL_MS
-    )
+    """Returns what was acknowledged, samples, peaks, the restart and the count."""
+    ahead_ms = 60_000 + run.ticks * INTERVAL_MS * (run.speed > 1)  # no row may be far ahead of the wall clock
+    mix = Mix(run.servers, start_ms=(int(time.time() * 1_000) - ahead_ms) // INTERVAL_MS * INTERVAL_MS)
     play = Play(
         servers=run.servers,
-        start_ms=start_ms,
+        start_ms=mix.start_ms,
         ticks=run.ticks,
         seconds=run.seconds,
         pace_s=INTERVAL_MS / 1_000 / run.speed,
@@ -77,54 +75,59 @@ def measure(folder: Path, run: Run, say: Say) -> dict[str, Any]:
         used = meter.usage(ours.server.process.pid)
         ours.server.process.kill()
         ours.server.process.wait()
+    again = _restarted(folder, run, mix, sum(sent.rows), say)
+    return {
+        "run": asdict(run) | {"settings": dict(run.settings), "engine": dict(run.engine)},
+        "servers": run.servers,
+        "minutes": run.minutes,
+        "points": sent.points,
+        "wanted_points": run.ticks * mix.tick_points,
+        "points_a_second": sent.points / max(sent.seconds, run.ticks * play.pace_s),
+        "wanted_points_a_second": mix.tick_points / play.pace_s,
+        "rows_acknowledged": sum(sent.rows),
+        "player": asdict(sent),
+        "server_cpu_s": used.cpu_s,
+        "written_bytes": used.write_bytes,
+        "peak_bytes_before_restart": used.peak_bytes,
+        "peak_bytes": max(used.peak_bytes, again["restart_peak_bytes"]),
+        "backlog": backlog(samples, run.seconds),
+        "at_end": at_end,
+        "samples": samples[:: 1 + len(samples) // SAMPLES_KEPT],
+    } | again
+
+
+def _restarted(folder: Path, run: Run, mix: Mix, rows: int, say: Say) -> dict[str, Any]:
+    """Starts the server that was killed, asks it at once, and has it count what it has of the acknowledged rows."""
     with ExitStack() as stack:
         killed = time.monotonic()
         again = stack.enter_context(
             observed(folder, settings=run.settings, engine=run.engine, start_bound_s=RESTART_BOUND_S)
         )
-        reader = _Reader(again, run.servers, start_ms, stack)
         serving_s = time.monotonic() - killed
+        reader = _Reader(again, mix, stack)
         reader.first()
-        answered_s = time.monotonic() - killed
+        answered_s, started = time.monotonic() - killed, meter.usage(again.server.process.pid)
         say(f"scale: killed with -9; serves {serving_s:.1f} s and answers a query {answered_s:.1f} s after that")
-        counted_s = time.monotonic()
+        say(f"scale: that took {started.cpu_s:.1f} s of processor time and {started.peak_bytes >> 20} MiB at most")
+        asked = time.monotonic()
         counts = reader.counts()
-        counted_s = time.monotonic() - counted_s
-        restarted_peak = meter.usage(again.server.process.pid).peak_bytes
-    rows = sum(sent.rows)
+        counted_s, peak_bytes = time.monotonic() - asked, meter.usage(again.server.process.pid).peak_bytes
     missing = {metric: rows - count for metric, count in counts.items()}
-    say(f"scale: {rows} rows were acknowledged, {sent.unsure} requests unsure; missing by metric: {missing}")
+    say(f"scale: {rows} rows were acknowledged; missing by metric: {missing}")
     return {
-        "servers": run.servers,
-        "minutes": run.minutes,
-        "speed": run.speed,
-        "settings": dict(run.settings),
-        "engine": dict(run.engine),
-        "points": sent.points,
-        "wanted_points": run.ticks * run.servers * 511,
-        "points_a_second": sent.points / max(sent.seconds, run.ticks * play.pace_s),
-        "wanted_points_a_second": run.servers * 511 / play.pace_s,
-        "player": asdict(sent),
-        "server_cpu_s": used.cpu_s,
-        "written_bytes": used.write_bytes,
-        "peak_bytes": max(used.peak_bytes, restarted_peak),
-        "peak_bytes_before_restart": used.peak_bytes,
         "restart_serving_s": serving_s,
         "restart_answer_s": answered_s,
-        "rows_acknowledged": rows,
-        "rows_missing": max(missing.values()),
+        "restart_cpu_s": started.cpu_s,
+        "restart_peak_bytes": peak_bytes,
         "rows_counted": counts,
+        "rows_missing": max(missing.values()),
         "count_s": counted_s,
-        "backlog": backlog(samples, run.seconds),
-        "at_end": at_end,
-        "samples": samples,
     }
 
 
 def _watch(run: Run, ours: Observed, playing: Player, say: Say) -> list[dict[str, Any]]:
     """A sample a second until the play ends, and a line now and then."""
-    interval_s = min(1.0, run.seconds / LINES)
-    every_s = min(60.0, run.seconds / 3)
+    interval_s, every_s = min(1.0, run.seconds / 30), min(60.0, run.seconds / 3)
     samples = [_sample(ours, Report())]
     told = samples[0]
     while not (report := playing.poll(interval_s)).ended:
@@ -190,8 +193,8 @@ QUICK: Final = Run(servers=200, minutes=1.0, speed=20.0)
 class _Reader:
     """Queries of the restarted process."""
 
-    def __init__(self, ours: Observed, servers: int, start_ms: int, stack: ExitStack) -> None:
-        self._mix = Mix(servers, start_ms=start_ms)
+    def __init__(self, ours: Observed, mix: Mix, stack: ExitStack) -> None:
+        self._mix = mix
         options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20)]
         channel = stack.enter_context(grpc.insecure_channel(ours.server.address, options))
         self._stub: Any = timeseries_pb2_grpc.TimeSeriesServiceStub(channel)
