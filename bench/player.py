@@ -150,7 +150,10 @@ def _main(play: Play, address: str, secret: str, told: "Connection[Any, Any]") -
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_Playing(play, told).run(address, secret))
     except Exception as error:
-        told.send(f"{type(error).__name__}: {error}")
+        cause = error
+        while isinstance(cause, ExceptionGroup):  # the first of a tick's requests; the others were cancelled
+            cause = cause.exceptions[0]
+        told.send(f"{type(cause).__name__}: {cause}")
 
 
 class _Playing:

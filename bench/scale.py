@@ -70,7 +70,7 @@ def measure(folder: Path, run: Run, say: Say) -> dict[str, Any]:
             samples = _watch(run, ours, playing, say)
             sent = playing.end()
         samples.append(_sample(ours, sent))
-        say(_line(samples[-1], samples[0], "at the end"))
+        say(_line(samples[-1], samples[0], "in all"))
         at_end = {"counts": meter.counts(ours.store), "sizes": meter.sizes(ours.store), "status": ours.status()}
         used = meter.usage(ours.server.process.pid)
         ours.server.process.kill()
@@ -88,6 +88,8 @@ def measure(folder: Path, run: Run, say: Say) -> dict[str, Any]:
         "player": asdict(sent),
         "server_cpu_s": used.cpu_s,
         "written_bytes": used.write_bytes,
+        "written_bytes_a_point": used.write_bytes / max(1, sent.points),
+        "cpu_ns_a_point": used.cpu_s * 1e9 / max(1, sent.points),
         "peak_bytes_before_restart": used.peak_bytes,
         "peak_bytes": max(used.peak_bytes, again["restart_peak_bytes"]),
         "backlog": backlog(samples, run.seconds),
