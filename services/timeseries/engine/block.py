@@ -9,8 +9,6 @@ of the cohort's metric c. What must stay true:
   one has, because its sequence must not change: a row of another cohort may lie between.
 """
 
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,20 +18,14 @@ from numpy.typing import NDArray
 from pcodec import ChunkConfig, standalone
 
 from services.timeseries.engine.head import Chunk
+from services.timeseries.engine.payload import CorruptBlockError, assemble, checked, read_directory
 
 BLOCK_VERSION: Final = 1
 TIMES, SEQUENCES, FIRST_VALUES = 0, 1, 2
-_HEADER: Final = struct.Struct("<B3xI")  # version, checksum of what follows up to the end of the directory
-_SHAPE: Final = struct.Struct("<II")  # rows, columns
-_COLUMN: Final = struct.Struct("<IB")  # crc32 of the encoding and the data, seeded with the column's index; encoding
 _JOINED_GAP_BYTES: Final = 4_096  # columns so close are read at once: 4 KiB more cost 0.6 us
 
 ABSENT, CONSTANT, PLAIN, PCODEC = 0, 1, 2, 3
 BITMAP: Final = 0x80
-
-
-class CorruptBlockError(ValueError):
-    """A block, or one of its columns, that is not what was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +92,9 @@ def _encode(
         points=int(absent.size - np.count_nonzero(absent)),
         min_sequence=int(sequences.min()),
         max_sequence=int(sequences.max()),
-        payload=_assemble(cohort_id, rows, encoded),
+        payload=assemble(
+            BLOCK_VERSION, cohort_id, rows, len(encoded), [bytes((encoding,)) + data for encoding, data in encoded]
+        ),
     )
 
 
@@ -128,41 +122,12 @@ def _encode_gappy(numbers: NDArray[np.float64], present: NDArray[np.bool_], conf
     return encoding | BITMAP, np.packbits(present, bitorder="little").tobytes() + data
 
 
-def _assemble(cohort_id: int, rows: int, encoded: Sequence[tuple[int, bytes]]) -> bytes:
-    columns = len(encoded)
-    parts = []
-    offsets = np.empty(columns + 1, "<u4")
-    offsets[0] = _HEADER.size + _SHAPE.size + 4 * (columns + 1)
-    for index, (encoding, data) in enumerate(encoded):
-        tail = bytes((encoding,)) + data
-        parts.append(struct.pack("<I", zlib.crc32(tail, index)) + tail)
-        offsets[index + 1] = offsets[index] + len(parts[-1])
-    directory = offsets.tobytes()
-    described = _SHAPE.pack(rows, columns) + directory
-    return _HEADER.pack(BLOCK_VERSION, _checksum(described, cohort_id)) + b"".join((described, *parts))
-
-
-def _checksum(described: bytes | memoryview, cohort_id: int) -> int:
-    """Of what follows the checksum up to the end of the directory; the cohort counts, so that a block is no other's."""
-    return zlib.crc32(described, zlib.crc32(struct.pack("<q", cohort_id)))
-
-
 class BlockReader:
     """Reads columns of one payload through `read(offset, length)`, which may come from memory or from a file."""
 
     def __init__(self, read: Callable[[int, int], bytes], cohort_id: int, metrics: int) -> None:
         columns = metrics + FIRST_VALUES
-        directory_at = _HEADER.size + _SHAPE.size
-        head = read(0, directory_at + 4 * (columns + 1))
-        if len(head) != directory_at + 4 * (columns + 1):
-            raise CorruptBlockError("shorter than its directory")
-        version, checksum = _HEADER.unpack_from(head)
-        self.rows, found = _SHAPE.unpack_from(head, _HEADER.size)
-        if version != BLOCK_VERSION:
-            raise CorruptBlockError(f"version {version} is not {BLOCK_VERSION}")
-        if found != columns or _checksum(memoryview(head)[_HEADER.size :], cohort_id) != checksum:
-            raise CorruptBlockError("the checksum of the directory does not match")
-        self._offsets: list[int] = np.frombuffer(head, "<u4", columns + 1, directory_at).tolist()
+        self.rows, self._offsets = read_directory(read, BLOCK_VERSION, cohort_id, columns, columns)
         self._read = read
 
     def keys(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -201,12 +166,10 @@ class BlockReader:
 
 
 def _decode(data: bytes | memoryview, index: int, rows: int, kind: "np.dtype[Any]") -> NDArray[Any]:
-    if len(data) < _COLUMN.size:
-        raise CorruptBlockError(f"column {index} is shorter than its header")
-    checksum, encoding = _COLUMN.unpack_from(data)
-    if zlib.crc32(memoryview(data)[4:], index) != checksum:
-        raise CorruptBlockError(f"the checksum of column {index} does not match")
-    body = memoryview(data)[_COLUMN.size :]
+    part = checked(data, index)
+    if not part:
+        raise CorruptBlockError(f"column {index} has no encoding")
+    encoding, body = part[0], part[1:]
     if encoding == ABSENT:
         return np.full(rows, np.nan)
     if not encoding & BITMAP:
