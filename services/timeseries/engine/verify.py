@@ -21,6 +21,7 @@ from services.timeseries.engine import batch as batch_codec
 from services.timeseries.engine.block import BlockReader
 from services.timeseries.engine.catalog import Catalog, Cohort
 from services.timeseries.engine.database import FORMAT_VERSION, connect_read_only, fetch, file_bytes
+from services.timeseries.engine.frame import FrameReader
 from services.timeseries.engine.journal import JournalReader, JournalRow, load_catalog
 from services.timeseries.engine.manifest import (
     JOURNAL_NAME,
@@ -309,7 +310,7 @@ def _unlike(times: NDArray[np.int64], sequences: NDArray[np.int64], row: Sequenc
         yield f"its sequences are not those it is listed with, {min_sequence} to {max_sequence}"
 
 
-def _points_of(reader: BlockReader, column: int) -> int | None:
+def _points_of(reader: BlockReader | FrameReader, column: int) -> int | None:
     """How many values a column has; None: it cannot be read."""
     try:
         (values,), damaged = reader.values([column])
