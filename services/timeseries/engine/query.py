@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fleet.model import Metric, MetricKind
 from runtime.errors import Cancelled, InvalidArgument, ResourceExhausted
-from services.timeseries.engine.aggregate import Aggregation, lookback_ms, windows
+from services.timeseries.engine.aggregate import Aggregation, Windows, lookback_ms
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.scan import Frame, Sources, frame, points, sources
 from services.timeseries.engine.settings import MAX_TIME_MS, MIN_TIME_MS
@@ -94,6 +94,7 @@ class Scan:
         self._query = query
         self._scanned = 0
         self._returned = 0
+        self._windows = Windows(max(query.start_ms, MIN_TIME_MS), query.step_ms, query.aggregation)
         self.cancel = threading.Event()
 
     def _check(self) -> None:
@@ -117,7 +118,7 @@ class Scan:
                 places = self._frames(found, columns, keys)
                 for key in keys:
                     times, values = points([places[cohort.id, column] for cohort, column in columns[key]])
-                    if result := self._result(server_id, selection.metrics[key], key, times, values, start_ms):
+                    if result := self._result(server_id, selection.metrics[key], key, times, values):
                         yield result
 
     def _check_rate(self, selection: Selection) -> None:
@@ -159,10 +160,9 @@ class Scan:
         key: str,
         times: NDArray[np.int64],
         values: NDArray[np.float64],
-        start_ms: int,
     ) -> SeriesResult | None:
         if self._query.step_ms and len(times):
-            times, values = windows(times, values, start_ms, self._query.step_ms, self._query.aggregation)
+            times, values = self._windows.of(times, values)
         if not len(times):
             return None
         self._returned += len(times)
