@@ -57,7 +57,7 @@ Formats: docs/formats/journal.md, docs/formats/block.md and docs/formats/backup.
 from services.timeseries.engine.aggregate import Aggregation as Aggregation
 from services.timeseries.engine.catalog import MetricInfo as MetricInfo
 from services.timeseries.engine.engine import Engine as Engine
-from services.timeseries.engine.last import LastValue as LastValue
+from services.timeseries.engine.last import LastValues as LastValues
 from services.timeseries.engine.query import Query as Query
 from services.timeseries.engine.query import SeriesResult as SeriesResult
 from services.timeseries.engine.settings import EngineSettings as EngineSettings

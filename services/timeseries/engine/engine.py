@@ -23,7 +23,7 @@ from runtime.clock import Clock
 from runtime.errors import Cancelled, FailedPrecondition, ResourceExhausted, Unavailable
 from services.timeseries.engine.catalog import MetricInfo
 from services.timeseries.engine.database import file_bytes, storage_error
-from services.timeseries.engine.last import LastValue, last_values
+from services.timeseries.engine.last import LastValues, last_values
 from services.timeseries.engine.query import Query, Scan, SeriesResult
 from services.timeseries.engine.retention import Retention
 from services.timeseries.engine.settings import EngineSettings
@@ -219,8 +219,12 @@ class Engine:
 
     async def last_values(
         self, server_ids: tuple[str, ...] | None = None, metrics: tuple[str, ...] | None = None
-    ) -> list[LastValue]:
-        """The newest point of each series, in order of server id and metric key. None: all servers, all metrics."""
+    ) -> list[LastValues]:
+        """The newest point of each series, by server, in order of its id. None: all servers, all metrics.
+
+        Raises:
+            ResourceExhausted: MAX_SERIES.
+        """
         gone = threading.Event()
 
         def check() -> None:

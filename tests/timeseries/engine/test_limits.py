@@ -16,7 +16,7 @@ from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.partition import Partitions
 from services.timeseries.engine.settings import MAX_TIME_MS
 from tests.harness import eventually
-from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, metric_set, rows
+from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, last, metric_set, rows
 
 NOON = 19_700 * 86_400_000 + 43_200_000
 SET = metric_set("cpu_usage", "memory_usage")
@@ -161,8 +161,7 @@ async def test_any_day_from_1970_to_2262_is_kept(tmp_path: Path) -> None:
             metrics=None, start_ms=-(1 << 63), end_ms=1 << 63, step_ms=86_400_000, aggregation=Aggregation.MAX
         )
         assert_same(await ask(engine, query), model.query(query), Aggregation.MAX)
-        last = await engine.last_values()
-        assert {value.time_ms for value in last} == {MAX_TIME_MS}
+        assert {time for time, _ in (await last(engine)).values()} == {MAX_TIME_MS}
 
 
 @pytest.mark.parametrize(
