@@ -54,8 +54,8 @@ class _Edges(NamedTuple):
 
 
 class Windows:
-    """The windows of the series of one query. Series that share their times (the same array, which must not change)
-    share the edges too: 10 us of the 15 that 720 points take."""
+    """The windows of the series of one query. A series of the same times as the one before it, as have the metrics of a
+    server and the servers of a fleet that is asked all at once, shares its edges: 10 us of 15 for 720 points."""
 
     def __init__(self, start_ms: int, step_ms: int, aggregation: Aggregation) -> None:
         """`start_ms` is the start of the range, `step_ms` the width of a window, positive."""
@@ -75,7 +75,7 @@ class Windows:
         Returns:
             The windows' starts and values; the starts may be shared.
         """
-        if times is not self._times:
+        if times is not self._times and not self._known(times):
             self._times, self._edges = times, _edges(times, self._start_ms, self._step_ms)
         edges, aggregation = self._edges, self._aggregation
         if edges is None:
@@ -96,6 +96,13 @@ class Windows:
         if np.count_nonzero(there) == len(found):
             return edges.labels, found
         return edges.labels[there], found[there]
+
+    def _known(self, times: Times) -> bool:
+        """Whether the times are those of the series before."""
+        known = self._times
+        if known is None or len(times) != len(known) or not len(times) or times[0] != known[0]:
+            return False
+        return bool(np.count_nonzero(times == known) == len(times))
 
 
 def _edges(times: Times, start_ms: int, step_ms: int) -> _Edges | None:

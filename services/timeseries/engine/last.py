@@ -17,7 +17,7 @@ from fleet.model import Metric
 from runtime.errors import ResourceExhausted
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.head import Chunk
-from services.timeseries.engine.scan import Sources, block_infos, read_blocks
+from services.timeseries.engine.scan import Part, Sources, block_infos, read_blocks
 from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS
 from services.timeseries.engine.store import Store
 
@@ -131,18 +131,13 @@ class _Newest:
             rows = chunk.values[:, columns[missing]][order]
             self._take(chunk.times_ms[order], chunk.sequences[order], rows, at[missing])
 
-    def offer_block(
-        self,
-        times: NDArray[np.int64],
-        sequences: NDArray[np.int64],
-        columns: list[NDArray[np.float64]],
-        at: NDArray[np.intp],
-    ) -> None:
-        """Takes what is newer of a block's rows, which are sorted; `columns[i]` belongs to place `at[i]`."""
-        row = np.array([column[-1] for column in columns])
+    def offer_block(self, part: Part, at: NDArray[np.intp]) -> None:
+        """Takes what is newer of a block's rows, which are sorted; column i belongs to place `at[i]`."""
+        times, sequences = part.times_ms, part.sequences()
+        row = np.array([column[-1] for column in part.columns])
         missing = self._take_row(int(times[-1]), int(sequences[-1]), row, at)
         if len(missing):
-            rows = np.column_stack([columns[place] for place in missing.tolist()])
+            rows = np.column_stack([part.columns[place] for place in missing.tolist()])
             self._take(times, sequences, rows, at[missing])
 
     def _take_row(self, time: int, sequence: int, row: NDArray[np.float64], at: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -202,5 +197,5 @@ def _offer_blocks(store: Store, newest: _Newest, held: _Held, day: int, check: C
             return
         ascending = chosen[held.columns[chosen].argsort()]
         metrics = held.columns[ascending].tolist()
-        for times, sequences, columns in read_blocks(store, day, [info], place, metrics, check):
-            newest.offer_block(times, sequences, columns, held.at[ascending])
+        for part in read_blocks(store, day, [info], place, metrics, check):
+            newest.offer_block(part, held.at[ascending])

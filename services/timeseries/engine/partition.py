@@ -23,7 +23,7 @@ from typing import Final
 
 import apsw
 
-from services.timeseries.engine.block import Block, BlockReader
+from services.timeseries.engine.block import Block, BlockReader, Opened
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.database import (
     DAMAGED,
@@ -99,8 +99,11 @@ class Partition:
             for number, first, last, count in rows
         ]
 
-    def reader(self, info: BlockInfo, cohort: Cohort) -> BlockReader:
-        """A reader of one block's columns; using it ends with the next call. Raises CorruptBlockError."""
+    def reader(self, info: BlockInfo, cohort: Cohort, opened: Opened | None = None) -> BlockReader:
+        """A reader of one block's columns; using it ends with the next call. Raises CorruptBlockError.
+
+        `opened`: what reading the block began with before.
+        """
         if self._blob is None:
             self._blob = self.db.blob_open("main", "blocks", "payload", info.id, False)
         else:
@@ -113,7 +116,7 @@ class Partition:
             blob.seek(offset)
             return blob.read(length)
 
-        return BlockReader(read, cohort.id, len(cohort.stored_set.metric_set))
+        return BlockReader(read, cohort.id, len(cohort.stored_set.metric_set), opened)
 
     def done(self) -> None:
         """Ends the snapshot that an open blob holds."""
@@ -133,6 +136,7 @@ class Partitions:
         self._names = threading.Lock()  # held while a file is opened by its name, or unlinked; taken before `_lock`
         self._idle: list[tuple[int, apsw.Connection]] = []  # least recently used first
         self._lives: dict[int, int] = {}
+        self._versions: dict[int, int] = {}
         self._doomed: set[int] = set()
         if not folder.exists():
             folder.mkdir(parents=True)
@@ -144,7 +148,18 @@ class Partitions:
     def days(self, first: int, last: int) -> list[int]:
         """The days in `[first, last]` that have a file, ascending."""
         with self._lock:
+            if last - first < len(self._days):
+                return [day for day in range(first, last + 1) if day in self._days]
             return sorted(day for day in self._days if first <= day <= last)
+
+    def version(self, day: int) -> tuple[int, int] | None:
+        """The life of a day's file, and how often blocks were stored in it; None: it has none.
+
+        It changes before `store` returns: a list of blocks read after it was asked for lacks nothing while it is the
+        same.
+        """
+        with self._lock:
+            return (self._lives.get(day, 0), self._versions.get(day, 0)) if day in self._days else None
 
     def path(self, day: int) -> Path:
         return partition_path(self._folder, day)
@@ -301,6 +316,7 @@ class Partitions:
                     (head.cohort_id, head.blocked_through),
                 )
         with self._lock:
+            self._versions[day] = self._versions.get(day, 0) + 1
             self._points[day] += sum(block.points for head in closed for block in head.blocks)
 
     def evict(self, day: int) -> None:

@@ -21,12 +21,14 @@ import numpy as np
 from runtime.clock import Clock
 from services.timeseries.engine import batch as batch_codec
 from services.timeseries.engine import block
+from services.timeseries.engine.block import Opened
+from services.timeseries.engine.cache import Cache
 from services.timeseries.engine.catalog import Catalog, Cohort
 from services.timeseries.engine.database import file_bytes, sync_folder
 from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
 from services.timeseries.engine.journal import Journal, JournalRow
-from services.timeseries.engine.partition import Closed, Partitions, partition_path, remove_files
+from services.timeseries.engine.partition import BlockInfo, Closed, Partitions, partition_path, remove_files
 from services.timeseries.engine.settings import EngineSettings
 
 _log = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ class Store:
         self.lock = threading.Lock()
         self.faults = Faults(clock, settings.faults_remembered)
         self.close_failing = False
+        self.opened: Cache[Opened] = Cache(settings.opened_bytes_limit)
+        self.listed: Cache[tuple[BlockInfo, ...]] = Cache(settings.listed_bytes_limit)
         self.moving = threading.Lock()
         """Held while heads become blocks, or a day goes."""
         if not folder.exists():

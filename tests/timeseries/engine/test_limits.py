@@ -233,10 +233,10 @@ async def test_a_reader_that_goes_away_stops_the_work(tmp_path: Path, monkeypatc
     read, hold = [], threading.Event()
     real = Partitions.lend
 
-    def lend(partitions: Partitions, day: int) -> Any:
+    def lend(partitions: Partitions, day: int, *, life: int | None = None) -> Any:
         read.append(day)
         assert hold.wait(10)
-        return real(partitions, day)
+        return real(partitions, day, life=life)
 
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
         lines = [("a", NOON - day * 86_400_000, [1.0, 1.0]) for day in range(10)]
