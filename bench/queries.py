@@ -2,7 +2,8 @@
 
 Loaded by the same sender as the ingest row: 4.5 h, so that we answer from blocks and from heads as in operation. A
 time is from sending the question until the answer is decoded: ours into protobuf, VictoriaMetrics' JSON by orjson,
-InfluxDB's CSV only read (in its favour). Turns are interleaved query by query.
+InfluxDB's CSV only read (in its favour). Turns are interleaved query by query. Only the last values are asked again and
+again, as a screen does it: there is one answer until something is written.
 """
 
 import random
@@ -26,7 +27,7 @@ from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
 
 STEP_S: Final = 60
 LAST_S: Final = 120
-"""Last values are looked for so far back."""
+"""The peers look for last values so far back, we 7 days."""
 
 Say = Callable[[str], None]
 
@@ -44,7 +45,7 @@ class Question:
 
 
 class Ours:
-    """Query of the timeseries process. There is no call for last values: AGGREGATION_LAST of the last 2 min."""
+    """Query and LastValues of the timeseries process."""
 
     def __init__(self, server: peers.Server, mix: Mix) -> None:
         options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20)]
@@ -55,13 +56,17 @@ class Ours:
 
     def ask(self, asked: Question) -> int:
         """Returns the number of points."""
+        points = 0
+        if asked.last:
+            everything = timeseries_pb2.LastValuesRequest()
+            for answer in self._stub.LastValues(everything, metadata=self._metadata, timeout=60):
+                points += sum(len(server.values) for server in answer.servers)
+            return points
         query = history_pb2.HistoryQuery(metrics=[asked.metric] if asked.metric else self._metrics)
         if asked.server:
             query.server_ids.append(asked.server)
         query.start_time.seconds, query.end_time.seconds = asked.start_s, asked.end_s
-        query.step.seconds = 86_400 if asked.last else STEP_S  # windows are clipped to the range: one
-        query.aggregation = history_pb2.AGGREGATION_LAST if asked.last else history_pb2.AGGREGATION_AVG
-        points = 0
+        query.step.seconds, query.aggregation = STEP_S, history_pb2.AGGREGATION_AVG
         request = timeseries_pb2.QueryRequest(query=query)
         for response in self._stub.Query(request, metadata=self._metadata, timeout=60):
             points += sum(len(series.values) for series in response.series)
@@ -140,14 +145,10 @@ def questions(kind: str, count: int, mix: Mix, ticks: int) -> list[Question]:
     end_s = START_MS // 1000 + ticks * INTERVAL_MS // 1000
     span_s = min(7_200, ticks * INTERVAL_MS // 2_000 // 60 * 60)
     found = []
-    for number in range(count):
+    for _ in range(count):
         if kind.startswith("last"):
-            until = end_s - number * INTERVAL_MS // 1000 % 600  # of now, so to say: in heads
-            found.append(
-                Question(
-                    server=None, metric=None, start_s=until - LAST_S, end_s=until, points=mix.tick_points, last=True
-                )
-            )
+            start_s, points = end_s - LAST_S, mix.tick_points
+            found.append(Question(server=None, metric=None, start_s=start_s, end_s=end_s, points=points, last=True))
             continue
         one_server, one_metric = kind.startswith("1 server"), "1 metric," in kind
         start_s = START_MS // 1000 + 60 * chosen.randrange((end_s - START_MS // 1000 - span_s) // 60 + 1)

@@ -1,7 +1,7 @@
 """``TimeSeriesService``: a thin skin over the engine."""
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from fleet.codec import metric_to_pb
 from fleet.model import Metric
@@ -11,10 +11,17 @@ from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, NotFound
 from services.timeseries.combine import combined
-from services.timeseries.engine import query as queries
 from services.timeseries.engine.engine import Engine
 from services.timeseries.engine.status import EngineStatus
-from services.timeseries.wire import combination_of, decode, query_of, query_responses, tail_response
+from services.timeseries.wire import (
+    combination_of,
+    decode,
+    last_responses,
+    query_of,
+    query_responses,
+    selectors_of,
+    tail_response,
+)
 
 LOW_DISK_BYTES = 1 << 30
 """Less free than this is said in the status."""
@@ -51,8 +58,17 @@ class TimeSeriesServicer:
         """Streams series as the engine finds them."""
         query = query_of(request.query)
         combination = combination_of(request.query, query)
-        self._check_names(query)
+        self._check_names(query.server_ids, query.metrics)
         async for response in query_responses(combined(self._engine.query(query), query, combination)):
+            yield response
+
+    async def LastValues(
+        self, request: timeseries_pb2.LastValuesRequest, _context: object
+    ) -> AsyncIterator[timeseries_pb2.LastValuesResponse]:
+        """Streams servers with their newest points."""
+        server_ids, metrics = selectors_of(request)
+        self._check_names(server_ids, metrics)
+        for response in last_responses(await self._engine.last_values(server_ids, metrics)):
             yield response
 
     async def ListMetrics(
@@ -81,11 +97,11 @@ class TimeSeriesServicer:
                 first = False
             yield message
 
-    def _check_names(self, query: queries.Query) -> None:
-        for server_id in query.server_ids or ():
+    def _check_names(self, server_ids: Iterable[str] | None, metrics: Iterable[str] | None) -> None:
+        for server_id in server_ids or ():
             if not self._engine.knows_server(server_id):
                 raise NotFound(f"there is no server {server_id[:255]!r}", reason="SERVER_UNKNOWN", field="server_ids")
-        unknown = self._engine.unknown_metrics(query.metrics or ())
+        unknown = self._engine.unknown_metrics(metrics or ())
         if unknown:
             raise InvalidArgument(f"no server has a metric {unknown[0][:255]!r}", field="metrics")
 

@@ -32,11 +32,15 @@ from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.errors import InvalidArgument
 from services.timeseries.combine import DEFAULT_PERCENTILE, MAX_TOP, Across, Combination
 from services.timeseries.engine.aggregate import Aggregation
+from services.timeseries.engine.last import LastValues, Names
 from services.timeseries.engine.query import Query, SeriesResult
 from services.timeseries.engine.tail import TailBatch
 
 MAX_MESSAGE_POINTS = 50_000
 """Points of one message of an answer: 800 KB."""
+
+MAX_LAST_BYTES = 1 << 20
+"""About so many bytes of last values make a message: those of 65,000 series, or fewer with their names."""
 
 MIN_STEP_MS = 1_000
 THREAD_ROWS = 1_000
@@ -45,6 +49,9 @@ THREAD_VALUES = 500_000
 
 _TIMES_TAG = history_pb2.Series.TIMES_FIELD_NUMBER << 3 | 2
 _VALUES_TAG = history_pb2.Series.VALUES_FIELD_NUMBER << 3 | 2
+
+_LAST_TIMES_TAG = timeseries_pb2.ServerLastValues.TIMES_FIELD_NUMBER << 3 | 2
+_LAST_VALUES_TAG = timeseries_pb2.ServerLastValues.VALUES_FIELD_NUMBER << 3 | 2
 
 _AGGREGATIONS = {
     history_pb2.AGGREGATION_UNSPECIFIED: Aggregation.AVG,
@@ -256,6 +263,41 @@ def _parts(result: SeriesResult) -> Iterator[history_pb2.Series]:
         part.MergeFromString(packed_doubles(_TIMES_TAG, result.times_ms[chosen] / 1000))
         part.MergeFromString(packed_doubles(_VALUES_TAG, result.values[chosen]))
         yield part
+
+
+def selectors_of(message: timeseries_pb2.LastValuesRequest) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """The servers and the metrics that are asked for; None: all.
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
+    for field in ("server_ids", "metrics"):
+        if not all(getattr(message, field)):
+            raise InvalidArgument("an empty name names nothing; leave the list empty for all", field=field)
+    return tuple(message.server_ids) or None, tuple(message.metrics) or None
+
+
+def last_responses(found: list[LastValues]) -> Iterator[timeseries_pb2.LastValuesResponse]:
+    """Servers packed into messages of bounded size; 0.2 ms for 20 x 511."""
+    numbers: dict[Names, int] = {}
+    response, size = timeseries_pb2.LastValuesResponse(), 0
+    for server in found:
+        if size > MAX_LAST_BYTES:
+            yield response
+            response, size = timeseries_pb2.LastValuesResponse(), 0
+        if server.names not in numbers:
+            numbers[server.names] = len(numbers)
+            columns = response.columns.add(metrics=server.names.keys)
+            columns.units.extend([metric.unit for metric in server.names.metrics])
+            size += columns.ByteSize()
+        message = response.servers.add(server_id=server.server_id, columns=numbers[server.names])
+        times = server.times_ms[~np.isnan(server.values)]
+        alike = bool((times == times[0]).all())
+        message.MergeFromString(packed_doubles(_LAST_TIMES_TAG, (times[:1] if alike else server.times_ms) / 1000))
+        message.MergeFromString(packed_doubles(_LAST_VALUES_TAG, server.values))
+        size += 16 * len(server.values)
+    if response.servers:
+        yield response
 
 
 def tail_response(batch: TailBatch, sent_sets: set[str]) -> timeseries_pb2.TailMetricsResponse:

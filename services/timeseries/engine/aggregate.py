@@ -7,7 +7,7 @@ NaN (infinities that cancel) is absent, as NaN is everywhere; points and the buc
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,37 +39,87 @@ def lookback_ms(aggregation: Aggregation, step_ms: int) -> int:
     return max(step_ms, RATE_LOOKBACK_MS) if aggregation is Aggregation.RATE and step_ms else 0
 
 
-def windows(
-    times: Times, values: Values, start_ms: int, step_ms: int, aggregation: Aggregation
-) -> tuple[Times, Values]:
-    """The windows of a series.
+class _Edges(NamedTuple):
+    """What follows from the times of a series alone; arrays have one cell a window.
 
-    Args:
-        times: ascending without equals, before the end of the range; for RATE they begin `lookback_ms` earlier.
-        values: as many, without NaN.
-        start_ms: the start of the range.
-        step_ms: the width of a window, positive.
-        aggregation: what to compute.
-
-    Returns:
-        The windows' starts and values.
+    Attributes:
+        before: how many points lie before the range.
+        firsts: where each window begins among the others.
+        counts: how many points it has.
+        labels: its start.
     """
-    before = int(np.searchsorted(times, start_ms))
+
+    before: int
+    firsts: NDArray[np.intp]
+    counts: NDArray[np.intp]
+    labels: Times
+
+
+class Windows:
+    """The windows of the series of one query. A series of the same times as the one before it, as have the metrics of a
+    server and the servers of a fleet that is asked all at once, shares its edges: 10 us of 15 for 720 points."""
+
+    def __init__(self, start_ms: int, step_ms: int, aggregation: Aggregation) -> None:
+        """`start_ms` is the start of the range, `step_ms` the width of a window, positive."""
+        self._start_ms = start_ms
+        self._step_ms = step_ms
+        self._aggregation = aggregation
+        self._times: Times | None = None
+        self._edges: _Edges | None = None
+
+    def of(self, times: Times, values: Values) -> tuple[Times, Values]:
+        """The windows of a series.
+
+        Args:
+            times: ascending without equals, before the end of the range; for RATE they begin `lookback_ms` earlier.
+            values: as many, without NaN.
+
+        Returns:
+            The windows' starts and values; the starts may be shared.
+        """
+        if times is not self._times and not self._known(times):
+            self._times, self._edges = times, _edges(times, self._start_ms, self._step_ms)
+        edges, aggregation = self._edges, self._aggregation
+        if edges is None:
+            return times[:0], values[:0]
+        if aggregation is Aggregation.COUNT:
+            return edges.labels, edges.counts.astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            if aggregation is Aggregation.RATE:
+                begins = np.maximum(edges.labels, self._start_ms)
+                found = _rate(
+                    times, values, edges.firsts + edges.before, begins, lookback_ms(aggregation, self._step_ms)
+                )
+            else:
+                found = _REDUCE[aggregation](values[edges.before :], edges.firsts)
+                if aggregation is Aggregation.AVG:
+                    found /= edges.counts
+        there = found == found  # noqa: PLR0124  false where NaN
+        if np.count_nonzero(there) == len(found):
+            return edges.labels, found
+        return edges.labels[there], found[there]
+
+    def _known(self, times: Times) -> bool:
+        """Whether the times are those of the series before."""
+        known = self._times
+        if known is None or len(times) != len(known) or not len(times) or times[0] != known[0]:
+            return False
+        return bool(np.count_nonzero(times == known) == len(times))
+
+
+def _edges(times: Times, start_ms: int, step_ms: int) -> _Edges | None:
+    """The windows of some times; None when none lies in the range."""
+    before = int(times.searchsorted(start_ms))
     inside = times[before:]
     if not len(inside):
-        return inside, values[:0]
+        return None
     numbers = inside // step_ms
-    firsts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))
-    labels = numbers[firsts] * step_ms
-    with np.errstate(invalid="ignore", over="ignore"):
-        if aggregation is Aggregation.RATE:
-            found = _rate(
-                times, values, firsts + before, np.maximum(labels, start_ms), lookback_ms(aggregation, step_ms)
-            )
-        else:
-            found = _REDUCE[aggregation](values[before:], firsts)
-    there = ~np.isnan(found)
-    return labels[there], found[there]
+    lasts = (numbers[1:] != numbers[:-1]).nonzero()[0]
+    bounds = np.empty(len(lasts) + 2, np.intp)
+    bounds[0], bounds[-1] = 0, len(inside)
+    np.add(lasts, 1, out=bounds[1:-1])
+    firsts = bounds[:-1]
+    return _Edges(before, firsts, bounds[1:] - firsts, numbers[firsts] * step_ms)
 
 
 def _rate(times: Times, values: Values, firsts: NDArray[np.intp], starts: Times, lookback: int) -> Values:
@@ -93,16 +143,11 @@ def _rate(times: Times, values: Values, firsts: NDArray[np.intp], starts: Times,
     return rate
 
 
-def _counts(values: Values, firsts: NDArray[np.intp]) -> Values:
-    return np.diff(np.append(firsts, len(values))).astype(np.float64)
-
-
 _REDUCE: Final[dict[Aggregation, Callable[[Values, NDArray[np.intp]], Values]]] = {
-    Aggregation.AVG: lambda values, firsts: np.add.reduceat(values, firsts) / _counts(values, firsts),
+    Aggregation.AVG: np.add.reduceat,  # what it divides by follows from the times
     Aggregation.MIN: np.minimum.reduceat,
     Aggregation.MAX: np.maximum.reduceat,
     Aggregation.SUM: np.add.reduceat,
-    Aggregation.COUNT: _counts,
     Aggregation.LAST: lambda values, firsts: values[np.append(firsts[1:], len(values)) - 1],
     Aggregation.FIRST: lambda values, firsts: values[firsts],
 }

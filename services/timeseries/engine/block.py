@@ -22,7 +22,7 @@ from pcodec import ChunkConfig, standalone
 from services.timeseries.engine.decimals import floats, integers, places
 from services.timeseries.engine.frame import FRAME_VERSION, FrameReader, encode_frame
 from services.timeseries.engine.head import Chunk
-from services.timeseries.engine.payload import CorruptBlockError, assemble, checked, read_directory
+from services.timeseries.engine.payload import CorruptBlockError, Opened, assemble, checked, read_directory
 
 BLOCK_VERSION: Final = 1
 FRAME_ROWS: Final = 128
@@ -165,27 +165,51 @@ def _encode_whole(numbers: NDArray[np.int64], config: Any) -> tuple[int, bytes]:
     return PLAIN, numbers.astype("<i8", copy=False).tobytes()
 
 
-def open_payload(read: Callable[[int, int], bytes], cohort_id: int, metrics: int) -> "BlockReader | FrameReader":
-    """A reader of a payload of any version; raises CorruptBlockError."""
-    if read(0, 1) == bytes((FRAME_VERSION,)):
-        return FrameReader(read, cohort_id, metrics)
-    return BlockReader(read, cohort_id, metrics)
+def open_payload(
+    read: Callable[[int, int], bytes], cohort_id: int, metrics: int, opened: Opened | None = None
+) -> "BlockReader | FrameReader":
+    """A reader of a payload of any version; `opened`: what its `open` returned before. Raises CorruptBlockError."""
+    version = read(0, 1) if opened is None else bytes((opened.version,))
+    if version == bytes((FRAME_VERSION,)):
+        return FrameReader(read, cohort_id, metrics, opened)
+    return BlockReader(read, cohort_id, metrics, opened)
 
 
 class BlockReader:
     """Reads columns of one payload through `read(offset, length)`, which may come from memory or from a file."""
 
-    def __init__(self, read: Callable[[int, int], bytes], cohort_id: int, metrics: int) -> None:
-        columns = metrics + FIRST_VALUES
-        self.rows, self._offsets = read_directory(read, BLOCK_VERSION, cohort_id, columns, columns)
+    def __init__(
+        self, read: Callable[[int, int], bytes], cohort_id: int, metrics: int, opened: Opened | None = None
+    ) -> None:
+        """`opened`: what `open` returned for this payload before; it is not read again then."""
         self._read = read
+        if opened is None:
+            columns = metrics + FIRST_VALUES
+            self.rows, self._offsets = read_directory(read, BLOCK_VERSION, cohort_id, columns, columns)
+        else:
+            self.rows, self._offsets = opened.rows, opened.offsets
 
     def keys(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The times and the sequences of the rows."""
+        opened = self.open()
+        return opened.times_ms, opened.sequences()
+
+    def open(self) -> Opened:
+        """The directory and the times."""
         start, middle, end = self._offsets[TIMES : SEQUENCES + 2]
-        data = memoryview(self._read(start, end - start))
+        data = self._read(start, end - start)
         times = _decode(data[: middle - start], TIMES, self.rows, np.dtype("<i8"))
-        return times, _decode(data[middle - start :], SEQUENCES, self.rows, np.dtype("<i8"))
+        sequences = data[middle - start :]
+        checked(sequences, SEQUENCES)
+        return Opened(
+            version=BLOCK_VERSION,
+            rows=self.rows,
+            offsets=self._offsets,
+            times_ms=times,
+            distinct=bool((times[1:] > times[:-1]).all()),
+            sequences=lambda: _decode(sequences, SEQUENCES, self.rows, np.dtype("<i8")),
+            key_bytes=len(sequences),
+        )
 
     def values(self, metrics: Sequence[int]) -> tuple[list[NDArray[np.float64]], int]:
         """The columns of metrics (ascending) and how many were damaged; a damaged one comes back as all absent."""

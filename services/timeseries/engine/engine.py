@@ -27,7 +27,7 @@ from runtime.errors import Cancelled, FailedPrecondition, ResourceExhausted, Una
 from services.timeseries.engine.catalog import MetricInfo
 from services.timeseries.engine.database import file_bytes, storage_error
 from services.timeseries.engine.frozen import too_late
-from services.timeseries.engine.last import LastValue, last_values
+from services.timeseries.engine.last import LastValues, last_values
 from services.timeseries.engine.merge import Merger
 from services.timeseries.engine.query import Query, Scan, SeriesResult
 from services.timeseries.engine.retention import Retention
@@ -255,8 +255,12 @@ class Engine:
 
     async def last_values(
         self, server_ids: tuple[str, ...] | None = None, metrics: tuple[str, ...] | None = None
-    ) -> list[LastValue]:
-        """The newest point of each series, in order of server id and metric key. None: all servers, all metrics."""
+    ) -> list[LastValues]:
+        """The newest point of each series, by server, in order of its id. None: all servers, all metrics.
+
+        Raises:
+            ResourceExhausted: MAX_SERIES.
+        """
         gone = threading.Event()
 
         def check() -> None:

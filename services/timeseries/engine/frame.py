@@ -55,7 +55,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from services.timeseries.engine.payload import CorruptBlockError, assemble, checked, read_directory
+from services.timeseries.engine.payload import CorruptBlockError, Opened, assemble, checked, read_directory
 
 FRAME_VERSION: Final = 2
 GROUP_COLUMNS: Final = 128
@@ -178,17 +178,36 @@ def _shuffled(zigzag: Integers, edges: NDArray[np.int64]) -> tuple[Small, list[b
 class FrameReader:
     """Reads columns of one payload through `read(offset, length)`, which may come from memory or from a file."""
 
-    def __init__(self, read: Callable[[int, int], bytes], cohort_id: int, metrics: int) -> None:
+    def __init__(
+        self, read: Callable[[int, int], bytes], cohort_id: int, metrics: int, opened: Opened | None = None
+    ) -> None:
+        """`opened`: what `open` returned for this payload before; it is not read again then."""
         self._edges = _edges(metrics)
-        groups = len(self._edges) - 1
-        self.rows, self._offsets = read_directory(read, FRAME_VERSION, cohort_id, _KEYS + metrics, groups)
         self._read = read
+        if opened is None:
+            groups = len(self._edges) - 1
+            self.rows, self._offsets = read_directory(read, FRAME_VERSION, cohort_id, _KEYS + metrics, groups)
+        else:
+            self.rows, self._offsets = opened.rows, opened.offsets
 
     def keys(self) -> tuple[Integers, Integers]:
         """The times and the sequences of the rows."""
         start, end = self._offsets[:2]
         numbers, _, _ = self._decode(_KEYS_GROUP, self._read(start, end - start), range(_KEYS))
         return numbers[:, 0].copy(), numbers[:, 1].copy()
+
+    def open(self) -> Opened:
+        """The directory, the times and the sequences."""
+        times, sequences = self.keys()
+        return Opened(
+            version=FRAME_VERSION,
+            rows=self.rows,
+            offsets=self._offsets,
+            times_ms=times,
+            distinct=bool((times[1:] > times[:-1]).all()),
+            sequences=lambda: sequences,
+            key_bytes=sequences.nbytes,
+        )
 
     def values(self, metrics: Sequence[int]) -> tuple[list[Floats], int]:
         """The columns of metrics (ascending) and how many were damaged; a damaged one comes back as all absent."""

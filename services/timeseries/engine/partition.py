@@ -41,6 +41,7 @@ from services.timeseries.engine.database import (
     truncate_log,
 )
 from services.timeseries.engine.frame import FrameReader
+from services.timeseries.engine.payload import Opened
 
 _log = logging.getLogger(__name__)
 PARTITION_VERSION: Final = 2
@@ -74,10 +75,6 @@ INSERT INTO dirty (cohort, first_ms, last_ms, row_count, marked_ms)
     SELECT cohort, min(first_ms), max(last_ms), sum(row_count), 0 FROM blocks GROUP BY cohort;
 UPDATE meta SET value = 2 WHERE key = 'format_version'
 """
-
-_SPARSE_POINTS: Final = 4_000_000
-"""Under so many points a day a partition is sparse: it has smaller pages, and spans more days if it may. Measured on 20
-machines with 6 metrics every 5 min, 33,600 points a day: 3.56 bytes a point in files of a day and pages of 8,192."""
 
 
 class UnusablePartitionError(Exception):
@@ -186,10 +183,16 @@ class Partition:
             for number, first, last, count, size in rows
         ]
 
-    def reader(self, info: BlockInfo, cohort: Cohort, columns: int | None = None) -> BlockReader | FrameReader:
-        """A reader of one block's columns (None: as many as its cohort has metrics); using it ends with the next call.
+    def reader(
+        self, info: BlockInfo, cohort: Cohort, columns: int | None = None, opened: Opened | None = None
+    ) -> BlockReader | FrameReader:
+        """A reader of one block's columns; using it ends with the next call. Raises BlockGoneError, CorruptBlockError.
 
-        Raises BlockGoneError, CorruptBlockError.
+        Args:
+            info: the block.
+            cohort: whose it is.
+            columns: how many it has; None: as many as the cohort has metrics.
+            opened: what reading the block began with before.
         """
         try:
             if self._blob is None:
@@ -209,7 +212,7 @@ class Partition:
             blob.seek(offset)
             return blob.read(length)
 
-        return open_payload(read, cohort.id, len(cohort.stored_set.metric_set) if columns is None else columns)
+        return open_payload(read, cohort.id, len(cohort.stored_set.metric_set) if columns is None else columns, opened)
 
     def truncate_log(self) -> None:
         """Puts the log into the file and gives its bytes back; does nothing while somebody reads."""
@@ -233,6 +236,7 @@ class Partitions:
         *,
         span_days: int = 1,
         sparse_days: int | None = None,
+        sparse_points: int = 0,
         short_below: int = 0,
     ) -> None:
         """Opens every file once.
@@ -243,10 +247,12 @@ class Partitions:
             idle_limit: connections kept open.
             span_days: days of a file.
             sparse_days: days of a file where there are few points; None: as many.
+            sparse_points: few are under so many a day; such files also have small pages.
             short_below: blocks of fewer rows are counted as short in their `Pile`.
         """
         self._folder = folder
         self._sparse_days = sparse_days or span_days  # times a power of two
+        self._sparse_points = sparse_points
         self._expected = math.inf
         self._short_below = short_below
         self._piles: dict[int, dict[int, Pile]] = {}
@@ -258,6 +264,7 @@ class Partitions:
         self._names = threading.Lock()  # held while a file is opened by its name, or unlinked; taken before `_lock`
         self._idle: list[tuple[int, apsw.Connection]] = []  # least recently used first
         self._lives: dict[int, int] = {}
+        self._versions: dict[int, int] = {}
         self._doomed: set[int] = set()
         if not folder.exists():
             folder.mkdir(parents=True)
@@ -305,7 +312,7 @@ class Partitions:
         """Whether few points a day are to be expected: as few as the newest partition has."""
         newest = max(self._spans, default=None)
         expected = self._expected if newest is None else self._points.get(newest, 0) / self._spans[newest]
-        return expected < _SPARSE_POINTS
+        return expected < self._sparse_points
 
     def days(self, first: int, last: int) -> list[int]:
         """The (first days of) partitions that have a file and a day in `[first, last]`, ascending."""
@@ -316,6 +323,15 @@ class Partitions:
     def name(self) -> str:
         """Of the folder."""
         return self._folder.name
+
+    def version(self, day: int) -> tuple[int, int] | None:
+        """The life of a day's file, and how often blocks were stored in it; None: it has none.
+
+        It changes before `store` returns: a list of blocks read after it was asked for lacks nothing while it is the
+        same.
+        """
+        with self._lock:
+            return (self._lives.get(day, 0), self._versions.get(day, 0)) if day in self._spans else None
 
     def path(self, day: int) -> Path:
         return partition_path(self._folder, day)
@@ -529,6 +545,7 @@ class Partitions:
                 points += _insert(partition.db, part)
                 marks.extend(_marked(partition.db, day, part, now_ms))
         with self._lock:
+            self._versions[day] = self._versions.get(day, 0) + 1
             if day in self._points:
                 self._points[day] += points
                 for part in closed:

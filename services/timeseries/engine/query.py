@@ -17,10 +17,10 @@ from runtime.errors import Cancelled, InvalidArgument, ResourceExhausted
 from services.timeseries.engine.aggregate import (
     NEEDED,
     Aggregation,
+    Windows,
     bucket_windows,
     lookback_ms,
     of_points,
-    windows,
 )
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.rollup import FIELDS
@@ -108,6 +108,7 @@ class Scan:
         self._query = query
         self._scanned = 0
         self._returned = 0
+        self._windows = Windows(max(query.start_ms, MIN_TIME_MS), query.step_ms, query.aggregation)
         self.cancel = threading.Event()
 
     def _check(self) -> None:
@@ -235,7 +236,7 @@ class Scan:
         if len(times) and series.rolled:
             times, values = bucket_windows(times, series.fields, start_ms, query.step_ms, query.aggregation)
         elif len(times) and query.step_ms:
-            times, values = windows(times, values, start_ms, query.step_ms, query.aggregation)
+            times, values = self._windows.of(times, values)
         if not len(times):
             return None
         self._returned += len(times)

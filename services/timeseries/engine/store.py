@@ -21,12 +21,14 @@ import numpy as np
 from runtime.clock import Clock
 from services.timeseries.engine import batch as batch_codec
 from services.timeseries.engine import block
+from services.timeseries.engine.cache import Cache
 from services.timeseries.engine.catalog import Catalog, Cohort
 from services.timeseries.engine.database import file_bytes, sync_folder
 from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
 from services.timeseries.engine.journal import Journal, JournalRow
-from services.timeseries.engine.partition import Closed, Partitions, partition_path, remove_files
+from services.timeseries.engine.partition import BlockInfo, Closed, Partitions, partition_path, remove_files
+from services.timeseries.engine.payload import Opened
 from services.timeseries.engine.settings import DAY_MS, EngineSettings
 from services.timeseries.engine.tiers import RAW, TIERS, Tier, touched
 
@@ -44,6 +46,8 @@ class Store:
         self.lock = threading.Lock()
         self.faults = Faults(clock, settings.faults_remembered)
         self.close_failing = False
+        self.opened: Cache[Opened] = Cache(settings.opened_bytes_limit)
+        self.listed: Cache[tuple[BlockInfo, ...]] = Cache(settings.listed_bytes_limit)
         self.moving = threading.Lock()
         """Held while heads become blocks, or a day goes."""
         if not folder.exists():
@@ -82,6 +86,7 @@ class Store:
                 settings.partition_connections,
                 span_days=kind.span_days,
                 sparse_days=kind.sparse_days,
+                sparse_points=settings.sparse_points_a_day,
                 short_below=settings.head_rows // 2,
             )
             tiers.append(Tier(level=level, kind=kind, partitions=partitions, retention_s=retention_s))

@@ -120,6 +120,27 @@ def test_no_flipped_byte_is_ever_read_as_a_value() -> None:
             assert np.isnan(found).all() or bits(found) == bits(values[:, column])
 
 
+def test_what_was_opened_is_checked_and_reads_the_same_without_its_directory() -> None:
+    block, values = sample()
+    opened = reader(block, 5).open()
+    assert (opened.rows, opened.distinct, opened.times_ms.tolist()) == (100, True, (np.arange(100) * 10_000).tolist())
+    assert opened.sequences.tolist() == (np.arange(100) + 1).tolist()
+    read: list[int] = []
+
+    def columns_only(offset: int, length: int) -> bytes:
+        read.append(length)
+        return block.payload[offset : offset + length]
+
+    columns, damaged = BlockReader(columns_only, COHORT, 5, opened).values([1, 3])
+    assert damaged == 0 and [bits(column) for column in columns] == [bits(values[:, 1]), bits(values[:, 3])]
+    assert len(read) == 1, "one read for two columns that lie close together, and no directory"
+    for at in range(opened.offsets[1], opened.offsets[2]):
+        payload = bytearray(block.payload)
+        payload[at] ^= 0x01
+        with pytest.raises(CorruptBlockError):  # at once, though the sequences may never be asked for
+            reader(block, 5, bytes(payload)).open()
+
+
 def test_zeroed_pages_and_foreign_blocks_are_refused() -> None:
     block, _ = sample()
     with pytest.raises(CorruptBlockError):
