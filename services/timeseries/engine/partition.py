@@ -228,7 +228,7 @@ class Partitions:
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
         self._points: dict[int, int] = {}
-        self._days = {day for path in folder.glob("*.db") if (day := _day_of(path)) is not None}
+        self._days = {day for path in folder.glob("*.db") if (day := day_of(path)) is not None}
         self._points.update({day: self._count_points(day) for day in list(self._days)})
 
     def start_of(self, day: int) -> int:
@@ -582,7 +582,8 @@ def remove_files(path: Path) -> None:
     sync_folder(path.parent)
 
 
-def _day_of(path: Path) -> int | None:
+def day_of(path: Path) -> int | None:
+    """The first day of a partition by the name of its file; None: it is no partition's name."""
     try:
         return (datetime.date.fromisoformat(path.stem) - EPOCH).days
     except ValueError:

@@ -50,7 +50,8 @@ class Store:
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
         self.journal_path = folder / "journal.db"
-        self.journal = Journal(self.journal_path, may_create=not any((folder / "blocks").glob("*.db")))
+        orphans = any(any((folder / kind.folder).glob("*.db")) for kind in TIERS)
+        self.journal = Journal(self.journal_path, may_create=not orphans)
         try:
             self.catalog: Catalog = self.journal.load()
             evictions = self.journal.evictions()
