@@ -194,11 +194,7 @@ class Store:
 
         Unless it is forced, nothing is done, and False returned, while a row is in a head or not rolled up.
         """
-        with self.lock:
-            waiting = any(head.day == day for head in self.heads) or any(
-                mark.day == day for mark in self.tiers[RAW].marks
-            )
-        if waiting and not force:
+        if not force and self._waits(self.tiers[RAW], day):
             return False
         self.journal.begin_eviction(day, self.last_sequence)
         with self.lock:
@@ -212,13 +208,28 @@ class Store:
             self.heads.points -= points
         return True
 
-    def end(self, tier: Tier, day: int) -> None:
-        """Notes durably that a partition of roll-ups is gone. In the writer's thread."""
+    def _waits(self, tier: Tier, day: int) -> bool:
+        """Whether rows of a partition's days are in heads, or not in the roll-ups that it holds or that it feeds."""
+        days = range(day, day + tier.kind.span_days)
+        with self.lock:
+            return any(head.day in days for head in self.heads) or any(
+                mark.day in days for of in self.tiers[: tier.level + 1] for mark in of.marks
+            )
+
+    def end(self, tier: Tier, day: int, *, force: bool) -> bool:
+        """Notes durably that a partition of roll-ups is gone. In the writer's thread.
+
+        Unless it is forced, nothing is done, and False returned, while something is to come into it or is not in the
+        next tier: the buckets of that would be frozen without it.
+        """
+        if not force and self._waits(tier, day):
+            return False
         self.journal.end(tier.level, day, self.last_sequence)
         with self.lock:
             tier.marks.drop(day)
             self.ended[tier.level][day] = self.last_sequence
             self.endings += 1
+        return True
 
     @property
     def disk_bytes(self) -> int:

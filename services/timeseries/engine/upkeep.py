@@ -65,12 +65,18 @@ class Rollups:
                 self._attempt(tier, marks)
 
     def complete(self, tier: Tier, day: int) -> bool:
-        """Makes all roll-ups of one partition; returns whether nothing of it is left to be made."""
-        return all(self._attempt(tier, marks) for marks in self._grouped(tier, lambda mark: mark.day == day))
+        """Makes all roll-ups of one partition, those that are still to come into it first; returns whether nothing of
+        it is left to be made; what comes into heads meanwhile is the caller's business."""
+        days = range(day, day + tier.kind.span_days)
+        return all(
+            self._attempt(source, marks, growing=True)
+            for source in self._store.tiers[max(RAW, tier.level - 1) : tier.level + 1]
+            for marks in self._grouped(source, lambda mark: mark.day in days)
+        )
 
-    def _attempt(self, tier: Tier, marks: list[Mark]) -> bool:
+    def _attempt(self, tier: Tier, marks: list[Mark], *, growing: bool = False) -> bool:
         try:
-            self._roll_up(tier, marks)
+            self._roll_up(tier, marks, growing=growing)
         except UpkeepStoppedError:
             return False
         except Exception as error:
@@ -101,8 +107,11 @@ class Rollups:
             )
         return [[mark for *_, mark in of] for _, of in groupby(marks, key=lambda entry: entry[:2])]
 
-    def _roll_up(self, tier: Tier, marks: list[Mark]) -> None:
-        """Makes the buckets that the marks of one server in one partition ask for, and drops the marks."""
+    def _roll_up(self, tier: Tier, marks: list[Mark], *, growing: bool) -> None:
+        """Makes the buckets that the marks of one server in one partition ask for, and drops the marks.
+
+        With `growing` those that a head has rows of too, with these: the head may be dropped before it is a block.
+        """
         store, target = self._store, self._store.tiers[tier.level + 1]
         width = target.width_ms
         with store.lock:
@@ -110,10 +119,9 @@ class Rollups:
             cohorts = list(store.catalog.cohorts_of[store.catalog.cohorts_by_id[marks[0].cohort_id].server_id])
             heads = [store.heads.snapshot(cohort, 0, MAX_TIME_MS // DAY_MS) for cohort in cohorts]
         ranges = aligned(((mark.first_ms, mark.last_ms + 1) for mark in marks), width)
-        if tier.level == RAW:
-            times = [chunk.times_ms for days in heads for of_day in days.values() for chunk in of_day]
-            growing = np.unique(np.concatenate(times) // width) * width if times else np.empty(0, np.int64)
-            ranges = without(ranges, growing, width)
+        times = [chunk.times_ms for days in heads for of_day in days.values() for chunk in of_day]
+        if tier.level == RAW and times and not growing:
+            ranges = without(ranges, np.unique(np.concatenate(times) // width) * width, width)
         for start, end in self._slices(cohorts, ranges, tier):
             if self._stopping():
                 raise UpkeepStoppedError
