@@ -31,6 +31,9 @@ test-full: $(STAMPS)/gen-dev ## the long tests that `make test` leaves out
 bench: $(STAMPS)/gen-dev ## measure beside VictoriaMetrics and InfluxDB; ARGS="--quick", "--only queries", "--help"
 	@$(BIN)/python -m bench $(ARGS)
 
+bench-scale: $(STAMPS)/gen-dev ## 20,000 servers for half an hour, kill -9, restart, count; ARGS="--minutes 3", "--quick"
+	@$(BIN)/python -m bench scale $(ARGS)
+
 check: $(STAMPS)/gen-dev ## format, lint, types, layers, protos
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)

@@ -29,10 +29,12 @@ class TimeSeriesServicer:
 
     async def Append(self, request: timeseries_pb2.AppendRequest, _context: object) -> timeseries_pb2.AppendResponse:
         """Answers once the batch is on disk."""
-        batch = await decode(request, self._engine.metric_set, self._clock.now_ms(), self._engine.oldest_ms)
+        batch = await decode(request, self._engine.metric_set, self._clock.now_ms(), self._engine)
         sequence = 0
         if batch.rows is not None or batch.metric_sets or batch.servers:
-            sequence = await self._engine.append(batch.rows, metric_sets=batch.metric_sets, servers=batch.servers)
+            sequence = await self._engine.append(
+                batch.rows, metric_sets=batch.metric_sets, servers=batch.servers, endings=batch.endings
+            )
         errors = [
             metric_pb2.RowError(row=e.row, field=e.field, reason=e.reason, message=e.message) for e in batch.errors
         ]

@@ -5,8 +5,13 @@ its field; one batch costs the event loop less than 10 ms (a large one is decode
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fleet import validation
 from fleet.codec import (
@@ -65,6 +70,7 @@ class Decoded:
         accepted_points: points of those rows.
         rejected_points: points of the others.
         errors: why, as many as an answer lists.
+        endings: what the engine is to be told where some of the rows are old.
     """
 
     metric_sets: tuple[MetricSet, ...]
@@ -73,10 +79,29 @@ class Decoded:
     accepted_points: int
     rejected_points: int
     errors: tuple[RowError, ...]
+    endings: int | None
+
+
+class Lateness(Protocol):
+    """What the engine says of old rows."""
+
+    @property
+    def oldest_ms(self) -> int:
+        """Rows before this instant are too late."""
+        ...
+
+    @property
+    def aged_ms(self) -> int:
+        """Rows before this instant may be too late."""
+        ...
+
+    async def too_late(self, server_ids: Sequence[str], times_ms: NDArray[np.int64]) -> tuple[NDArray[np.bool_], int]:
+        """Which rows are, and what `append` is to be told with the others."""
+        ...
 
 
 async def decode(
-    request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None], now_ms: int, oldest_ms: int
+    request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None], now_ms: int, lateness: Lateness
 ) -> Decoded:
     """Checks and decodes a request.
 
@@ -84,20 +109,30 @@ async def decode(
         request: as it came.
         known: the stored set of an id.
         now_ms: our clock.
-        oldest_ms: the first instant that rows may have.
+        lateness: what judges old rows.
 
     Raises:
         InvalidArgument: a structural fault, naming the field.
         FailedPrecondition: METRIC_SET_UNKNOWN.
     """
-    if len(request.batch.rows) > THREAD_ROWS or len(request.batch.values) > THREAD_VALUES or request.metric_sets:
-        return await asyncio.to_thread(_decode, request, known, now_ms, oldest_ms)
-    return _decode(request, known, now_ms, oldest_ms)
+    large = len(request.batch.rows) > THREAD_ROWS or len(request.batch.values) > THREAD_VALUES or request.metric_sets
+    parsed = await asyncio.to_thread(_parse, request, known) if large else _parse(request, known)
+    late, endings = None, None
+    if parsed.rows is not None and (parsed.rows.times_ms < lateness.aged_ms).any():
+        late, endings = await lateness.too_late(parsed.rows.server_ids, parsed.rows.times_ms)
+    judge = partial(_judged, parsed, now_ms, lateness.oldest_ms, late, endings)
+    return await asyncio.to_thread(judge) if large else judge()
 
 
-def _decode(
-    request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None], now_ms: int, oldest_ms: int
-) -> Decoded:
+class _Parsed(NamedTuple):
+    """A request whose structure is right; its rows are not judged yet."""
+
+    metric_sets: tuple[MetricSet, ...]
+    servers: tuple[ServerDescriptor, ...]
+    rows: Rows | None
+
+
+def _parse(request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None]) -> _Parsed:
     metric_sets = []
     for index, message in enumerate(request.metric_sets):
         metric_set = metric_set_from_pb(message)
@@ -105,37 +140,40 @@ def _decode(
         metric_sets.append(metric_set)
     servers = tuple(descriptor_from_pb(message) for message in request.servers)
     validation.check_descriptors(servers)
-    taken, rejected, errors = _rows(request.batch, {one.id: one for one in metric_sets}, known, now_ms, oldest_ms)
-    return Decoded(
-        metric_sets=tuple(metric_sets),
-        servers=servers,
-        rows=taken,
-        accepted_points=taken.points if taken is not None else 0,
-        rejected_points=rejected,
-        errors=tuple(errors[: validation.MAX_ROW_ERRORS]),
-    )
+    return _Parsed(tuple(metric_sets), servers, _rows(request.batch, {one.id: one for one in metric_sets}, known))
 
 
 def _rows(
-    batch: metric_pb2.MetricBatch,
-    sent: dict[str, MetricSet],
-    known: Callable[[str], MetricSet | None],
-    now_ms: int,
-    oldest_ms: int,
-) -> tuple[Rows | None, int, list[RowError]]:
+    batch: metric_pb2.MetricBatch, sent: dict[str, MetricSet], known: Callable[[str], MetricSet | None]
+) -> Rows | None:
     if not batch.rows and not batch.values:
-        return None, 0, []
+        return None
     metric_set = sent.get(batch.metric_set_id) or known(batch.metric_set_id)
     if metric_set is None:
         raise validation.metric_set_unknown(batch.metric_set_id, "metric_set_id")
     validation.check_batch(batch, len(metric_set))
-    rows = rows_from_pb(batch, len(metric_set))
-    keep, errors = validation.row_faults(rows, now_ms, oldest_ms)
-    if not errors:
-        return rows, 0, []
-    rejected = rows.select(~keep).points
-    taken = rows.select(keep)
-    return (taken if taken.server_ids else None), rejected, errors
+    return rows_from_pb(batch, len(metric_set))
+
+
+def _judged(
+    parsed: _Parsed, now_ms: int, oldest_ms: int, late: NDArray[np.bool_] | None, endings: int | None
+) -> Decoded:
+    rows, rejected = parsed.rows, 0
+    errors: list[RowError] = []
+    if rows is not None:
+        keep, errors = validation.row_faults(rows, now_ms, oldest_ms, late)
+        if errors:
+            rejected = rows.select(~keep).points
+            rows = rows.select(keep)
+    return Decoded(
+        metric_sets=parsed.metric_sets,
+        servers=parsed.servers,
+        rows=rows if rows is not None and rows.server_ids else None,
+        accepted_points=rows.points if rows is not None else 0,
+        rejected_points=rejected,
+        errors=tuple(errors[: validation.MAX_ROW_ERRORS]),
+        endings=endings,
+    )
 
 
 def query_of(message: history_pb2.HistoryQuery) -> Query:
@@ -213,6 +251,8 @@ def _parts(result: SeriesResult) -> Iterator[history_pb2.Series]:
     for start in range(0, len(result.times_ms), MAX_MESSAGE_POINTS):
         chosen = slice(start, start + MAX_MESSAGE_POINTS)
         part = history_pb2.Series(server_id=result.server_id, metric=result.metric_key, unit=result.unit)
+        if result.resolution_ms:
+            part.resolution.FromMilliseconds(result.resolution_ms)
         part.MergeFromString(packed_doubles(_TIMES_TAG, result.times_ms[chosen] / 1000))
         part.MergeFromString(packed_doubles(_VALUES_TAG, result.values[chosen]))
         yield part

@@ -4,8 +4,8 @@ The layout is drawn in docs/formats/block.md. Column 0 is the times, column 1 th
 of the cohort's metric c. What must stay true:
 
 * every bit of a value comes back (signs of zero, subnormals, infinities); NaN means absent, so its bits do not matter;
-* a column can be read with the directory and its own bytes alone, or those of the one earlier column that it equals, and
-  is checked before it is decompressed;
+* a column can be read with the directory and its own bytes alone, or those of the one earlier column that it equals,
+  and is checked before it is decompressed;
 * rows are sorted by time and sequence. An older row of an equal time stays only where it has a value that no newer
   one has, because its sequence must not change: a row of another cohort may lie between.
 """

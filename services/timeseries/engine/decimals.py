@@ -1,9 +1,9 @@
 """Numbers that were rounded to some decimals, as almost everything that is measured was, as integers.
 
-12.34 is no multiple of a power of two, so its bits look like noise; 1234 with two places does not. Measured on the mix of
-`bench` (8,640 rows a column, pcodec level 4): 0.99 bytes a value against 1.06 for the floats themselves; on recorded
-machines (279 rows) 1.06 against 1.46. What must stay true: the integers over the power of ten are the same floats again,
-bit for bit, or the column is not taken as decimals.
+12.34 is no multiple of a power of two, so its bits look like noise; 1234 with two places does not. Measured on the mix
+of `bench` (8,640 rows a column, pcodec level 4): 0.99 bytes a value against 1.06 for the floats themselves; on recorded
+machines (279 rows) 1.06 against 1.46. What must stay true: the integers over the power of ten are the same floats
+again, bit for bit, or the column is not taken as decimals.
 """
 
 from typing import Final

@@ -12,7 +12,7 @@ The tables are drawn in docs/formats/journal.md. What must stay true:
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,17 +178,18 @@ class Journal:
             self.swept_through = last
         return count
 
-    def begin_eviction(self, day: int, through: int) -> None:
-        """Notes durably that the rows of a day up to a sequence are gone: from here on the eviction is finished,
-        after a crash at the next start."""
+    def begin_eviction(self, days: Iterable[int], through: int) -> None:
+        """Notes durably that the rows of the days of a file up to a sequence are gone: from here on the eviction is
+        finished, after a crash at the next start."""
+        gone = [(day, through) for day in days]
         with Transaction(self._db):
-            self._db.execute("INSERT OR REPLACE INTO evictions VALUES (?, ?, 0)", (day, through))
-            self._db.execute("INSERT OR REPLACE INTO ended VALUES (0, ?, ?)", (day, through))
+            self._db.executemany("INSERT OR REPLACE INTO evictions VALUES (?, ?, 0)", gone)
+            self._db.executemany("INSERT OR REPLACE INTO ended VALUES (0, ?, ?)", gone)
 
-    def finish_eviction(self, day: int) -> None:
-        """Notes that the day's file is gone, so that one that is made later for the same day stays."""
+    def finish_eviction(self, days: Iterable[int]) -> None:
+        """Notes that the days' file is gone, so that one that is made later for them stays."""
         with Transaction(self._db):
-            self._db.execute("UPDATE evictions SET unlinked = 1 WHERE day = ?", (day,))
+            self._db.executemany("UPDATE evictions SET unlinked = 1 WHERE day = ?", [(day,) for day in days])
             self._db.execute("DELETE FROM evictions WHERE unlinked AND through <= ?", (self.swept_through,))
 
     def end(self, tier: int, day: int, through: int) -> None:
@@ -345,7 +346,7 @@ DELETE FROM descriptors WHERE server IN (SELECT server FROM descriptors WHERE se
         WHERE newer.server = descriptors.server AND newer.sequence <= ?2)
 """
 
-_SPARE_PAGES: Final = 256  # 4 MiB: so much may stay free in any case
+_SPARE_PAGES: Final = 16  # 256 KiB: so much may stay free in any case
 _SHRINK_PAGES: Final = 2_048  # 32 MiB at once
 
 

@@ -1,4 +1,4 @@
-"""Short blocks become long ones: fewer to open, and long columns compress better (decimals.py, settings.py say how much).
+"""Short blocks become long ones: fewer to open, and long columns compress better (`decimals`, `settings`: how much).
 
 A cohort's blocks in a partition are merged when enough short ones are there, and all of them once the partition is
 complete: its days are over, no head and no mark is left of it. What came late into a complete one waits until it is
@@ -84,7 +84,7 @@ class Merger:
 
     def _is_complete(self, tier: Tier, day: int) -> bool:
         """Whether nothing is expected for a partition any more: its days are over for as long as a head lives."""
-        last = day + tier.kind.span_days
+        last = day + tier.partitions.span_of(day)
         store = self._store
         if store.clock.now_ms() < last * DAY_MS + int(store.settings.head_age_s * 1_000):
             return False
@@ -109,7 +109,7 @@ class Merger:
             return None
         if not complete:
             infos = [info for info in infos if 2 * info.rows < settings.head_rows]
-        runs = _runs(infos, rows_limit)
+        runs = [run for run in _runs(infos, rows_limit) if complete or len(run) > 1]
         if not runs:
             tier.partitions.settle(day, cohort_id)
             return None
@@ -121,7 +121,8 @@ class Merger:
                 return None
             level = settings.merged_level if complete else settings.compression_level
             blocks = block.build(chunk, cohort_id, level, rows_limit)
-            closed.append(Closed(cohort_id=cohort_id, blocks=blocks, replaces=[info.id for info in run]))
+            replaced = [info.id for info in run]
+            closed.append(Closed(cohort_id=cohort_id, blocks=blocks, replaces=replaced, final=complete))
         return runs[0][0].life, closed
 
     def _read(self, tier: Tier, day: int, cohort: Cohort, columns: int, infos: list[BlockInfo]) -> Chunk | None:
@@ -145,11 +146,11 @@ class Merger:
 
 
 def _worth_while(infos: list[BlockInfo], pile: Pile, many: int) -> bool:
-    return len(infos) > 1 and (pile.blocks >= many or pile.rows * _WORTH_MERGING >= sum(info.rows for info in infos))
+    return pile.blocks >= many or pile.rows * _WORTH_MERGING >= sum(info.rows for info in infos)
 
 
 def _runs(infos: list[BlockInfo], rows_limit: int) -> list[list[BlockInfo]]:
-    """Neighbours in time that fit into one block together, two at least; full blocks stay as they are."""
+    """Neighbours in time that fit into one block together."""
     runs: list[list[BlockInfo]] = [[]]
     rows = 0
     for info in infos:
@@ -158,4 +159,4 @@ def _runs(infos: list[BlockInfo], rows_limit: int) -> list[list[BlockInfo]]:
             rows = 0
         runs[-1].append(info)
         rows += info.rows
-    return [run for run in runs if len(run) > 1]
+    return [run for run in runs if run]

@@ -32,6 +32,7 @@ from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.database import (
     DAMAGED,
     PARTITION_PAGE_BYTES,
+    SPARSE_PAGE_BYTES,
     Transaction,
     connect,
     fetch,
@@ -39,6 +40,7 @@ from services.timeseries.engine.database import (
     sync_folder,
     truncate_log,
 )
+from services.timeseries.engine.settings import DAY_MS
 
 _log = logging.getLogger(__name__)
 PARTITION_VERSION: Final = 2
@@ -49,7 +51,8 @@ EPOCH: Final = datetime.date(1970, 1, 1)
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE heads (cohort INTEGER PRIMARY KEY, blocked_through INTEGER NOT NULL) STRICT;
+CREATE TABLE heads (cohort INTEGER NOT NULL, day INTEGER NOT NULL, blocked_through INTEGER NOT NULL,
+    PRIMARY KEY (cohort, day)) STRICT, WITHOUT ROWID;
 CREATE TABLE blocks (id INTEGER PRIMARY KEY, cohort INTEGER NOT NULL, first_ms INTEGER NOT NULL,
     last_ms INTEGER NOT NULL, row_count INTEGER NOT NULL, points INTEGER NOT NULL, min_sequence INTEGER NOT NULL,
     max_sequence INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
@@ -61,10 +64,20 @@ CREATE TABLE dirty (id INTEGER PRIMARY KEY AUTOINCREMENT, cohort INTEGER NOT NUL
     last_ms INTEGER NOT NULL, row_count INTEGER NOT NULL, marked_ms INTEGER NOT NULL) STRICT
 """
 
-_UPGRADE_MARKS: Final = """
+_UPGRADE: Final = """
+ALTER TABLE heads RENAME TO old_heads;
+CREATE TABLE heads (cohort INTEGER NOT NULL, day INTEGER NOT NULL, blocked_through INTEGER NOT NULL,
+    PRIMARY KEY (cohort, day)) STRICT, WITHOUT ROWID;
+INSERT INTO heads SELECT cohort, (SELECT value FROM meta WHERE key = 'day'), blocked_through FROM old_heads;
+DROP TABLE old_heads;
 INSERT INTO dirty (cohort, first_ms, last_ms, row_count, marked_ms)
-    SELECT cohort, min(first_ms), max(last_ms), sum(row_count), 0 FROM blocks GROUP BY cohort
+    SELECT cohort, min(first_ms), max(last_ms), sum(row_count), 0 FROM blocks GROUP BY cohort;
+UPDATE meta SET value = 2 WHERE key = 'format_version'
 """
+
+_SPARSE_POINTS: Final = 4_000_000
+"""Under so many points a day a partition is sparse: it has smaller pages, and spans more days if it may. Measured on 20
+machines with 6 metrics every 5 min, 33,600 points a day: 3.56 bytes a point in files of a day and pages of 8,192."""
 
 
 class UnusablePartitionError(Exception):
@@ -115,6 +128,10 @@ class Mark:
     rows: int
     marked_ms: int
 
+    def overlaps(self, days: range) -> bool:
+        """Whether some of the rows may be of these days."""
+        return self.first_ms < days.stop * DAY_MS and self.last_ms >= days.start * DAY_MS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
@@ -124,15 +141,19 @@ class Closed:
         cohort_id: whose they are.
         blocks: what to store.
         blocked_through: the sequence up to which the head's rows are in blocks with these; None: they are no head's.
+        head_day: the head's day.
         touched: ranges of time, inclusive, whose roll-up buckets are out of date with these, each with its rows.
         replaces: numbers of blocks that go because these hold their rows.
+        final: there is nothing to gain from merging these again.
     """
 
     cohort_id: int
     blocks: Sequence[Block]
     blocked_through: int | None = None
+    head_day: int = 0
     touched: Sequence[tuple[int, int, int]] = ()
     replaces: Sequence[int] = ()
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,10 +230,28 @@ class Partitions:
     """All partition files of a folder. Thread-safe."""
 
     def __init__(
-        self, folder: Path, identity: str, idle_limit: int, *, span_days: int = 1, short_below: int = 0
+        self,
+        folder: Path,
+        identity: str,
+        idle_limit: int,
+        *,
+        span_days: int = 1,
+        sparse_days: int | None = None,
+        short_below: int = 0,
     ) -> None:
-        """`short_below`: blocks of fewer rows are counted as short in their `Pile`."""
+        """Opens every file once.
+
+        Args:
+            folder: made if it is not there.
+            identity: of the journal.
+            idle_limit: connections kept open.
+            span_days: days of a file.
+            sparse_days: days of a file where there are few points; None: as many.
+            short_below: blocks of fewer rows are counted as short in their `Pile`.
+        """
         self._folder = folder
+        self._sparse_days = sparse_days or span_days  # times a power of two
+        self._expected = math.inf
         self._short_below = short_below
         self._piles: dict[int, dict[int, Pile]] = {}
         self._stored_at: dict[int, float] = {}
@@ -228,18 +267,54 @@ class Partitions:
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
         self._points: dict[int, int] = {}
-        self._days = {day for path in folder.glob("*.db") if (day := day_of(path)) is not None}
-        self._points.update({day: self._count_points(day) for day in list(self._days)})
+        self._spans = {day: span_days for path in folder.glob("*.db") if (day := day_of(path)) is not None}
+        for day in list(self._spans):
+            self._points[day] = self._look_into(day)
+
+    def expect(self, points_a_day: float) -> None:
+        """Says how many points are to come, for the first partition: a later one is made like the newest."""
+        with self._lock:
+            self._expected = points_a_day
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no partition."""
+        with self._lock:
+            return not self._spans
 
     def start_of(self, day: int) -> int:
-        """The first day of the partition that a day belongs to."""
-        return day // self.span_days * self.span_days
+        """The first day of the partition that a day belongs to, or would belong to if it were stored now."""
+        with self._lock:
+            return self._place(day)[0]
+
+    def span_of(self, day: int) -> int:
+        """How many days the partition that begins with `day` has, or would have."""
+        with self._lock:
+            return self._place(day)[1]
+
+    def _place(self, day: int) -> tuple[int, int]:
+        """The first day and the days of a day's partition; a new one is as long as its neighbours leave room."""
+        spans, days = self._spans, self._sparse_days
+        while days >= self.span_days:
+            start = day // days * days
+            if day < start + spans.get(start, 0):
+                return start, spans[start]
+            days //= 2
+        days = self._sparse_days if self._is_sparse() else self.span_days
+        while days > self.span_days and any(day // days == other // days for other in spans):
+            days //= 2
+        return day // days * days, days
+
+    def _is_sparse(self) -> bool:
+        """Whether few points a day are to be expected: as few as the newest partition has."""
+        newest = max(self._spans, default=None)
+        expected = self._expected if newest is None else self._points.get(newest, 0) / self._spans[newest]
+        return expected < _SPARSE_POINTS
 
     def days(self, first: int, last: int) -> list[int]:
         """The (first days of) partitions that have a file and a day in `[first, last]`, ascending."""
-        first = self.start_of(first)
         with self._lock:
-            return sorted(day for day in self._days if first <= day <= last)
+            return sorted(day for day, span in self._spans.items() if day <= last and first < day + span)
 
     @property
     def name(self) -> str:
@@ -259,7 +334,7 @@ class Partitions:
     def bytes(self) -> int:
         """Size on disk of all partitions."""
         with self._lock:
-            days = list(self._days)
+            days = list(self._spans)
         return sum(file_bytes(self.path(day)) for day in days)
 
     @contextmanager
@@ -305,21 +380,23 @@ class Partitions:
         with self._names:
             with self._lock:
                 now = self._lives.get(day, 0)
-                if life not in (None, now) or (day not in self._days and not create):
+                if life not in (None, now) or (day not in self._spans and not create):
                     raise PartitionGoneError(self.path(day).name)
                 if day in self._doomed:
                     raise OSError(f"{self.path(day).name} is being evicted")
             return Partition(day, now, self._connect(day))
 
     def _connect(self, day: int) -> apsw.Connection:
-        path = self.path(day)
+        path, span_days = self.path(day), self.span_of(day)
         new = not path.exists()
         try:
-            db = connect(path, PARTITION_PAGE_BYTES)
+            with self._lock:
+                sparse = self._is_sparse()
+            db = connect(path, SPARSE_PAGE_BYTES if sparse else PARTITION_PAGE_BYTES)
             try:
                 if not db.table_exists("main", "meta"):
                     with Transaction(db):
-                        self._create(db, day)
+                        self._create(db, day, span_days)
                 self._check(db)
                 if not db.table_exists("main", "dirty"):
                     with Transaction(db):
@@ -332,24 +409,28 @@ class Partitions:
         if new:
             sync_folder(self._folder)
         with self._lock:
-            self._days.add(day)
+            self._spans.setdefault(day, span_days)
             self._points.setdefault(day, 0)
         return db
 
-    def _create(self, db: apsw.Connection, day: int) -> None:
+    def _create(self, db: apsw.Connection, day: int, span_days: int) -> None:
         if not db.table_exists("main", "meta"):
             db.execute(_SCHEMA)
             db.execute(_DIRTY)
             db.executemany(
                 "INSERT INTO meta VALUES (?, ?)",
-                [("format_version", PARTITION_VERSION), ("identity", self._identity), ("day", day)],
+                [
+                    ("format_version", PARTITION_VERSION),
+                    ("identity", self._identity),
+                    ("day", day),
+                    ("span_days", span_days),
+                ],
             )
 
     def _upgrade(self, db: apsw.Connection) -> None:
         if not db.table_exists("main", "dirty"):
             db.execute(_DIRTY)
-            db.execute(_UPGRADE_MARKS)
-            db.execute("UPDATE meta SET value = ? WHERE key = 'format_version'", (PARTITION_VERSION,))
+            db.execute(_UPGRADE)
 
     def _check(self, db: apsw.Connection) -> None:
         meta = dict(fetch(db, "SELECT key, value FROM meta"))
@@ -358,9 +439,12 @@ class Partitions:
         if meta.get("identity") != self._identity:
             raise UnusablePartitionError("it belongs to another journal")
 
-    def _count_points(self, day: int) -> int:
+    def _look_into(self, day: int) -> int:
+        """Notes a file's span and what is to be merged in it; returns its points, 0 where it cannot be read."""
         try:
             with self.lend(day) as partition:
+                for (span_days,) in fetch(partition.db, "SELECT value FROM meta WHERE key = 'span_days'"):
+                    self._spans[day] = span_days
                 ((points,),) = fetch(partition.db, "SELECT total(points) FROM blocks")
                 self._piles[day] = self._count_piles(partition.db)
         except UnusablePartitionError as error:
@@ -393,24 +477,24 @@ class Partitions:
 
     def blocked_through(self, day: int) -> Mapping[int, int]:
         """For each cohort of a day the sequence up to which its rows are in blocks."""
-        if not self.days(day, day):
-            return {}
-        try:
-            with self.lend(day) as partition:
-                return dict(fetch(partition.db, "SELECT cohort, blocked_through FROM heads"))
-        except UnusablePartitionError as error:
-            self._set_aside(day, error)
-            return {}
+        for start in self.days(day, day):
+            try:
+                with self.lend(start) as partition:
+                    found = "SELECT cohort, blocked_through FROM heads WHERE day = ?"
+                    return dict(fetch(partition.db, found, (day,)))
+            except UnusablePartitionError as error:
+                self._set_aside(start, error)
+        return {}
 
     def marks(self) -> list[Mark]:
         """Everything that is marked as not rolled up, of all readable partitions."""
         found: list[Mark] = []
         with self._lock:
-            days = sorted(self._days)
+            days = sorted(self._spans)
         for day in days:
             try:
                 with self.lend(day) as partition:
-                    rows = fetch(partition.db, f"SELECT {_MARK} FROM dirty ORDER BY id")
+                    rows = fetch(partition.db, f"SELECT {_MARK} FROM dirty ORDER BY id")  # noqa: S608  names of ours
             except UnusablePartitionError:
                 continue  # named when its points were counted
             found.extend(_mark(day, row) for row in rows)
@@ -459,7 +543,7 @@ class Partitions:
         piles = self._piles.setdefault(day, {})
         if part.replaces:
             piles.pop(part.cohort_id, None)
-        else:
+        if not part.final:
             pile = piles.setdefault(part.cohort_id, Pile())
             for stored in part.blocks:
                 pile.add(stored.rows, self._short_below)
@@ -498,7 +582,7 @@ class Partitions:
             stale = [db for known, db in self._idle if known == day]
             self._idle = [(known, db) for known, db in self._idle if known != day]
             self._lives[day] = self._lives.get(day, 0) + 1
-            self._days.discard(day)
+            self._spans.pop(day, None)
             self._points.pop(day, None)
             self._piles.pop(day, None)
             self._stored_at.pop(day, None)
@@ -552,8 +636,8 @@ def _insert(db: apsw.Connection, part: Closed) -> int:
             points -= gone
     if part.blocked_through is not None:
         db.execute(
-            "INSERT INTO heads VALUES (?1, ?2) ON CONFLICT DO UPDATE SET blocked_through = ?2",
-            (part.cohort_id, part.blocked_through),
+            "INSERT INTO heads VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET blocked_through = ?3",
+            (part.cohort_id, part.head_day, part.blocked_through),
         )
     return points
 

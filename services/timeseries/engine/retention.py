@@ -62,7 +62,7 @@ class Retention:
         self._rollups = rollups
         self._on_writer = on_writer
         self._stopping = stopping
-        self._unfinished: set[int] = set()
+        self._unfinished: dict[int, range] = {}
         self._kept_from_day = 0
         self.evicted = 0
         self.pressed = False
@@ -85,8 +85,8 @@ class Retention:
     @property
     def oldest_day(self) -> datetime.date | None:
         """The oldest day that has rows."""
-        days = self._days()
-        return EPOCH + datetime.timedelta(days=days[0]) if days else None
+        starts = self._starts(self._store.tiers[RAW])
+        return EPOCH + datetime.timedelta(days=starts[0]) if starts else None
 
     def evict_aged(self) -> None:
         """Takes what is older than its tier's retention as a whole, and ends what failed to end before."""
@@ -94,11 +94,10 @@ class Retention:
             self._attempt(day, self._finish)
         for tier in self._store.tiers:
             first = self._first_day(tier)
-            days = self._days() if tier.level == RAW else tier.partitions.days(0, _MAX_DAY)
-            for day in days:
+            for day in self._starts(tier):
                 if self._stopping():
                     return
-                if day + tier.kind.span_days <= first and self._may_go(tier, day):
+                if day + tier.partitions.span_of(day) <= first and self._may_go(tier, day):
                     self._attempt(day, partial(self._evict, tier, force=False))
 
     def keep_limit(self) -> None:
@@ -114,20 +113,24 @@ class Retention:
                 if self._stopping():
                     return
                 tier, day = following
+                span = tier.partitions.span_of(day)
                 evicted = self._attempt(day, partial(self._evict, tier, force=True))
                 if tier.level == RAW:
-                    self._kept_from_day = max(self._kept_from_day, day + 1)
+                    self._kept_from_day = max(self._kept_from_day, day + span)
             if evicted and self._store.disk_bytes > limit:
                 self._last_resort(limit)
         except Exception as error:
             self._note("the disk's limit could not be kept", error)
         self._observe(limit)
 
-    def _days(self) -> list[int]:
-        """The days that have a file or a head, ascending."""
-        with self._store.lock:
-            days = {head.day for head in self._store.heads}
-        return sorted(days.union(self._store.partitions.days(0, _MAX_DAY)))
+    def _starts(self, tier: Tier) -> list[int]:
+        """The first days of what has a file, or would have one if its heads were blocks, ascending."""
+        starts = set(tier.partitions.days(0, _MAX_DAY))
+        if tier.level == RAW:
+            with self._store.lock:
+                days = {head.day for head in self._store.heads}
+            starts.update(tier.partitions.start_of(day) for day in days)
+        return sorted(starts)
 
     def _first_day(self, tier: Tier) -> int:
         """The first day that a tier's age leaves."""
@@ -139,11 +142,10 @@ class Retention:
         """What goes next for the limit: the oldest day of points, then the oldest roll-ups, the finer ones first; but
         neither of today, nor a later one, nor the newest that has rows."""
         for tier in self._store.tiers:
-            span = tier.kind.span_days
-            days = self._days() if tier.level == RAW else tier.partitions.days(0, _MAX_DAY)
-            end = min([self._store.clock.now_ms() // DAY_MS, *days[-1:]])
-            for day in days:
-                if day < end and day + span <= end + (tier.level == RAW):
+            starts = self._starts(tier)
+            end = min([self._store.clock.now_ms() // DAY_MS, *starts[-1:]])
+            for day in starts:
+                if day + tier.partitions.span_of(day) <= end:
                     return tier, day
         return None
 
@@ -152,8 +154,9 @@ class Retention:
         store = self._store
         latest = tier.partitions.stored_at(day)
         if tier.level == RAW:
+            days = range(day, day + tier.partitions.span_of(day))
             with store.lock:
-                opened = [head.opened_at for head in store.heads if head.day == day and head.size]
+                opened = [head.opened_at for head in store.heads if head.day in days and head.size]
             latest = max([latest, *opened])
         return store.clock.monotonic() - latest >= store.settings.late_grace_s
 
@@ -171,16 +174,17 @@ class Retention:
 
     def _evict(self, tier: Tier, day: int, *, force: bool) -> None:
         store, before = self._store, tier.partitions.bytes
+        days = range(day, day + tier.partitions.span_of(day))
         if tier.level == RAW:
-            store.close_heads(self._stopping, only_day=day)
+            store.close_heads(self._stopping, only_days=days)
         made = tier is store.tiers[-1] or self._rollups.complete(tier, day)
         if not made and not force:
             return
         if tier.level == RAW:
             with store.moving:
-                if not self._on_writer(partial(store.forget, day, force=force)):
+                if not self._on_writer(partial(store.forget, day, len(days), force=force)):
                     return
-                self._unfinished.add(day)
+                self._unfinished[day] = days
                 self._finish(day)
         else:
             if not self._on_writer(partial(store.end, tier, day, force=force)):
@@ -196,9 +200,9 @@ class Retention:
 
     def _finish(self, day: int) -> None:
         self._store.partitions.evict(day)
-        self._on_writer(partial(self._store.journal.finish_eviction, day))
+        self._on_writer(partial(self._store.journal.finish_eviction, self._unfinished[day]))
         self._store.partitions.release(day)
-        self._unfinished.discard(day)
+        del self._unfinished[day]
 
     def _shrink_journal(self) -> None:
         while not self._stopping() and self._on_writer(partial(self._store.journal.shrink, urgent=True)):

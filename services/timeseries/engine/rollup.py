@@ -4,10 +4,11 @@ A bucket is the points of a series in an epoch-aligned range of time. Of each me
 every aggregation of any window of whole buckets follows: FIRST and LAST with their times, so that a RATE can step from
 one bucket into the next and knows how far apart two samples are.
 
-What must stay true: COUNT, MIN, MAX, FIRST, LAST and their times are exact; a bucket depends on its own points only, so
-that a late point changes one bucket of each tier; a coarser bucket made of finer ones is what the points would make it.
-INCREASE is the sum of the steps between samples within the bucket, a fall being a reset (the counter began at zero); the
-step into the bucket is the reader's, who has the LAST of the bucket before. SUM of decimals is the nearest decimal.
+What must stay true: COUNT, MIN, MAX, FIRST, LAST and their times are exact; a bucket depends on its own points only,
+so that a late point changes one bucket of each tier; a coarser bucket made of finer ones is what the points would make
+it. INCREASE is the sum of the steps between samples within the bucket, a fall being a reset (the counter began at
+zero); the step into the bucket is the reader's, who has the LAST of the bucket before. SUM of decimals is the nearest
+decimal.
 """
 
 from enum import IntEnum

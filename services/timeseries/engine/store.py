@@ -27,7 +27,7 @@ from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
 from services.timeseries.engine.journal import Journal, JournalRow
 from services.timeseries.engine.partition import Closed, Partitions, partition_path, remove_files
-from services.timeseries.engine.settings import EngineSettings
+from services.timeseries.engine.settings import DAY_MS, EngineSettings
 from services.timeseries.engine.tiers import RAW, TIERS, Tier, touched
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Store:
             evictions = self.journal.evictions()
             for day in [day for day, (_, unlinked) in evictions.items() if not unlinked]:
                 remove_files(partition_path(folder / "blocks", day))
-                self.journal.finish_eviction(day)
+                self.journal.finish_eviction([day])
             self.endings = 0
             self.ended: list[dict[int, int]] = [{} for _ in TIERS]
             for tier, day, through in self.journal.ended():
@@ -82,6 +82,7 @@ class Store:
                 self.journal.identity,
                 settings.partition_connections,
                 span_days=kind.span_days,
+                sparse_days=kind.sparse_days,
                 short_below=settings.head_rows // 2,
             )
             tiers.append(Tier(level=level, kind=kind, partitions=partitions, retention_s=retention_s))
@@ -120,19 +121,23 @@ class Store:
         return [cohorts[server, row.metric_set] for server in arrays.servers.tolist()], arrays
 
     def close_heads(
-        self, stopping: Callable[[], bool], *, everything: bool = False, only_day: int | None = None
+        self, stopping: Callable[[], bool], *, everything: bool = False, only_days: range | None = None
     ) -> int:
-        """Turns the heads that are due, or all, or those of one day, into blocks; returns how many.
+        """Turns the heads that are due, or all, or those of some days, into blocks; returns how many.
 
         A failure is noted, leaves the rows in the heads and the journal, and is tried again the next time.
         """
         closed, failed = 0, False
         with self.moving:
             with self.lock:
-                due = self.heads.due(self.clock.monotonic(), everything=everything or only_day is not None)
-            if only_day is not None:
-                due = [head for head in due if head.day == only_day]
-            for day, of_day in groupby(sorted(due, key=lambda head: head.day), key=lambda head: head.day):
+                due = self.heads.due(self.clock.monotonic(), everything=everything or only_days is not None)
+            if only_days is not None:
+                due = [head for head in due if head.day in only_days]
+            if self.partitions.is_empty:
+                self.partitions.expect(_points_a_day(due))
+            # which partition a day belongs to may depend on those that the groups before it have made
+            in_order = sorted(due, key=lambda head: head.day)
+            for day, of_day in groupby(in_order, key=lambda head: self.partitions.start_of(head.day)):
                 heads = list(of_day)
                 for start in range(0, len(heads), self.settings.close_group_heads):
                     if stopping():
@@ -167,6 +172,7 @@ class Store:
             cohort_id=head.cohort.id,
             blocks=block.build(chunk, head.cohort.id, self.settings.compression_level, rows_limit),
             blocked_through=int(chunk.sequences[-1]),
+            head_day=head.day,
             touched=touched(chunk.times_ms, TIERS[RAW + 1].width_ms),
         )
 
@@ -189,18 +195,20 @@ class Store:
         self.journal.shrink()
         return swept
 
-    def forget(self, day: int, *, force: bool) -> bool:
-        """Notes durably that all points of a day so far are gone, and drops its heads. In the writer's thread.
+    def forget(self, first: int, days: int, *, force: bool) -> bool:
+        """Notes durably that all points so far of a partition's days are gone, and drops their heads. In the writer's
+        thread.
 
         Unless it is forced, nothing is done, and False returned, while a row is in a head or not rolled up.
         """
-        if not force and self._waits(self.tiers[RAW], day):
+        gone = range(first, first + days)
+        if not force and self._waits(self.tiers[RAW], gone):
             return False
-        self.journal.begin_eviction(day, self.last_sequence)
+        self.journal.begin_eviction(gone, self.last_sequence)
         with self.lock:
-            heads = self.heads.drop(day)
-            self.tiers[RAW].marks.drop(day)
-            self.ended[RAW][day] = self.last_sequence
+            heads = [head for day in gone for head in self.heads.drop(day)]
+            self.tiers[RAW].marks.drop(first)
+            self.ended[RAW].update(dict.fromkeys(gone, self.last_sequence))
             self.endings += 1
         chunks = [chunk for head in heads for chunk in head.chunks()]
         points = sum(int(np.count_nonzero(~np.isnan(chunk.values))) for chunk in chunks)
@@ -208,12 +216,11 @@ class Store:
             self.heads.points -= points
         return True
 
-    def _waits(self, tier: Tier, day: int) -> bool:
+    def _waits(self, tier: Tier, days: range) -> bool:
         """Whether rows of a partition's days are in heads, or not in the roll-ups that it holds or that it feeds."""
-        days = range(day, day + tier.kind.span_days)
         with self.lock:
             return any(head.day in days for head in self.heads) or any(
-                mark.day in days for of in self.tiers[: tier.level + 1] for mark in of.marks
+                mark.overlaps(days) for of in self.tiers[: tier.level + 1] for mark in of.marks
             )
 
     def end(self, tier: Tier, day: int, *, force: bool) -> bool:
@@ -222,7 +229,7 @@ class Store:
         Unless it is forced, nothing is done, and False returned, while something is to come into it or is not in the
         next tier: the buckets of that would be frozen without it.
         """
-        if not force and self._waits(tier, day):
+        if not force and self._waits(tier, range(day, day + tier.partitions.span_of(day))):
             return False
         self.journal.end(tier.level, day, self.last_sequence)
         with self.lock:
@@ -241,3 +248,13 @@ class Store:
         for tier in self.tiers:
             tier.partitions.close()
         self.journal.close()
+
+
+def _points_a_day(heads: list[Head]) -> float:
+    """About how many points a day heads get that have these rows; a single instant counts as a minute."""
+    points, first, last = 0, 1 << 62, 0
+    for head in heads:
+        for chunk in head.chunks():
+            points += chunk.values.size
+            first, last = min(first, int(chunk.times_ms.min())), max(last, int(chunk.times_ms.max()))
+    return points * DAY_MS / max(last - first, 60_000)

@@ -31,17 +31,19 @@ Ranges = list[tuple[int, int]]
 
 
 class TierKind(NamedTuple):
-    """What a tier is: its folder, the width of its buckets (0: points), and how many days a file of it spans."""
+    """What a tier is: its folder, the width of its buckets (0: points), and how many days a file of it spans, also
+    where there are few points."""
 
     folder: str
     width_ms: int
     span_days: int
+    sparse_days: int
 
 
 TIERS: Final = (
-    TierKind("blocks", 0, 1),
-    TierKind("rollup-5m", 5 * MINUTE_MS, 8),
-    TierKind("rollup-1h", HOUR_MS, 64),
+    TierKind("blocks", 0, 1, 32),
+    TierKind("rollup-5m", 5 * MINUTE_MS, 8, 8),
+    TierKind("rollup-1h", HOUR_MS, 64, 64),
 )
 """From the finest to the coarsest. Every width divides the next; a file's columns grow to 2,304 and 1,536 rows."""
 

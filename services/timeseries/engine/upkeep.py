@@ -10,7 +10,7 @@ whose points are gone is never made anew of the few that came later (`frozen.py`
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -59,31 +59,36 @@ class Rollups:
     def run(self, *, everything: bool = False) -> None:
         """Makes the roll-ups that are due (or all), the finer tier's first; a failure is noted and tried again."""
         for tier in self._store.tiers[:-1]:
-            for marks in self._due(tier, everything=everything):
-                if self._stopping():
-                    return
-                self._attempt(tier, marks)
+            self._work_off(tier, self._due(tier, everything=everything))
 
     def complete(self, tier: Tier, day: int) -> bool:
         """Makes all roll-ups of one partition, those that are still to come into it first; returns whether nothing of
         it is left to be made; what comes into heads meanwhile is the caller's business."""
-        days = range(day, day + tier.kind.span_days)
+        days = range(day, day + tier.partitions.span_of(day))
         return all(
-            self._attempt(source, marks, growing=True)
+            self._work_off(source, self._grouped(source, lambda mark: mark.overlaps(days)), growing=True)
             for source in self._store.tiers[max(RAW, tier.level - 1) : tier.level + 1]
-            for marks in self._grouped(source, lambda mark: mark.day in days)
         )
 
-    def _attempt(self, tier: Tier, marks: list[Mark], *, growing: bool = False) -> bool:
-        try:
-            self._roll_up(tier, marks, growing=growing)
-        except UpkeepStoppedError:
-            return False
-        except Exception as error:
-            self._store.faults.note(f"roll-ups of {tier.partitions.path(marks[0].day).name} failed: {error}")
-            _log.warning("roll-ups of day %d could not be made, will try again", marks[0].day, exc_info=error)
-            return False
-        return True
+    def _work_off(self, tier: Tier, servers: list[list[Mark]], *, growing: bool = False) -> bool:
+        """Makes what the marks of each server in one partition ask for, and drops them, some servers at once; returns
+        whether all of it was done."""
+        done, group_size = True, self._store.settings.close_group_heads
+        for day, of_day in groupby(servers, key=lambda marks: marks[0].day):
+            listed = list(of_day)
+            for at in range(0, len(listed), group_size):
+                if self._stopping():
+                    return False
+                try:
+                    self._roll_up(tier, listed[at : at + group_size], growing=growing)
+                except UpkeepStoppedError:
+                    return False
+                except Exception as error:
+                    done = False
+                    name = f"{tier.kind.folder}/{tier.partitions.path(day).name}"
+                    self._store.faults.note(f"roll-ups of {name} failed: {error}")
+                    _log.warning("roll-ups of %s could not be made, will try again", name, exc_info=error)
+        return done
 
     def _due(self, tier: Tier, *, everything: bool) -> list[list[Mark]]:
         """Marks to be worked off, by partition and server: with many rows, or old ones."""
@@ -107,12 +112,31 @@ class Rollups:
             )
         return [[mark for *_, mark in of] for _, of in groupby(marks, key=lambda entry: entry[:2])]
 
-    def _roll_up(self, tier: Tier, marks: list[Mark], *, growing: bool) -> None:
-        """Makes the buckets that the marks of one server in one partition ask for, and drops the marks.
+    def _roll_up(self, tier: Tier, servers: list[list[Mark]], *, growing: bool) -> None:
+        """Makes and stores the buckets that the marks of some servers in one partition ask for; drops the marks.
 
         With `growing` those that a head has rows of too, with these: the head may be dropped before it is a block.
         """
         store, target = self._store, self._store.tiers[tier.level + 1]
+        closed: dict[int, list[Closed]] = {}
+        for marks in servers:
+            for day, part in self._made(tier, target, marks, growing=growing):
+                closed.setdefault(day, []).append(part)
+        clock = store.clock
+        for day, parts in closed.items():
+            stored = target.partitions.store(day, parts, clock.now_ms(), at=clock.monotonic())
+            if target.level + 1 < len(TIERS):
+                with store.lock:
+                    target.marks.add(stored)
+        gone = [mark for marks in servers for mark in marks]
+        with contextlib.suppress(PartitionGoneError):
+            tier.partitions.clear(gone)
+        with store.lock:
+            tier.marks.remove(gone)
+
+    def _made(self, tier: Tier, target: Tier, marks: list[Mark], *, growing: bool) -> Iterator[tuple[int, Closed]]:
+        """The buckets that the marks of one server ask for, with the first day of the partition they belong to."""
+        store = self._store
         width = target.width_ms
         with store.lock:
             generation = store.last_sequence
@@ -123,15 +147,12 @@ class Rollups:
         if tier.level == RAW and times and not growing:
             ranges = without(ranges, np.unique(np.concatenate(times) // width) * width, width)
         for start, end in self._slices(cohorts, ranges, tier):
-            if self._stopping():
-                raise UpkeepStoppedError
-            self._make(tier, target, cohorts, start, end, max(generation, 1))
-        with contextlib.suppress(PartitionGoneError):
-            tier.partitions.clear(marks)
-        with store.lock:
-            tier.marks.remove(marks)
+            self._check()
+            day = target.partitions.start_of(start // DAY_MS)
+            for part in self._make(tier, target, cohorts, start, end, max(generation, 1)):
+                yield day, part
 
-    def _slices(self, cohorts: list[Cohort], ranges: Ranges, tier: Tier) -> Iterable[tuple[int, int]]:
+    def _slices(self, cohorts: list[Cohort], ranges: Ranges, tier: Tier) -> Iterator[tuple[int, int]]:
         """Ranges cut so that the cells of one fit into `scan_cells`, at edges of buckets and of the target's files."""
         target = self._store.tiers[tier.level + 1]
         file_ms = target.kind.span_days * DAY_MS
@@ -148,8 +169,10 @@ class Rollups:
                 yield at, stop
                 at = stop
 
-    def _make(self, tier: Tier, target: Tier, cohorts: list[Cohort], start: int, end: int, generation: int) -> None:
-        """Makes and stores the buckets of one server in [start, end), which lies in one partition of the target."""
+    def _make(
+        self, tier: Tier, target: Tier, cohorts: list[Cohort], start: int, end: int, generation: int
+    ) -> list[Closed]:
+        """The buckets of one server in [start, end), which lies in one partition of the target."""
         found = {cohort.id: sources(self._store, cohort, start, end, tier.level) for cohort in cohorts}
         there = [_Holding(source) for source in found.values() if source.rows]
         made: list[tuple[Cohort, Buckets]] = []
@@ -162,15 +185,8 @@ class Rollups:
                 buckets = self._buckets(tier, holding, [other for other in there if other is not holding], target)
                 fields = np.where(np.array(keys)[None, :, None], buckets.fields, np.nan)
                 made.append((cohort, self._unfrozen(target, cohorts, Buckets(buckets.starts_ms, fields), end)))
-        day = target.partitions.start_of(start // DAY_MS)
-        closed = [self._closed(cohort, buckets, generation, target) for cohort, buckets in made]
-        closed = [part for part in closed if part.blocks]
-        if closed:
-            clock = self._store.clock
-            marks = target.partitions.store(day, closed, clock.now_ms(), at=clock.monotonic())
-            if target.level + 1 < len(TIERS):
-                with self._store.lock:
-                    target.marks.add(marks)
+        closed = (self._closed(cohort, buckets, generation, target) for cohort, buckets in made)
+        return [part for part in closed if part.blocks]
 
     def _buckets(self, tier: Tier, holding: _Holding, others: list[_Holding], target: Tier) -> Buckets:
         """The buckets of all metrics of a cohort, with the rows that other cohorts have of them."""

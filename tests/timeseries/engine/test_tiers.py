@@ -113,7 +113,7 @@ async def test_roll_ups_outlive_their_points(tmp_path: Path) -> None:
     settings = dataclasses.replace(SETTINGS, raw_retention_s=2 * 86_400.0, five_minute_retention_s=20 * 86_400.0)
     async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
         await append(engine, model, source, range(60), 9)
-        clock.advance(4 * 86_400)
+        clock.advance(12 * 86_400)
         await engine.maintain()
         assert list((tmp_path / "blocks").glob("*.db")) == []
         assert await ask(engine, Query(metrics=None, start_ms=0, end_ms=NOON * 2)) == {}
