@@ -250,7 +250,7 @@ class _Tier:
         after = self._journal.gone(self._level, day)
         if failed is None and after == before and not after.going:
             self.copied.append(name)
-            self._settled.add(day)
+            self._settled.update(self._days_of(target, day))
             return True
         target.unlink(missing_ok=True)
         if after.going or not source.exists():
@@ -260,9 +260,24 @@ class _Tier:
         if not is_unreadable(failed):
             raise failed
         self.left_out.append(name)
-        self._settled.add(day)
-        self._journal.leave_out(self._level, day)
+        lost = self._days_at_most(day)
+        self._settled.update(lost)
+        self._journal.leave_out(self._level, lost)
         return True
+
+    def _days_of(self, copy: Path, day: int) -> range:
+        """The days of a partition."""
+        with closing(connect_read_only(copy, immutable=True)) as db:
+            spans = fetch(db, "SELECT value FROM meta WHERE key = 'span_days'")
+        return range(day, day + (spans[0][0] if spans else TIERS[self._level].span_days))
+
+    def _days_at_most(self, day: int) -> range:
+        """The days that a partition may have that cannot say it: those that no other has."""
+        kind, span = TIERS[self._level], TIERS[self._level].sparse_days
+        others = [of for name in tier_files(self._folder, kind) if (of := day_of(Path(name))) not in (None, day)]
+        while span > kind.span_days and (day % span or any(day <= of < day + span for of in others)):
+            span //= 2
+        return range(day, day + span)
 
 
 def _wait_for_tables(path: Path) -> None:

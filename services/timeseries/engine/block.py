@@ -11,7 +11,6 @@ of the cohort's metric c. What must stay true:
 """
 
 import struct
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,22 +20,21 @@ from numpy.typing import NDArray
 from pcodec import ChunkConfig, standalone
 
 from services.timeseries.engine.decimals import floats, integers, places
+from services.timeseries.engine.frame import FRAME_VERSION, FrameReader, encode_frame
 from services.timeseries.engine.head import Chunk
+from services.timeseries.engine.payload import CorruptBlockError, assemble, checked, read_directory
 
 BLOCK_VERSION: Final = 1
+FRAME_ROWS: Final = 128
+"""A block of fewer rows is a frame, which is written 6 to 10 times as fast and is smaller; from there on what reading
+one metric of many costs counts more (frame.py has the numbers)."""
 TIMES, SEQUENCES, FIRST_VALUES = 0, 1, 2
-_HEADER: Final = struct.Struct("<B3xI")  # version, checksum of what follows up to the end of the directory
-_SHAPE: Final = struct.Struct("<II")  # rows, columns
-_COLUMN: Final = struct.Struct("<IB")  # crc32 of the encoding and the data, seeded with the column's index; encoding
 _JOINED_GAP_BYTES: Final = 4_096  # columns so close are read at once: 4 KiB more cost 0.6 us
 
 ABSENT, CONSTANT, PLAIN, PCODEC, DECIMAL, SAME = 0, 1, 2, 3, 4, 5
 BITMAP: Final = 0x80
 _SAME_AS: Final = struct.Struct("<I")
-
-
-class CorruptBlockError(ValueError):
-    """A block, or one of its columns, that is not what was written."""
+_SAME_SIZE: Final = 4 + 1 + _SAME_AS.size  # checksum, encoding, the other column's index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +50,34 @@ class Block:
     payload: bytes
 
 
-def build(chunk: Chunk, cohort_id: int, level: int, rows_limit: int) -> list[Block]:
+def build(chunk: Chunk, cohort_id: int, level: int, rows_limit: int, *, frame_rows: int = FRAME_ROWS) -> list[Block]:
     """The blocks of a chunk of a cohort: sorted, superseded and empty rows left out, cut after `rows_limit` rows."""
     order = np.lexsort((chunk.sequences, chunk.times_ms))
     order = order[_kept(chunk.times_ms[order], chunk.values, order)]
     blocks = []
     for start in range(0, len(order), rows_limit):
         part = order[start : start + rows_limit]
-        blocks.append(_encode(chunk.times_ms[part], chunk.sequences[part], chunk.values[part], cohort_id, level))
+        times, sequences, values = chunk.times_ms[part], chunk.sequences[part], chunk.values[part]
+        if len(part) < frame_rows:
+            payload = encode_frame(times, sequences, values, cohort_id)
+        else:
+            payload = _encode_columns(times, sequences, values, cohort_id, level)
+        blocks.append(_described(times, sequences, values, payload))
     return blocks
+
+
+def _described(
+    times: NDArray[np.int64], sequences: NDArray[np.int64], values: NDArray[np.float64], payload: bytes
+) -> Block:
+    return Block(
+        first_ms=int(times[0]),
+        last_ms=int(times[-1]),
+        rows=len(times),
+        points=int(np.count_nonzero(~np.isnan(values))),
+        min_sequence=int(sequences.min()),
+        max_sequence=int(sequences.max()),
+        payload=payload,
+    )
 
 
 def _kept(times: NDArray[np.int64], values: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.bool_]:
@@ -80,23 +97,15 @@ def _kept(times: NDArray[np.int64], values: NDArray[np.float64], order: NDArray[
     return keep
 
 
-def _encode(
+def _encode_columns(
     times: NDArray[np.int64], sequences: NDArray[np.int64], values: NDArray[np.float64], cohort_id: int, level: int
-) -> Block:
+) -> bytes:
     config = ChunkConfig(compression_level=level)
     by_column = np.ascontiguousarray(values.T)
-    absent: NDArray[np.bool_] = np.isnan(by_column)
     encoded = [_encode_whole(times, config), _encode_whole(sequences, config)]
-    encoded.extend(_encode_values(by_column, absent, config))
-    return Block(
-        first_ms=int(times[0]),
-        last_ms=int(times[-1]),
-        rows=len(times),
-        points=int(absent.size - np.count_nonzero(absent)),
-        min_sequence=int(sequences.min()),
-        max_sequence=int(sequences.max()),
-        payload=_assemble(cohort_id, len(times), encoded),
-    )
+    encoded.extend(_encode_values(by_column, np.isnan(by_column), config))
+    parts = [bytes((encoding,)) + data for encoding, data in encoded]
+    return assemble(BLOCK_VERSION, cohort_id, len(times), len(encoded), parts)
 
 
 def _encode_values(
@@ -156,23 +165,11 @@ def _encode_whole(numbers: NDArray[np.int64], config: Any) -> tuple[int, bytes]:
     return PLAIN, numbers.astype("<i8", copy=False).tobytes()
 
 
-def _assemble(cohort_id: int, rows: int, encoded: Sequence[tuple[int, bytes]]) -> bytes:
-    columns = len(encoded)
-    parts = []
-    offsets = np.empty(columns + 1, "<u4")
-    offsets[0] = _HEADER.size + _SHAPE.size + 4 * (columns + 1)
-    for index, (encoding, data) in enumerate(encoded):
-        tail = bytes((encoding,)) + data
-        parts.append(struct.pack("<I", zlib.crc32(tail, index)) + tail)
-        offsets[index + 1] = offsets[index] + len(parts[-1])
-    directory = offsets.tobytes()
-    described = _SHAPE.pack(rows, columns) + directory
-    return _HEADER.pack(BLOCK_VERSION, _checksum(described, cohort_id)) + b"".join((described, *parts))
-
-
-def _checksum(described: bytes | memoryview, cohort_id: int) -> int:
-    """Of what follows the checksum up to the end of the directory; the cohort counts, so that a block is no other's."""
-    return zlib.crc32(described, zlib.crc32(struct.pack("<q", cohort_id)))
+def open_payload(read: Callable[[int, int], bytes], cohort_id: int, metrics: int) -> "BlockReader | FrameReader":
+    """A reader of a payload of any version; raises CorruptBlockError."""
+    if read(0, 1) == bytes((FRAME_VERSION,)):
+        return FrameReader(read, cohort_id, metrics)
+    return BlockReader(read, cohort_id, metrics)
 
 
 class BlockReader:
@@ -180,17 +177,7 @@ class BlockReader:
 
     def __init__(self, read: Callable[[int, int], bytes], cohort_id: int, metrics: int) -> None:
         columns = metrics + FIRST_VALUES
-        directory_at = _HEADER.size + _SHAPE.size
-        head = read(0, directory_at + 4 * (columns + 1))
-        if len(head) != directory_at + 4 * (columns + 1):
-            raise CorruptBlockError("shorter than its directory")
-        version, checksum = _HEADER.unpack_from(head)
-        self.rows, found = _SHAPE.unpack_from(head, _HEADER.size)
-        if version != BLOCK_VERSION:
-            raise CorruptBlockError(f"version {version} is not {BLOCK_VERSION}")
-        if found != columns or _checksum(memoryview(head)[_HEADER.size :], cohort_id) != checksum:
-            raise CorruptBlockError("the checksum of the directory does not match")
-        self._offsets: list[int] = np.frombuffer(head, "<u4", columns + 1, directory_at).tolist()
+        self.rows, self._offsets = read_directory(read, BLOCK_VERSION, cohort_id, columns, columns)
         self._read = read
 
     def keys(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -218,13 +205,14 @@ class BlockReader:
 
     def _value(self, part: memoryview, index: int) -> NDArray[np.float64]:
         """One column of values, out of its own bytes or those of the column it equals."""
-        if len(part) == _COLUMN.size + _SAME_AS.size and part[4] == SAME:
-            _check(part, index)
-            (index,) = _SAME_AS.unpack_from(part, _COLUMN.size)
-            start, end = self._offsets[index : index + 2]
+        if len(part) == _SAME_SIZE and part[4] == SAME:
+            (other,) = _SAME_AS.unpack_from(checked(part, index), 1)
+            if not FIRST_VALUES <= other < index:
+                raise CorruptBlockError(f"column {index} names a column that is no earlier one")
+            index, (start, end) = other, self._offsets[other : other + 2]
             part = memoryview(self._read(start, end - start))
-            if len(part) > 4 and part[4] == SAME:
-                raise CorruptBlockError(f"column {index} names a column that names another")
+            if len(part) == _SAME_SIZE and part[4] == SAME:
+                raise CorruptBlockError(f"column {index} names another, and is named by one")
         return _decode(part, index, self.rows, np.dtype("<f8"))
 
     def _runs(self, metrics: Sequence[int]) -> list[list[int]]:
@@ -239,19 +227,11 @@ class BlockReader:
         return runs
 
 
-def _check(data: bytes | memoryview, index: int) -> int:
-    """The encoding of a column whose checksum matches."""
-    if len(data) < _COLUMN.size:
-        raise CorruptBlockError(f"column {index} is shorter than its header")
-    checksum, encoding = _COLUMN.unpack_from(data)
-    if zlib.crc32(memoryview(data)[4:], index) != checksum:
-        raise CorruptBlockError(f"the checksum of column {index} does not match")
-    return int(encoding)
-
-
 def _decode(data: bytes | memoryview, index: int, rows: int, kind: "np.dtype[Any]") -> NDArray[Any]:
-    encoding = _check(data, index)
-    body = memoryview(data)[_COLUMN.size :]
+    part = checked(data, index)
+    if not part:
+        raise CorruptBlockError(f"column {index} has no encoding")
+    encoding, body = part[0], part[1:]
     if encoding == ABSENT:
         return np.full(rows, np.nan)
     if not encoding & BITMAP:

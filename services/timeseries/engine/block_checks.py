@@ -4,7 +4,8 @@ What must stay true: a block as the engine writes it has nothing wrong, whatever
 subnormals, one sample, counters that fall); each column that a reader would leave out is named.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -15,12 +16,15 @@ from numpy.typing import NDArray
 from fleet.model import MetricKind
 from services.timeseries.engine.block import BlockReader
 from services.timeseries.engine.catalog import Cohort
+from services.timeseries.engine.frame import FrameReader
 from services.timeseries.engine.partition import BlockInfo, Partition
 from services.timeseries.engine.rollup import FIELDS, Field
 from services.timeseries.engine.settings import DAY_MS
-from services.timeseries.engine.tiers import RAW, TIERS, TierKind
+from services.timeseries.engine.tiers import RAW, TIERS
 
+_log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 class Listed(NamedTuple):
@@ -41,63 +45,39 @@ LISTED: Final = "id, cohort, first_ms, last_ms, row_count, points, min_sequence,
 
 @dataclass(slots=True)
 class BlockCheck:
-    """Checks blocks of one partition; `points`, in roll-ups buckets of metrics, counts those of undamaged columns."""
+    """Checks blocks of one partition.
+
+    Attributes:
+        partition: whose blocks they are.
+        level: its tier.
+        days: its days.
+        blocked: by (cohort, day) the sequence up to which rows of points may be in blocks.
+        last_sequence: the journal's.
+        points: found in undamaged columns so far; in roll-ups, buckets of metrics.
+    """
 
     partition: Partition
     level: int
+    days: range
+    blocked: Mapping[tuple[int, int], int]
+    last_sequence: int
     points: int = 0
 
-    @property
-    def _kind(self) -> TierKind:
-        return TIERS[self.level]
-
-    def faults(self, cohort: Cohort, listed: Listed, through: int) -> Iterator[str]:
-        """What is wrong with a block, no row of which has a sequence above `through`."""
-        fields = 1 if self.level == RAW else FIELDS
+    def faults(self, cohort: Cohort, listed: Listed) -> Iterator[str]:
+        """What is wrong with a block."""
+        columns = len(cohort.stored_set.metric_set) * (1 if self.level == RAW else FIELDS)
         info = BlockInfo(
             id=listed.id, life=0, first_ms=listed.first_ms, last_ms=listed.last_ms, rows=listed.rows, bytes=0
         )
         try:
-            reader = self.partition.reader(info, cohort, fields * len(cohort.stored_set.metric_set))
+            reader = self.partition.reader(info, cohort, columns)
         except (ValueError, apsw.Error) as error:
             self.partition.done()
             yield f"all columns: {error}"
             return
-        yield from self._columns(reader, cohort, listed)
+        yield from self._columns(_columns(reader, columns), cohort, listed)
         if reader.rows != listed.rows:
             yield f"it has {reader.rows} rows, not {listed.rows}"
-        if listed.max_sequence > through:
-            what = "its head's blocked_through" if self.level == RAW else "the journal's end"
-            yield f"its sequence {listed.max_sequence} is past {what} {through}"
-        yield from self._rows(reader, listed)
-
-    def _columns(self, reader: BlockReader, cohort: Cohort, listed: Listed) -> Iterator[str]:
-        """What is wrong with the values, metric by metric."""
-        cells, damaged = 0, False
-        for place, (metric, key) in enumerate(
-            zip(cohort.stored_set.metric_set.metrics, cohort.stored_set.metric_set.keys, strict=True)
-        ):
-            if self.level == RAW:
-                columns, names = [_column(reader, place)], [key]
-            else:
-                columns = [_column(reader, place * FIELDS + field) for field in Field]
-                names = [f"{key} {field.name}" for field in Field]
-            for name, column in zip(names, columns, strict=True):
-                if column is None:
-                    damaged = True
-                    yield f"column {name}: it is not what was written (checksum or encoding)"
-            there = [column for column in columns if column is not None]
-            cells += sum(_count(column) for column in there)
-            self.points += _count(columns[0]) if columns[0] is not None else 0
-            if self.level != RAW and len(there) == FIELDS:
-                counter = metric.kind is MetricKind.COUNTER
-                for what in _contradictions(there, self._kind.width_ms, counter=counter):
-                    yield f"metric {key}: {what}"
-        if not damaged and cells != listed.points:
-            yield f"it has {cells} points, not {listed.points}"
-
-    def _rows(self, reader: BlockReader, listed: Listed) -> Iterator[str]:
-        """What is wrong with times and sequences."""
         try:
             times, sequences = reader.keys()
         except Exception as error:
@@ -106,11 +86,35 @@ class BlockCheck:
         if not 0 < len(times) == len(sequences) == reader.rows:
             yield f"it has {len(times)} times and {len(sequences)} sequences for {reader.rows} rows"
             return
-        days = times // DAY_MS - self.partition.day
-        if ((days < 0) | (days >= self._kind.span_days)).any():
+        yield from self._rows(times, sequences, listed)
+
+    def _columns(self, columns: list[Floats | None], cohort: Cohort, listed: Listed) -> Iterator[str]:
+        """What is wrong with the values, metric by metric."""
+        metric_set, width = cohort.stored_set.metric_set, 1 if self.level == RAW else FIELDS
+        for place, (metric, key) in enumerate(zip(metric_set.metrics, metric_set.keys, strict=True)):
+            of_metric = columns[place * width : (place + 1) * width]
+            names = [key] if self.level == RAW else [f"{key} {field.name}" for field in Field]
+            for name, column in zip(names, of_metric, strict=True):
+                if column is None:
+                    yield f"column {name}: it is not what was written (checksum or encoding)"
+            there = [column for column in of_metric if column is not None]
+            self.points += _count(of_metric[0]) if of_metric[0] is not None else 0
+            if self.level != RAW and len(there) == FIELDS:
+                counter = metric.kind is MetricKind.COUNTER
+                for what in _contradictions(there, TIERS[self.level].width_ms, counter=counter):
+                    yield f"metric {key}: {what}"
+        cells = [_count(column) for column in columns if column is not None]
+        if len(cells) == len(columns) and sum(cells) != listed.points:
+            yield f"it has {sum(cells)} points, not {listed.points}"
+
+    def _rows(self, times: Integers, sequences: Integers, listed: Listed) -> Iterator[str]:
+        """What is wrong with times and sequences."""
+        day_of = times // DAY_MS
+        if ((day_of < self.days.start) | (day_of >= self.days.stop)).any():
             yield "it has rows of another day"
-        if self.level != RAW and (times % self._kind.width_ms).any():
-            yield f"it has buckets that do not begin at a multiple of {self._kind.width_ms} ms"
+        width = TIERS[self.level].width_ms
+        if self.level != RAW and (times % width).any():
+            yield f"it has buckets that do not begin at a multiple of {width} ms"
         later = np.diff(times)
         if (later < 0).any() or (np.diff(sequences)[later == 0] < 0).any():
             yield "its rows are not sorted by time and sequence"
@@ -119,13 +123,30 @@ class BlockCheck:
         low, high = int(sequences.min()), int(sequences.max())
         if (low, high) != (listed.min_sequence, listed.max_sequence) or low < 1:
             yield f"its sequences are not those it is listed with, {listed.min_sequence} to {listed.max_sequence}"
+        if self.level != RAW and high > self.last_sequence:
+            yield f"its sequence {high} is past the journal's end {self.last_sequence}"
+        for day in np.unique(day_of).tolist() if self.level == RAW else ():
+            high, through = int(sequences[day_of == day].max()), self.blocked.get((listed.cohort_id, day), 0)
+            if high > through:
+                yield f"its sequence {high} is past its head's blocked_through {through}"
 
 
-def _column(reader: BlockReader, place: int) -> Floats | None:
+def _columns(reader: BlockReader | FrameReader, columns: int) -> list[Floats | None]:
+    """The values of all columns, None for those that cannot be read; at once, where all can."""
+    try:
+        found, damaged = reader.values(range(columns))
+        if not damaged and all(len(column) == reader.rows for column in found):
+            return list(found)
+    except Exception:  # whatever a decoder makes of bytes that only look right
+        _log.debug("a block is read column by column, for one cannot be read", exc_info=True)
+    return [_column(reader, column) for column in range(columns)]
+
+
+def _column(reader: BlockReader | FrameReader, place: int) -> Floats | None:
     """The values of a column; None: it cannot be read."""
     try:
         (values,), damaged = reader.values([place])
-    except Exception:  # whatever a decoder makes of bytes that only look right
+    except Exception:
         return None
     return None if damaged or len(values) != reader.rows else values
 

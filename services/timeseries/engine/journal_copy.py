@@ -40,8 +40,8 @@ class JournalCopy:
 
         Args:
             level: the tier that is being copied, of whose partitions the notes are taken.
-            settled: the (first days of) partitions of it of which the backup has a file, or will have none for
-                another reason: what is noted of them from now on is not taken.
+            settled: the days of it of which the backup has a file, or will have none for another reason: what is
+                noted of them from now on is not taken.
         """
         with closing(self._open()) as copy:
             copy.execute("ATTACH ? AS live", (read_only_uri(self._live),))
@@ -63,16 +63,17 @@ class JournalCopy:
                     _note_hole(copy, swept)
 
     def gone(self, level: int, day: int) -> Gone:
-        """What the copy notes of a partition."""
+        """What the copy notes of a partition, by its first day."""
         with closing(self._open()) as copy:
             return _gone(copy, "main", level).get(day, Gone(0, going=False))
 
-    def leave_out(self, level: int, day: int) -> None:
+    def leave_out(self, level: int, days: range) -> None:
         """Notes that the points of a partition that cannot be read are gone, so that what was made of them stays as it
         is: of the few rows of it that the journal has, or that come later, it must not be made anew."""
         with closing(self._open()) as copy, Transaction(copy):
             last = _last_sequence(copy)
-            copy.execute("INSERT OR REPLACE INTO ended VALUES (?, ?, ?)", (level, day, last))
+            gone = [(level, day, last) for day in (days if level == RAW else days[:1])]
+            copy.executemany("INSERT OR REPLACE INTO ended VALUES (?, ?, ?)", gone)
 
     def finish(self) -> tuple[str, int]:
         """The identity and the last sequence of the copy, which is one file from here on."""

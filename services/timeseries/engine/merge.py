@@ -17,7 +17,6 @@ import apsw
 import numpy as np
 
 from services.timeseries.engine import block
-from services.timeseries.engine.block import CorruptBlockError
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.head import Chunk
 from services.timeseries.engine.partition import (
@@ -28,6 +27,7 @@ from services.timeseries.engine.partition import (
     Pile,
     UnusablePartitionError,
 )
+from services.timeseries.engine.payload import CorruptBlockError
 from services.timeseries.engine.rollup import FIELDS
 from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS
 from services.timeseries.engine.store import Store

@@ -27,7 +27,7 @@ from typing import Final
 
 import apsw
 
-from services.timeseries.engine.block import Block, BlockReader
+from services.timeseries.engine.block import Block, BlockReader, open_payload
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.database import (
     DAMAGED,
@@ -40,6 +40,7 @@ from services.timeseries.engine.database import (
     sync_folder,
     truncate_log,
 )
+from services.timeseries.engine.frame import FrameReader
 from services.timeseries.engine.settings import DAY_MS
 
 _log = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ class Partition:
             for number, first, last, count, size in rows
         ]
 
-    def reader(self, info: BlockInfo, cohort: Cohort, columns: int | None = None) -> BlockReader:
+    def reader(self, info: BlockInfo, cohort: Cohort, columns: int | None = None) -> BlockReader | FrameReader:
         """A reader of one block's columns (None: as many as its cohort has metrics); using it ends with the next call.
 
         Raises BlockGoneError, CorruptBlockError.
@@ -213,7 +214,7 @@ class Partition:
             blob.seek(offset)
             return blob.read(length)
 
-        return BlockReader(read, cohort.id, len(cohort.stored_set.metric_set) if columns is None else columns)
+        return open_payload(read, cohort.id, len(cohort.stored_set.metric_set) if columns is None else columns)
 
     def truncate_log(self) -> None:
         """Puts the log into the file and gives its bytes back; does nothing while somebody reads."""

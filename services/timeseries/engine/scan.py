@@ -12,7 +12,6 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
-from services.timeseries.engine.block import CorruptBlockError
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.database import is_unreadable
 from services.timeseries.engine.head import Chunk
@@ -23,6 +22,7 @@ from services.timeseries.engine.partition import (
     Partitions,
     UnusablePartitionError,
 )
+from services.timeseries.engine.payload import CorruptBlockError
 from services.timeseries.engine.rollup import FIELDS
 from services.timeseries.engine.settings import DAY_MS
 from services.timeseries.engine.store import Store

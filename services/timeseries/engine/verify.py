@@ -223,27 +223,29 @@ class Verifier:
 
     def _partition(self, level: int, name: str, db: apsw.Connection) -> None:
         meta = dict(fetch(db, "SELECT key, value FROM meta"))
-        heads = dict(fetch(db, "SELECT cohort, blocked_through FROM heads"))
-        blocks = [Listed(*row) for row in fetch(db, f"SELECT {LISTED} FROM blocks ORDER BY id")]  # noqa: S608
-        marked = []
-        if db.table_exists("main", "dirty"):
-            marked = fetch(db, "SELECT id, cohort, first_ms, last_ms FROM dirty")
-        elif meta["format_version"] != 1:
-            self._damaged(name, "", "its table of marks is missing")
-        named = {block.cohort_id for block in blocks} | heads.keys() | {mark[1] for mark in marked}
-        reached = max([*heads.values(), *(block.max_sequence for block in blocks if level != RAW)], default=0)
-        state = self._state_for(named, reached)
+        first = meta["format_version"] == 1
+        kind, day = TIERS[level], int(meta["day"])
+        head_day = "(SELECT value FROM meta WHERE key = 'day')" if first else "day"
+        heads = {
+            (cohort_id, of): through
+            for cohort_id, of, through in fetch(db, f"SELECT cohort, {head_day}, blocked_through FROM heads")  # noqa: S608
+        }
+        found = _Contents(
+            days=range(day, day + int(meta.get("span_days", kind.span_days))),
+            heads=heads,
+            blocks=[Listed(*row) for row in fetch(db, f"SELECT {LISTED} FROM blocks ORDER BY id")],  # noqa: S608
+            marks=[] if first else fetch(db, "SELECT id, cohort, first_ms, last_ms FROM dirty"),
+        )
+        state = self._state_for(found.cohorts, found.reaches(level))
         if state is None:
             self._damaged(name, "", "the journal, which names its servers, cannot be read: its blocks were not checked")
             return
         if meta.get("identity") != state.identity:
             self._damaged(name, "", "it belongs to another journal")
             return
-        for what in _misnamed(name, level, int(meta["day"])):
-            self._damaged(name, "", what)
-        self._heads(name, level, heads, state)
-        self._marks(name, Partition(int(meta["day"]), 0, db), level, marked, state)
-        self._blocks(name, Partition(int(meta["day"]), 0, db), level, blocks, heads, state)
+        for where, what in _contradictions(name, level, found, state):
+            self._damaged(name, where, what)
+        self._blocks(name, Partition(day, 0, db), level, found, state)
 
     def _state_for(self, cohorts: set[int], last_sequence: int) -> _JournalState | None:
         """The state of the journal that covers what a partition refers to, read again where it is newer."""
@@ -252,51 +254,70 @@ class Verifier:
             return state
         return self._state_now()
 
-    def _heads(self, name: str, level: int, heads: dict[int, int], state: _JournalState) -> None:
-        for cohort_id, through in heads.items():
-            where = f"head of cohort {cohort_id}"
-            if level != RAW:
-                self._damaged(name, where, "roll-ups have no heads")
-            elif through > state.last_sequence:
-                self._damaged(name, where, f"blocked through {through}, past the end {state.last_sequence}")
-
-    def _marks(
-        self, name: str, partition: Partition, level: int, marked: list[tuple[int, int, int, int]], state: _JournalState
-    ) -> None:
-        start, end = partition.day * DAY_MS, (partition.day + TIERS[level].span_days) * DAY_MS
-        for number, cohort_id, first_ms, last_ms in marked:
-            if cohort_id not in state.cohorts:
-                self._damaged(name, f"mark {number}", f"its cohort {cohort_id} is not known")
-            if not start <= first_ms <= last_ms < end:
-                self._damaged(name, f"mark {number}", f"its times {first_ms} to {last_ms} are not of these days")
-
-    def _blocks(
-        self,
-        name: str,
-        partition: Partition,
-        level: int,
-        blocks: list[Listed],
-        heads: dict[int, int],
-        state: _JournalState,
-    ) -> None:
-        totals, check = self.verified.tiers[TIERS[level].folder], BlockCheck(partition, level)
-        size = file_bytes(self.folder / name)
+    def _blocks(self, name: str, partition: Partition, level: int, found: "_Contents", state: _JournalState) -> None:
+        totals, size = self.verified.tiers[TIERS[level].folder], file_bytes(self.folder / name)
+        check = BlockCheck(partition, level, found.days, found.heads, state.last_sequence)
         try:
-            for number, listed in enumerate(blocks):
+            for number, listed in enumerate(found.blocks):
                 cohort = state.cohorts.get(listed.cohort_id)
                 where = f"block {listed.id} (server {cohort.server_id if cohort else 'unknown'})"
                 if cohort is None:
                     self._damaged(name, where, f"its cohort {listed.cohort_id} is not known")
                 else:
-                    through = heads.get(cohort.id, 0) if level == RAW else state.last_sequence
-                    for what in check.faults(cohort, listed, through):
+                    for what in check.faults(cohort, listed):
                         self._damaged(name, where, what)
                 if number % _PROGRESS_BLOCKS == 0:
-                    self.progress(name, size * number // len(blocks), size)
+                    self.progress(name, size * number // len(found.blocks), size)
         finally:
             partition.done()
-            totals.blocks += len(blocks)
+            totals.blocks += len(found.blocks)
             totals.points += check.points
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Contents:
+    """What a partition holds: its days; blocked_through by cohort and day; blocks; marks as (id, cohort, times)."""
+
+    days: range
+    heads: dict[tuple[int, int], int]
+    blocks: list[Listed]
+    marks: list[tuple[int, int, int, int]]
+
+    @property
+    def cohorts(self) -> set[int]:
+        return {
+            *(block.cohort_id for block in self.blocks),
+            *(cohort_id for cohort_id, _ in self.heads),
+            *(mark[1] for mark in self.marks),
+        }
+
+    def reaches(self, level: int) -> int:
+        """The highest sequence that the journal must have given."""
+        made = [block.max_sequence for block in self.blocks] if level != RAW else []
+        return max([*self.heads.values(), *made], default=0)
+
+
+def _contradictions(name: str, level: int, found: _Contents, state: _JournalState) -> Iterator[tuple[str, str]]:
+    """What a partition says beside its blocks that cannot be: where, and what."""
+    kind, days = TIERS[level], found.days
+    if days.start != day_of(Path(name)):
+        yield "", "it is the file of another day than its name says"
+    spans = [kind.span_days << power for power in range(8) if kind.span_days << power <= kind.sparse_days]
+    if len(days) not in spans or days.start % len(days):
+        yield "", f"no file of this tier has {len(days)} days from day {days.start} on"
+    for (cohort_id, day), through in found.heads.items():
+        where = f"head of cohort {cohort_id} on day {day}"
+        if level != RAW:
+            yield where, "roll-ups have no heads"
+        elif through > state.last_sequence:
+            yield where, f"blocked through {through}, past the end {state.last_sequence}"
+        elif day not in days:
+            yield where, "it is of another day"
+    for number, cohort_id, first_ms, last_ms in found.marks:
+        if cohort_id not in state.cohorts:
+            yield f"mark {number}", f"its cohort {cohort_id} is not known"
+        if not days.start * DAY_MS <= first_ms <= last_ms < days.stop * DAY_MS:
+            yield f"mark {number}", f"its times {first_ms} to {last_ms} are not of these days"
 
 
 def _past_the_end(db: apsw.Connection, reader: JournalReader, last_sequence: int) -> Iterator[tuple[str, str]]:
@@ -309,11 +330,3 @@ def _past_the_end(db: apsw.Connection, reader: JournalReader, last_sequence: int
             for day, through in fetch(db, f"SELECT day, through FROM {table}"):  # noqa: S608  names of ours
                 if through > last_sequence:
                     yield f"{table} of day {day}", f"rows went through {through}, past the end {last_sequence}"
-
-
-def _misnamed(name: str, level: int, day: int) -> Iterator[str]:
-    """In which way a partition is not that of the day it is named for, which is what readers go by."""
-    if day != day_of(Path(name)):
-        yield "it is the file of another day than its name says"
-    if day % TIERS[level].span_days:
-        yield f"no file of {TIERS[level].span_days} days begins on its day"
