@@ -59,7 +59,7 @@ CREATE TABLE IF NOT EXISTS ended (tier INTEGER NOT NULL, day INTEGER NOT NULL, t
     PRIMARY KEY (tier, day)) STRICT, WITHOUT ROWID
 """
 
-_ORPHANED: Final = "blocks/ holds partitions, but journal.db, which names their series, is missing or empty"
+_ORPHANED: Final = "there are blocks, but journal.db, which names their series, is missing or empty"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +97,7 @@ class Journal:
                     if not may_create:
                         raise DataLoss(_ORPHANED)
                     self._create()
-                if not self._db.table_exists("main", "evictions"):  # a journal from before there was retention
-                    self._db.execute(_EVICTIONS)
-                if not self._db.table_exists("main", "ended"):  # a journal from before there were roll-ups
-                    self._db.execute(_ENDED)
+                add_missing_tables(self._db)
             if new:
                 sync_folder(path.parent)
             version = self._meta("format_version")
@@ -260,6 +257,12 @@ class Journal:
 
     def close(self) -> None:
         self._db.close()
+
+
+def add_missing_tables(db: apsw.Connection) -> None:
+    """Adds what a journal from before there was retention, or before there were roll-ups, does not have."""
+    db.execute(_EVICTIONS)
+    db.execute(_ENDED)
 
 
 def load_catalog(db: apsw.Connection) -> Catalog:

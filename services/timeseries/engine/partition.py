@@ -42,6 +42,7 @@ from services.timeseries.engine.database import (
 )
 from services.timeseries.engine.frame import FrameReader
 from services.timeseries.engine.payload import Opened
+from services.timeseries.engine.settings import DAY_MS
 
 _log = logging.getLogger(__name__)
 PARTITION_VERSION: Final = 2
@@ -124,6 +125,10 @@ class Mark:
     last_ms: int
     rows: int
     marked_ms: int
+
+    def overlaps(self, days: range) -> bool:
+        """Whether some of the rows may be of these days."""
+        return self.first_ms < days.stop * DAY_MS and self.last_ms >= days.start * DAY_MS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,7 +275,7 @@ class Partitions:
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
         self._points: dict[int, int] = {}
-        self._spans = {day: span_days for path in folder.glob("*.db") if (day := _day_of(path)) is not None}
+        self._spans = {day: span_days for path in folder.glob("*.db") if (day := day_of(path)) is not None}
         for day in list(self._spans):
             self._points[day] = self._look_into(day)
 
@@ -679,7 +684,8 @@ def remove_files(path: Path) -> None:
     sync_folder(path.parent)
 
 
-def _day_of(path: Path) -> int | None:
+def day_of(path: Path) -> int | None:
+    """The first day of a partition by the name of its file; None: it is no partition's name."""
     try:
         return (datetime.date.fromisoformat(path.stem) - EPOCH).days
     except ValueError:

@@ -12,9 +12,10 @@ day's rows up to `through`. The note lives in the journal because `blocked_throu
 applying rows twice, goes with the file. It is a sequence for a day, and no water mark of time: were our clock a year
 ahead for a minute, days would be lost, but the rows that come after it are not too late for ever.
 
-A file of roll-ups goes by its own age once the next tier has all of it; a crash in between only leaves it until the
-next time. Rows for a day whose points are gone are taken where no roll-up has been made of them (`frozen.py`): so what
-is older than the retention can be imported. Such a day stays for `late_grace_s` after its last rows, and goes again.
+A file of roll-ups goes by its own age once the next tier has all of it, and nothing more is to come into it; a crash
+in between only leaves it until the next time. Rows for a day whose points are gone are taken where no roll-up has been
+made of them (`frozen.py`): so what is older than the retention can be imported. Such a day stays for `late_grace_s`
+after its last rows, and goes again.
 
 What must stay true: rows with a higher sequence than `through` are never taken with the day; taking rows never waits
 for anything here; the journal keeps its sequences and followers their cursors: what a follower has not shipped yet is
@@ -186,7 +187,8 @@ class Retention:
                 self._unfinished[day] = days
                 self._finish(day)
         else:
-            self._on_writer(partial(store.end, tier, day))
+            if not self._on_writer(partial(store.end, tier, day, force=force)):
+                return
             tier.partitions.evict(day)
             tier.partitions.release(day)
         self.evicted += 1

@@ -50,8 +50,8 @@ class EngineSettings:
         max_points: points of one answer; one more is refused (MAX_POINTS).
         max_scanned_points: cells that one query may decompress; more is refused (MAX_SCANNED_POINTS).
         scan_cells: cells of one server held at once while a query runs, and while blocks are merged or rolled up.
-        sparse_points_a_day: with fewer points a file spans up to 32 days and has small pages. Measured on 20 machines with
-            6 metrics every 5 min, 33,600 points a day: 0.72 bytes a point, in files of a day 3.56.
+        sparse_points_a_day: with fewer points a file spans up to 32 days and has small pages. Measured on 20 machines
+            with 6 metrics every 5 min, 33,600 points a day: 0.72 bytes a point, in files of a day 3.56.
         merged_rows: rows of a block that others are merged into: a day of one row in 10 s has 8,640.
         merged_level: pcodec's for those. Measured on 511 columns of 8,640 rows: level 4 0.990 bytes a point, 8 0.959,
             both 8.4 M values/s with all else that encoding takes.

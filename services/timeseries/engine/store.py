@@ -54,7 +54,8 @@ class Store:
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
         self.journal_path = folder / "journal.db"
-        self.journal = Journal(self.journal_path, may_create=not any((folder / "blocks").glob("*.db")))
+        orphans = any(any((folder / kind.folder).glob("*.db")) for kind in TIERS)
+        self.journal = Journal(self.journal_path, may_create=not orphans)
         try:
             self.catalog: Catalog = self.journal.load()
             evictions = self.journal.evictions()
@@ -206,11 +207,7 @@ class Store:
         Unless it is forced, nothing is done, and False returned, while a row is in a head or not rolled up.
         """
         gone = range(first, first + days)
-        with self.lock:
-            waiting = any(head.day in gone for head in self.heads) or any(
-                mark.day == first for mark in self.tiers[RAW].marks
-            )
-        if waiting and not force:
+        if not force and self._waits(self.tiers[RAW], gone):
             return False
         self.journal.begin_eviction(gone, self.last_sequence)
         with self.lock:
@@ -224,13 +221,27 @@ class Store:
             self.heads.points -= points
         return True
 
-    def end(self, tier: Tier, day: int) -> None:
-        """Notes durably that a partition of roll-ups is gone. In the writer's thread."""
+    def _waits(self, tier: Tier, days: range) -> bool:
+        """Whether rows of a partition's days are in heads, or not in the roll-ups that it holds or that it feeds."""
+        with self.lock:
+            return any(head.day in days for head in self.heads) or any(
+                mark.overlaps(days) for of in self.tiers[: tier.level + 1] for mark in of.marks
+            )
+
+    def end(self, tier: Tier, day: int, *, force: bool) -> bool:
+        """Notes durably that a partition of roll-ups is gone. In the writer's thread.
+
+        Unless it is forced, nothing is done, and False returned, while something is to come into it or is not in the
+        next tier: the buckets of that would be frozen without it.
+        """
+        if not force and self._waits(tier, range(day, day + tier.partitions.span_of(day))):
+            return False
         self.journal.end(tier.level, day, self.last_sequence)
         with self.lock:
             tier.marks.drop(day)
             self.ended[tier.level][day] = self.last_sequence
             self.endings += 1
+        return True
 
     @property
     def disk_bytes(self) -> int:

@@ -62,10 +62,15 @@ class Rollups:
             self._work_off(tier, self._due(tier, everything=everything))
 
     def complete(self, tier: Tier, day: int) -> bool:
-        """Makes all roll-ups of one partition; returns whether nothing of it is left to be made."""
-        return self._work_off(tier, self._grouped(tier, lambda mark: mark.day == day))
+        """Makes all roll-ups of one partition, those that are still to come into it first; returns whether nothing of
+        it is left to be made; what comes into heads meanwhile is the caller's business."""
+        days = range(day, day + tier.partitions.span_of(day))
+        return all(
+            self._work_off(source, self._grouped(source, lambda mark: mark.overlaps(days)), growing=True)
+            for source in self._store.tiers[max(RAW, tier.level - 1) : tier.level + 1]
+        )
 
-    def _work_off(self, tier: Tier, servers: list[list[Mark]]) -> bool:
+    def _work_off(self, tier: Tier, servers: list[list[Mark]], *, growing: bool = False) -> bool:
         """Makes what the marks of each server in one partition ask for, and drops them, some servers at once; returns
         whether all of it was done."""
         done, group_size = True, self._store.settings.close_group_heads
@@ -75,7 +80,7 @@ class Rollups:
                 if self._stopping():
                     return False
                 try:
-                    self._roll_up(tier, listed[at : at + group_size])
+                    self._roll_up(tier, listed[at : at + group_size], growing=growing)
                 except UpkeepStoppedError:
                     return False
                 except Exception as error:
@@ -107,12 +112,15 @@ class Rollups:
             )
         return [[mark for *_, mark in of] for _, of in groupby(marks, key=lambda entry: entry[:2])]
 
-    def _roll_up(self, tier: Tier, servers: list[list[Mark]]) -> None:
-        """Makes and stores the buckets that the marks of some servers in one partition ask for; drops the marks."""
+    def _roll_up(self, tier: Tier, servers: list[list[Mark]], *, growing: bool) -> None:
+        """Makes and stores the buckets that the marks of some servers in one partition ask for; drops the marks.
+
+        With `growing` those that a head has rows of too, with these: the head may be dropped before it is a block.
+        """
         store, target = self._store, self._store.tiers[tier.level + 1]
         closed: dict[int, list[Closed]] = {}
         for marks in servers:
-            for day, part in self._made(tier, target, marks):
+            for day, part in self._made(tier, target, marks, growing=growing):
                 closed.setdefault(day, []).append(part)
         clock = store.clock
         for day, parts in closed.items():
@@ -126,7 +134,7 @@ class Rollups:
         with store.lock:
             tier.marks.remove(gone)
 
-    def _made(self, tier: Tier, target: Tier, marks: list[Mark]) -> Iterator[tuple[int, Closed]]:
+    def _made(self, tier: Tier, target: Tier, marks: list[Mark], *, growing: bool) -> Iterator[tuple[int, Closed]]:
         """The buckets that the marks of one server ask for, with the first day of the partition they belong to."""
         store = self._store
         width = target.width_ms
@@ -135,10 +143,9 @@ class Rollups:
             cohorts = list(store.catalog.cohorts_of[store.catalog.cohorts_by_id[marks[0].cohort_id].server_id])
             heads = [store.heads.snapshot(cohort, 0, MAX_TIME_MS // DAY_MS) for cohort in cohorts]
         ranges = aligned(((mark.first_ms, mark.last_ms + 1) for mark in marks), width)
-        if tier.level == RAW:
-            times = [chunk.times_ms for days in heads for of_day in days.values() for chunk in of_day]
-            growing = np.unique(np.concatenate(times) // width) * width if times else np.empty(0, np.int64)
-            ranges = without(ranges, growing, width)
+        times = [chunk.times_ms for days in heads for of_day in days.values() for chunk in of_day]
+        if tier.level == RAW and times and not growing:
+            ranges = without(ranges, np.unique(np.concatenate(times) // width) * width, width)
         for start, end in self._slices(cohorts, ranges, tier):
             self._check()
             day = target.partitions.start_of(start // DAY_MS)

@@ -15,7 +15,7 @@ from tests.timeseries.engine.model import EVERYTHING, NAN, Model, ask, assert_sa
 DAY_MS = 86_400_000
 NOON = 19_700 * DAY_MS + DAY_MS // 2
 SETS = (metric_set("a", "b"), metric_set("b", "c"))
-SETTINGS = EngineSettings(head_rows=1_000, maintenance_interval_s=1e9)
+SETTINGS = EngineSettings(sparse_points_a_day=0, head_rows=1_000, maintenance_interval_s=1e9)
 
 
 def test_the_entries_used_last_are_kept_within_the_bound() -> None:
@@ -98,7 +98,9 @@ async def test_readers_see_every_row_while_heads_become_blocks(tmp_path: Path) -
 
 async def test_a_day_that_is_made_anew_after_its_eviction_has_only_its_new_rows(tmp_path: Path) -> None:
     clock = ManualClock(NOON)
-    settings = EngineSettings(head_rows=1_000, maintenance_interval_s=1e9, raw_retention_s=2 * 86_400.0)
+    settings = EngineSettings(
+        sparse_points_a_day=0, head_rows=1_000, maintenance_interval_s=1e9, raw_retention_s=2 * 86_400.0
+    )
     async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
         for round_number in range(3):
             old = NOON - DAY_MS

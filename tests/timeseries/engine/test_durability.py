@@ -27,9 +27,11 @@ from tests.timeseries.engine.model import EVERYTHING, Model, assert_same, everyt
 
 NOON = 19_700 * 86_400_000 + 43_200_000
 SET = metric_set("cpu_usage", "requests_total")
-SETTINGS = EngineSettings(head_rows=4, maintenance_interval_s=1e9, journal_keep_s=0.0, close_group_heads=1)
+SETTINGS = EngineSettings(
+    sparse_points_a_day=0, head_rows=4, maintenance_interval_s=1e9, journal_keep_s=0.0, close_group_heads=1
+)
 
-PATIENT = EngineSettings(maintenance_interval_s=1e9)
+PATIENT = EngineSettings(sparse_points_a_day=0, maintenance_interval_s=1e9)
 
 
 class Crashes:

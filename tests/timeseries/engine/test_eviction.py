@@ -26,7 +26,7 @@ DAY_S = 86_400.0
 TODAY = 19_700 * DAY_MS
 NOON = TODAY + DAY_MS // 2
 SET = metric_set("cpu_usage", "requests_total")
-KEEPING = EngineSettings(head_rows=4, maintenance_interval_s=1e9, close_group_heads=1)
+KEEPING = EngineSettings(sparse_points_a_day=0, head_rows=4, maintenance_interval_s=1e9, close_group_heads=1)
 
 
 class Steps:

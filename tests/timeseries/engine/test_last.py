@@ -13,7 +13,7 @@ from tests.timeseries.engine.model import NAN, Model, last, metric_set, rows
 DAY_MS = 86_400_000
 NOON = 19_700 * DAY_MS + DAY_MS // 2
 SETS = (metric_set("a", "b", "c", "d"), metric_set("d", "c"), metric_set("b", "never"))
-SETTINGS = EngineSettings(head_rows=1_000, maintenance_interval_s=1e9, close_group_heads=2)
+SETTINGS = EngineSettings(sparse_points_a_day=0, head_rows=1_000, maintenance_interval_s=1e9, close_group_heads=2)
 
 
 def random_line(rng: random.Random, width: int, number: int) -> tuple[str, int, list[float]]:
@@ -60,7 +60,7 @@ async def test_a_row_of_a_block_wins_over_a_head_s_older_one_and_loses_to_a_late
 async def test_series_further_behind_than_the_look_back_are_left_out(tmp_path: Path) -> None:
     """How far is counted from the newest row of the same server."""
     of_set = SETS[1]
-    settings = EngineSettings(maintenance_interval_s=1e9, last_lookback_days=2)
+    settings = EngineSettings(sparse_points_a_day=0, maintenance_interval_s=1e9, last_lookback_days=2)
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
         lines = [("x", NOON - 3 * DAY_MS, [1.0, 1.0]), ("x", NOON - 2 * DAY_MS, [2.0, NAN]), ("x", NOON, [NAN, NAN])]
         await engine.append(rows(of_set, lines), metric_sets=(of_set,))
@@ -73,7 +73,7 @@ async def test_series_further_behind_than_the_look_back_are_left_out(tmp_path: P
 
 
 async def test_the_limit_of_series_is_named(tmp_path: Path) -> None:
-    settings = EngineSettings(maintenance_interval_s=1e9, max_series=4)
+    settings = EngineSettings(sparse_points_a_day=0, maintenance_interval_s=1e9, max_series=4)
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
         await engine.append(rows(SETS[0], [("x", NOON, [1.0] * 4)]), metric_sets=(SETS[0],))
         assert len(await last(engine)) == 4

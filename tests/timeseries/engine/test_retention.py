@@ -29,7 +29,7 @@ DAY_S = 86_400.0
 TODAY = 19_700 * DAY_MS
 NOON = TODAY + DAY_MS // 2
 SET = metric_set("cpu_usage", "requests_total")
-KEEPING = EngineSettings(head_rows=4, maintenance_interval_s=1e9, close_group_heads=1)
+KEEPING = EngineSettings(sparse_points_a_day=0, head_rows=4, maintenance_interval_s=1e9, close_group_heads=1)
 THREE_DAYS = dataclasses.replace(KEEPING, raw_retention_s=3 * DAY_S)
 WIDE = metric_set(*(f"m{number}" for number in range(200)))
 _RNG = np.random.default_rng(4)
