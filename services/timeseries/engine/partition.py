@@ -209,14 +209,18 @@ class Partitions:
                     raise PartitionGoneError(self.path(day).name)
                 if day in self._doomed:
                     raise OSError(f"{self.path(day).name} is being evicted")
-            return Partition(day, now, self._connect(day))
+            return Partition(day, now, self._connect(day, create=create))
 
-    def _connect(self, day: int) -> apsw.Connection:
+    def _connect(self, day: int, *, create: bool) -> apsw.Connection:
         path = self.path(day)
         new = not path.exists()
+        if not create and (new or path.stat().st_size == 0):
+            raise PartitionGoneError(path.name)
         try:
             db = connect(path, PARTITION_PAGE_BYTES)
             try:
+                if not create and not fetch(db, "SELECT 1 FROM sqlite_schema LIMIT 1"):
+                    raise PartitionGoneError(path.name)
                 if not db.table_exists("main", "meta"):
                     with Transaction(db):
                         self._create(db, day)
@@ -249,9 +253,15 @@ class Partitions:
             raise UnusablePartitionError("it belongs to another journal")
 
     def _count_points(self, day: int) -> int:
+        """The points of a day's file at start. One whose making was cut off, by a full disk or a loss of power, holds
+        nothing; it goes, since making it now might fail too, and with it the start."""
         try:
             with self.lend(day) as partition:
                 ((points,),) = fetch(partition.db, "SELECT total(points) FROM blocks")
+        except PartitionGoneError:
+            self._days.discard(day)
+            remove_files(self.path(day))
+            return 0
         except UnusablePartitionError as error:
             _log.error("a partition cannot be read and is left out: %s", error)
             return 0
