@@ -284,10 +284,12 @@ async def unshipped(
             if (of_set.id, server, time) not in remote:
                 return [f"never shipped: {server} at {time}, but the cursor is at {follower.cursor}"]
     wanted = follower.cursor + 1
+    if status.first_sequence > wanted:
+        return [f"never shipped: {wanted} is not in the journal any more"]
     if wanted <= status.last_sequence:
         async for told in engine.tail(wanted):
             if told.missed or told.rows is None:
-                return [f"never shipped: {wanted} is not in the journal any more"]
+                return [f"never shipped: {told.sequence} cannot be read, or what was before it"]
             if told.sequence == status.last_sequence:
                 break
     return []
