@@ -132,7 +132,7 @@ class Survivor:
     folder: Path
     kind: str
     moment: Moment
-    remote: set[tuple[str, str, int]] | None
+    remote: set[tuple[str, str, int]] | None = None
 
 
 class Life:
@@ -200,13 +200,14 @@ class Life:
         if len(self.survivors) >= LOSSES_OF_A_LIFE:
             return
         assert self._disk is not None
-        certain = self._history.moment()
-        remote = set(self._remote.rows) if self._remote is not None and self._followed else None
+        certain, followed = self._history.moment(), self._followed
         folder = self._folder.with_name(f"{self._folder.name}-{len(self.survivors)}")
-        survivor = Survivor(folder=folder, kind=kind, moment=certain, remote=remote)
+        survivor = Survivor(folder=folder, kind=kind, moment=certain)
         self.survivors.append(survivor)
         self._disk.lose_power(folder, self._cut_rng)
         survivor.moment = self._history.moment(certain)
+        if self._remote is not None and followed:
+            survivor.remote = set(self._remote.rows)
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
