@@ -20,7 +20,7 @@ from runtime.errors import ResourceExhausted
 from services.timeseries.engine import Engine, EngineSettings
 from services.timeseries.engine.head import Heads
 from services.timeseries.engine.journal import Journal
-from services.timeseries.engine.partition import Closed, Mark, Partitions
+from services.timeseries.engine.partition import Closed, Mark, Partition, Partitions
 from services.timeseries.engine.query import Scan
 from services.timeseries.engine.writer import Append, Writer
 from tests.timeseries.engine.model import EVERYTHING, Model, assert_same, everything, metric_set, rows

@@ -66,7 +66,7 @@ async def test_rows_that_came_in_time_are_in_the_hours_although_the_five_minutes
 async def test_rows_that_cannot_become_a_block_are_rolled_up_before_their_day_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk's limit takes a day whose heads cannot close; left out, their buckets would lack the blocks' rows too."""
+    """The disk's limit takes a day whose heads cannot close; left out, their buckets would lack the blocks' rows."""
     async with Engine.open(tmp_path, clock=ManualClock(TODAY), settings=SETTINGS) as engine:
         store, retention, day = engine._store, engine._retention, TODAY // DAY_MS - 1
         begin = day * DAY_MS
