@@ -22,8 +22,8 @@ its day's file. Reading one metric of 511 reads the directory, the times and tha
 
 *Reads* (`scan`, `aggregate`, `query`, `last`): heads first, then blocks; rows of all cohorts of a series are put
 together and equal times are resolved by sequence; then windows are made of them. Blocks never change, so the times and
-directories of those read last are kept (`cache`), and a read of one metric fetches its column only. `store` is all of this without an
-event loop, `engine` the asynchronous face with its bounds, `tail` the journal read in order.
+directories of those read last are kept (`cache`), and a read of one metric fetches its column only. `store` is all of
+this without an event loop, `engine` the asynchronous face with its bounds, `tail` the journal read in order.
 
 *The end* (`retention`): a day whose rows are all too old, or the oldest one when the disk's limit is reached, goes as
 a file. That is noted in the journal first, so that it goes wholly, and no replay brings rows of it back.
