@@ -57,10 +57,12 @@ async def append_forever(folder: Path, first: int) -> None:
 def acknowledge_first(writer: Writer, appends: list[Append]) -> None:
     """The planted bug: the future is resolved, then a moment passes (here: until the kill), then the commit is made."""
     for append in appends:
-        append.done.set_running_or_notify_cancel()
-        append.done.set_result(0)
+        append.done.get_loop().call_soon_threadsafe(append.done.set_result, 0)
     time.sleep(0.02 if writer._store.last_sequence < 3 else 60)
-    silent = [Append(rows=a.rows, metric_sets=a.metric_sets, servers=a.servers) for a in appends]
+    silent = [
+        Append(rows=a.rows, metric_sets=a.metric_sets, servers=a.servers, done=asyncio.Future(loop=a.done.get_loop()))
+        for a in appends
+    ]
     commit(writer, silent)
 
 
