@@ -3,6 +3,7 @@
 lives.py says what is run and how it is judged. Every bug that is planted below must be found by the same check.
 """
 
+import asyncio
 import dataclasses
 import random
 import time
@@ -25,7 +26,7 @@ from services.timeseries.engine.tiers import Tier
 from services.timeseries.engine.writer import Append, Writer
 from services.timeseries.followers.follower import Follower
 from tests.harness.power import KINDS, File, Folder
-from tests.timeseries.engine.lives import BY_AGE, BY_SIZE, CHANCES, Plan, Tally, lives
+from tests.timeseries.engine.lives import ALL_SETTINGS, BY_AGE, CHANCES, Plan, Tally, lives
 
 STORES, FULL_STORES, LIVES = 5, 100, 3
 TRIES = 60
@@ -37,7 +38,7 @@ async def survive(folder: Path, stores: int) -> Tally:
     first_seed, tally = random.randrange(1 << 30), Tally()
     for seed in range(first_seed, first_seed + stores):
         rng = random.Random(seed)
-        plan = Plan(settings=(BY_AGE, BY_SIZE)[seed % 2], re_send=rng.random() < 0.3)
+        plan = Plan(settings=ALL_SETTINGS[seed % len(ALL_SETTINGS)], re_send=rng.random() < 0.3)
         assert await lives(folder / str(seed), rng, plan, LIVES, tally) == [], f"seed {seed}"
     assert all(tally.losses[kind] for kind in KINDS if kind != "truncate"), tally
     assert min(tally.points, tally.partitions, tally.swept, 10 * tally.evictions) > 10 * stores, tally
