@@ -1,8 +1,7 @@
 """A process that appends without end, for what must work beside one: `python appending.py FOLDER FIRST`.
 
-It appends to the engine in FOLDER as fast as it can, with blocks closing and being merged, roll-ups being made
-and the journal being swept all the time, and
-prints the number of each batch once it is acknowledged.
+It appends to the engine in FOLDER as fast as it can, with blocks closing and being merged, roll-ups being made and the
+journal being swept all the time, and prints the number of each batch once it is acknowledged.
 """
 
 import asyncio

@@ -28,7 +28,7 @@ from runtime.clock import ManualClock
 from services.timeseries.engine import Engine, EngineSettings
 from tests.timeseries.engine import crash_writer
 from tests.timeseries.engine.history import DAY_MS, Eviction, History
-from tests.timeseries.engine.lives import unshipped
+from tests.timeseries.engine.lives import some_aggregations, unshipped
 from tests.timeseries.engine.model import Answer, everything
 from tests.timeseries.engine.rolled import rolled_faults
 from tests.timeseries.stores import verify
@@ -37,7 +37,7 @@ ROOT: Final = Path(__file__).parents[3]
 FIRST_DAY_MS: Final = 19_700 * DAY_MS
 QUIET: Final = EngineSettings(maintenance_interval_s=1e9)
 ROUNDS_OF_A_STORE: Final = 25
-LIVES_AT_MOST_S: Final = 0.8
+LIVES_AT_MOST_S: Final = 1.2
 MADE_SHARE: Final = 0.1
 """After so many rounds all that is due is done, and roll-ups are looked at once more."""
 STARTS_WITHIN_S: Final = 60.0
@@ -83,7 +83,7 @@ class Store:
             found, status = await everything(engine), await engine.status()
             faults = self.history.faults(found, status, moment)
             faults += await unshipped(engine, status, self.remote, self.history)
-            faults += await rolled_faults(engine, self.history, moment)
+            faults += await rolled_faults(engine, self.history, moment, some_aggregations(self.rng))
             if made and not faults:
                 await engine.maintain(everything=True)
                 faults += await rolled_faults(engine, self.history, moment)

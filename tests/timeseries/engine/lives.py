@@ -383,10 +383,10 @@ async def _examine(
             faults = history.faults(found, status, survivor.moment)
             faults += await unshipped(engine, status, survivor.remote, history)
             if not faults:
-                faults += await rolled_faults(engine, history, survivor.moment, _some_aggregations(rng))
+                faults += await rolled_faults(engine, history, survivor.moment, some_aggregations(rng))
             if not faults and rng.random() < MADE_SHARE:
                 await engine.maintain(everything=True)
-                faults += await rolled_faults(engine, history, survivor.moment, _some_aggregations(rng))
+                faults += await rolled_faults(engine, history, survivor.moment, some_aggregations(rng))
     except Exception as error:
         return [f"it does not start: {error!r}"], {}, None
     if faults or rng.random() < VERIFIED_SHARE:
@@ -395,7 +395,7 @@ async def _examine(
     return faults, found, status
 
 
-def _some_aggregations(rng: random.Random) -> set[Aggregation]:
+def some_aggregations(rng: random.Random) -> set[Aggregation]:
     """COUNT shows most, and any other comes round often enough."""
     return {Aggregation.COUNT, rng.choice(list(WORKED_OUT))}
 

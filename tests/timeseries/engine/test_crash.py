@@ -29,7 +29,8 @@ def ignore(_tally: Tally) -> None:
 async def test_every_acknowledged_row_is_there_once_after_kill_9(tmp_path: Path) -> None:
     tally, faults = await crash(tmp_path, ROUNDS, random.randrange(1 << 30), ignore, per_store=PER_STORE)
     assert faults == []
-    assert tally.rounds == ROUNDS and tally.batches > ROUNDS and tally.points > 0 and tally.evictions > 0, tally
+    assert tally.rounds == ROUNDS and tally.batches > ROUNDS and tally.points > 0, tally
+    assert {"roll up", "evict", "merge"} & tally.died_in.keys(), tally
     assert len(tally.died_in) > 2, tally
 
 
