@@ -27,6 +27,8 @@ def frozen_starts(store: Store, cohorts: Sequence[Cohort], level: int, start_ms:
     first, last = start_ms // DAY_MS // span * span, (end_ms - 1) // DAY_MS
     with store.lock:
         ended = {day: through for day in range(first, last + 1, span) if (through := store.ended[level - 1].get(day))}
+    if not ended:
+        return np.empty(0, np.int64)
     found = [np.empty(0, np.int64)]
     for day, through in ended.items():
         low, high = max(start_ms, day * DAY_MS), min(end_ms, (day + span) * DAY_MS)

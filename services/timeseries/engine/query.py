@@ -23,11 +23,12 @@ from services.timeseries.engine.aggregate import (
     of_points,
 )
 from services.timeseries.engine.catalog import Cohort
+from services.timeseries.engine.frozen import frozen_starts
 from services.timeseries.engine.rollup import FIELDS
 from services.timeseries.engine.scan import Frame, Sources, bucket_points, frame, points, sources
 from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS, MIN_TIME_MS
 from services.timeseries.engine.store import Store
-from services.timeseries.engine.tiers import RAW, TIERS, Ranges, Segment, coarsest, plan, unsettled_ranges
+from services.timeseries.engine.tiers import RAW, TIERS, Ranges, Segment, coarsest, plan, unsettled_ranges, without
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,14 +142,24 @@ class Scan:
                         yield result
 
     def _unsettled(self, cohorts: dict[int, Cohort], level: int) -> list[Ranges]:
-        """For each level the ranges that it has no right buckets for; heads and marks are looked at in one moment."""
+        """For each level the ranges that it has no right buckets for; heads and marks are looked at in one moment.
+
+        What they span may hold buckets whose points are gone: those are right, and nothing else has them.
+        """
         if level == RAW:
             return []
         store = self._store
         with store.lock:
             by_day = [store.heads.snapshot(cohort, 0, MAX_TIME_MS // DAY_MS) for cohort in cohorts.values()]
             chunks = [chunk for days in by_day for of_day in days.values() for chunk in of_day]
-            return unsettled_ranges(chunks, store.tiers, cohorts)
+            found = unsettled_ranges(chunks, store.tiers, cohorts)
+        of_server = list(cohorts.values())
+        for number, ranges in enumerate(found):
+            if number > RAW and store.ended[number - 1]:
+                frozen = [frozen_starts(store, of_server, number, start, end) for start, end in ranges]
+                if any(map(len, frozen)):
+                    found[number] = without(ranges, np.concatenate(frozen), TIERS[number].width_ms)
+        return found
 
     def _found(self, cohorts: dict[int, Cohort], segments: list[Segment]) -> list[tuple[Segment, dict[int, Sources]]]:
         return [
