@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,7 @@ from tests.timeseries.stores import verify
 ROOT: Final = Path(__file__).parents[3]
 FIRST_DAY_MS: Final = 19_700 * DAY_MS
 QUIET: Final = EngineSettings(maintenance_interval_s=1e9)
-ROUNDS_OF_A_STORE: Final = 25
+ROUNDS_OF_A_STORE: Final = 20
 LIVES_AT_MOST_S: Final = 1.2
 MADE_SHARE: Final = 0.1
 """After so many rounds all that is due is done, and roll-ups are looked at once more."""
@@ -180,6 +180,7 @@ async def crash(
     progress: Callable[[Tally], None],
     *,
     per_store: int = ROUNDS_OF_A_STORE,
+    kinds: Sequence[str] = tuple(crash_writer.KINDS),
     bug: str = "",
 ) -> tuple[Tally, list[str]]:
     """Runs the rounds, with a new store of another kind every `per_store`, up to the first fault, whose store stays."""
@@ -188,7 +189,7 @@ async def crash(
         number = tally.rounds // per_store
         store = Store(
             folder=folder / f"store-{number}",
-            kind=list(crash_writer.KINDS)[number % len(crash_writer.KINDS)],
+            kind=kinds[number % len(kinds)],
             rng=rng,
             bug=bug,
         )

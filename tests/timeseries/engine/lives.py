@@ -14,29 +14,21 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import apsw
 import numpy as np
-import pytest
 
 from fleet.model import MetricSet, Rows
 from runtime.clock import ManualClock
 from runtime.errors import Unavailable
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, EngineStatus
-from services.timeseries.engine.faults import Faults
-from services.timeseries.engine.journal import Journal
-from services.timeseries.engine.merge import Merger
-from services.timeseries.engine.partition import Closed, Partitions
-from services.timeseries.engine.store import Store
-from services.timeseries.engine.tiers import TIERS, Tier
-from services.timeseries.engine.upkeep import Rollups
-from services.timeseries.engine.writer import Append, Writer
 from services.timeseries.followers.follower import BackendInfo, Follower, Receipt, TaggedRows
 from tests.harness.power import Disk
-from tests.timeseries.engine.history import DAY_MS, Eviction, History, Moment, rows_of
+from tests.timeseries.engine.history import DAY_MS, History, Moment, rows_of
 from tests.timeseries.engine.model import NAN, Answer, everything, metric_set, rows
 from tests.timeseries.engine.rolled import WORKED_OUT, rolled_faults
+from tests.timeseries.engine.watch import Done, Watch
 from tests.timeseries.stores import verify
 
 NOON = 19_700 * DAY_MS + DAY_MS // 2
@@ -69,19 +61,6 @@ BY_SIZE: Final = dataclasses.replace(A_FILE_A_DAY, disk_bytes_limit=650_000)
 ALL_SETTINGS: Final = (BY_AGE, BY_SIZE, SPARSE)
 QUIET = EngineSettings(maintenance_interval_s=1e9)
 CHECKPOINT_PAGES = 12
-MOMENTS: Final = (
-    (Journal, "begin_eviction"),
-    (Partitions, "evict"),
-    (Journal, "finish_eviction"),
-    (Partitions, "store"),
-    (Journal, "sweep"),
-    (Journal, "end"),
-    (Partitions, "clear"),
-    (Partitions, "compact"),
-    (Rollups, "_roll_up"),
-    (Merger, "_partition"),
-)
-"""Methods after which a loss of power is likely to find something."""
 CHANCES: Final = {
     "write": 0.003,
     "truncate": 0.06,
@@ -191,14 +170,15 @@ class Life:
         self._cut_rng = random.Random(rng.random())
         self._unique = len(history.sent) * 1_000
         self._followed = False
-        self._sets = {of_set.id: of_set for of_set in SETS}
-        self.refused = self.forced = self.said = self.roll_ups = self.merges = 0
+        self.refused = 0
+        self.done = Done()
+        self._watch = Watch(history, SETS, self._maybe, self.done)
         self._disk: Disk | None = None
 
     async def run(self, clock: ManualClock) -> None:
         with (
             Disk(self._folder, lambda kind, _path: self._maybe(kind), deaf=self._plan.deaf) as self._disk,
-            self._watched(),
+            self._watch.on(),
             _small_logs(),
         ):
             async with Engine.open(self._folder / "data", clock=clock, settings=self._plan.settings) as engine:
@@ -215,7 +195,7 @@ class Life:
                         await engine.maintain(everything=self._rng.random() < 0.1)
                 await senders
             self._lose_power("the end")
-        assert self.forced == self.said, "the engine says what went without its roll-ups"
+        assert self.done.forced == self.done.said, "the engine says what went without its roll-ups"
 
     async def _send(self, engine: Engine, clock: ManualClock) -> None:
         """Sends as the service does: what is too late is refused before, and asked anew when days went meanwhile."""
@@ -265,93 +245,6 @@ class Life:
         survivor.moment = self._history.moment(certain)
         if self._remote is not None and followed:
             survivor.remote = set(self._remote.rows)
-
-    @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Notes evictions, and lets the power be lost at the moments."""
-        begin_eviction, end, evict, stage = Journal.begin_eviction, Journal.end, Partitions.evict, Writer._stage
-        history = self._history
-        going: dict[tuple[str, int], Eviction] = {}
-
-        def staged(writer: Writer, append: Append, sequence: int, *more: Any) -> Any:
-            answer = stage(writer, append, sequence, *more)
-            assert append.rows is not None and sequence == len(history.sent) + 1
-            history.sent.append((self._sets[append.rows.metric_set_id], append.rows))
-            return answer
-
-        def begin(journal: Journal, days: Sequence[int], through: int) -> None:
-            eviction = Eviction(range(days[0], days[-1] + 1), through)
-            history.evictions.append(eviction)
-            begin_eviction(journal, days, through)
-            eviction.done = True
-
-        def begin_end(journal: Journal, tier: int, day: int, through: int) -> None:
-            kind = TIERS[tier]
-            eviction = Eviction(range(day, day + kind.span_days), through, tier)
-            history.evictions.append(eviction)
-            going[kind.folder, day] = eviction
-            end(journal, tier, day, through)
-
-        def evicted(partitions: Partitions, day: int) -> None:
-            evict(partitions, day)
-            if eviction := going.pop((partitions.name, day), None):
-                eviction.done = True
-
-        def forced(real: Callable[..., bool], days_of: Callable[..., range]) -> Callable[..., bool]:
-            def watched(store: Store, *words: Any, force: bool) -> bool:
-                if force:
-                    self.forced += 1
-                    history.excused.update(days_of(*words))
-                return real(store, *words, force=force)
-
-            return watched
-
-        def then_maybe(real: Callable[..., Any], kind: str) -> Callable[..., Any]:
-            def watched(*args: Any, **options: Any) -> Any:
-                answer = real(*args, **options)
-                self._maybe(kind)
-                return answer
-
-            return watched
-
-        with pytest.MonkeyPatch.context() as patches:
-            patches.setattr(Writer, "_stage", staged)
-            patches.setattr(Journal, "begin_eviction", begin)
-            patches.setattr(Journal, "end", begin_end)
-            patches.setattr(Partitions, "evict", evicted)
-            patches.setattr(Store, "forget", forced(Store.forget, lambda first, days: range(first, first + days)))
-            patches.setattr(Store, "end", forced(Store.end, _days_of_roll_ups))
-            patches.setattr(Faults, "note", self._listening(Faults.note))
-            self._count(patches)
-            for owner, name in MOMENTS:
-                patches.setattr(owner, name, then_maybe(getattr(owner, name), name))
-            yield
-
-    def _listening(self, real: Callable[[Faults, str], None]) -> Callable[[Faults, str], None]:
-        def note(faults: Faults, message: str) -> None:
-            self.said += "went without all of its roll-ups" in message
-            real(faults, message)
-
-        return note
-
-    def _count(self, patches: pytest.MonkeyPatch) -> None:
-        """Counts what the upkeep does, to show that it is under fire at all."""
-        roll_up, store = Rollups._roll_up, Partitions._store
-
-        def rolling_up(*args: Any, **options: Any) -> None:
-            roll_up(*args, **options)
-            self.roll_ups += 1
-
-        def storing(partitions: Partitions, day: int, closed: Sequence[Closed], *more: Any) -> Any:
-            self.merges += any(part.replaces for part in closed)
-            return store(partitions, day, closed, *more)
-
-        patches.setattr(Rollups, "_roll_up", rolling_up)
-        patches.setattr(Partitions, "_store", storing)
-
-
-def _days_of_roll_ups(tier: Tier, day: int) -> range:
-    return range(day, day + tier.kind.span_days)
 
 
 def _values(rng: random.Random, of_set: MetricSet) -> list[float]:
@@ -440,9 +333,9 @@ async def lives(folder: Path, rng: random.Random, plan: Plan, count: int, tally:
         tally.evictions += sum(eviction.tier == 0 for eviction in new)
         tally.ends += sum(eviction.tier > 0 for eviction in new)
         tally.refused += life.refused
-        tally.excused += life.forced
-        tally.roll_ups += life.roll_ups
-        tally.merges += life.merges
+        tally.excused += life.done.forced
+        tally.roll_ups += life.done.roll_ups
+        tally.merges += life.done.merges
         heir = rng.choice(life.survivors)
         for survivor in life.survivors:
             faults, found, status = await _examine(survivor, history, clock, rng)

@@ -92,6 +92,13 @@ def plant_no_sync_of_what_went(patches: pytest.MonkeyPatch) -> None:
         patches.setattr(module, "remove_files", remove)
 
 
+def nobodys(append: Append) -> "asyncio.Future[int]":
+    """A promise that nobody waits for, whatever becomes of it."""
+    promise: asyncio.Future[int] = asyncio.Future(loop=append.done.get_loop())
+    promise.add_done_callback(asyncio.Future.exception)
+    return promise
+
+
 def plant_acknowledge_first(patches: pytest.MonkeyPatch) -> None:
     real = Writer._commit
 
@@ -99,10 +106,7 @@ def plant_acknowledge_first(patches: pytest.MonkeyPatch) -> None:
         for number, append in enumerate(appends, writer._store.last_sequence + 1):
             append.done.get_loop().call_soon_threadsafe(append.done.set_result, number)
         time.sleep(0.001)
-        real(
-            writer,
-            [dataclasses.replace(append, done=asyncio.Future(loop=append.done.get_loop())) for append in appends],
-        )
+        real(writer, [dataclasses.replace(append, done=nobodys(append)) for append in appends])
 
     patches.setattr(Writer, "_commit", wrong)
 
