@@ -29,6 +29,8 @@ place last: an engine refuses blocks without a journal, so it cannot start on ha
 
 A partition that SQLite cannot read is left out and named, and the rest is still worth having. Rotten columns inside
 a readable file are copied as they are: verify names them.
+
+`copy_days` makes the same copy for a reader that needs a moment of some days only and throws it away after use.
 """
 
 import contextlib
@@ -37,7 +39,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -59,6 +61,7 @@ from services.timeseries.engine.database import (
     read_only_uri,
     sync_folder,
 )
+from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.manifest import (
     JOURNAL_NAME,
     BackedUpFile,
@@ -72,10 +75,10 @@ from services.timeseries.engine.manifest import (
     store_files,
     write_manifest,
 )
+from services.timeseries.engine.partition import EPOCH
 from services.timeseries.engine.settings import EngineSettings
 from services.timeseries.engine.store import Store
 
-_MARK: Final = "unfinished-backup"
 _STEP_PAGES: Final = 512
 _TABLES_TRIES, _TABLES_WAIT_S = 10, 0.05
 
@@ -87,22 +90,48 @@ def back_up(folder: Path, target: Path, *, now_ms: int, progress: Progress) -> M
         BackupError: nothing was made; `target` is as it was.
     """
     target = target.resolve()
-    _check(folder, target)
-    with _claimed(target.with_name(f"{target.name}.partial")) as draft:
-        try:
-            manifest = _copied(folder, draft, now_ms, progress)
-            write_manifest(draft, manifest)
-            (draft / _MARK).unlink()
-            for inside in (*(path for path in draft.iterdir() if path.is_dir()), draft):
-                sync_folder(inside)
-            draft.rename(target)  # replaces an empty folder
-            sync_folder(target.parent)
-        except (OSError, apsw.Error) as error:
-            raise BackupError(f"the backup failed and was removed: {_said(error)}") from error
+    check_target(folder, target, store_files(folder))
+    with drafted(target, "backup") as draft:
+        manifest = _copied(folder, draft, now_ms, progress)
+        write_manifest(draft, manifest)
     return manifest
 
 
-def _check(folder: Path, target: Path) -> None:
+def copy_days(folder: Path, target: Path, wanted: Callable[[datetime.date], bool], progress: Progress) -> list[str]:
+    """Copies a moment of the store in `folder`, which may be in use, to the empty `target`: the partitions of the
+    wanted days, and all that is in no partition yet. It opens as a store; nothing of it is synced.
+
+    Returns the partitions that could not be read and are left out. Raises OSError, `apsw.Error`.
+    """
+    journal = target / JOURNAL_NAME
+    _copy_database(folder / JOURNAL_NAME, journal, partial(progress, JOURNAL_NAME))
+    days = partition_days(folder)  # after the journal's copy, as of a backup: a day may just be getting its file
+    _, left_out = _copy_partitions(folder, target, [name for name, day in days.items() if wanted(day)], progress)
+    _forget(journal, {(day - EPOCH).days for day in days.values() if not wanted(day)})
+    return left_out
+
+
+def partition_days(folder: Path) -> dict[str, datetime.date]:
+    """The partitions of a store, as paths in its folder, and their days, ascending."""
+    days = {}
+    for name in store_files(folder):
+        with contextlib.suppress(ValueError):  # not a partition's name
+            days[name] = datetime.date.fromisoformat(Path(name).stem)
+    return days
+
+
+def _forget(journal: Path, days: set[int]) -> None:
+    """Notes in a copy that these days went, so that a replay does not bring back what the journal still has of them."""
+    with closing(Journal(journal, may_create=False)) as opened:
+        last = opened.last_sequence
+    with closing(apsw.Connection(str(journal))) as copy:
+        copy.pragma("synchronous", 0)
+        with Transaction(copy):
+            copy.executemany("INSERT OR REPLACE INTO evictions VALUES (?, ?, 1)", [(day, last) for day in sorted(days)])
+
+
+def check_target(folder: Path, target: Path, names: Iterable[str]) -> None:
+    """Refuses a target into which the journal and the partitions `names` of a store cannot be copied."""
     if not (folder / JOURNAL_NAME).exists():
         raise BackupError(f"there is no store in {folder}: set DATA_DIR to where the service keeps its data")
     if target.is_relative_to(folder.resolve()):
@@ -111,7 +140,7 @@ def _check(folder: Path, target: Path) -> None:
         raise BackupError(f"there is no folder {target.parent}: make it, or mount what belongs there")
     if target.exists() and not (target.is_dir() and _is_empty(target)):
         raise BackupError(f"{target} is there already and not an empty folder: name a new one")
-    needed = sum(file_bytes(folder / name) for name in (JOURNAL_NAME, *store_files(folder)))
+    needed = sum(file_bytes(folder / name) for name in (JOURNAL_NAME, *names))
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise BackupError(f"{target.parent} has {free} bytes free, {needed} are needed: make room, or name another")
@@ -122,8 +151,27 @@ def _is_empty(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _claimed(draft: Path) -> Iterator[Path]:
-    """An empty folder that no other backup writes; what a killed one left in it is removed, as it is on failure.
+def drafted(target: Path, what: str) -> Iterator[Path]:
+    """An empty folder beside `target`, which it becomes, synced, when the block ends well; else it is removed.
+
+    What a killed one left in it is removed before. Raises BackupError.
+    """
+    draft, mark = target.with_name(f"{target.name}.partial"), f"unfinished-{what}"
+    with _claimed(draft, mark, what):
+        try:
+            yield draft
+            (draft / mark).unlink()
+            for inside in (*(path for path in draft.rglob("*") if path.is_dir()), draft):
+                sync_folder(inside)
+            draft.rename(target)  # replaces an empty folder
+            sync_folder(target.parent)
+        except (OSError, apsw.Error) as error:
+            raise BackupError(f"the {what} failed and was removed: {_said(error)}") from error
+
+
+@contextlib.contextmanager
+def _claimed(draft: Path, mark: str, what: str) -> Iterator[None]:
+    """An empty folder that nobody else writes; what a killed one left in it is removed, as it is on failure.
 
     The mark says that its content is ours to delete, the kernel's lock that nobody is at it.
     """
@@ -136,17 +184,17 @@ def _claimed(draft: Path) -> Iterator[Path]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise BackupError(f"another backup is writing {draft}: wait for it, or name another folder") from error
-        if not (_is_empty(draft) or (draft / _MARK).exists()):
-            raise BackupError(f"{draft} holds something that no backup left there: move it away, or delete it")
-        (draft / _MARK).touch()
+            raise BackupError(f"another {what} is writing {draft}: wait for it, or name another folder") from error
+        if not (_is_empty(draft) or (draft / mark).exists()):
+            raise BackupError(f"{draft} holds something that no {what} left there: move it away, or delete it")
+        (draft / mark).touch()
         try:
             for left in draft.iterdir():
                 if left.is_dir():
                     shutil.rmtree(left)
-                elif left.name != _MARK:
+                elif left.name != mark:
                     left.unlink()
-            yield draft
+            yield
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
@@ -157,7 +205,7 @@ def _claimed(draft: Path) -> Iterator[Path]:
 def _copied(folder: Path, draft: Path, now_ms: int, progress: Progress) -> Manifest:
     journal = draft / JOURNAL_NAME
     _copy_database(folder / JOURNAL_NAME, journal, partial(progress, JOURNAL_NAME))
-    names, left_out = _copy_partitions(folder, draft, progress)
+    names, left_out = _copy_partitions(folder, draft, store_files(folder), progress)
     identity, last_sequence = _finish(journal)
     created = datetime.datetime.fromtimestamp(now_ms / 1_000, datetime.UTC)
     return Manifest(
@@ -170,10 +218,12 @@ def _copied(folder: Path, draft: Path, now_ms: int, progress: Progress) -> Manif
     )
 
 
-def _copy_partitions(folder: Path, draft: Path, progress: Progress) -> tuple[list[str], list[str]]:
-    """Copies all of them, the journal's copy following; returns the names of those copied and those left out."""
+def _copy_partitions(
+    folder: Path, draft: Path, names: Iterable[str], progress: Progress
+) -> tuple[list[str], list[str]]:
+    """Copies them, the journal's copy following; returns the names of those copied and those left out."""
     copied, left_out = [], []
-    for name in store_files(folder):
+    for name in names:
         target = draft / name
         target.parent.mkdir(mode=0o700, exist_ok=True)
         try:
