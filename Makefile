@@ -12,7 +12,7 @@ STAMPS := $(VENV)/stamps
 PROTOS := $(shell find protos/openmanager -name '*.proto')
 CODE := runtime fleet services gateway launcher tools deploy bench tests
 
-.PHONY: help setup run test test-full bench check format lock gen docs clean
+.PHONY: help setup run test test-full bench parquet check format lock gen docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,8 @@ test-full: $(STAMPS)/gen-dev ## the long tests that `make test` leaves out
 bench: $(STAMPS)/gen-dev ## measure beside VictoriaMetrics and InfluxDB; ARGS="--quick", "--only queries", "--help"
 	@$(BIN)/python -m bench $(ARGS)
 
+parquet: $(STAMPS)/parquet ## add what export to and import from Parquet need (pyarrow, 170 MB)
+
 check: $(STAMPS)/gen-dev ## format, lint, types, layers, protos
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
@@ -48,6 +50,9 @@ lock: $(STAMPS)/dev ## write the lock files anew from pyproject.toml
 	  --upgrade pyproject.toml --output-file requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --upgrade --extra dev --constraint requirements.txt pyproject.toml --output-file requirements-dev.txt
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["parquet"], sep="\n")' \
+	  | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --constraint requirements-dev.txt - --output-file requirements-parquet.txt
 
 gen: $(STAMPS)/dev ## generate gen/ from protos/ even if nothing changed
 	$(BIN)/python tools/generate.py
@@ -78,6 +83,11 @@ $(STAMPS)/dev: requirements-dev.txt $(STAMPS)/product
 
 $(STAMPS)/gen: $(PROTOS) tools/generate.py $(STAMPS)/product
 	@$(BIN)/python tools/generate.py
+	@touch $@
+
+$(STAMPS)/parquet: requirements-parquet.txt $(STAMPS)/product
+	@echo "Installing pyarrow (170 MB, once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-parquet.txt
 	@touch $@
 
 # With the stubs that the type checker wants; the product's own code is the same.
