@@ -49,6 +49,10 @@ DESCRIPTOR = ServerDescriptor(
 WILD = [float("inf"), float("-inf"), -0.0, 0.0, 5e-324, 1.7976931348623157e308, 0.1, NAN]
 
 
+KEPT = {f"TIMESERIES_RETENTION_{tier}": "36500d" for tier in ("RAW", "5M", "1H")}
+"""The points of the tests are years old."""
+
+
 async def wild_store(store: Path) -> None:
     """Four days, some of it in heads; labels, gaps, late and doubled rows, sets that share a metric."""
     rng, clock = random.Random(5), ManualClock(NOON)
@@ -79,7 +83,8 @@ async def contents(store: Path) -> tuple[Answer, dict[str, Metric], dict[str, Se
 
 async def command(*arguments: object, data: Path) -> int:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DATA_DIR", str(data))
+        for name, value in {**KEPT, "DATA_DIR": str(data)}.items():
+            patch.setenv(name, os.environ.get(name, value) if name in KEPT else value)
         return await asyncio.to_thread(commands.main, [str(argument) for argument in arguments])
 
 
@@ -106,7 +111,7 @@ def run_to_signal(
     return subprocess.run(
         [sys.executable, __file__, number.name, where, str(calls), *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "DATA_DIR": str(data)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", **KEPT, "DATA_DIR": str(data)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -118,7 +123,7 @@ def run_to_signal(
 async def running(data: Path) -> AsyncIterator[tuple[Any, str]]:
     """A service on a folder; its stub and its address."""
     address = f"127.0.0.1:{free_port()}"
-    environment = {"DATA_DIR": str(data), "TIMESERIES_ADDRESS": address}
+    environment = {**KEPT, "DATA_DIR": str(data), "TIMESERIES_ADDRESS": address}
     service = await asyncio.to_thread(
         subprocess.Popen,
         [sys.executable, "-m", "services.timeseries"],

@@ -188,7 +188,8 @@ async def test_bad_rows_are_named_and_the_others_taken(tmp_path: Path, capsys: p
 async def test_rows_older_than_retention_are_too_late(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TIMESERIES_RETENTION_RAW", "2d")
+    for tier in ("RAW", "5M", "1H"):
+        monkeypatch.setenv(f"TIMESERIES_RETENTION_{tier}", "2d")
     now = SystemClock().now_ms()
     times = [now - 10 * DAY_MS + n for n in range(150)] + [now - 1_000]
     two = [f"m{n}" for n in range(2) for _ in times]

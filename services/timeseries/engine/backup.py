@@ -29,8 +29,6 @@ place last: an engine refuses blocks without a journal, so it cannot start on ha
 
 A partition that SQLite cannot read is left out and named, and the rest is still worth having. Rotten columns inside
 a readable file are copied as they are: verify names them.
-
-`copy_days` makes the same copy for a reader that needs a moment of some days only and throws it away after use.
 """
 
 import contextlib
@@ -61,7 +59,6 @@ from services.timeseries.engine.database import (
     read_only_uri,
     sync_folder,
 )
-from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.manifest import (
     JOURNAL_NAME,
     BackedUpFile,
@@ -75,7 +72,6 @@ from services.timeseries.engine.manifest import (
     store_files,
     write_manifest,
 )
-from services.timeseries.engine.partition import EPOCH
 from services.timeseries.engine.settings import EngineSettings
 from services.timeseries.engine.store import Store
 
@@ -95,39 +91,6 @@ def back_up(folder: Path, target: Path, *, now_ms: int, progress: Progress) -> M
         manifest = _copied(folder, draft, now_ms, progress)
         write_manifest(draft, manifest)
     return manifest
-
-
-def copy_days(folder: Path, target: Path, wanted: Callable[[datetime.date], bool], progress: Progress) -> list[str]:
-    """Copies a moment of the store in `folder`, which may be in use, to the empty `target`: the partitions of the
-    wanted days, and all that is in no partition yet. It opens as a store; nothing of it is synced.
-
-    Returns the partitions that could not be read and are left out. Raises OSError, `apsw.Error`.
-    """
-    journal = target / JOURNAL_NAME
-    _copy_database(folder / JOURNAL_NAME, journal, partial(progress, JOURNAL_NAME))
-    days = partition_days(folder)  # after the journal's copy, as of a backup: a day may just be getting its file
-    _, left_out = _copy_partitions(folder, target, [name for name, day in days.items() if wanted(day)], progress)
-    _forget(journal, {(day - EPOCH).days for day in days.values() if not wanted(day)})
-    return left_out
-
-
-def partition_days(folder: Path) -> dict[str, datetime.date]:
-    """The partitions of a store, as paths in its folder, and their days, ascending."""
-    days = {}
-    for name in store_files(folder):
-        with contextlib.suppress(ValueError):  # not a partition's name
-            days[name] = datetime.date.fromisoformat(Path(name).stem)
-    return days
-
-
-def _forget(journal: Path, days: set[int]) -> None:
-    """Notes in a copy that these days went, so that a replay does not bring back what the journal still has of them."""
-    with closing(Journal(journal, may_create=False)) as opened:
-        last = opened.last_sequence
-    with closing(apsw.Connection(str(journal))) as copy:
-        copy.pragma("synchronous", 0)
-        with Transaction(copy):
-            copy.executemany("INSERT OR REPLACE INTO evictions VALUES (?, ?, 1)", [(day, last) for day in sorted(days)])
 
 
 def check_target(folder: Path, target: Path, names: Iterable[str]) -> None:
@@ -203,10 +166,8 @@ def _claimed(draft: Path, mark: str, what: str) -> Iterator[None]:
 
 
 def _copied(folder: Path, draft: Path, now_ms: int, progress: Progress) -> Manifest:
-    journal = draft / JOURNAL_NAME
-    _copy_database(folder / JOURNAL_NAME, journal, partial(progress, JOURNAL_NAME))
-    names, left_out = _copy_partitions(folder, draft, store_files(folder), progress)
-    identity, last_sequence = _finish(journal)
+    names, left_out = copy_files(folder, draft, store_files, progress)
+    identity, last_sequence = _finish(draft / JOURNAL_NAME)
     created = datetime.datetime.fromtimestamp(now_ms / 1_000, datetime.UTC)
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -218,12 +179,14 @@ def _copied(folder: Path, draft: Path, now_ms: int, progress: Progress) -> Manif
     )
 
 
-def _copy_partitions(
-    folder: Path, draft: Path, names: Iterable[str], progress: Progress
+def copy_files(
+    folder: Path, draft: Path, choose: Callable[[Path], list[str]], progress: Progress
 ) -> tuple[list[str], list[str]]:
-    """Copies them, the journal's copy following; returns the names of those copied and those left out."""
+    """Copies the journal, and then the partitions that `choose` finds in the folder at that moment, the journal's copy
+    following. Returns the names of those copied and of those that cannot be read; raises OSError, `apsw.Error`."""
+    _copy_database(folder / JOURNAL_NAME, draft / JOURNAL_NAME, partial(progress, JOURNAL_NAME))
     copied, left_out = [], []
-    for name in names:
+    for name in choose(folder):
         target = draft / name
         target.parent.mkdir(mode=0o700, exist_ok=True)
         try:

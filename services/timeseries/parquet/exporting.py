@@ -21,9 +21,11 @@ import pyarrow.parquet as pq
 
 from fleet.model import Metric, ServerDescriptor
 from runtime.clock import Clock
-from services.timeseries.engine.backup import check_target, copy_days, drafted, partition_days
+from services.timeseries.engine.backup import check_target, drafted
 from services.timeseries.engine.engine import Engine
+from services.timeseries.engine.excerpt import copy_range, partitions_of
 from services.timeseries.engine.manifest import Progress as CopyProgress
+from services.timeseries.engine.partition import EPOCH
 from services.timeseries.engine.query import Query, SeriesResult
 from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS, MIN_TIME_MS, EngineSettings
 from services.timeseries.parquet.layout import (
@@ -45,9 +47,7 @@ PART_ROWS: Final = 100_000_000
 
 _UNLIMITED: Final = 1 << 62
 READING: Final = EngineSettings(
-    maintenance_interval_s=1e6,
-    journal_keep_s=1e9,  # nothing is swept from the copy: it would only be work
-    journal_bytes_limit=_UNLIMITED,
+    maintenance_interval_s=1e6,  # nothing is closed, merged or swept: it would only be work
     max_series=_UNLIMITED,
     max_points=_UNLIMITED,
     max_scanned_points=_UNLIMITED,
@@ -57,7 +57,6 @@ READING: Final = EngineSettings(
 refuse; but so many cells are in memory at once, 32 MB."""
 
 _SHOWN_NAMES: Final = 3
-_EPOCH: Final = datetime.date(1970, 1, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +79,10 @@ class Wanted:
         start = MIN_TIME_MS if self.start_ms is None else max(self.start_ms, MIN_TIME_MS)
         return start, MAX_TIME_MS + 1 if self.end_ms is None else min(self.end_ms, MAX_TIME_MS + 1)
 
-    def has_day(self, day: datetime.date) -> bool:
-        """Whether any of a UTC day is in the range."""
+    def days(self) -> range:
+        """The UTC days that have some of the range, counted from the epoch."""
         start, end = self.range_ms()
-        begins = (day - _EPOCH).days * DAY_MS
-        return begins < end and start < begins + DAY_MS
+        return range(start // DAY_MS, -(-end // DAY_MS))
 
 
 def export(
@@ -97,16 +95,16 @@ def export(
         ParquetError, BackupError: nothing was made; `target` is as it was.
     """
     target = target.resolve()
-    check_target(folder, target, [name for name, day in partition_days(folder).items() if wanted.has_day(day)])
+    check_target(folder, target, partitions_of(folder, wanted.days())[0])
     created = time_text(clock.now_ms())
     with drafted(target, "export") as draft:
         copy = draft / "store"
         copy.mkdir()
-        left_out = copy_days(folder, copy, wanted.has_day, copying)
+        copied = copy_range(folder, copy, wanted.days(), copying)
         exporter = _Exporter(draft, wanted, progress)
-        asyncio.run(exporter.run(copy, clock))
+        asyncio.run(exporter.run(copy, copied.days, clock))
         shutil.rmtree(copy)
-        manifest = exporter.manifest(created, left_out)
+        manifest = exporter.manifest(created, copied.left_out)
         write_manifest(draft, manifest)
     return manifest
 
@@ -124,17 +122,14 @@ class _Exporter:
         self._first_ms, self._last_ms = _UNLIMITED, -1
         self._damaged = 0
 
-    async def run(self, copy: Path, clock: Clock) -> None:
-        """Reads the copy and writes all files of points and of servers."""
+    async def run(self, copy: Path, blocked_days: set[int], clock: Clock) -> None:
+        """Reads the copy, which has blocks of some days, and writes all files of points and of servers."""
         async with Engine.open(copy, clock=clock, settings=READING) as engine:
-            await engine.maintain(everything=True)  # what was in no partition yet is in one now: they tell the days
-            if (await engine.status()).head_points:
-                raise ParquetError(f"the copy in {copy} could not be made readable: see the log above, and make room")
             servers = engine.servers()
             self._metrics = {info.key: info.metric for info in await engine.list_metrics()}
             self._check_names(engine, servers)
             chosen = sorted(set(self._wanted.servers or servers))
-            days = sorted({day for day in partition_days(copy).values() if self._wanted.has_day(day)})
+            days = sorted((blocked_days | await _journaled_days(engine)).intersection(self._wanted.days()))
             for number, day in enumerate(days):
                 await self._day(engine, day, chosen, number / len(days), 1 / len(days))
             self._damaged = (await engine.status()).damaged
@@ -149,11 +144,11 @@ class _Exporter:
         if wrong := engine.unknown_metrics(self._wanted.metrics or ()):
             raise ParquetError(f"no server has a metric {wrong[0]!r}; {_others(wrong[0], self._metrics)}")
 
-    async def _day(self, engine: Engine, day: datetime.date, servers: Sequence[str], done: float, share: float) -> None:
+    async def _day(self, engine: Engine, day: int, servers: Sequence[str], done: float, share: float) -> None:
         """Writes one day; `done` of all was done before, `share` is the day's."""
         start, end = self._wanted.range_ms()
-        begins = (day - _EPOCH).days * DAY_MS
-        start, end = max(start, begins), min(end, begins + DAY_MS)
+        start, end = max(start, day * DAY_MS), min(end, (day + 1) * DAY_MS)
+        date = EPOCH + datetime.timedelta(days=day)
         part: _Part | None = None
         try:
             for number, server_id in enumerate(servers):
@@ -162,7 +157,7 @@ class _Exporter:
                     if part is None or part.points >= PART_ROWS:
                         await asyncio.to_thread(self._close, part)
                         part = await asyncio.to_thread(
-                            _Part, self._draft, part_name(day, part.number + 1 if part else 0)
+                            _Part, self._draft, part_name(date, part.number + 1 if part else 0)
                         )
                     part.add(result)
                     if part.waiting >= ROW_GROUP_ROWS:
@@ -206,6 +201,19 @@ class _Exporter:
             left_out=tuple(left_out),
             damaged=self._damaged,
         )
+
+
+async def _journaled_days(engine: Engine) -> set[int]:
+    """The days of all rows that the journal keeps: those that are in no block yet are among them."""
+    days: set[int] = set()
+    last = engine.last_sequence
+    if engine.first_sequence <= last:
+        async for batch in engine.tail(engine.first_sequence):
+            if batch.rows is not None:
+                days.update(np.unique(batch.rows.times_ms // DAY_MS).tolist())
+            if batch.sequence >= last:
+                break
+    return days
 
 
 class _Part:

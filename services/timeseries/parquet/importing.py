@@ -81,7 +81,6 @@ async def target_of(settings: TimeSeriesSettings, clock: Clock) -> AsyncIterator
             else:
                 engine = await stack.enter_async_context(Engine.open(store, clock=clock, settings=settings.engine()))
                 yield _InProcess(engine, clock), f"{store}, which no service has open"
-                await engine.maintain(everything=True)  # so that the service's next start has little to replay
                 return
         channel = Channel(
             address,
