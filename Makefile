@@ -12,7 +12,7 @@ STAMPS := $(VENV)/stamps
 PROTOS := $(shell find protos/openmanager -name '*.proto')
 CODE := runtime fleet services gateway launcher tools deploy bench tests
 
-.PHONY: help setup run test test-full bench parquet check format lock gen docs clean
+.PHONY: help setup run test test-full bench check format lock gen docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -30,8 +30,6 @@ test-full: $(STAMPS)/gen-dev ## the long tests that `make test` leaves out
 
 bench: $(STAMPS)/gen-dev ## measure beside VictoriaMetrics and InfluxDB; ARGS="--quick", "--only queries", "--help"
 	@$(BIN)/python -m bench $(ARGS)
-
-parquet: $(STAMPS)/parquet ## add what export to and import from Parquet need (pyarrow, 170 MB)
 
 check: $(STAMPS)/gen-dev ## format, lint, types, layers, protos
 	$(BIN)/ruff format --check $(CODE)
@@ -59,6 +57,9 @@ gen: $(STAMPS)/dev ## generate gen/ from protos/ even if nothing changed
 
 docs: $(STAMPS)/gen-dev ## write docs/settings.md anew from the code
 	$(BIN)/python tools/document_settings.py
+
+.PHONY: parquet
+parquet: $(STAMPS)/parquet ## add what export to and import from Parquet need (pyarrow, 170 MB)
 
 clean: ## remove what set-up made (never data/)
 	rm -rf $(VENV) gen protos/google .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

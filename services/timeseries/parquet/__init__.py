@@ -1,7 +1,7 @@
 """The history as Parquet files, for any tool, and back: whose data it is must not depend on this program.
 
-**Export reads a copy.** It copies the journal and the wanted days as a backup does, opens the engine on that copy,
-queries it day by day and server by server, and writes what comes. That costs the room of the copy, 1.2 bytes a point
+**Export reads a copy.** It copies the journal and the wanted days as a backup does (`engine.excerpt`), opens the engine on
+it, queries it day by day and server by server, and writes what comes. That costs the room of the copy, 1.2 bytes a point
 beside the 2.2 of the Parquet files, and a hundredth of the time. For that there is one way, whether the service runs,
 is down or hangs; it takes no lock that would keep the service from being started, and none of its memory, reading
 threads and limits. All files are of one moment: no late row is in one day and missing in the next, and no day goes
