@@ -10,9 +10,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PROTOS := $(shell find protos/openmanager -name '*.proto')
+ROUNDS ?= 500
 CODE := runtime fleet services gateway launcher tools deploy bench tests
 
-.PHONY: help setup run test test-full bench check format lock gen docs clean
+.PHONY: help setup run test test-full crash bench check format lock gen docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -28,8 +29,14 @@ test: $(STAMPS)/gen-dev ## set up and pass the tests (under 10 minutes on 2 core
 test-full: $(STAMPS)/gen-dev ## the long tests that `make test` leaves out
 	@$(BIN)/python -m pytest -m full $(ARGS)
 
+crash: $(STAMPS)/gen-dev ## kill -9 a writing engine 500 times and check what is left each time; ROUNDS=, ARGS="--seed N"
+	@$(BIN)/python -m tests.timeseries.engine.crash --rounds $(ROUNDS) $(ARGS)
+
 bench: $(STAMPS)/gen-dev ## measure beside VictoriaMetrics and InfluxDB; ARGS="--quick", "--only queries", "--help"
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-scale: $(STAMPS)/gen-dev ## 20,000 servers for half an hour, kill -9, restart, count; ARGS="--minutes 3", "--quick"
+	@$(BIN)/python -m bench scale $(ARGS)
 
 check: $(STAMPS)/gen-dev ## format, lint, types, layers, protos
 	$(BIN)/ruff format --check $(CODE)

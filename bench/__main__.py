@@ -1,31 +1,40 @@
-"""`python -m bench`: runs the rows, prints a line a step and a table at the end, writes everything as JSON."""
+"""`python -m bench`: runs the rows, prints a line a step and a table at the end, writes everything as JSON.
+
+`scale` is a row that takes half an hour, so it is a command of its own; `record-host` makes a data set.
+"""
 
 import argparse
+import asyncio
 import os
 import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from bench import ingest, peers, queries, report, storage
+from bench import cost, host, ingest, peers, queries, report, scale, storage, year
 from bench.load import SERVERS, TICKS_A_DAY, Mix
+from runtime.settings import parse_duration
 
-ROWS: Final = ("ingest", "storage", "queries")
+ROWS: Final = ("ingest", "storage", "queries", "year", "cost")
+HOST_RECORDING: Final = "BENCH_HOST_RECORDING"
 EXAMPLES: Final = """examples:
-  make bench                                     everything, under 8 minutes
-  make bench ARGS="--quick"                      everything with little load, under 60 s; its numbers are for no table
+  make bench                                     everything but scale
+  make bench ARGS="--quick"                      everything with little load; its numbers are for no table
   make bench ARGS="--only queries"               one row; repeat --only for more
-  make bench ARGS="--only storage --output s.json"
+  make bench ARGS="--only storage --host host.npz --output s.json"
+  python -m bench record-host host.npz           24 h of this machine's own metrics, for --host
+  make bench-scale                               20,000 servers for half an hour, kill -9, restart, count
+  make bench-scale ARGS="--servers 2000 --minutes 3"
 
 The peers are found on the PATH as victoria-metrics and influxd; rows lack those that are not there.
-Recordings are found in OPENMANAGER_TEST_DATA or beside the checkout.
+Recordings are found in OPENMANAGER_TEST_DATA or beside the checkout, this machine's by --host or BENCH_HOST_RECORDING.
 """
 
 
@@ -40,6 +49,12 @@ class Size:
     recordings: bool
     query_ticks: int
     query_share: float
+    year_days: int
+    year_window_days: int
+    year_questions: int
+    cost_servers: tuple[int, ...]
+    cost_points: int
+    cost_bound_s: float
 
 
 FULL: Final = Size(
@@ -50,6 +65,12 @@ FULL: Final = Size(
     recordings=True,
     query_ticks=1_620,
     query_share=1.0,
+    year_days=380,
+    year_window_days=365,
+    year_questions=100,
+    cost_servers=(20, 200, 2_000, 20_000),
+    cost_points=100_000_000,
+    cost_bound_s=240.0,
 )
 QUICK: Final = Size(
     servers=SERVERS,
@@ -59,6 +80,12 @@ QUICK: Final = Size(
     recordings=False,
     query_ticks=360,
     query_share=0.2,
+    year_days=20,
+    year_window_days=15,
+    year_questions=10,
+    cost_servers=(20, 200),
+    cost_points=2_000_000,
+    cost_bound_s=10.0,
 )
 
 
@@ -73,10 +100,9 @@ class Progress:
         sys.stderr.flush()
 
 
-def run(size: Size, only: Sequence[str], folder: Path, say: Progress) -> dict[str, Any]:
-    """Measures rows and returns the whole report. `folder` is for the servers' files."""
-    started = datetime.now(UTC)
-    machine = report.machine()
+def run(size: Size, only: Sequence[str], folder: Path, say: Progress, recorded: Path | None = None) -> dict[str, Any]:
+    """Measures rows and returns the whole report. `folder` is for the servers' files, `recorded` the host's metrics."""
+    started, machine = datetime.now(UTC), report.machine()
     for name in peers.missing():
         say(f"{peers.PROGRAMS[name]} is not on the PATH: rows against {name} are not measured")
     results: dict[str, Any] = {}
@@ -86,12 +112,42 @@ def run(size: Size, only: Sequence[str], folder: Path, say: Progress) -> dict[st
         )
     if "storage" in only:
         results["storage"] = storage.measure(
-            folder / "storage", servers=size.servers, ticks=size.storage_ticks, recordings=size.recordings, say=say
+            folder / "storage",
+            servers=size.servers,
+            ticks=size.storage_ticks,
+            recordings=size.recordings,
+            recorded=recorded,
+            say=say,
         )
     if "queries" in only:
         results["queries"] = queries.measure(
             folder / "queries", servers=size.servers, ticks=size.query_ticks, share=size.query_share, say=say
         )
+    if "year" in only:
+        results["year"] = year.measure(
+            folder / "year",
+            days=size.year_days,
+            window_days=size.year_window_days,
+            count=size.year_questions,
+            say=say,
+        )
+    if "cost" in only:
+        results["cost"] = cost.measure(
+            folder / "cost", servers=size.cost_servers, points=size.cost_points, bound_s=size.cost_bound_s, say=say
+        )
+    return _reported(started, machine, asdict(size) | {"host": str(recorded or "")}, Mix(size.servers), results)
+
+
+def run_scale(wanted: scale.Run, folder: Path, say: Progress) -> dict[str, Any]:
+    """The same for the row that takes long."""
+    started, machine = datetime.now(UTC), report.machine()
+    results = {"scale": scale.measure(folder / "scale", wanted, say)}
+    return _reported(started, machine, {"servers": wanted.servers, "minutes": wanted.minutes}, Mix(SERVERS), results)
+
+
+def _reported(
+    started: datetime, machine: dict[str, Any], size: dict[str, Any], mix: Mix, results: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "format": report.FORMAT,
         "started": started.isoformat(timespec="seconds"),
@@ -99,8 +155,8 @@ def run(size: Size, only: Sequence[str], folder: Path, say: Progress) -> dict[st
         "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
         "commit": report.commit(),
         "machine": machine | {"load_1m_at_the_end": os.getloadavg()[0]},
-        "size": asdict(size),
-        "mix": Mix(size.servers).describe(),
+        "size": size,
+        "mix": mix.describe(),
         "results": results,
         "table": [asdict(row) for row in report.rows(results)],
     }
@@ -113,10 +169,36 @@ def _arguments() -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    recorded = os.environ.get(HOST_RECORDING)
     parser.add_argument("--only", action="append", choices=ROWS, help="measure only this row; may be repeated")
     parser.add_argument("--quick", action="store_true", help="little load: does it work, not what it costs")
+    parser.add_argument("--host", type=Path, default=recorded and Path(recorded), help="a file of record-host")
     parser.add_argument("--output", type=Path, default=Path("bench.json"), help="the report as JSON (%(default)s)")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", dest="command")
+    record = commands.add_parser("record-host", help="record this machine's own metrics into a file")
+    record.add_argument("file", type=Path, help="is made; must not be there")
+    record.add_argument("--ticks", type=int, default=TICKS_A_DAY, help="how many (%(default)s)")
+    record.add_argument("--interval", type=parse_duration, default=10.0, help="from one to the next, such as 10s, 1s")
+    long = commands.add_parser("scale", help="a large fleet in real time, then kill -9, restart and count")
+    long.add_argument("--servers", type=int, default=scale.FULL.servers, help="of 511 metrics each (%(default)s)")
+    long.add_argument("--minutes", type=float, default=scale.FULL.minutes, help="of the fleet's time (%(default)s)")
+    long.add_argument("--speed", type=float, default=1.0, help="seconds of the fleet in one of ours (%(default)s)")
+    long.add_argument("--quick", action="store_true", help="200 servers, 1 minute in 3 s: does it work")
+    long.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the service")
+    long.add_argument("--engine", action="append", default=[], metavar="NAME=VALUE", help="a bound of its engine")
+    long.add_argument("--output", type=Path, default=Path("bench-scale.json"), help="the report (%(default)s)")
     return parser.parse_args()
+
+
+def _scale_of(arguments: argparse.Namespace) -> scale.Run:
+    settings = dict(one.split("=", 1) for one in arguments.set)
+    engine = {name: orjson.loads(value) for name, value in (one.split("=", 1) for one in arguments.engine)}
+    if arguments.quick:
+        return replace(scale.QUICK, settings=settings, engine=engine)
+    return scale.Run(
+        servers=arguments.servers, minutes=arguments.minutes, speed=arguments.speed, settings=settings, engine=engine
+    )
 
 
 def main() -> int:
@@ -124,8 +206,15 @@ def main() -> int:
     arguments = _arguments()
     say = Progress()
     try:
+        if arguments.command == "record-host":
+            asyncio.run(host.record(arguments.file, ticks=arguments.ticks, interval_s=arguments.interval, say=say))
+            return 0
         with tempfile.TemporaryDirectory(prefix="openmanager-bench-") as folder:
-            found = run(QUICK if arguments.quick else FULL, arguments.only or ROWS, Path(folder), say)
+            if arguments.command == "scale":
+                found = run_scale(_scale_of(arguments), Path(folder), say)
+            else:
+                size = QUICK if arguments.quick else FULL
+                found = run(size, arguments.only or ROWS, Path(folder), say, arguments.host)
     except peers.BenchError as error:
         say(f"bench: {error}")
         return 1

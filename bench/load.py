@@ -7,6 +7,7 @@ import gzip
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -52,18 +53,24 @@ class Part:
 
 
 class Mix:
-    """The simulator's healthy fleet. Tick k is `START_MS` + k x `INTERVAL_MS`."""
+    """The simulator's healthy fleet. Tick k is `start_ms` + k x `INTERVAL_MS`."""
 
-    def __init__(self, servers: int = SERVERS) -> None:
+    def __init__(self, servers: int = SERVERS, *, start_ms: int = START_MS) -> None:
+        """`start_ms` is a multiple of the interval."""
         fleet = build_fleet(servers, seed=SEED, interval_ms=INTERVAL_MS)
         self.servers = tuple(server.descriptor for server in fleet)
         self.server_ids = tuple(server.server_id for server in self.servers)
         self.metric_set = MetricSet(tuple(spec.metric for spec in CATALOGUE))
         self._signals = SignalGenerator(fleet, seed=SEED, interval_ms=INTERVAL_MS)
-        self._first = START_MS // INTERVAL_MS
+        self.start_ms = start_ms
+        self._first = start_ms // INTERVAL_MS
+
+    @cached_property
+    def _lines(self) -> list[bytes]:
+        """The text of each server's line; made when it is wanted, since it takes 15 KB a server."""
         names = [metric.name.encode() for metric in self.metric_set.metrics]
         fields = b",".join(name + b"=%b" for name in names)
-        self._lines = [
+        return [
             f"{MEASUREMENT},environment={one.environment},role={one.role},server_id={one.server_id} ".encode() + fields
             for one in self.servers
         ]
@@ -80,7 +87,7 @@ class Mix:
     def part(self, tick: int, ticks: int) -> Part:
         """Some ticks, in the order of time."""
         values = np.concatenate([self.values(number) for number in range(tick, tick + ticks)])
-        times = START_MS + np.arange(tick, tick + ticks, dtype=np.int64) * INTERVAL_MS
+        times = self.start_ms + np.arange(tick, tick + ticks, dtype=np.int64) * INTERVAL_MS
         return Part(
             metric_set=self.metric_set,
             servers=self.servers,
@@ -107,15 +114,16 @@ class Mix:
             metric_sets=[metric_set_to_pb(self.metric_set)], servers=[descriptor_to_pb(one) for one in self.servers]
         ).SerializeToString()
 
-    def request(self, tick: int, values: Floats) -> bytes:
-        """One tick as an AppendRequest."""
-        times = np.full(len(self.servers), START_MS + tick * INTERVAL_MS, np.int64)
-        rows = Rows(metric_set_id=self.metric_set.id, server_ids=self.server_ids, times_ms=times, values=values)
+    def request(self, tick: int, values: Floats, chosen: slice = slice(None)) -> bytes:
+        """One tick, or the chosen servers of it, as an AppendRequest."""
+        ids = self.server_ids[chosen]
+        times = np.full(len(ids), self.start_ms + tick * INTERVAL_MS, np.int64)
+        rows = Rows(metric_set_id=self.metric_set.id, server_ids=ids, times_ms=times, values=values[chosen])
         return timeseries_pb2.AppendRequest(batch=rows_to_pb(rows)).SerializeToString()
 
     def lines(self, tick: int, values: Floats) -> bytes:
         """The same tick as Influx lines: one a server, times in milliseconds, values as their shortest text."""
-        end = b" %d\n" % (START_MS + tick * INTERVAL_MS)
+        end = b" %d\n" % (self.start_ms + tick * INTERVAL_MS)
         texts = (orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",") for row in values)
         return b"".join(line % tuple(text) + end for line, text in zip(self._lines, texts, strict=True))
 

@@ -14,9 +14,10 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import grpc
@@ -104,14 +105,20 @@ def missing() -> list[str]:
 
 
 @contextlib.contextmanager
-def ours(folder: Path) -> Iterator[Server]:
-    """`python -m services.timeseries` with its defaults; its data lies in `folder`/timeseries."""
+def ours(
+    folder: Path,
+    *,
+    module: str = "services.timeseries",
+    settings: Mapping[str, str] = MappingProxyType({}),
+    start_bound_s: float = START_BOUND_S,
+) -> Iterator[Server]:
+    """`python -m services.timeseries` with its defaults but for `settings`; its data lies in `folder`/timeseries."""
     address = f"127.0.0.1:{_free_port()}"
     environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    environ |= {"DATA_DIR": str(folder), "TIMESERIES_ADDRESS": address, "LOG_LEVEL": "WARNING"}
+    environ |= {"DATA_DIR": str(folder), "TIMESERIES_ADDRESS": address, "LOG_LEVEL": "WARNING", **settings}
     environ["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "gen")))
-    with _running(OURS, address, folder, [sys.executable, "-m", "services.timeseries"], environ) as server:
-        _wait(server, lambda: _serves(address))
+    with _running(OURS, address, folder, [sys.executable, "-m", module], environ) as server:
+        _wait(server, lambda: _serves(address), start_bound_s)
         server.secret = (folder / "service-secret").read_text("ascii").strip()
         yield server
 
@@ -203,8 +210,8 @@ def _once(server: Server, method: str, path: str, body: bytes | None = None) -> 
         return connection.ask(method, path, body)
 
 
-def _wait(server: Server, answers: Callable[[], bool]) -> None:
-    ends = time.monotonic() + START_BOUND_S
+def _wait(server: Server, answers: Callable[[], bool], bound_s: float = START_BOUND_S) -> None:
+    ends = time.monotonic() + bound_s
     while True:
         with contextlib.suppress(OSError, BenchError, http.client.HTTPException):
             if answers():

@@ -2,9 +2,12 @@
 
 Loaded by the same sender as the ingest row: 4.5 h, so that we answer from blocks and from heads as in operation. A
 time is from sending the question until the answer is decoded: ours into protobuf, VictoriaMetrics' JSON by orjson,
-InfluxDB's CSV only read (in its favour). Turns are interleaved query by query.
+InfluxDB's CSV only read (in its favour). Turns are interleaved query by query and their order rotates, since who comes
+after a busy neighbour finds cold caches. Only the last values are asked again and again, as a screen does it: there is
+one answer until something is written.
 """
 
+import itertools
 import random
 import time
 from collections.abc import Callable
@@ -16,6 +19,7 @@ from typing import Any, Final
 import grpc
 import numpy as np
 import orjson
+from grpc.experimental import ChannelOptions
 
 from bench import peers
 from bench.ingest import Sender, send, sender, start
@@ -26,7 +30,7 @@ from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
 
 STEP_S: Final = 60
 LAST_S: Final = 120
-"""Last values are looked for so far back."""
+"""The peers look for last values so far back, we 7 days."""
 
 Say = Callable[[str], None]
 
@@ -44,10 +48,11 @@ class Question:
 
 
 class Ours:
-    """Query of the timeseries process. There is no call for last values: AGGREGATION_LAST of the last 2 min."""
+    """Query and LastValues of the timeseries process."""
 
     def __init__(self, server: peers.Server, mix: Mix) -> None:
         options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20)]
+        options += [(ChannelOptions.SingleThreadedUnaryStream, 1)]  # else a thread more reads each answer: 0.3 ms
         self._channel = grpc.insecure_channel(server.address, options)
         self._stub: Any = timeseries_pb2_grpc.TimeSeriesServiceStub(self._channel)
         self._metadata = (("authorization", f"Bearer {server.secret}"),)
@@ -55,13 +60,17 @@ class Ours:
 
     def ask(self, asked: Question) -> int:
         """Returns the number of points."""
+        points = 0
+        if asked.last:
+            everything = timeseries_pb2.LastValuesRequest()
+            for answer in self._stub.LastValues(everything, metadata=self._metadata, timeout=60):
+                points += sum(len(server.values) for server in answer.servers)
+            return points
         query = history_pb2.HistoryQuery(metrics=[asked.metric] if asked.metric else self._metrics)
         if asked.server:
             query.server_ids.append(asked.server)
         query.start_time.seconds, query.end_time.seconds = asked.start_s, asked.end_s
-        query.step.seconds = 86_400 if asked.last else STEP_S  # windows are clipped to the range: one
-        query.aggregation = history_pb2.AGGREGATION_LAST if asked.last else history_pb2.AGGREGATION_AVG
-        points = 0
+        query.step.seconds, query.aggregation = STEP_S, history_pb2.AGGREGATION_AVG
         request = timeseries_pb2.QueryRequest(query=query)
         for response in self._stub.Query(request, metadata=self._metadata, timeout=60):
             points += sum(len(series.values) for series in response.series)
@@ -140,14 +149,10 @@ def questions(kind: str, count: int, mix: Mix, ticks: int) -> list[Question]:
     end_s = START_MS // 1000 + ticks * INTERVAL_MS // 1000
     span_s = min(7_200, ticks * INTERVAL_MS // 2_000 // 60 * 60)
     found = []
-    for number in range(count):
+    for _ in range(count):
         if kind.startswith("last"):
-            until = end_s - number * INTERVAL_MS // 1000 % 600  # of now, so to say: in heads
-            found.append(
-                Question(
-                    server=None, metric=None, start_s=until - LAST_S, end_s=until, points=mix.tick_points, last=True
-                )
-            )
+            start_s, points = end_s - LAST_S, mix.tick_points
+            found.append(Question(server=None, metric=None, start_s=start_s, end_s=end_s, points=points, last=True))
             continue
         one_server, one_metric = kind.startswith("1 server"), "1 metric," in kind
         start_s = START_MS // 1000 + 60 * chosen.randrange((end_s - START_MS // 1000 - span_s) // 60 + 1)
@@ -162,6 +167,12 @@ def questions(kind: str, count: int, mix: Mix, ticks: int) -> list[Question]:
             )
         )
     return found
+
+
+def turns(names: list[str], number: int) -> list[str]:
+    """The order of a round: each comes first, and after each other, equally often."""
+    orders = list(itertools.permutations(names))
+    return list(orders[number % len(orders)])
 
 
 def _ask(client: Any, name: str, asked: Question) -> float:
@@ -203,10 +214,10 @@ def measure(folder: Path, *, servers: int, ticks: int, share: float, say: Say) -
             times: dict[str, list[float]] = {name: [] for name in clients}
             asked = questions(kind, max(5, round(rounds * share)) + 1, mix, ticks)
             for number, question in enumerate(asked):
-                for name, client in clients.items():
+                for name in turns(list(clients), number):
                     if name == INFLUX and rounds < 100 and number % 5:
                         continue
-                    taken = _ask(client, name, question)
+                    taken = _ask(clients[name], name, question)
                     if number:  # the first is to warm up
                         times[name].append(taken)
             results[kind] = {name: _summary(found) for name, found in times.items()}

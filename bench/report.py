@@ -13,6 +13,22 @@ from bench.peers import INFLUX, OURS, ROOT, VICTORIA
 
 FORMAT: Final = 1
 
+LIMIT: Final = "limit"
+"""The peer of rows that have none: what they may be."""
+YEAR_LIMIT_MS: Final = 100.0
+COST_LIMIT: Final = 1.5
+COSTS: Final = {
+    "bytes written": "written_bytes_a_point",
+    "processor time": "cpu_ns_a_point",
+    "peak memory": "peak_bytes_a_point",
+}
+SUSTAINED_SHARE: Final = 0.99
+"""Of the points that were due: the last tick may be on its way."""
+MEMORY_LIMIT_GIB: Final = 6.0
+RESTART_LIMIT_S: Final = 60.0
+BACKLOG_SLACK: Final = 1.1
+"""So much more than at one third is none; nor is one tick, which is on its way."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -51,7 +67,8 @@ def rows(results: dict[str, Any]) -> list[Row]:
             found.append(_absent(f"disk, {name}", VICTORIA, "bytes/point", 1.0, sizes))
         else:
             values = {server: one["bytes_a_point"] for server, one in sizes.items()}
-            found.append(_row(f"disk, {name}", VICTORIA, "bytes/point", values, 1.0, more_is_better=False))
+            work = f"disk, {name}" + (f" ({remark})" if (remark := sizes[OURS].get("remark")) else "")
+            found.append(_row(work, VICTORIA, "bytes/point", values, 1.0, more_is_better=False))
     for kind, times in results.get("queries", {}).items():
         for percentile in ("p50", "p95"):
             values = {server: one[f"{percentile}_ms"] for server, one in times.items()}
@@ -59,7 +76,52 @@ def rows(results: dict[str, Any]) -> list[Row]:
                 _row(f"{kind}, {percentile}", peer, "ms", values, 1.0, more_is_better=False)
                 for peer in (VICTORIA, INFLUX)
             ]
-    return found
+    return found + _year(results.get("year")) + _cost(results.get("cost")) + _scale(results.get("scale"))
+
+
+def _year(found: dict[str, Any] | None) -> list[Row]:
+    if not found:
+        return []
+    work = f"1 metric, {found['window_days']} days by 1 h"
+    return [_within(f"{work}, p95", "ms", found["p95_ms"], YEAR_LIMIT_MS)]
+
+
+def _cost(found: dict[str, Any] | None) -> list[Row]:
+    if not found:
+        return []
+    fleets, rows = found["fleets"], []
+    names = f"{' to '.join((min(fleets, key=int), max(fleets, key=int)))} servers"
+    for work, key in COSTS.items():
+        values = [fleet[key] for fleet in fleets.values()]
+        spread = max(values) / max(min(values), 1e-9)
+        rows.append(_within(f"{work} a point, {names}", "largest / smallest", spread, COST_LIMIT))
+    return rows
+
+
+def _scale(found: dict[str, Any] | None) -> list[Row]:
+    if not found:
+        return []
+    work = f"{found['servers']:,} servers for {found['minutes']:g} min"
+    rates = {OURS: found["points_a_second"], LIMIT: found["wanted_points_a_second"] * SUSTAINED_SHARE}
+    rows = [_row(f"{work}, acknowledged", LIMIT, "points/s", rates, 1.0, more_is_better=True)]
+    for key, sizes in found["backlog"].items():
+        unit, tick = ("points", 511) if key.endswith("points") else ("bytes", 511 * 8)
+        limit = max(sizes["third"] * BACKLOG_SLACK, found["servers"] * tick)
+        rows.append(_within(f"{work}, {key} at the end, limit of one third", unit, sizes["end"], limit))
+    rows.append(_within(f"{work}, peak memory", "GiB", found["peak_bytes"] / (1 << 30), MEMORY_LIMIT_GIB))
+    rows.append(_within(f"{work}, kill -9 to the first answer", "s", found["restart_answer_s"], RESTART_LIMIT_S))
+    rows.append(_within(f"{work}, acknowledged rows that are gone", "rows", found["rows_missing"], 0.0))
+    return rows
+
+
+def _within(work: str, unit: str, ours: float, limit: float) -> Row:
+    """Something that may be so much and no more."""
+    if ours <= limit:
+        ratio, note = limit / ours if ours > 0 else 1.0, ""
+    else:
+        ratio, note = limit / ours, f"misses: {_number(ours)} instead of {_number(limit)}"
+    met = not note
+    return Row(work=work, peer=LIMIT, unit=unit, ours=ours, theirs=limit, ratio=ratio, target=1.0, met=met, note=note)
 
 
 def _row(work: str, peer: str, unit: str, values: dict[str, float], target: float, *, more_is_better: bool) -> Row:

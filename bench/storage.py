@@ -1,8 +1,9 @@
-"""Row 2: bytes a point on disk, of identical points, counted by each side itself.
+"""Row 2: bytes a point on disk, of identical points and series, counted by each side itself.
 
 Ours: the engine after every head is closed, the journal swept, maintained until its files shrink no more (by itself it
 does so every 5 s) and left cleanly, which checkpoints them. VictoriaMetrics: after a forced merge of everything. Both:
-`du` of every file, indexes and catalogues included.
+`du` of every file, indexes and catalogues included. Folders of ours that hold coarser tiers are counted beside: the
+peer keeps none.
 """
 
 import asyncio
@@ -15,14 +16,18 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from bench import peers
+from bench import host, peers
 from bench.load import MEASUREMENT, Mix, Part, bitbrains, recording
 from bench.peers import OURS, VICTORIA, BenchError
 from runtime.clock import SystemClock
-from services.timeseries.engine import Engine, EngineSettings
+from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
+from services.timeseries.engine.settings import MAX_TIME_MS
 
 APPEND_ROWS: Final = 1_440  # rows of one append: 72 ticks of 20 servers, 6 MB
 MERGE_BOUND_S: Final = 120.0
+RAW_FOLDER: Final = "blocks"
+EVER: Final = Query(metrics=None, start_ms=0, end_ms=MAX_TIME_MS, step_ms=MAX_TIME_MS, aggregation=Aggregation.COUNT)
+"""How many points each series has."""
 
 Say = Callable[[str], None]
 
@@ -33,7 +38,7 @@ def _count(part: Part) -> int:
 
 async def _store(folder: Path, parts: Iterable[Part], feed: Callable[[Part], None], say: Say) -> dict[str, Any]:
     """Gives every part to the engine and then to `feed`."""
-    settings = EngineSettings(journal_keep_s=0)
+    settings = EngineSettings(journal_keep_s=0, raw_retention_s=None)  # recordings are old
     sent, seconds, began, told = 0, 0.0, time.monotonic(), time.monotonic()
     first_ms, last_ms = 1 << 62, 0
     async with Engine.open(folder, clock=SystemClock(), settings=settings) as engine:
@@ -57,18 +62,29 @@ async def _store(folder: Path, parts: Iterable[Part], feed: Callable[[Part], Non
             await engine.maintain(everything=True)
         seconds += time.monotonic() - started
         status = await engine.status()
-    if status.head_points or status.points != sent:
-        raise BenchError(f"{sent} points were sent, {status.points} are stored, {status.head_points} in heads")
-    total, blocks = peers.disk_bytes(folder), peers.disk_bytes(folder / "blocks")
-    return {
+        counts = [float(one.values.sum()) async for one in engine.query(EVER)]
+    if status.head_points or status.points != sent or sum(counts) != sent:
+        stored = f"{status.points} are stored, {sum(counts):.0f} can be read, {status.head_points} are in heads"
+        raise BenchError(f"{sent} points were sent, {stored}")
+    return _sizes(folder) | {
         "points": status.points,
-        "bytes": total,
-        "bytes_blocks": blocks,
-        "bytes_journal": total - blocks,
+        "series": len(counts),
         "hours": round((last_ms - first_ms) / 3_600_000, 2),
         "start_ms": first_ms,
         "end_ms": last_ms,
         "seconds": seconds,
+    }
+
+
+def _sizes(store: Path) -> dict[str, Any]:
+    """Of the raw tier, and of each folder beside it."""
+    folders = {path.name: peers.disk_bytes(path) for path in store.iterdir() if path.is_dir()}
+    journal, blocks = peers.disk_bytes(store) - sum(folders.values()), folders.pop(RAW_FOLDER)
+    return {
+        "bytes": journal + blocks,
+        "bytes_blocks": blocks,
+        "bytes_journal": journal,
+        "bytes_beside": folders,
     }
 
 
@@ -85,7 +101,7 @@ def _import_lines(part: Part) -> Iterator[bytes]:
             there = ~np.isnan(column)
             if there.any():
                 series = {
-                    "metric": {"__name__": f"{MEASUREMENT}_{metric.name}"} | labels,
+                    "metric": {"__name__": f"{MEASUREMENT}_{metric.name}"} | labels | dict(metric.labels),
                     "values": column[there],
                     "timestamps": times[there],
                 }
@@ -118,11 +134,16 @@ def _merged(server: peers.Server, connection: peers.Http, stored: dict[str, Any]
             time.sleep(0.2)
         connection.get("/internal/force_flush")
     span_s = (stored["end_ms"] - stored["start_ms"]) // 1000 + 60
-    query = f'sum(count_over_time({{__name__=~"{MEASUREMENT}_.+"}}[{span_s}s]))'
-    answer = orjson.loads(connection.get("/api/v1/query", query=query, time=stored["end_ms"] // 1000 + 1))
+    counts = f'count_over_time({{__name__=~"{MEASUREMENT}_.+"}}[{span_s}s])'
+
+    def asked(query: str) -> int:
+        answer = orjson.loads(connection.get("/api/v1/query", query=query, time=stored["end_ms"] // 1000 + 1))
+        return int(answer["data"]["result"][0]["value"][1])
+
     data = server.folder / "data"
     return {
-        "points": int(answer["data"]["result"][0]["value"][1]),
+        "points": asked(f"sum({counts})"),
+        "series": asked(f"count({counts})"),
         "bytes": peers.disk_bytes(data),
         "bytes_data": peers.disk_bytes(data / "data"),
         "bytes_index": peers.disk_bytes(data / "indexdb"),
@@ -138,16 +159,21 @@ def _compare(folder: Path, parts: Iterable[Part], say: Say) -> dict[str, Any]:
             found[OURS] = asyncio.run(_store(folder / OURS, parts, lambda part: _feed(connection, part), say))
             say("storage: VictoriaMetrics merges")
             found[VICTORIA] = _merged(server, connection, found[OURS])
-        if found[VICTORIA]["points"] != found[OURS]["points"]:
-            raise BenchError(f"VictoriaMetrics holds {found[VICTORIA]['points']} points, we {found[OURS]['points']}")
+        for what in ("points", "series"):
+            if found[VICTORIA][what] != found[OURS][what]:
+                raise BenchError(f"VictoriaMetrics holds {found[VICTORIA][what]} {what}, we {found[OURS][what]}")
     for name, one in found.items():
         one["bytes_a_point"] = one["bytes"] / one["points"]
-        say(f"storage: {name} {one['bytes_a_point']:.3f} bytes/point ({one['points']} points)")
+        say(f"storage: {name} {one['bytes_a_point']:.3f} bytes/point ({one['points']} points, {one['series']} series)")
+    for tier, size in found[OURS]["bytes_beside"].items():
+        say(f"storage: {tier} {size / found[OURS]['points']:.3f} bytes for each raw point beside")
     return found
 
 
-def measure(folder: Path, *, servers: int, ticks: int, recordings: bool, say: Say) -> dict[str, Any]:
-    """Returns what was measured for each data set; a text instead says why one was not."""
+def measure(
+    folder: Path, *, servers: int, ticks: int, recordings: bool, recorded: Path | None, say: Say
+) -> dict[str, Any]:
+    """Returns what was measured for each data set; a text instead says why one was not. `recorded`: see `host`."""
     found: dict[str, Any] = {}
     mix, step = Mix(servers), 720
     parts = (mix.part(tick, min(step, ticks - tick)) for tick in range(0, ticks, step))
@@ -161,5 +187,11 @@ def measure(folder: Path, *, servers: int, ticks: int, recordings: bool, say: Sa
     else:
         say("storage: bitbrains-20")
         found["bitbrains-20"] = _compare(folder / "bitbrains", recording(path, folder / "runs"), say)
-    found["host"] = "24 h of this machine's own metrics take 24 h to record"
+    if recorded is None:
+        found["host"] = "no recording of this machine was given (--host)"
+    else:
+        own = host.read(recorded)
+        say(f"storage: this machine's own metrics, {own.remark}")
+        found["host"] = _compare(folder / "host", own.parts(), say)
+        found["host"][OURS]["remark"] = own.remark
     return found

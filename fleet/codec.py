@@ -136,10 +136,11 @@ def packed_doubles(tag: int, values: NDArray[np.float64]) -> bytes:
     """
     little = values if sys.byteorder == "little" else values.astype("<f8")
     data = np.ascontiguousarray(little).tobytes()
-    return bytes((tag,)) + _varint(len(data)) + data
+    return bytes((tag,)) + varint(len(data)) + data
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """Returns a length, or another number from 0 on, in the wire format."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

@@ -101,13 +101,16 @@ def metric_set_unknown(metric_set_id: str, field: str) -> FailedPrecondition:
     )
 
 
-def row_faults(rows: Rows, now_ms: int, oldest_ms: int = MIN_TIME_MS) -> tuple[NDArray[np.bool_], list[RowError]]:
+def row_faults(
+    rows: Rows, now_ms: int, oldest_ms: int = MIN_TIME_MS, rolled_up: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.bool_], list[RowError]]:
     """Judges each row by itself.
 
     Args:
         rows: the rows as sent.
         now_ms: the receiver's clock.
         oldest_ms: the first instant of which the receiver keeps rows.
+        rolled_up: which rows (n) are for roll-ups whose points are gone; None: none.
 
     Returns:
         Which rows are taken (bool, shape (n,)), and an error for each of the others.
@@ -115,7 +118,8 @@ def row_faults(rows: Rows, now_ms: int, oldest_ms: int = MIN_TIME_MS) -> tuple[N
     times = rows.times_ms
     ahead = times > now_ms + MAX_AHEAD_MS
     out_of_range = (times < MIN_TIME_MS) | (times > MAX_TIME_MS)
-    too_late = times < oldest_ms
+    too_old = times < oldest_ms
+    too_late = too_old if rolled_up is None else too_old | rolled_up
     bad_ids = {server_id for server_id in set(rows.server_ids) if server_id_fault(server_id)}
     bad_id = np.fromiter((server_id in bad_ids for server_id in rows.server_ids), np.bool_, len(rows.server_ids))
     faulty = ahead | out_of_range | too_late | bad_id
@@ -129,7 +133,11 @@ def row_faults(rows: Rows, now_ms: int, oldest_ms: int = MIN_TIME_MS) -> tuple[N
             message = "the time lies outside 1970-01-01 to 2262-04-11"
         elif too_late[row]:
             name, reason = "time", "TOO_LATE"
-            message = f"the time lies {(oldest_ms - int(times[row])) / 1000:.0f} s before the oldest rows that are kept"
+            message = (
+                f"the time lies {(oldest_ms - int(times[row])) / 1000:.0f} s before the oldest rows that are kept"
+                if too_old[row]
+                else "the points of that time are gone, and what they were rolled up to is final"
+            )
         else:
             name, reason = "time", "TIME_IN_FUTURE"
             message = (

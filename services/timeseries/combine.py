@@ -62,6 +62,7 @@ class _Metric:
     reduced: NDArray[np.float64]
     places: list[NDArray[np.int64]] = field(default_factory=list)
     values: list[NDArray[np.float64]] = field(default_factory=list)
+    resolution_ms: int = 0
 
 
 def combined(results: AsyncIterator[SeriesResult], query: Query, how: Combination) -> AsyncIterator[SeriesResult]:
@@ -88,6 +89,7 @@ async def _across(results: AsyncIterator[SeriesResult], query: Query, how: Combi
             metric = metrics[result.metric_key] = _Metric(
                 result.unit, result.kind, np.zeros(windows, np.int64), _empty(windows, how.across)
             )
+        metric.resolution_ms = max(metric.resolution_ms, result.resolution_ms)
         if how.across is Across.PERCENTILE:
             points += len(result.times_ms)
             _check(points)
@@ -102,6 +104,7 @@ async def _across(results: AsyncIterator[SeriesResult], query: Query, how: Combi
             kind=metrics[key].kind,
             times_ms=(there + first) * query.step_ms,
             values=found[there],
+            resolution_ms=metrics[key].resolution_ms,
         )
 
 

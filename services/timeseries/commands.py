@@ -21,6 +21,7 @@ from runtime.settings import SettingsError
 from services.timeseries.arguments import parse
 from services.timeseries.engine.backup import back_up, restore
 from services.timeseries.engine.manifest import BackupError
+from services.timeseries.engine.tiers import RAW, TIERS
 from services.timeseries.engine.verify import Damage, Verifier
 from services.timeseries.parquet.layout import ParquetError
 from services.timeseries.progress import Reporter, count_text, size_text
@@ -115,9 +116,14 @@ def _verify(path: Path) -> int:
             _say(f"damaged: {damage}")
 
         verified = Verifier(path, tell, reporter.progress).run()
+    for folder_name, totals in verified.tiers.items():
+        things = "points" if folder_name == TIERS[RAW].folder else "buckets"
+        _say(
+            f"{path / folder_name}: {totals.partitions} partitions, {totals.blocks:,} blocks,"
+            f" {totals.points:,} {things} in them"
+        )
     _say(
-        f"{path}: {verified.partitions} partitions, {verified.blocks:,} blocks, {verified.points:,} points in them,"
-        f" {verified.batches:,} batches in the journal, {size_text(verified.bytes)},"
+        f"{path}: {verified.batches:,} batches in the journal, {size_text(verified.bytes)} in all,"
         f" {time.monotonic() - started:.1f} s: {'nothing' if not verified.damages else verified.damages} damaged"
     )
     if verified.damages:

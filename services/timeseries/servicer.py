@@ -1,7 +1,7 @@
 """``TimeSeriesService``: a thin skin over the engine."""
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from fleet.codec import metric_to_pb
 from fleet.model import Metric
@@ -11,10 +11,17 @@ from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, NotFound
 from services.timeseries.combine import combined
-from services.timeseries.engine import query as queries
 from services.timeseries.engine.engine import Engine
 from services.timeseries.engine.status import EngineStatus
-from services.timeseries.wire import combination_of, decode, query_of, query_responses, tail_response
+from services.timeseries.wire import (
+    combination_of,
+    decode,
+    last_responses,
+    query_of,
+    query_responses,
+    selectors_of,
+    tail_response,
+)
 
 LOW_DISK_BYTES = 1 << 30
 """Less free than this is said in the status."""
@@ -29,10 +36,12 @@ class TimeSeriesServicer:
 
     async def Append(self, request: timeseries_pb2.AppendRequest, _context: object) -> timeseries_pb2.AppendResponse:
         """Answers once the batch is on disk."""
-        batch = await decode(request, self._engine.metric_set, self._clock.now_ms(), self._engine.oldest_ms)
+        batch = await decode(request, self._engine.metric_set, self._clock.now_ms(), self._engine)
         sequence = 0
         if batch.rows is not None or batch.metric_sets or batch.servers:
-            sequence = await self._engine.append(batch.rows, metric_sets=batch.metric_sets, servers=batch.servers)
+            sequence = await self._engine.append(
+                batch.rows, metric_sets=batch.metric_sets, servers=batch.servers, endings=batch.endings
+            )
         errors = [
             metric_pb2.RowError(row=e.row, field=e.field, reason=e.reason, message=e.message) for e in batch.errors
         ]
@@ -43,14 +52,21 @@ class TimeSeriesServicer:
             errors=errors,
         )
 
-    async def Query(
-        self, request: timeseries_pb2.QueryRequest, _context: object
-    ) -> AsyncIterator[timeseries_pb2.QueryResponse]:
+    async def Query(self, request: timeseries_pb2.QueryRequest, _context: object) -> AsyncIterator[bytes]:
         """Streams series as the engine finds them."""
         query = query_of(request.query)
         combination = combination_of(request.query, query)
-        self._check_names(query)
+        self._check_names(query.server_ids, query.metrics)
         async for response in query_responses(combined(self._engine.query(query), query, combination)):
+            yield response
+
+    async def LastValues(
+        self, request: timeseries_pb2.LastValuesRequest, _context: object
+    ) -> AsyncIterator[timeseries_pb2.LastValuesResponse]:
+        """Streams servers with their newest points."""
+        server_ids, metrics = selectors_of(request)
+        self._check_names(server_ids, metrics)
+        for response in last_responses(await self._engine.last_values(server_ids, metrics)):
             yield response
 
     async def ListMetrics(
@@ -79,11 +95,11 @@ class TimeSeriesServicer:
                 first = False
             yield message
 
-    def _check_names(self, query: queries.Query) -> None:
-        for server_id in query.server_ids or ():
+    def _check_names(self, server_ids: Iterable[str] | None, metrics: Iterable[str] | None) -> None:
+        for server_id in server_ids or ():
             if not self._engine.knows_server(server_id):
                 raise NotFound(f"there is no server {server_id[:255]!r}", reason="SERVER_UNKNOWN", field="server_ids")
-        unknown = self._engine.unknown_metrics(query.metrics or ())
+        unknown = self._engine.unknown_metrics(metrics or ())
         if unknown:
             raise InvalidArgument(f"no server has a metric {unknown[0][:255]!r}", field="metrics")
 

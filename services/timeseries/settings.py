@@ -45,18 +45,27 @@ class TimeSeriesSettings(CommonSettings):
     spool_limit: ByteSize = setting(
         "TIMESERIES_SPOOL_LIMIT", "8GiB", "Journal size over which followers no longer hold it back.", ge=GIB // 16
     )
-    retention_raw: Duration | None = setting(
+    retention_raw: Duration = setting(
         "TIMESERIES_RETENTION_RAW",
-        None,
-        "A UTC day of raw points goes when all of it is older, such as 30d; later rows for it are rejected, TOO_LATE. "
-        "Unset: it stays until TIMESERIES_DISK_LIMIT is reached, since there are no roll-ups yet that would outlive it "
-        "and recordings of long ago can be imported.",
+        "30d",
+        "A UTC day of points goes when all of it is older and in the roll-ups. Older rows are taken where no roll-up "
+        "has been made yet; for others they are rejected, TOO_LATE.",
+        ge=DAY_MS / 1_000,
+    )
+    retention_5m: Duration = setting(
+        "TIMESERIES_RETENTION_5M", "180d", "The same of the 5 min roll-ups, in files of 8 days.", ge=DAY_MS / 1_000
+    )
+    retention_1h: Duration = setting(
+        "TIMESERIES_RETENTION_1H",
+        "1826d",
+        "The same of the 1 h roll-ups, in files of 64 days; rows that are older are rejected, TOO_LATE.",
         ge=DAY_MS / 1_000,
     )
     disk_limit: ByteSize | None = setting(
         "TIMESERIES_DISK_LIMIT",
         None,
-        "Size of journal and blocks at which the oldest days go, but never today's; a warning is shown from 80 % on. "
+        "Size of journal, blocks and roll-ups at which the oldest days of points go, then the oldest roll-ups, but "
+        "never today's; a warning is shown from 80 % on. "
         "The journal waits for followers only up to half of it. Unset: no limit.",
         ge=GIB,
     )
@@ -75,6 +84,8 @@ class TimeSeriesSettings(CommonSettings):
         yield from super().problems()
         if self.influxdb_url is not None and self.influxdb_token is None:
             yield "INFLUXDB_TOKEN: must be set too, since INFLUXDB_URL is"
+        if not self.retention_raw <= self.retention_5m <= self.retention_1h:
+            yield "TIMESERIES_RETENTION_RAW, _5M and _1H: each must be at least as long as the one before"
         token = self.influxdb_token.get_secret_value() if self.influxdb_token else ""
         if token and not (token.isascii() and token.isprintable() and " " not in token):
             yield "INFLUXDB_TOKEN: has characters that no header can hold"
@@ -86,5 +97,7 @@ class TimeSeriesSettings(CommonSettings):
             head_age_s=self.block_age,
             journal_bytes_limit=spool_limit,
             raw_retention_s=self.retention_raw,
+            five_minute_retention_s=self.retention_5m,
+            hour_retention_s=self.retention_1h,
             disk_bytes_limit=self.disk_limit,
         )

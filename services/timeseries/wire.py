@@ -5,8 +5,13 @@ its field; one batch costs the event loop less than 10 ms (a large one is decode
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fleet import validation
 from fleet.codec import (
@@ -20,6 +25,7 @@ from fleet.codec import (
     rows_from_pb,
     rows_to_pb,
     timestamp_from_ms,
+    varint,
 )
 from fleet.model import MetricSet, RowError, Rows, ServerDescriptor
 from openmanager.fleet.v1 import history_pb2, metric_pb2
@@ -27,19 +33,27 @@ from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.errors import InvalidArgument
 from services.timeseries.combine import DEFAULT_PERCENTILE, MAX_TOP, Across, Combination
 from services.timeseries.engine.aggregate import Aggregation
+from services.timeseries.engine.last import LastValues, Names
 from services.timeseries.engine.query import Query, SeriesResult
 from services.timeseries.engine.tail import TailBatch
 
 MAX_MESSAGE_POINTS = 50_000
 """Points of one message of an answer: 800 KB."""
 
+MAX_LAST_BYTES = 1 << 20
+"""About so many bytes of last values make a message: those of 65,000 series, or fewer with their names."""
+
 MIN_STEP_MS = 1_000
 THREAD_ROWS = 1_000
 THREAD_VALUES = 500_000
 """Batches over either are decoded in a thread: 1,000 rows take 0.8 ms, 500,000 values 1.4 ms."""
 
+_SERIES_TAG = bytes((timeseries_pb2.QueryResponse.SERIES_FIELD_NUMBER << 3 | 2,))
 _TIMES_TAG = history_pb2.Series.TIMES_FIELD_NUMBER << 3 | 2
 _VALUES_TAG = history_pb2.Series.VALUES_FIELD_NUMBER << 3 | 2
+
+_LAST_TIMES_TAG = timeseries_pb2.ServerLastValues.TIMES_FIELD_NUMBER << 3 | 2
+_LAST_VALUES_TAG = timeseries_pb2.ServerLastValues.VALUES_FIELD_NUMBER << 3 | 2
 
 _AGGREGATIONS = {
     history_pb2.AGGREGATION_UNSPECIFIED: Aggregation.AVG,
@@ -65,6 +79,7 @@ class Decoded:
         accepted_points: points of those rows.
         rejected_points: points of the others.
         errors: why, as many as an answer lists.
+        endings: what the engine is to be told where some of the rows are old.
     """
 
     metric_sets: tuple[MetricSet, ...]
@@ -73,10 +88,29 @@ class Decoded:
     accepted_points: int
     rejected_points: int
     errors: tuple[RowError, ...]
+    endings: int | None
+
+
+class Lateness(Protocol):
+    """What the engine says of old rows."""
+
+    @property
+    def oldest_ms(self) -> int:
+        """Rows before this instant are too late."""
+        ...
+
+    @property
+    def aged_ms(self) -> int:
+        """Rows before this instant may be too late."""
+        ...
+
+    async def too_late(self, server_ids: Sequence[str], times_ms: NDArray[np.int64]) -> tuple[NDArray[np.bool_], int]:
+        """Which rows are, and what `append` is to be told with the others."""
+        ...
 
 
 async def decode(
-    request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None], now_ms: int, oldest_ms: int
+    request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None], now_ms: int, lateness: Lateness
 ) -> Decoded:
     """Checks and decodes a request.
 
@@ -84,20 +118,30 @@ async def decode(
         request: as it came.
         known: the stored set of an id.
         now_ms: our clock.
-        oldest_ms: the first instant that rows may have.
+        lateness: what judges old rows.
 
     Raises:
         InvalidArgument: a structural fault, naming the field.
         FailedPrecondition: METRIC_SET_UNKNOWN.
     """
-    if len(request.batch.rows) > THREAD_ROWS or len(request.batch.values) > THREAD_VALUES or request.metric_sets:
-        return await asyncio.to_thread(_decode, request, known, now_ms, oldest_ms)
-    return _decode(request, known, now_ms, oldest_ms)
+    large = len(request.batch.rows) > THREAD_ROWS or len(request.batch.values) > THREAD_VALUES or request.metric_sets
+    parsed = await asyncio.to_thread(_parse, request, known) if large else _parse(request, known)
+    late, endings = None, None
+    if parsed.rows is not None and (parsed.rows.times_ms < lateness.aged_ms).any():
+        late, endings = await lateness.too_late(parsed.rows.server_ids, parsed.rows.times_ms)
+    judge = partial(_judged, parsed, now_ms, lateness.oldest_ms, late, endings)
+    return await asyncio.to_thread(judge) if large else judge()
 
 
-def _decode(
-    request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None], now_ms: int, oldest_ms: int
-) -> Decoded:
+class _Parsed(NamedTuple):
+    """A request whose structure is right; its rows are not judged yet."""
+
+    metric_sets: tuple[MetricSet, ...]
+    servers: tuple[ServerDescriptor, ...]
+    rows: Rows | None
+
+
+def _parse(request: timeseries_pb2.AppendRequest, known: Callable[[str], MetricSet | None]) -> _Parsed:
     metric_sets = []
     for index, message in enumerate(request.metric_sets):
         metric_set = metric_set_from_pb(message)
@@ -105,37 +149,40 @@ def _decode(
         metric_sets.append(metric_set)
     servers = tuple(descriptor_from_pb(message) for message in request.servers)
     validation.check_descriptors(servers)
-    taken, rejected, errors = _rows(request.batch, {one.id: one for one in metric_sets}, known, now_ms, oldest_ms)
-    return Decoded(
-        metric_sets=tuple(metric_sets),
-        servers=servers,
-        rows=taken,
-        accepted_points=taken.points if taken is not None else 0,
-        rejected_points=rejected,
-        errors=tuple(errors[: validation.MAX_ROW_ERRORS]),
-    )
+    return _Parsed(tuple(metric_sets), servers, _rows(request.batch, {one.id: one for one in metric_sets}, known))
 
 
 def _rows(
-    batch: metric_pb2.MetricBatch,
-    sent: dict[str, MetricSet],
-    known: Callable[[str], MetricSet | None],
-    now_ms: int,
-    oldest_ms: int,
-) -> tuple[Rows | None, int, list[RowError]]:
+    batch: metric_pb2.MetricBatch, sent: dict[str, MetricSet], known: Callable[[str], MetricSet | None]
+) -> Rows | None:
     if not batch.rows and not batch.values:
-        return None, 0, []
+        return None
     metric_set = sent.get(batch.metric_set_id) or known(batch.metric_set_id)
     if metric_set is None:
         raise validation.metric_set_unknown(batch.metric_set_id, "metric_set_id")
     validation.check_batch(batch, len(metric_set))
-    rows = rows_from_pb(batch, len(metric_set))
-    keep, errors = validation.row_faults(rows, now_ms, oldest_ms)
-    if not errors:
-        return rows, 0, []
-    rejected = rows.select(~keep).points
-    taken = rows.select(keep)
-    return (taken if taken.server_ids else None), rejected, errors
+    return rows_from_pb(batch, len(metric_set))
+
+
+def _judged(
+    parsed: _Parsed, now_ms: int, oldest_ms: int, late: NDArray[np.bool_] | None, endings: int | None
+) -> Decoded:
+    rows, rejected = parsed.rows, 0
+    errors: list[RowError] = []
+    if rows is not None:
+        keep, errors = validation.row_faults(rows, now_ms, oldest_ms, late)
+        if errors:
+            rejected = rows.select(~keep).points
+            rows = rows.select(keep)
+    return Decoded(
+        metric_sets=parsed.metric_sets,
+        servers=parsed.servers,
+        rows=rows if rows is not None and rows.server_ids else None,
+        accepted_points=rows.points if rows is not None else 0,
+        rejected_points=rejected,
+        errors=tuple(errors[: validation.MAX_ROW_ERRORS]),
+        endings=endings,
+    )
 
 
 def query_of(message: history_pb2.HistoryQuery) -> Query:
@@ -194,28 +241,67 @@ def combination_of(message: history_pb2.HistoryQuery, query: Query) -> Combinati
     return Combination(across=across, percentile=percentile, top=message.top)
 
 
-async def query_responses(results: AsyncIterator[SeriesResult]) -> AsyncIterator[timeseries_pb2.QueryResponse]:
-    """Series packed into messages of bounded size; a long series is cut into parts that follow each other."""
-    response, points = timeseries_pb2.QueryResponse(), 0
+async def query_responses(results: AsyncIterator[SeriesResult]) -> AsyncIterator[bytes]:
+    """Series packed into serialized messages (`QueryResponse`) of bounded size; a long series is cut into parts that
+    follow each other.
+
+    A message is the serialized fields one after the other, so the numbers are copied once, and those of times that
+    several series share are made once: 3 us a series of 120 points, where filling a message takes 12.
+    """
+    encoded: list[bytes] = []
+    points, times, packed_times = 0, None, b""
     async for result in results:
-        for part in _parts(result):
-            if points and points + len(part.times) > MAX_MESSAGE_POINTS:
-                yield response
-                response, points = timeseries_pb2.QueryResponse(), 0
-            response.series.append(part)
-            points += len(part.times)
-    if response.series:
+        for start in range(0, len(result.times_ms), MAX_MESSAGE_POINTS):
+            chosen = slice(start, start + MAX_MESSAGE_POINTS)
+            values = result.values[chosen]
+            if points and points + len(values) > MAX_MESSAGE_POINTS:
+                yield b"".join(encoded)
+                encoded, points = [], 0
+            if times is not result.times_ms or len(values) < len(times):  # a part has times of its own
+                times, packed_times = result.times_ms, packed_doubles(_TIMES_TAG, result.times_ms[chosen] / 1000)
+            names = history_pb2.Series(server_id=result.server_id, metric=result.metric_key, unit=result.unit)
+            if result.resolution_ms:
+                names.resolution.FromMilliseconds(result.resolution_ms)
+            parts = (names.SerializeToString(), packed_times, packed_doubles(_VALUES_TAG, values))
+            encoded += (_SERIES_TAG, varint(sum(map(len, parts))), *parts)
+            points += len(values)
+    if encoded:
+        yield b"".join(encoded)
+
+
+def selectors_of(message: timeseries_pb2.LastValuesRequest) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """The servers and the metrics that are asked for; None: all.
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
+    for field in ("server_ids", "metrics"):
+        if not all(getattr(message, field)):
+            raise InvalidArgument("an empty name names nothing; leave the list empty for all", field=field)
+    return tuple(message.server_ids) or None, tuple(message.metrics) or None
+
+
+def last_responses(found: list[LastValues]) -> Iterator[timeseries_pb2.LastValuesResponse]:
+    """Servers packed into messages of bounded size; 0.2 ms for 20 x 511."""
+    numbers: dict[Names, int] = {}
+    response, size = timeseries_pb2.LastValuesResponse(), 0
+    for server in found:
+        if size > MAX_LAST_BYTES:
+            yield response
+            response, size = timeseries_pb2.LastValuesResponse(), 0
+        if server.names not in numbers:
+            numbers[server.names] = len(numbers)
+            columns = response.columns.add(metrics=server.names.keys)
+            columns.units.extend([metric.unit for metric in server.names.metrics])
+            size += columns.ByteSize()
+        message = response.servers.add(server_id=server.server_id, columns=numbers[server.names])
+        times = server.times_ms[~np.isnan(server.values)]
+        alike = bool((times == times[0]).all())
+        message.MergeFromString(packed_doubles(_LAST_TIMES_TAG, (times[:1] if alike else server.times_ms) / 1000))
+        message.MergeFromString(packed_doubles(_LAST_VALUES_TAG, server.values))
+        size += 16 * len(server.values)
+    if response.servers:
         yield response
-
-
-def _parts(result: SeriesResult) -> Iterator[history_pb2.Series]:
-    """A series in parts of at most one message."""
-    for start in range(0, len(result.times_ms), MAX_MESSAGE_POINTS):
-        chosen = slice(start, start + MAX_MESSAGE_POINTS)
-        part = history_pb2.Series(server_id=result.server_id, metric=result.metric_key, unit=result.unit)
-        part.MergeFromString(packed_doubles(_TIMES_TAG, result.times_ms[chosen] / 1000))
-        part.MergeFromString(packed_doubles(_VALUES_TAG, result.values[chosen]))
-        yield part
 
 
 def tail_response(batch: TailBatch, sent_sets: set[str]) -> timeseries_pb2.TailMetricsResponse:

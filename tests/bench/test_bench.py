@@ -13,6 +13,7 @@ from bench.__main__ import Progress, Size, run
 from bench.load import START_MS, Mix
 from bench.peers import INFLUX, OURS, PROGRAMS, ROOT, VICTORIA
 from bench.queries import ROUNDS, questions
+from tests.bench.recordings import recording
 
 TINY = Size(
     servers=2,
@@ -22,13 +23,19 @@ TINY = Size(
     recordings=False,
     query_ticks=60,
     query_share=0.01,
+    year_days=3,
+    year_window_days=2,
+    year_questions=5,
+    cost_servers=(2, 4),
+    cost_points=100_000,
+    cost_bound_s=10.0,
 )
 HALF_AN_HOUR = 180
 
 
-async def measured(folder: Path, *only: str) -> Any:
+async def measured(folder: Path, *only: str, recorded: Path | None = None) -> Any:
     """The report as it is written and read again."""
-    found = await asyncio.to_thread(run, TINY, only, folder, Progress())
+    found = await asyncio.to_thread(run, TINY, only, folder, Progress(), recorded)
     return orjson.loads(orjson.dumps(found))
 
 
@@ -47,7 +54,8 @@ def check_shape(found: Any, only: set[str]) -> None:
 async def test_every_row_is_measured_beside_the_peers(tmp_path: Path) -> None:
     if missing := peers.missing():
         pytest.skip(f"{' and '.join(PROGRAMS[name] for name in missing)} not on the PATH")
-    found = await measured(tmp_path, "ingest", "storage", "queries")
+    recorded = recording(tmp_path / "host.npz", 50, 1_000)
+    found = await measured(tmp_path, "ingest", "storage", "queries", recorded=recorded)
     check_shape(found, {"ingest", "storage", "queries"})
     assert set(found["results"]["ingest"]["median"]) == {OURS, VICTORIA, INFLUX}
     mix = found["results"]["storage"]["mix"]
@@ -56,7 +64,11 @@ async def test_every_row_is_measured_beside_the_peers(tmp_path: Path) -> None:
     assert set(asked) == set(ROUNDS)
     assert all(set(times) == {OURS, VICTORIA, INFLUX} for times in asked.values())
     unmeasured = {row["work"] for row in found["table"] if row["met"] is None}
-    assert unmeasured == {"disk, bitbrains-20", "disk, host"}
+    assert unmeasured == {"disk, bitbrains-20"}
+    host = found["results"]["storage"]["host"]
+    assert host[OURS]["series"] == host[VICTORIA]["series"] == 4
+    assert host[OURS]["points"] == host[VICTORIA]["points"] == 3 * 50 - 1
+    assert "disk, host (0.1 h, recorded every 1 s, replayed as every 10 s)" in [row["work"] for row in found["table"]]
 
 
 async def test_without_peers_our_side_is_measured_and_the_rest_says_why(
@@ -68,6 +80,8 @@ async def test_without_peers_our_side_is_measured_and_the_rest_says_why(
     mix = next(row for row in found["table"] if row["work"] == "disk, mix")
     assert mix["ours"] > 0
     assert mix["note"] == "not measured: victoriametrics is not on the PATH"
+    host = next(row for row in found["table"] if row["work"] == "disk, host")
+    assert host["note"] == "not measured: no recording of this machine was given (--host)"
 
 
 def test_a_missed_target_says_by_how_much() -> None:

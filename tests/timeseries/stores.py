@@ -1,6 +1,7 @@
 """Small stores for the tests of backup and verify, and the two called in short."""
 
 import random
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +17,7 @@ DAY_MS = 86_400_000
 NOON = 19_700 * DAY_MS + DAY_MS // 2
 SET = metric_set("cpu_usage", "requests_total", "memory_usage")
 OTHER_SET = metric_set("load_1m")
-QUIET = EngineSettings(maintenance_interval_s=1e9, journal_keep_s=0.0)
+QUIET = EngineSettings(sparse_points_a_day=0, maintenance_interval_s=1e9, journal_keep_s=0.0)
 
 
 def ignore(*_: object) -> None:
@@ -80,3 +81,16 @@ def flip(path: Path, table: str, where: str, offset: int) -> None:
     assert data.count(context) == 1
     data[data.index(context) + min(at, 20)] ^= 0x10
     path.write_bytes(data)
+
+
+def as_before_roll_ups(folder: Path) -> None:
+    """Makes of a store what the program that had points alone would have written."""
+    for tier in ("rollup-5m", "rollup-1h"):
+        shutil.rmtree(folder / tier)
+    change = "DROP TABLE dirty; UPDATE meta SET value = 1 WHERE key = 'format_version'"
+    changes = dict.fromkeys(folder.glob("*/*.db"), change)
+    changes[folder / "journal.db"] = "DROP TABLE ended"
+    for path, change in changes.items():
+        with closing(apsw.Connection(str(path))) as database:
+            database.execute(change)
+            database.pragma("wal_checkpoint", "TRUNCATE")

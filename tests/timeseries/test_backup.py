@@ -1,10 +1,11 @@
 """Backup and restore: of a store that is written all the time, killed in the middle, and with bytes that rot.
 
 Run as a program, this file is a backup that stops in the middle, to be killed there: `python test_backup.py FOLDER
-TARGET`. The process that writes is that of test_crash.py: blocks close and the journal is swept all the time.
+TARGET`. The process that writes is that of appending.py: blocks close and the journal is swept all the time.
 """
 
 import asyncio
+import dataclasses
 import json
 import os
 import random
@@ -23,21 +24,18 @@ import pytest
 
 from runtime.clock import ManualClock
 from runtime.errors import DataLoss
-from services.timeseries.engine import Engine, EngineSettings, backup
-from services.timeseries.engine.manifest import BackupError
-from tests.timeseries.engine import test_crash as crash
-from tests.timeseries.engine.model import Model, everything, rows
+from services.timeseries.engine import Aggregation, Engine, Query, backup
+from services.timeseries.engine.journal_copy import JournalCopy
+from services.timeseries.engine.manifest import BackupError, describe
+from tests.timeseries import appending as writer
+from tests.timeseries.engine.model import ask, assert_same
 from tests.timeseries.stores import (
-    DAY_MS,
     NOON,
-    OTHER_SET,
     QUIET,
     ROOT,
-    SET,
+    as_before_roll_ups,
     back_up,
     fill,
-    goes_on,
-    ignore,
     restore,
     verify,
 )
@@ -49,7 +47,7 @@ ROUNDS = 5
 def appending(store: Path) -> Iterator[list[int]]:
     """A process that appends without end; the list grows with the numbers of the acknowledged batches."""
     process = subprocess.Popen(
-        [sys.executable, crash.__file__, str(store), "0"],
+        [sys.executable, writer.__file__, str(store), "0"],
         stdout=subprocess.PIPE,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"},
@@ -92,11 +90,11 @@ async def wrong_rounds(tmp_path: Path, rng: random.Random, rounds: int) -> list[
         wrong += verify(tmp_path / f"backup-{number}")[1]
         store = tmp_path / f"store-{number}"
         assert restore(tmp_path / f"backup-{number}", store).damaged == 0
-        wrong += await crash.check(store, before, tried)
+        wrong += await writer.check(store, before, tried)
         async with Engine.open(store, clock=ManualClock(NOON), settings=QUIET) as engine:
             for more in later:
-                await engine.append(crash.batch(crash.spread(more)), metric_sets=(crash.SET,))
-        wrong += [f"later: {fault}" for fault in await crash.check(store, before | later, tried + 30)]
+                await engine.append(writer.batch(writer.spread(more)), metric_sets=(writer.SET,))
+        wrong += [f"later: {fault}" for fault in await writer.check(store, before | later, tried + 30)]
     return wrong
 
 
@@ -105,146 +103,6 @@ async def test_a_backup_under_constant_writes_has_all_that_was_acknowledged_once
     seed = rng.randrange(1 << 30)
     rng.seed(seed)
     assert await wrong_rounds(tmp_path, rng, ROUNDS) == [], f"seed {seed}"
-
-
-class Interleaved:
-    """A backup of an engine that does something after each file is copied, at exactly that moment."""
-
-    def __init__(self, engine: Engine, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.engine = engine
-        self.store = store
-        self.model = Model()
-        self.appended = 0
-        self.after: list[Callable[[], Any]] = []
-        self._copy = backup._copy_database
-        loop = asyncio.get_running_loop()
-
-        def copy_then_act(source: Path, target: Path, step: Callable[[int, int], None]) -> None:
-            self._copy(source, target, step)
-            asyncio.run_coroutine_threadsafe(self.after.pop(0)(), loop).result(10)
-
-        monkeypatch.setattr(backup, "_copy_database", copy_then_act)
-
-    async def append(self, server: str, of_set: Any = SET, *, kept: bool = True, days: int = 0) -> None:
-        self.appended += 1
-        time_ms = NOON + self.appended * 1_000 + days * DAY_MS
-        batch = rows(of_set, [(server, time_ms, [float(self.appended)] * len(of_set))])
-        await self.engine.append(batch, metric_sets=(of_set,))
-        if kept:
-            self.model.append(of_set, batch)
-
-    async def close_and_sweep(self) -> None:
-        await self.engine.maintain(everything=True)
-
-    async def back_up(self, target: Path) -> None:
-        await asyncio.to_thread(back_up, self.store, target)
-
-
-async def moves_between_the_copies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[[pytest.MonkeyPatch], None], *, swept: bool
-) -> set[str]:
-    """Rows in blocks and rows in heads; after the first copy the heads close, more comes and closes; and so on.
-
-    Returns what is wrong with the backup; a plant is a bug put in on purpose.
-    """
-    settings = QUIET if swept else EngineSettings(maintenance_interval_s=1e9)
-    clock = ManualClock(NOON)
-    async with Engine.open(tmp_path / "live", clock=clock, settings=settings) as engine:
-        it = Interleaved(engine, tmp_path / "live", monkeypatch)
-        plant(monkeypatch)
-        for server in "abab":
-            await it.append(server)
-            await it.append(server, days=1)
-        await it.close_and_sweep()
-        for server in "ab":
-            await it.append(server)
-            await it.append(server, days=1)
-
-        async def after_first() -> None:
-            clock.advance(1)
-            for _ in range(3):
-                await it.append("a")
-            await it.append("c", OTHER_SET)
-            await it.close_and_sweep()
-
-        async def after_second() -> None:
-            clock.advance(1)
-            await it.append("a", kept=not swept)
-            await it.append("d", OTHER_SET, days=1)
-            await it.close_and_sweep()
-
-        async def after_third() -> None:
-            clock.advance(1)
-            await it.append("e", days=1, kept=not swept)
-            await it.close_and_sweep()
-
-        it.after = [after_first, after_second, after_third]
-        await it.back_up(tmp_path / "backup")
-        assert not it.after
-    wrong = {"damaged"} if verify(tmp_path / "backup")[1] else set()
-    restored = restore(tmp_path / "backup", tmp_path / "store")
-    async with Engine.open(tmp_path / "store", clock=clock, settings=QUIET) as engine:
-        found, status = await everything(engine), await engine.status()
-    for name, points in it.model.series.items():
-        if points.items() - dict(found.get(name, [])).items():
-            wrong.add("missing")
-    assert status.points == restored.points
-    if status.points != sum(map(len, found.values())):
-        wrong.add("doubled")
-    for (server, key), series in found.items():
-        it.model.series.setdefault((server, key), {}).update(series)
-    try:
-        await goes_on(tmp_path / "store", it.model)
-    except AssertionError:
-        wrong.add("later")
-    return wrong
-
-
-@pytest.mark.parametrize("swept", [True, False])
-async def test_rows_that_move_between_two_copies_are_there_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swept: bool
-) -> None:
-    assert await moves_between_the_copies(tmp_path, monkeypatch, ignore, swept=swept) == set()
-
-
-def partitions_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted bug: the journal is copied last, when what became blocks meanwhile is swept."""
-    copy, finish, live = backup._copy_database, backup._finish, []
-
-    def all_but_the_journal(source: Path, target: Path, step: Callable[[int, int], None]) -> None:
-        if source.name == "journal.db":
-            live.append(source)
-            apsw.Connection(str(target)).close()
-        else:
-            copy(source, target, step)
-
-    def the_journal(journal: Path) -> tuple[str, int]:
-        copy(live[0], journal, ignore)
-        return finish(journal)
-
-    monkeypatch.setattr(backup, "_copy_database", all_but_the_journal)
-    monkeypatch.setattr(backup, "_catch_up", ignore)
-    monkeypatch.setattr(backup, "_finish", the_journal)
-
-
-def no_catching_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted bug: partitions newer than the journal that names their cohorts and gives their sequences."""
-    monkeypatch.setattr(backup, "_catch_up", ignore)
-
-
-def no_note_of_the_hole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted bug: the copy's journal ends before sequences that blocks have."""
-    monkeypatch.setattr(backup, "_note_hole", ignore)
-
-
-@pytest.mark.parametrize(
-    ("plant", "found"),
-    [(partitions_first, "missing"), (no_catching_up, "later"), (no_note_of_the_hole, "later")],
-)
-async def test_a_wrong_order_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[[pytest.MonkeyPatch], None], found: str
-) -> None:
-    assert found in await moves_between_the_copies(tmp_path, monkeypatch, plant, swept=True)
 
 
 async def test_a_file_that_is_no_database_is_named_and_left_out_of_a_backup(tmp_path: Path) -> None:
@@ -257,6 +115,35 @@ async def test_a_file_that_is_no_database_is_named_and_left_out_of_a_backup(tmp_
     assert verify(tmp_path / "backup")[1] == []
     restored = restore(tmp_path / "backup", tmp_path / "store")
     assert restored.points == 453 and model.points == 903 and second.exists()
+
+
+async def test_a_backup_from_before_there_were_roll_ups_is_restored(tmp_path: Path) -> None:
+    """It has version 1 in manifest and partitions; the roll-ups are made when it is opened."""
+    model = await fill(tmp_path / "live")
+    backup_of = tmp_path / "backup"
+    back_up(tmp_path / "live", backup_of)
+    as_before_roll_ups(backup_of)
+    fields = json.loads((backup_of / "manifest.json").read_text())
+    assert fields["manifest_version"] == 2, "so that older programs refuse what they cannot read"
+    files = [
+        dataclasses.asdict(describe(backup_of, file["name"]))
+        for file in fields["files"]
+        if "rollup" not in file["name"]
+    ]
+    (backup_of / "manifest.json").write_text(json.dumps({**fields, "manifest_version": 1, "files": files}))
+    assert verify(backup_of)[1] == []
+    assert restore(backup_of, tmp_path / "store").points == model.points
+    async with Engine.open(tmp_path / "store", clock=ManualClock(NOON), settings=QUIET) as engine:
+        status = await engine.status()
+        assert status.unrolled_marks == 6
+        for _ in range(2):
+            for step in (300_000, 3_600_000):
+                query = Query(metrics=None, start_ms=0, end_ms=2 * NOON, step_ms=step, aggregation=Aggregation.MAX)
+                assert_same(await ask(engine, query), model.query(query), Aggregation.MAX)
+            await engine.maintain(everything=True)
+        assert (await engine.status()).unrolled_marks == 0
+    verified, damaged = verify(tmp_path / "store")
+    assert damaged == [] and verified.tiers["rollup-1h"].points == 18
 
 
 async def test_a_damaged_backup_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -289,13 +176,16 @@ async def test_a_damaged_backup_is_refused_and_nothing_is_written(tmp_path: Path
         restore(tmp_path / "backup", tmp_path / "store")
 
 
-async def test_an_engine_does_not_start_on_half_a_restore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reached", ["journal.db", "blocks"])
+async def test_an_engine_does_not_start_on_half_a_restore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: str
+) -> None:
     await fill(tmp_path / "live")
     back_up(tmp_path / "live", tmp_path / "backup")
     put = backup._put
 
     def all_but_the_last(source: Path, target: Path, file: Any) -> None:
-        if file.name == "journal.db":
+        if file.name.startswith(reached):
             raise OSError(5, "Input/output error")
         put(source, target, file)
 
@@ -323,12 +213,14 @@ async def test_a_backup_killed_in_the_middle_leaves_nothing_in_its_place(tmp_pat
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert not target.exists() and len(list(draft.rglob("*.db"))) == 2
+    assert not target.exists() and [path.name for path in draft.rglob("*.db")] == ["journal.db"]
     assert back_up(tmp_path / "live", target).last_sequence == 7
     assert not draft.exists() and sorted(path.name for path in target.iterdir()) == [
         "blocks",
         "journal.db",
         "manifest.json",
+        "rollup-1h",
+        "rollup-5m",
     ]
     assert restore(target, tmp_path / "store").points == model.points
 
@@ -339,7 +231,7 @@ async def test_a_backup_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: p
     def full(*_: object) -> None:
         raise apsw.FullError("database or disk is full")
 
-    monkeypatch.setattr(backup, "_catch_up", full)
+    monkeypatch.setattr(JournalCopy, "catch_up", full)
     with pytest.raises(BackupError, match="the disk is full"):
         back_up(tmp_path / "live", tmp_path / "backup")
     assert [path.name for path in tmp_path.iterdir()] == ["live"]
@@ -378,6 +270,5 @@ def stop_in_the_middle(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    catch_up = backup._catch_up
-    backup._catch_up = stop_in_the_middle
+    JournalCopy.catch_up = stop_in_the_middle  # type: ignore[method-assign]
     back_up(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import apsw
 import numpy as np
 import pytest
 
@@ -23,7 +24,6 @@ from services.timeseries.engine import Engine, EngineSettings
 from services.timeseries.engine.excerpt import Excerpt, copy_range
 from services.timeseries.engine.store import Store
 from tests.harness import eventually
-from tests.timeseries.engine import test_crash as crash
 from tests.timeseries.engine.model import metric_set, rows
 from tests.timeseries.parquet_files import (
     DESCRIPTOR,
@@ -38,8 +38,7 @@ from tests.timeseries.parquet_files import (
     run_to_signal,
     wild_store,
 )
-from tests.timeseries.stores import DAY_MS, NOON, QUIET, ROOT, SET, fill, flip, ignore
-from tests.timeseries.test_backup import appending
+from tests.timeseries.stores import DAY_MS, NOON, QUIET, ROOT, SET, fill, ignore
 
 DAYS_APART = 100
 """Days so far apart are never in one partition."""
@@ -152,20 +151,35 @@ async def test_days_that_are_not_wanted_are_not_read_from_the_journal_either(tmp
 
 
 async def test_an_export_under_constant_writes_has_all_that_was_acknowledged(tmp_path: Path) -> None:
-    with appending(tmp_path / "live") as acknowledged:
-        await eventually(lambda: len(acknowledged) > 50)
-        before = set(acknowledged)
+    """Heads close and the journal is swept all the time."""
+    settings = EngineSettings(head_rows=20, maintenance_interval_s=0.01, journal_keep_s=0.0, sweep_rows=7)
+    acknowledged: list[int] = []
+
+    def at(number: int) -> int:
+        return NOON + number * 1_000 - (DAY_MS if number % 5 == 0 else 0)
+
+    async with Engine.open(tmp_path / "live", clock=SystemClock(), settings=settings) as engine:
+
+        async def append_forever() -> None:
+            for number in itertools.count():
+                lines = [(server, at(number), [number / 7, number / 9, number / 11]) for server in "abc"]
+                await engine.append(rows(SET, lines), metric_sets=(SET,))
+                acknowledged.append(number)
+
+        writer = asyncio.create_task(append_forever())
+        await eventually(lambda: len(acknowledged) > 100)
+        before = list(acknowledged)
         await asyncio.to_thread(export, tmp_path / "live", tmp_path / "out")
+        assert len(acknowledged) > len(before)
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
     points = {
         (row["server_id"], row["metric"], int(row["time"].timestamp() * 1_000)): row["value"]
         for path in parts(tmp_path / "out")
         for row in pq.ParquetFile(path).read().to_pylist()
     }
-    for number in before:
-        at = crash.spread(number)
-        for server in crash.SERVERS:
-            for column, metric in enumerate(crash.SET.metrics):
-                assert points[server, metric.name, at] == crash.value(server, at, column)
+    for number, server, (metric, by) in itertools.product(before, "abc", zip(SET.metrics, (7, 9, 11), strict=True)):
+        assert points[server, metric.name, at(number)] == number / by
 
 
 async def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
@@ -244,7 +258,8 @@ async def test_a_damaged_store_is_exported_but_for_what_is_damaged(
         await engine.append(rows(SET, [("a", NOON - 1_000, [1.0, 2.0, 3.0])]))
     path, other = sorted((tmp_path / "timeseries" / "blocks").glob("*.db"))
     path.write_bytes(b"no database" * 999)
-    flip(other, "blocks", "id = (SELECT max(id) FROM blocks)", -30)
+    with closing(apsw.Connection(str(other))) as partition:
+        partition.execute("UPDATE blocks SET payload = zeroblob(length(payload)) WHERE cohort = 2")
     assert await command("export", tmp_path / "out", data=tmp_path) == 1
     reason = f"left out, because they cannot be read: blocks/{path.name}, and 1 blocks of other days"
     assert reason in capsys.readouterr().err

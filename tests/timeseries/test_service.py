@@ -1,5 +1,6 @@
 """The timeseries service over real gRPC: what is checked before anything is kept, and how answers are cut."""
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -53,6 +54,26 @@ class Service:
             query.end_time.seconds = START_S + 10_000_000
         async with calling("timeseries"):
             return [message async for message in self.stub.Query(timeseries_pb2.QueryRequest(query=query))]
+
+    async def last(self, **fields: Any) -> list[timeseries_pb2.LastValuesResponse]:
+        async with calling("timeseries"):
+            return [message async for message in self.stub.LastValues(timeseries_pb2.LastValuesRequest(**fields))]
+
+
+def unfolded(messages: list[timeseries_pb2.LastValuesResponse]) -> dict[tuple[str, str], tuple[float, float, str]]:
+    """(time, value, unit) of each series, read as the proto says."""
+    lists: list[timeseries_pb2.MetricColumns] = []
+    found = {}
+    for message in messages:
+        lists.extend(message.columns)
+        for server in message.servers:
+            columns = lists[server.columns]
+            assert len(columns.metrics) == len(columns.units) == len(server.values)
+            times = list(server.times) * (len(server.values) if len(server.times) == 1 else 1)
+            for cell in zip(columns.metrics, times, server.values, columns.units, strict=True):
+                if not math.isnan(cell[2]):
+                    found[server.server_id, cell[0]] = cell[1:]
+    return found
 
 
 @asynccontextmanager
@@ -131,6 +152,24 @@ async def test_a_long_series_comes_in_parts(tmp_path: Path, monkeypatch: pytest.
             assert [time for part in parts for time in part.times] == times
 
 
+async def test_series_of_equal_and_of_different_times_keep_their_own(tmp_path: Path) -> None:
+    async with service(tmp_path) as ours:
+        wanted = {
+            "a": [START_S, START_S + 60],
+            "b": [START_S, START_S + 60],
+            "c": [START_S + 60],
+            "d": [START_S, START_S + 61],
+        }
+        for server_id, times in wanted.items():
+            await ours.append(rows_to_pb(rows(times, server_id)), metric_sets=[metric_set_to_pb(SET)])
+        for fields in ({}, {"step": {"seconds": 1}}):
+            (message,) = await ours.query(metrics=["level", "total"], **fields)
+            found = {(series.server_id, series.metric): list(series.times) for series in message.series}
+            assert found == {
+                (server, metric): times for server, times in wanted.items() for metric in ("level", "total")
+            }
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
@@ -178,6 +217,65 @@ async def test_an_unknown_server_is_not_found(tmp_path: Path) -> None:
         with pytest.raises(NotFound) as refused:
             await ours.query(metrics=["level"], server_ids=["nope"])
         assert refused.value.reason == "SERVER_UNKNOWN"
+
+
+@pytest.mark.parametrize("message_bytes", [1, wire.MAX_LAST_BYTES])
+async def test_last_values_come_by_server_and_share_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message_bytes: int
+) -> None:
+    monkeypatch.setattr(wire, "MAX_LAST_BYTES", message_bytes)
+    other = MetricSet((Metric(name="extra", unit="s"), Metric(name="total", kind=MetricKind.COUNTER)))
+    async with service(tmp_path) as ours:
+        assert await ours.last() == []
+        batch = rows([START_S, START_S + 10], server_id="a", value=1.0)
+        batch.values[1, 1] = math.nan
+        await ours.append(rows_to_pb(batch), metric_sets=[metric_set_to_pb(SET)])
+        await ours.append(rows_to_pb(rows([START_S], server_id="b", value=2.0)))
+        await ours.append(rows_to_pb(rows([START_S + 1], server_id="d", value=4.0)))
+        third = Rows(
+            metric_set_id=other.id, server_ids=("c",), times_ms=np.array([START_S * 1000 + 5]), values=np.ones((1, 2))
+        )
+        await ours.append(rows_to_pb(third), metric_sets=[metric_set_to_pb(other)])
+        messages = await ours.last()
+        assert len(messages) == (4 if message_bytes == 1 else 1)
+        assert [list(one.metrics) for message in messages for one in message.columns] == [
+            ["level", "total"],
+            ["extra", "total"],
+        ]
+        assert unfolded(messages) == {
+            ("a", "level"): (START_S + 10, 1.0, "%"),
+            ("a", "total"): (START_S, 1.0, ""),
+            ("b", "level"): (START_S, 2.0, "%"),
+            ("b", "total"): (START_S, 2.0, ""),
+            ("c", "extra"): (START_S + 0.005, 1.0, "s"),
+            ("c", "total"): (START_S + 0.005, 1.0, ""),
+            ("d", "level"): (START_S + 1, 4.0, "%"),
+            ("d", "total"): (START_S + 1, 4.0, ""),
+        }
+        assert unfolded(await ours.last(server_ids=["c", "a"], metrics=["total"])) == {
+            ("a", "total"): (START_S, 1.0, ""),
+            ("c", "total"): (START_S + 0.005, 1.0, ""),
+        }
+        assert unfolded(await ours.last(server_ids=["c"], metrics=["level"])) == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "field"),
+    [
+        ({"metrics": [""]}, InvalidArgument, "metrics"),
+        ({"metrics": ["level", "nope"]}, InvalidArgument, "metrics"),
+        ({"server_ids": [""]}, InvalidArgument, "server_ids"),
+        ({"server_ids": ["s", "nope"]}, NotFound, "server_ids"),
+    ],
+)
+async def test_bad_questions_for_last_values_name_the_field(
+    tmp_path: Path, fields: dict[str, Any], error: type[InvalidArgument | NotFound], field: str
+) -> None:
+    async with service(tmp_path) as ours:
+        await ours.append(rows_to_pb(rows([START_S])), metric_sets=[metric_set_to_pb(SET)])
+        with pytest.raises(error) as refused:
+            await ours.last(**fields)
+        assert refused.value.field == field
 
 
 async def test_the_tail_tells_sets_once_and_where_it_begins(tmp_path: Path) -> None:

@@ -1,35 +1,52 @@
 """Verify names what is damaged, and is silent on what is whole."""
 
 import asyncio
+import dataclasses
+import math
+import random
 import re
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import apsw
+import numpy as np
 import pytest
 
 from runtime.clock import ManualClock
-from services.timeseries.engine import Engine
+from services.timeseries.engine import Engine, block
+from services.timeseries.engine.block import BlockReader
+from services.timeseries.engine.head import Chunk
+from services.timeseries.engine.rollup import FIELDS, Field
 from services.timeseries.engine.verify import Damage, Verifier
 from tests.timeseries.engine.model import rows
-from tests.timeseries.stores import NOON, QUIET, SET, fill, flip, verify
+from tests.timeseries.stores import NOON, OTHER_SET, QUIET, SET, as_before_roll_ups, fill, flip, verify
 
 
 async def test_verify_names_what_is_damaged_and_nothing_else(tmp_path: Path) -> None:
     await fill(tmp_path)
     verified, damaged = verify(tmp_path)
     assert damaged == []
-    assert (verified.partitions, verified.blocks, verified.points, verified.batches) == (2, 6, 900, 1)
-    assert verified.bytes > 20_000
+    assert {folder: (of.partitions, of.blocks, of.points) for folder, of in verified.tiers.items()} == {
+        "blocks": (2, 6, 900),
+        "rollup-5m": (1, 3, 18),
+        "rollup-1h": (1, 3, 18),
+    }
+    assert verified.batches == 1 and verified.bytes > 20_000
     first, second = sorted((tmp_path / "blocks").glob("*.db"))
     flip(first, "blocks", "id = 2", -30)
     name = f"blocks/{first.name}: block 2 (server b): "
     assert verify(tmp_path)[1] == [f"{name}column memory_usage: it is not what was written (checksum or encoding)"]
     flip(second, "blocks", "id = 1", 12)
     assert verify(tmp_path)[1][1].startswith(f"blocks/{second.name}: block 1 (server a): all columns: the checksum")
+    (hours,) = (tmp_path / "rollup-1h").glob("*.db")
+    flip(hours, "blocks", "cohort = 3", 220)
+    line = verify(tmp_path)[1][2]
+    assert line.startswith(f"rollup-1h/{hours.name}: block ")
+    assert "(server c): column cpu_usage MIN: it is not what was written" in line
     flip(tmp_path / "journal.db", "batches", "row_count = 1", -3)
     journal, *others = verify(tmp_path)[1]
-    assert journal == "journal.db: batch 7: the checksum does not match" and len(others) == 2
+    assert journal == "journal.db: batch 7: the checksum does not match" and len(others) == 3
 
 
 @pytest.mark.parametrize(
@@ -54,6 +71,134 @@ async def test_verify_finds_tables_that_say_something_else(tmp_path: Path, chang
         database.execute(change)
     database.close()
     assert any(re.search(said, line) for line in verify(tmp_path)[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("INSERT INTO heads VALUES (1, 1)", "head of cohort 1: roll-ups have no heads"),
+        ("UPDATE blocks SET max_sequence = 99 WHERE cohort = 1", "its sequence 99 is past the journal's end 7"),
+        (
+            "UPDATE blocks SET min_sequence = 1 WHERE cohort = 1",
+            "its sequences are not those it is listed with, 1 to 6",
+        ),
+        ("UPDATE blocks SET points = 1 WHERE cohort = 1", r"block \d+ \(server a\): it has 50 points, not 1"),
+        ("UPDATE blocks SET cohort = 9 WHERE cohort = 1", r"block \d+ \(server unknown\): its cohort 9 is not known"),
+        ("UPDATE meta SET value = value + 8 WHERE key = 'day'", "it is the file of another day than its name says"),
+        ("UPDATE meta SET value = 3 WHERE key = 'format_version'", "its format 3 is not 2"),
+        ("DROP TABLE dirty", "its table of marks is missing"),
+        ("INSERT INTO dirty VALUES (1, 9, 1702123200000, 1702123200000, 1, 0)", "mark 1: its cohort 9 is not known"),
+        ("INSERT INTO dirty VALUES (1, 1, 1702123200000, 0, 1, 0)", "mark 1: its times .* are not of these days"),
+        ("INSERT INTO dirty VALUES (1, 1, 0, 0, 1, 0)", "mark 1: its times .* are not of these days"),
+    ],
+)
+async def test_verify_finds_roll_ups_whose_tables_say_something_else(tmp_path: Path, change: str, said: str) -> None:
+    await fill(tmp_path)
+    (path,) = (tmp_path / "rollup-5m").glob("*.db")
+    with apsw.Connection(str(path)) as database:
+        database.execute(change)
+    database.close()
+    assert any(re.search(said, line) for line in verify(tmp_path)[1])
+
+
+async def test_verify_finds_a_file_under_another_name_and_rows_that_went_too_far(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    (path,) = (tmp_path / "rollup-5m").glob("*.db")
+    path.rename(path.with_name("2023-12-06.db"))
+    with apsw.Connection(str(tmp_path / "journal.db")) as database:
+        database.execute("INSERT INTO ended VALUES (1, 3, 99)")
+    database.close()
+    assert verify(tmp_path)[1] == [
+        "journal.db: ended of day 3: rows went through 99, past the end 7",
+        "rollup-5m/2023-12-06.db: it is the file of another day than its name says",
+    ]
+
+
+def with_fields(path: Path, columns: int, change: Callable[[Chunk], None]) -> None:
+    """Stores the block of server a in a partition of roll-ups anew, with other numbers and right checksums."""
+    with closing(apsw.Connection(str(path))) as database:
+        ((cohort, payload),) = database.execute("SELECT cohort, payload FROM blocks WHERE cohort = 1").fetchall()
+        reader = BlockReader(lambda offset, length: payload[offset : offset + length], cohort, columns)
+        times, sequences = reader.keys()
+        values, _ = reader.values(range(columns))
+        chunk = Chunk(times_ms=times.copy(), sequences=sequences.copy(), values=np.column_stack(values))
+        change(chunk)
+        (made,) = block.build(chunk, cohort, 2, 1_000)
+        database.execute(
+            "UPDATE blocks SET payload = ?, points = ?, first_ms = ?, last_ms = ? WHERE cohort = 1",
+            (made.payload, made.points, made.first_ms, made.last_ms),
+        )
+
+
+CONTRADICTIONS: dict[str, tuple[Field, float, str]] = {
+    "no point": (Field.COUNT, 0.0, "its counts are no numbers of points"),
+    "half a point": (Field.COUNT, 1.5, "its counts are no numbers of points"),
+    "least": (Field.MIN, 1e9, "its first or last value is not between its least and greatest"),
+    "greatest": (Field.MAX, -1e9, "its first or last value is not between its least and greatest"),
+    "first": (Field.FIRST, 1e9, "its first or last value is not between its least and greatest"),
+    "last": (Field.LAST, -1e9, "its first or last value is not between its least and greatest"),
+    "early": (Field.FIRST_AT, -1.0, "its first and last time are not in their bucket"),
+    "late": (Field.LAST_AT, 300_000.0, "its first and last time are not in their bucket"),
+    "backwards": (Field.FIRST_AT, 299_999.0, "its first and last time are not in their bucket"),
+    "alone": (Field.COUNT, math.nan, "it has fields without the others of their bucket"),
+    "missing": (Field.MIN, math.nan, "it has fields without the others of their bucket"),
+    "a gauge that grows": (Field.INCREASE, 1.0, "it has fields without the others of their bucket"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+async def test_verify_finds_fields_that_contradict_each_other(tmp_path: Path, name: str) -> None:
+    await fill(tmp_path)
+    (path,) = (tmp_path / "rollup-5m").glob("*.db")
+    field, number, said = CONTRADICTIONS[name]
+
+    def change(chunk: Chunk) -> None:
+        chunk.values[1, 2 * FIELDS + field] = number
+
+    with_fields(path, 3 * FIELDS, change)
+    (line,) = verify(tmp_path)[1]
+    assert line.startswith(f"rollup-5m/{path.name}: block ")
+    assert line.endswith(f" (server a): metric memory_usage: {said}")
+
+
+async def test_verify_finds_buckets_beside_their_starts(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    (path,) = (tmp_path / "rollup-5m").glob("*.db")
+
+    def change(chunk: Chunk) -> None:
+        chunk.times_ms[0] += 60_000
+
+    with_fields(path, 3 * FIELDS, change)
+    assert any("do not begin at a multiple of 300000 ms" in line for line in verify(tmp_path)[1])
+
+
+async def test_whatever_the_points_are_roll_ups_of_them_are_called_whole(tmp_path: Path) -> None:
+    """Infinities that cancel, subnormals, signs of zero, counters that fall, one sample, none, late ones, mergers."""
+    settings = dataclasses.replace(QUIET, merge_blocks=2, head_rows=16)
+    values = (math.inf, -math.inf, 5e-324, -0.0, 0.0, math.nan, 1e308, -1e308, 3.25, 0.1)
+    rng = random.Random(3)
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
+        for number in range(60):
+            of_set = (SET, OTHER_SET)[number % 7 == 0]
+            times = [NOON - rng.choice((0, 1, 300_000, 3_600_000, 86_400_000)) + rng.randint(0, 9) for _ in range(9)]
+            lines = [(rng.choice("ab"), time, [rng.choice(values) for _ in range(len(of_set))]) for time in times]
+            await engine.append(rows(of_set, lines), metric_sets=(of_set,))
+            if number % 10 == 9:
+                await engine.maintain(everything=True)
+        assert verify(tmp_path)[1] == [], "marks and all"
+        await engine.maintain(everything=True)
+    verified, damaged = verify(tmp_path)
+    assert damaged == []
+    assert [of.partitions for of in verified.tiers.values()] == [2, 1, 1]
+    assert all(of.points > 20 for of in verified.tiers.values())
+
+
+async def test_partitions_from_before_there_were_roll_ups_are_called_whole(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    as_before_roll_ups(tmp_path)
+    verified, damaged = verify(tmp_path)
+    assert damaged == []
+    assert [of.partitions for of in verified.tiers.values()] == [2, 0, 0]
 
 
 async def test_verify_finds_batches_that_are_gone(tmp_path: Path) -> None:
@@ -102,4 +247,4 @@ async def test_a_store_that_grows_while_it_is_read_is_not_called_damaged(tmp_pat
         await append("a")
         found: list[Damage] = []
         verified = await asyncio.to_thread(Verifier(tmp_path, found.append, grow).run)
-    assert found == [] and verified.blocks == 2
+    assert found == [] and [of.blocks for of in verified.tiers.values()] == [2, 2, 2]

@@ -1,16 +1,18 @@
-"""From the points of one series to one value for each window: pure functions of numpy arrays.
+"""From the points of one series, or its roll-ups, to one value for each window: pure functions of numpy arrays.
 
 Windows are multiples of `step` since the epoch, labelled by their start and clipped to `[start, end)`; a window
 without points is absent. What must stay true: MIN, MAX, COUNT, FIRST and LAST are exact; a value that comes out as
-NaN (infinities that cancel) is absent, as NaN is everywhere.
+NaN (infinities that cancel) is absent, as NaN is everywhere; points and the buckets made of them give the same.
 """
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from services.timeseries.engine.rollup import Field, step
 
 Times = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -37,37 +39,87 @@ def lookback_ms(aggregation: Aggregation, step_ms: int) -> int:
     return max(step_ms, RATE_LOOKBACK_MS) if aggregation is Aggregation.RATE and step_ms else 0
 
 
-def windows(
-    times: Times, values: Values, start_ms: int, step_ms: int, aggregation: Aggregation
-) -> tuple[Times, Values]:
-    """The windows of a series.
+class _Edges(NamedTuple):
+    """What follows from the times of a series alone; arrays have one cell a window.
 
-    Args:
-        times: ascending without equals, before the end of the range; for RATE they begin `lookback_ms` earlier.
-        values: as many, without NaN.
-        start_ms: the start of the range.
-        step_ms: the width of a window, positive.
-        aggregation: what to compute.
-
-    Returns:
-        The windows' starts and values.
+    Attributes:
+        before: how many points lie before the range.
+        firsts: where each window begins among the others.
+        counts: how many points it has.
+        labels: its start.
     """
-    before = int(np.searchsorted(times, start_ms))
+
+    before: int
+    firsts: NDArray[np.intp]
+    counts: NDArray[np.intp]
+    labels: Times
+
+
+class Windows:
+    """The windows of the series of one query. A series of the same times as the one before it, as have the metrics of a
+    server and the servers of a fleet that is asked all at once, shares its edges: 10 us of 15 for 720 points."""
+
+    def __init__(self, start_ms: int, step_ms: int, aggregation: Aggregation) -> None:
+        """`start_ms` is the start of the range, `step_ms` the width of a window, positive."""
+        self._start_ms = start_ms
+        self._step_ms = step_ms
+        self._aggregation = aggregation
+        self._times: Times | None = None
+        self._edges: _Edges | None = None
+
+    def of(self, times: Times, values: Values) -> tuple[Times, Values]:
+        """The windows of a series.
+
+        Args:
+            times: ascending without equals, before the end of the range; for RATE they begin `lookback_ms` earlier.
+            values: as many, without NaN.
+
+        Returns:
+            The windows' starts and values; the starts may be shared.
+        """
+        if times is not self._times and not self._known(times):
+            self._times, self._edges = times, _edges(times, self._start_ms, self._step_ms)
+        edges, aggregation = self._edges, self._aggregation
+        if edges is None:
+            return times[:0], values[:0]
+        if aggregation is Aggregation.COUNT:
+            return edges.labels, edges.counts.astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            if aggregation is Aggregation.RATE:
+                begins = np.maximum(edges.labels, self._start_ms)
+                found = _rate(
+                    times, values, edges.firsts + edges.before, begins, lookback_ms(aggregation, self._step_ms)
+                )
+            else:
+                found = _REDUCE[aggregation](values[edges.before :], edges.firsts)
+                if aggregation is Aggregation.AVG:
+                    found /= edges.counts
+        there = found == found  # noqa: PLR0124  false where NaN
+        if np.count_nonzero(there) == len(found):
+            return edges.labels, found
+        return edges.labels[there], found[there]
+
+    def _known(self, times: Times) -> bool:
+        """Whether the times are those of the series before."""
+        known = self._times
+        if known is None or len(times) != len(known) or not len(times) or times[0] != known[0]:
+            return False
+        return bool(np.count_nonzero(times == known) == len(times))
+
+
+def _edges(times: Times, start_ms: int, step_ms: int) -> _Edges | None:
+    """The windows of some times; None when none lies in the range."""
+    before = int(times.searchsorted(start_ms))
     inside = times[before:]
     if not len(inside):
-        return inside, values[:0]
+        return None
     numbers = inside // step_ms
-    firsts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))
-    labels = numbers[firsts] * step_ms
-    with np.errstate(invalid="ignore", over="ignore"):
-        if aggregation is Aggregation.RATE:
-            found = _rate(
-                times, values, firsts + before, np.maximum(labels, start_ms), lookback_ms(aggregation, step_ms)
-            )
-        else:
-            found = _REDUCE[aggregation](values[before:], firsts)
-    there = ~np.isnan(found)
-    return labels[there], found[there]
+    lasts = (numbers[1:] != numbers[:-1]).nonzero()[0]
+    bounds = np.empty(len(lasts) + 2, np.intp)
+    bounds[0], bounds[-1] = 0, len(inside)
+    np.add(lasts, 1, out=bounds[1:-1])
+    firsts = bounds[:-1]
+    return _Edges(before, firsts, bounds[1:] - firsts, numbers[firsts] * step_ms)
 
 
 def _rate(times: Times, values: Values, firsts: NDArray[np.intp], starts: Times, lookback: int) -> Values:
@@ -91,16 +143,88 @@ def _rate(times: Times, values: Values, firsts: NDArray[np.intp], starts: Times,
     return rate
 
 
-def _counts(values: Values, firsts: NDArray[np.intp]) -> Values:
-    return np.diff(np.append(firsts, len(values))).astype(np.float64)
-
-
 _REDUCE: Final[dict[Aggregation, Callable[[Values, NDArray[np.intp]], Values]]] = {
-    Aggregation.AVG: lambda values, firsts: np.add.reduceat(values, firsts) / _counts(values, firsts),
+    Aggregation.AVG: np.add.reduceat,  # what it divides by follows from the times
     Aggregation.MIN: np.minimum.reduceat,
     Aggregation.MAX: np.maximum.reduceat,
     Aggregation.SUM: np.add.reduceat,
-    Aggregation.COUNT: _counts,
     Aggregation.LAST: lambda values, firsts: values[np.append(firsts[1:], len(values)) - 1],
     Aggregation.FIRST: lambda values, firsts: values[firsts],
 }
+
+
+NEEDED: Final[dict[Aggregation, tuple[Field, ...]]] = {
+    Aggregation.AVG: (Field.COUNT, Field.SUM),
+    Aggregation.MIN: (Field.MIN,),
+    Aggregation.MAX: (Field.MAX,),
+    Aggregation.SUM: (Field.COUNT, Field.SUM),
+    Aggregation.COUNT: (Field.COUNT,),
+    Aggregation.LAST: (Field.LAST,),
+    Aggregation.FIRST: (Field.FIRST,),
+    Aggregation.RATE: (Field.FIRST, Field.LAST, Field.FIRST_AT, Field.LAST_AT, Field.INCREASE),
+}
+"""The fields of a bucket that an aggregation is made of; the first is absent only where the bucket has no point."""
+
+
+def of_points(times: Times, values: Values, aggregation: Aggregation) -> list[Values]:
+    """The needed fields of points, each a bucket of its own that begins at its time."""
+    made = {
+        Field.COUNT: lambda: np.ones(len(times)),
+        Field.FIRST_AT: lambda: np.zeros(len(times)),
+        Field.LAST_AT: lambda: np.zeros(len(times)),
+        Field.INCREASE: lambda: np.zeros(len(times)),
+    }
+    return [made[field]() if field in made else values for field in NEEDED[aggregation]]
+
+
+def bucket_windows(
+    starts: Times, fields: list[Values], start_ms: int, step_ms: int, aggregation: Aggregation
+) -> tuple[Times, Values]:
+    """The windows of a series of buckets, as `windows` makes them of points.
+
+    Args:
+        starts: of the buckets, ascending without equals; none reaches over the edge of a window or of the range.
+        fields: those that `NEEDED` names, as many values each.
+        start_ms: the start of the range.
+        step_ms: the width of a window.
+        aggregation: what to compute.
+    """
+    before = int(np.searchsorted(starts, start_ms))
+    inside = starts[before:]
+    if not len(inside):
+        return inside, np.empty(0)
+    numbers = inside // step_ms
+    firsts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))
+    labels = numbers[firsts] * step_ms
+    with np.errstate(invalid="ignore", over="ignore"):
+        if aggregation is Aggregation.RATE:
+            begins = np.maximum(labels, start_ms)
+            found = _bucket_rate(starts, fields, firsts + before, begins, lookback_ms(aggregation, step_ms))
+        elif aggregation in (Aggregation.AVG, Aggregation.SUM):
+            counts, sums = (np.add.reduceat(field[before:], firsts) for field in fields)
+            found = sums / counts if aggregation is Aggregation.AVG else sums
+        elif aggregation is Aggregation.COUNT:
+            found = np.add.reduceat(fields[0][before:], firsts)
+        else:
+            found = _REDUCE[aggregation](fields[0][before:], firsts)
+    there = ~np.isnan(found)
+    return labels[there], found[there]
+
+
+def _bucket_rate(starts: Times, fields: list[Values], firsts: NDArray[np.intp], begins: Times, lookback: int) -> Values:
+    """As `_rate`: the growth within each bucket, and from one bucket's last sample to the next one's first."""
+    first, last, first_at, last_at, within = fields
+    first_ms, last_ms = starts + first_at, starts + last_at
+    lasts = np.append(firsts[1:], len(starts)) - 1
+    befores = np.maximum(firsts - 1, 0)
+    joined = (firsts > 0) & (begins - last_ms[befores] <= lookback)
+    grown = within.copy()
+    steps = step(last[:-1], first[1:])
+    grown[1:] += steps
+    alone = firsts[~joined]
+    grown[alone] = within[alone]
+    increase = np.add.reduceat(grown, firsts)
+    seconds = (last_ms[lasts] - np.where(joined, last_ms[befores], first_ms[firsts])) / 1_000.0
+    rate: Values = np.full(len(firsts), np.nan)
+    np.divide(increase, seconds, out=rate, where=seconds > 0)
+    return rate

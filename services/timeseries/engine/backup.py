@@ -1,34 +1,65 @@
 """Backup: a copy of a store made while another process writes it; and restore: putting it back.
 
-**The order: journal, partitions, journal again.** Each file is copied by SQLite's online backup within one read
-transaction, so each copy is a moment of its file and nothing in it is torn. Between files time passes: blocks are
-stored, the journal is swept, batches come. A row goes journal -> block -> swept, and each step is durable before the
-next begins. So:
+**The order: journal, points, 5 min, 1 h, and after each file the journal again.** Each file is copied by SQLite's
+online backup within one read transaction, so each copy is a moment of its file and nothing in it is torn. Between files
+time passes: blocks are stored, roll-ups are made, the journal is swept, days go, batches come. What a row becomes goes
+one way, and each step is durable before the next begins::
+
+    journal ──> block, with a mark ──> 5 min bucket, with a mark ──> 1 h bucket
+            then: swept            then: the mark, later the day, goes         then: the same
+
+So whoever copies a place before the next one along this way finds each row in one of them at least:
 
 1. *The journal first*, at a moment t1 at which its last sequence is L. A row up to L is either in this copy, or was
    swept before t1; then its block was stored before t1, and every partition is copied after t1. So no row that was
    acknowledged before the backup began can be missing. The other order loses them: a row that becomes a block after
    its partition was copied and is swept before the journal is copied is in neither.
-2. *Then the partitions.* They may be newer than the journal's copy; a row may be in both. It counts once: a replay
-   skips, for each head, the rows up to `blocked_through`, and a block and its `blocked_through` are of one moment.
-3. *Then the journal again*: what it has got since L is added to the copy, in one read transaction after each partition
-   (`_catch_up`). Without it the newer partitions would be poison: they name cohorts that the copy does not know, whose
-   numbers it would give to others; and their `blocked_through` lies above the copy's last sequence, so that the
-   restored engine would give such sequences again, and its next replay would skip acknowledged rows as blocked.
-   Cohorts and sequences only grow, so what is read after a partition covers all that the partition names.
+2. *Then the partitions*, tier by tier. They may be newer than the journal's copy; a row may be in both. It counts once:
+   a replay skips, for each head, the rows up to `blocked_through`, and a block and its `blocked_through` are of one
+   moment.
+3. *The finer tiers before the coarser.* A mark is cleared only when what was made of its rows is durable in the next
+   tier. So where a copied file has no mark, the files copied later have the buckets; where it has one, the restored
+   engine makes them anew, of all rows it has. The other order, as that of the names (rollup-1h before rollup-5m), loses
+   buckets: made after the coarser file was copied, with the mark gone before the finer one was. Nobody notices, until
+   the finer days go and with them all there is. A tier's folder is listed when its turn comes. What is made in it later
+   is not needed: rows of a day without a file were in heads then, so the journal's copy has them; buckets of a file
+   that was not there have their marks in the finer files, which are copied.
+4. *After each file the journal again*: what it has got since L is added to the copy, in one read transaction
+   (`JournalCopy.catch_up`). Without it the newer partitions would be poison: they name cohorts that the copy does not
+   know, whose numbers it would give to others; and their `blocked_through`, or the sequences of their buckets, lie
+   above the copy's last sequence, so that the restored engine would give such sequences again, and its next replay
+   would skip acknowledged rows as blocked. Cohorts and sequences only grow, so what is read after a partition covers
+   all that the partition names. And a bucket that is newer than the points of which it was copied with finds the rest
+   of them in these batches: their heads mark it again.
 
-So the copy is the store as it is at the end, complete. Only where the journal was swept beyond L meanwhile (nothing is
-swept for an hour, `journal_keep_s`, unless the journal is over its limit) there may be a hole in its run of batches:
-rows acknowledged after the beginning, of which the copy has those whose blocks were copied late enough. A tail tells
-such a hole as `missed`, and `gap_through` in `meta` says that it is no damage. Followers keep the cursors of t1, so
-they may ship again what they have: harmless.
+**Days that go meanwhile.** The journal notes that a partition goes (`evictions`, `ended`) when its roll-ups are
+complete and before its file is unlinked. A note belongs to a file, and the copy must have it just when it lacks that
+file:
+
+* A day that went before its turn is not in the copy, but the copied journal may have rows of it. Without the note a
+  replay would bring those few back, and the day's buckets, of which the rest is gone, would be made anew of them. So
+  notes of a tier are taken with each catching up until the last file of that tier is copied. What they say was made
+  of the day is there: the coarser files are all copied later.
+* A day that is copied and goes later is a day of the copy like any other. With the note, taken after the coarser files
+  were copied, a start would unlink the file, or refuse to make the buckets for which it still has marks. So of a
+  partition that is copied no note is taken any more (`settled`).
+* A day that goes while it is copied, so that nobody knows which of its files was: the note changes between the catching
+  up before and the one after. Then what was copied is thrown away, the note is kept, and what is there now is copied.
+
+So the copy is the store as it is at the end, complete, but that days which went meanwhile may still be in it. (Where
+the 5 min of days went whose points are in the copy with marks, which only an import of that age has, hours of them lack
+points until the restored engine has worked these marks off.) Only where the journal was swept beyond L meanwhile
+(nothing is swept for an hour, `journal_keep_s`, unless the journal is over its limit) there may be a hole in its run of
+batches: rows acknowledged after the beginning, of which the copy has those whose blocks, or only the buckets of which,
+were copied late enough. A tail tells such a hole as `missed`, and `gap_through` in `meta` says that it is no damage.
+Followers keep the cursors of t1, so they may ship again what they have: harmless.
 
 **What else must stay true.** A backup is written to PATH.partial, synced, described by manifest.json, and only then
 renamed: a PATH that exists is whole. A restore checks all of it before it writes anything, and puts the journal in
-place last: an engine refuses blocks without a journal, so it cannot start on half a restore.
+place last: an engine refuses partitions without a journal, so it cannot start on half a restore.
 
-A partition that SQLite cannot read is left out and named, and the rest is still worth having. Rotten columns inside
-a readable file are copied as they are: verify names them.
+A partition that SQLite cannot read is left out and named, and the rest is still worth having; what was made of it stays
+as it is (`JournalCopy.leave_out`). Rotten columns inside a readable file are copied as they are: verify names them.
 """
 
 import contextlib
@@ -37,7 +68,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -51,14 +82,13 @@ from runtime.errors import OpenManagerError
 from services.timeseries.engine.database import (
     DAMAGED,
     FORMAT_VERSION,
-    Transaction,
     connect_read_only,
     fetch,
     file_bytes,
     is_unreadable,
-    read_only_uri,
     sync_folder,
 )
+from services.timeseries.engine.journal_copy import JournalCopy
 from services.timeseries.engine.manifest import (
     JOURNAL_NAME,
     BackedUpFile,
@@ -70,13 +100,19 @@ from services.timeseries.engine.manifest import (
     digest_of,
     read_manifest,
     store_files,
+    tier_files,
     write_manifest,
 )
+from services.timeseries.engine.partition import day_of
 from services.timeseries.engine.settings import EngineSettings
 from services.timeseries.engine.store import Store
+from services.timeseries.engine.tiers import TIERS
 
 _STEP_PAGES: Final = 512
 _TABLES_TRIES, _TABLES_WAIT_S = 10, 0.05
+_PARTITION_TRIES: Final = 20
+_ORDER: Final = tuple(range(len(TIERS)))
+"""The finer tiers before the coarser."""
 
 
 def back_up(folder: Path, target: Path, *, now_ms: int, progress: Progress) -> Manifest:
@@ -166,8 +202,14 @@ def _claimed(draft: Path, mark: str, what: str) -> Iterator[None]:
 
 
 def _copied(folder: Path, draft: Path, now_ms: int, progress: Progress) -> Manifest:
-    names, left_out = copy_files(folder, draft, store_files, progress)
-    identity, last_sequence = _finish(draft / JOURNAL_NAME)
+    journal = copy_journal(folder, draft, progress)
+    names, left_out = [], []
+    for level in _ORDER:
+        tier = TierCopy(folder, draft, level, journal, progress)
+        tier.copy()
+        names += tier.copied
+        left_out += tier.left_out
+    identity, last_sequence = journal.finish()
     created = datetime.datetime.fromtimestamp(now_ms / 1_000, datetime.UTC)
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -179,29 +221,79 @@ def _copied(folder: Path, draft: Path, now_ms: int, progress: Progress) -> Manif
     )
 
 
-def copy_files(
-    folder: Path, draft: Path, choose: Callable[[Path], list[str]], progress: Progress
-) -> tuple[list[str], list[str]]:
-    """Copies the journal, and then the partitions that `choose` finds in the folder at that moment, the journal's copy
-    following. Returns the names of those copied and of those that cannot be read; raises OSError, `apsw.Error`."""
+def copy_journal(folder: Path, draft: Path, progress: Progress) -> JournalCopy:
+    """Copies the journal, before anything else; raises `apsw.Error`."""
     _copy_database(folder / JOURNAL_NAME, draft / JOURNAL_NAME, partial(progress, JOURNAL_NAME))
-    copied, left_out = [], []
-    for name in choose(folder):
-        target = draft / name
+    return JournalCopy(folder / JOURNAL_NAME, draft / JOURNAL_NAME)
+
+
+class TierCopy:
+    """Copies the partitions of one tier, the journal's copy following."""
+
+    def __init__(self, folder: Path, draft: Path, level: int, journal: JournalCopy, progress: Progress) -> None:
+        self._folder, self._draft, self._level = folder, draft, level
+        self._journal = journal
+        self._progress = progress
+        self._settled: set[int] = set()
+        self.copied: list[str] = []
+        self.left_out: list[str] = []
+
+    def copy(self, without: Collection[str] = ()) -> None:
+        """Copies all that are there but those named; raises `apsw.Error`."""
+        names = [name for name in tier_files(self._folder, TIERS[self._level]) if name not in without]
+        self._journal.catch_up(self._level, self._settled)  # with the notes of what went before it was listed
+        for name in names:
+            day = day_of(Path(name))
+            assert day is not None
+            for _ in range(_PARTITION_TRIES):
+                if self._copy_partition(name, day):
+                    break
+            else:
+                raise apsw.BusyError(f"{name} went and came again all the time")
+        self._journal.catch_up(self._level, self._settled)  # with the note of one that went after its last look
+
+    def _copy_partition(self, name: str, day: int) -> bool:
+        """Copies one, or notes why not; False: it must be tried again."""
+        source, target = self._folder / name, self._draft / name
         target.parent.mkdir(mode=0o700, exist_ok=True)
+        before, failed = self._journal.gone(self._level, day), None
         try:
-            _wait_for_tables(folder / name)
-            _copy_database(folder / name, target, partial(progress, name))
+            _wait_for_tables(source)
+            _copy_database(source, target, partial(self._progress, name))
         except apsw.Error as error:
-            target.unlink(missing_ok=True)
-            if (folder / name).exists():  # retention may have unlinked it
-                if not is_unreadable(error):
-                    raise
-                left_out.append(name)
-        else:
-            copied.append(name)
-        _catch_up(folder / JOURNAL_NAME, draft / JOURNAL_NAME)
-    return copied, left_out
+            failed = error
+        self._journal.catch_up(self._level, self._settled)
+        after = self._journal.gone(self._level, day)
+        if failed is None and after == before and not after.going:
+            self.copied.append(name)
+            self._settled.update(self._days_of(target, day))
+            return True
+        target.unlink(missing_ok=True)
+        if after.going or not source.exists():
+            return True
+        if after != before or failed is None:
+            return False
+        if not is_unreadable(failed):
+            raise failed
+        self.left_out.append(name)
+        lost = self._days_at_most(day)
+        self._settled.update(lost)
+        self._journal.leave_out(self._level, lost)
+        return True
+
+    def _days_of(self, copy: Path, day: int) -> range:
+        """The days of a partition."""
+        with closing(connect_read_only(copy, immutable=True)) as db:
+            spans = fetch(db, "SELECT value FROM meta WHERE key = 'span_days'")
+        return range(day, day + (spans[0][0] if spans else TIERS[self._level].span_days))
+
+    def _days_at_most(self, day: int) -> range:
+        """The days that a partition may have that cannot say it: those that no other has."""
+        kind, span = TIERS[self._level], TIERS[self._level].sparse_days
+        others = [of for name in tier_files(self._folder, kind) if (of := day_of(Path(name))) not in (None, day)]
+        while span > kind.span_days and (day % span or any(day <= of < day + span for of in others)):
+            span //= 2
+        return range(day, day + span)
 
 
 def _wait_for_tables(path: Path) -> None:
@@ -231,57 +323,6 @@ def _copy_database(source: Path, target: Path, step: Callable[[int, int], None])
             total = running.page_count * page_bytes
         live.execute("ROLLBACK")
     step(total, total)
-
-
-def _catch_up(live: Path, journal: Path) -> None:
-    """Adds to the copy of the journal what the live one has got since; raises `apsw.Error`.
-
-    A transaction reads one moment of `live`. Cohorts, sets and servers are numbered upwards and never deleted.
-    """
-    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI
-    with closing(apsw.Connection(str(journal), flags=flags)) as copy:
-        copy.pragma("synchronous", 0)
-        copy.execute("ATTACH ? AS live", (read_only_uri(live),))
-        with Transaction(copy):
-            last = _last_sequence(copy, "main")
-            for table in ("metric_sets", "servers", "cohorts"):
-                copy.execute(
-                    f"INSERT INTO main.{table} SELECT * FROM live.{table}"  # noqa: S608  names of ours
-                    f" WHERE id > (SELECT coalesce(max(id), 0) FROM main.{table})"
-                )
-            copy.execute("INSERT INTO main.descriptors SELECT * FROM live.descriptors WHERE sequence > ?", (last,))
-            copy.execute("INSERT INTO main.batches SELECT * FROM live.batches WHERE sequence > ?", (last,))
-            ((swept,),) = fetch(copy, "SELECT value FROM live.meta WHERE key = 'swept_through'")
-            if swept > last:
-                _note_hole(copy, swept)
-
-
-def _note_hole(copy: apsw.Connection, swept: int) -> None:
-    """Says that batches up to `swept` may be missing from the run, and keeps their sequences from being given again."""
-    copy.execute("INSERT OR REPLACE INTO main.meta VALUES ('gap_through', ?)", (swept,))
-    if _last_sequence(copy, "main") < swept:
-        copy.execute(
-            "INSERT INTO main.batches SELECT ?1, coalesce(max(received_ms), 0), NULL, 0, 0, x'' FROM main.batches",
-            (swept,),
-        )
-
-
-def _last_sequence(db: apsw.Connection, schema: str) -> int:
-    ((last,),) = fetch(
-        db,
-        f"SELECT max(value, coalesce((SELECT max(sequence) FROM {schema}.batches), 0))"  # noqa: S608
-        f" FROM {schema}.meta WHERE key = 'swept_through'",
-    )
-    return int(last)
-
-
-def _finish(journal: Path) -> tuple[str, int]:
-    """The identity and the last sequence of the copy."""
-    with closing(apsw.Connection(str(journal))) as copy:
-        ((identity,),) = fetch(copy, "SELECT value FROM meta WHERE key = 'identity'")
-        last_sequence = _last_sequence(copy, "main")
-        copy.pragma("wal_checkpoint", "TRUNCATE")
-    return str(identity), last_sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

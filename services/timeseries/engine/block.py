@@ -4,14 +4,14 @@ The layout is drawn in docs/formats/block.md. Column 0 is the times, column 1 th
 of the cohort's metric c. What must stay true:
 
 * every bit of a value comes back (signs of zero, subnormals, infinities); NaN means absent, so its bits do not matter;
-* a column can be read with the directory and its own bytes alone, and is checked before it is decompressed;
+* a column can be read with the directory and its own bytes alone, or those of the one earlier column that it equals,
+  and is checked before it is decompressed;
 * rows are sorted by time and sequence. An older row of an equal time stays only where it has a value that no newer
   one has, because its sequence must not change: a row of another cohort may lie between.
 """
 
 import struct
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,21 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 from pcodec import ChunkConfig, standalone
 
+from services.timeseries.engine.decimals import floats, integers, places
+from services.timeseries.engine.frame import FRAME_VERSION, FrameReader, encode_frame
 from services.timeseries.engine.head import Chunk
+from services.timeseries.engine.payload import CorruptBlockError, Opened, assemble, checked, read_directory
 
 BLOCK_VERSION: Final = 1
+FRAME_ROWS: Final = 128
+"""A block of fewer rows is a frame, which is written 6 to 10 times as fast and is smaller; from there on what reading
+one metric of many costs counts more (frame.py has the numbers)."""
 TIMES, SEQUENCES, FIRST_VALUES = 0, 1, 2
-_HEADER: Final = struct.Struct("<B3xI")  # version, checksum of what follows up to the end of the directory
-_SHAPE: Final = struct.Struct("<II")  # rows, columns
-_COLUMN: Final = struct.Struct("<IB")  # crc32 of the encoding and the data, seeded with the column's index; encoding
 _JOINED_GAP_BYTES: Final = 4_096  # columns so close are read at once: 4 KiB more cost 0.6 us
 
-ABSENT, CONSTANT, PLAIN, PCODEC = 0, 1, 2, 3
+ABSENT, CONSTANT, PLAIN, PCODEC, DECIMAL, SAME = 0, 1, 2, 3, 4, 5
 BITMAP: Final = 0x80
-
-
-class CorruptBlockError(ValueError):
-    """A block, or one of its columns, that is not what was written."""
+_SAME_AS: Final = struct.Struct("<I")
+_SAME_SIZE: Final = 4 + 1 + _SAME_AS.size  # checksum, encoding, the other column's index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +50,34 @@ class Block:
     payload: bytes
 
 
-def build(chunk: Chunk, cohort_id: int, level: int, rows_limit: int) -> list[Block]:
+def build(chunk: Chunk, cohort_id: int, level: int, rows_limit: int, *, frame_rows: int = FRAME_ROWS) -> list[Block]:
     """The blocks of a chunk of a cohort: sorted, superseded and empty rows left out, cut after `rows_limit` rows."""
     order = np.lexsort((chunk.sequences, chunk.times_ms))
     order = order[_kept(chunk.times_ms[order], chunk.values, order)]
     blocks = []
     for start in range(0, len(order), rows_limit):
         part = order[start : start + rows_limit]
-        blocks.append(_encode(chunk.times_ms[part], chunk.sequences[part], chunk.values[part], cohort_id, level))
+        times, sequences, values = chunk.times_ms[part], chunk.sequences[part], chunk.values[part]
+        if len(part) < frame_rows:
+            payload = encode_frame(times, sequences, values, cohort_id)
+        else:
+            payload = _encode_columns(times, sequences, values, cohort_id, level)
+        blocks.append(_described(times, sequences, values, payload))
     return blocks
+
+
+def _described(
+    times: NDArray[np.int64], sequences: NDArray[np.int64], values: NDArray[np.float64], payload: bytes
+) -> Block:
+    return Block(
+        first_ms=int(times[0]),
+        last_ms=int(times[-1]),
+        rows=len(times),
+        points=int(np.count_nonzero(~np.isnan(values))),
+        min_sequence=int(sequences.min()),
+        max_sequence=int(sequences.max()),
+        payload=payload,
+    )
 
 
 def _kept(times: NDArray[np.int64], values: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.bool_]:
@@ -77,100 +97,119 @@ def _kept(times: NDArray[np.int64], values: NDArray[np.float64], order: NDArray[
     return keep
 
 
-def _encode(
+def _encode_columns(
     times: NDArray[np.int64], sequences: NDArray[np.int64], values: NDArray[np.float64], cohort_id: int, level: int
-) -> Block:
-    rows, metrics = values.shape
+) -> bytes:
     config = ChunkConfig(compression_level=level)
     by_column = np.ascontiguousarray(values.T)
-    absent: NDArray[np.bool_] = np.isnan(by_column)
-    gappy: NDArray[np.bool_] = np.logical_or.reduce(absent, axis=1)
-    gaps, alike = gappy.tolist(), _alike(by_column).tolist()
-    encoded = [_encode_numbers(times, config, alike=bool(times[0] == times[-1]))]
-    encoded.append(_encode_numbers(sequences, config, alike=bool((sequences == sequences[0]).all())))
-    for column in range(metrics):
-        if not gaps[column]:
-            encoded.append(_encode_numbers(by_column[column], config, alike=alike[column]))
-        else:
-            encoded.append(_encode_gappy(by_column[column], ~absent[column], config))
-    return Block(
-        first_ms=int(times[0]),
-        last_ms=int(times[-1]),
-        rows=rows,
-        points=int(absent.size - np.count_nonzero(absent)),
-        min_sequence=int(sequences.min()),
-        max_sequence=int(sequences.max()),
-        payload=_assemble(cohort_id, rows, encoded),
-    )
+    encoded = [_encode_whole(times, config), _encode_whole(sequences, config)]
+    encoded.extend(_encode_values(by_column, np.isnan(by_column), config))
+    parts = [bytes((encoding,)) + data for encoding, data in encoded]
+    return assemble(BLOCK_VERSION, cohort_id, len(times), len(encoded), parts)
 
 
-def _alike(by_column: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which columns hold one bit pattern only, so that 0.0 and -0.0 differ."""
+def _encode_values(
+    by_column: NDArray[np.float64], absent: NDArray[np.bool_], config: Any
+) -> Iterator[tuple[int, bytes]]:
+    """The columns (m x n); one that equals an earlier one, as roll-ups have hundreds of, only names it."""
+    gaps = np.logical_or.reduce(absent, axis=1).tolist()
     bits = by_column.view(np.int64)
-    alike: NDArray[np.bool_] = (bits == bits[:, :1]).all(axis=1)
-    return alike
+    alike = (bits == bits[:, :1]).all(axis=1).tolist()  # one bit pattern only, so that 0.0 and -0.0 differ
+    decimals = places(by_column).tolist()
+    seen: dict[bytes, int] = {}
+    for column, numbers in enumerate(by_column):
+        if alike[column]:
+            yield (ABSENT, b"") if gaps[column] else (CONSTANT, numbers[:1].astype("<f8", copy=False).tobytes())
+            continue
+        first = seen.setdefault(numbers.tobytes(), column)
+        if first != column:
+            yield SAME, _SAME_AS.pack(first + FIRST_VALUES)
+        elif gaps[column]:
+            yield _encode_gappy(numbers, ~absent[column], decimals[column], config)
+        else:
+            yield _encode_floats(numbers, decimals[column], config)
 
 
-def _encode_numbers(numbers: NDArray[Any], config: Any, *, alike: bool) -> tuple[int, bytes]:
-    if alike:
-        return CONSTANT, numbers[:1].astype(numbers.dtype.newbyteorder("<"), copy=False).tobytes()
-    packed: bytes = standalone.simple_compress(np.ascontiguousarray(numbers), config)
-    if len(packed) < numbers.nbytes:
-        return PCODEC, packed
-    return PLAIN, numbers.astype(numbers.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def _encode_gappy(numbers: NDArray[np.float64], present: NDArray[np.bool_], config: Any) -> tuple[int, bytes]:
+def _encode_gappy(
+    numbers: NDArray[np.float64], present: NDArray[np.bool_], decimals: int, config: Any
+) -> tuple[int, bytes]:
     held = numbers[present]
     if not len(held):
         return ABSENT, b""
-    encoding, data = _encode_numbers(held, config, alike=bool(_alike(held[None, :])[0]))
+    bits = held.view(np.int64)
+    if (bits == bits[0]).all():
+        encoding, data = CONSTANT, held[:1].astype("<f8", copy=False).tobytes()
+    else:
+        encoding, data = _encode_floats(held, decimals, config)
     return encoding | BITMAP, np.packbits(present, bitorder="little").tobytes() + data
 
 
-def _assemble(cohort_id: int, rows: int, encoded: Sequence[tuple[int, bytes]]) -> bytes:
-    columns = len(encoded)
-    parts = []
-    offsets = np.empty(columns + 1, "<u4")
-    offsets[0] = _HEADER.size + _SHAPE.size + 4 * (columns + 1)
-    for index, (encoding, data) in enumerate(encoded):
-        tail = bytes((encoding,)) + data
-        parts.append(struct.pack("<I", zlib.crc32(tail, index)) + tail)
-        offsets[index + 1] = offsets[index] + len(parts[-1])
-    directory = offsets.tobytes()
-    described = _SHAPE.pack(rows, columns) + directory
-    return _HEADER.pack(BLOCK_VERSION, _checksum(described, cohort_id)) + b"".join((described, *parts))
+def _encode_floats(numbers: NDArray[np.float64], decimals: int, config: Any) -> tuple[int, bytes]:
+    if decimals < 0:
+        packed: bytes = standalone.simple_compress(numbers, config)
+        encoding = PCODEC
+    else:
+        packed = bytes((decimals,)) + standalone.simple_compress(integers(numbers, decimals), config)
+        encoding = DECIMAL
+    if len(packed) < numbers.nbytes:
+        return encoding, packed
+    return PLAIN, numbers.astype("<f8", copy=False).tobytes()
 
 
-def _checksum(described: bytes | memoryview, cohort_id: int) -> int:
-    """Of what follows the checksum up to the end of the directory; the cohort counts, so that a block is no other's."""
-    return zlib.crc32(described, zlib.crc32(struct.pack("<q", cohort_id)))
+def _encode_whole(numbers: NDArray[np.int64], config: Any) -> tuple[int, bytes]:
+    if (numbers == numbers[0]).all():
+        return CONSTANT, numbers[:1].astype("<i8", copy=False).tobytes()
+    packed: bytes = standalone.simple_compress(np.ascontiguousarray(numbers), config)
+    if len(packed) < numbers.nbytes:
+        return PCODEC, packed
+    return PLAIN, numbers.astype("<i8", copy=False).tobytes()
+
+
+def open_payload(
+    read: Callable[[int, int], bytes], cohort_id: int, metrics: int, opened: Opened | None = None
+) -> "BlockReader | FrameReader":
+    """A reader of a payload of any version; `opened`: what its `open` returned before. Raises CorruptBlockError."""
+    version = read(0, 1) if opened is None else bytes((opened.version,))
+    if version == bytes((FRAME_VERSION,)):
+        return FrameReader(read, cohort_id, metrics, opened)
+    return BlockReader(read, cohort_id, metrics, opened)
 
 
 class BlockReader:
     """Reads columns of one payload through `read(offset, length)`, which may come from memory or from a file."""
 
-    def __init__(self, read: Callable[[int, int], bytes], cohort_id: int, metrics: int) -> None:
-        columns = metrics + FIRST_VALUES
-        directory_at = _HEADER.size + _SHAPE.size
-        head = read(0, directory_at + 4 * (columns + 1))
-        if len(head) != directory_at + 4 * (columns + 1):
-            raise CorruptBlockError("shorter than its directory")
-        version, checksum = _HEADER.unpack_from(head)
-        self.rows, found = _SHAPE.unpack_from(head, _HEADER.size)
-        if version != BLOCK_VERSION:
-            raise CorruptBlockError(f"version {version} is not {BLOCK_VERSION}")
-        if found != columns or _checksum(memoryview(head)[_HEADER.size :], cohort_id) != checksum:
-            raise CorruptBlockError("the checksum of the directory does not match")
-        self._offsets: list[int] = np.frombuffer(head, "<u4", columns + 1, directory_at).tolist()
+    def __init__(
+        self, read: Callable[[int, int], bytes], cohort_id: int, metrics: int, opened: Opened | None = None
+    ) -> None:
+        """`opened`: what `open` returned for this payload before; it is not read again then."""
         self._read = read
+        if opened is None:
+            columns = metrics + FIRST_VALUES
+            self.rows, self._offsets = read_directory(read, BLOCK_VERSION, cohort_id, columns, columns)
+        else:
+            self.rows, self._offsets = opened.rows, opened.offsets
 
     def keys(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The times and the sequences of the rows."""
+        opened = self.open()
+        return opened.times_ms, opened.sequences()
+
+    def open(self) -> Opened:
+        """The directory and the times."""
         start, middle, end = self._offsets[TIMES : SEQUENCES + 2]
-        data = memoryview(self._read(start, end - start))
+        data = self._read(start, end - start)
         times = _decode(data[: middle - start], TIMES, self.rows, np.dtype("<i8"))
-        return times, _decode(data[middle - start :], SEQUENCES, self.rows, np.dtype("<i8"))
+        sequences = data[middle - start :]
+        checked(sequences, SEQUENCES)
+        return Opened(
+            version=BLOCK_VERSION,
+            rows=self.rows,
+            offsets=self._offsets,
+            times_ms=times,
+            distinct=bool((times[1:] > times[:-1]).all()),
+            sequences=lambda: _decode(sequences, SEQUENCES, self.rows, np.dtype("<i8")),
+            key_bytes=len(sequences),
+        )
 
     def values(self, metrics: Sequence[int]) -> tuple[list[NDArray[np.float64]], int]:
         """The columns of metrics (ascending) and how many were damaged; a damaged one comes back as all absent."""
@@ -182,11 +221,23 @@ class BlockReader:
             for index in run:
                 part = data[self._offsets[index] - base : self._offsets[index + 1] - base]
                 try:
-                    found.append(_decode(part, index, self.rows, np.dtype("<f8")))
+                    found.append(self._value(part, index))
                 except CorruptBlockError:
                     damaged += 1
                     found.append(np.full(self.rows, np.nan))
         return found, damaged
+
+    def _value(self, part: memoryview, index: int) -> NDArray[np.float64]:
+        """One column of values, out of its own bytes or those of the column it equals."""
+        if len(part) == _SAME_SIZE and part[4] == SAME:
+            (other,) = _SAME_AS.unpack_from(checked(part, index), 1)
+            if not FIRST_VALUES <= other < index:
+                raise CorruptBlockError(f"column {index} names a column that is no earlier one")
+            index, (start, end) = other, self._offsets[other : other + 2]
+            part = memoryview(self._read(start, end - start))
+            if len(part) == _SAME_SIZE and part[4] == SAME:
+                raise CorruptBlockError(f"column {index} names another, and is named by one")
+        return _decode(part, index, self.rows, np.dtype("<f8"))
 
     def _runs(self, metrics: Sequence[int]) -> list[list[int]]:
         """Groups columns that lie close together."""
@@ -201,12 +252,10 @@ class BlockReader:
 
 
 def _decode(data: bytes | memoryview, index: int, rows: int, kind: "np.dtype[Any]") -> NDArray[Any]:
-    if len(data) < _COLUMN.size:
-        raise CorruptBlockError(f"column {index} is shorter than its header")
-    checksum, encoding = _COLUMN.unpack_from(data)
-    if zlib.crc32(memoryview(data)[4:], index) != checksum:
-        raise CorruptBlockError(f"the checksum of column {index} does not match")
-    body = memoryview(data)[_COLUMN.size :]
+    part = checked(data, index)
+    if not part:
+        raise CorruptBlockError(f"column {index} has no encoding")
+    encoding, body = part[0], part[1:]
     if encoding == ABSENT:
         return np.full(rows, np.nan)
     if not encoding & BITMAP:
@@ -226,4 +275,6 @@ def _decode_numbers(body: memoryview, encoding: int, rows: int, kind: "np.dtype[
     if encoding == PCODEC:
         numbers: NDArray[Any] = standalone.simple_decompress(bytes(body))
         return numbers
+    if encoding == DECIMAL:
+        return floats(standalone.simple_decompress(bytes(body[1:])), body[0])
     raise CorruptBlockError(f"encoding {encoding} is not known")

@@ -81,6 +81,7 @@ class Catalog:
     servers: dict[str, int] = field(default_factory=dict)
     server_ids: dict[int, str] = field(default_factory=dict)
     cohorts: dict[tuple[int, int], Cohort] = field(default_factory=dict)
+    cohorts_by_id: dict[int, Cohort] = field(default_factory=dict)
     cohorts_of: dict[str, list[Cohort]] = field(default_factory=dict)
     descriptors: dict[str, ServerDescriptor] = field(default_factory=dict)
     metrics: dict[str, Metric] = field(default_factory=dict)
@@ -99,6 +100,7 @@ class Catalog:
 
     def add_cohort(self, cohort: Cohort) -> None:
         self.cohorts[self.servers[cohort.server_id], cohort.stored_set.id] = cohort
+        self.cohorts_by_id[cohort.id] = cohort
         self.cohorts_of.setdefault(cohort.server_id, []).append(cohort)
 
     def match(self, selectors: Iterable[str]) -> set[str]:

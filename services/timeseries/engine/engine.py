@@ -1,6 +1,7 @@
 """The engine as the service uses it: asynchronous, bounded, and never on the event loop with work.
 
-Appends go to the writer's thread, reads to a small pool, closing heads to one worker. What must stay true: `append`
+Appends go to the writer's thread, reads to a small pool, closing heads to one worker, upkeep (roll-ups, merging,
+retention) to another. What must stay true: `append`
 returns only after the commit; a cancelled caller leaves the engine intact (its batch may or may not be stored); a
 reader that goes away stops its work; after `open` is left every thread has ended and every file is closed.
 """
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import apsw
+import numpy as np
+from numpy.typing import NDArray
 
 from fleet.model import MetricSet, Rows, ServerDescriptor
 from runtime import tasks, telemetry
@@ -23,13 +26,16 @@ from runtime.clock import Clock
 from runtime.errors import Cancelled, FailedPrecondition, ResourceExhausted, Unavailable
 from services.timeseries.engine.catalog import MetricInfo
 from services.timeseries.engine.database import file_bytes, storage_error
-from services.timeseries.engine.last import LastValue, last_values
+from services.timeseries.engine.frozen import too_late
+from services.timeseries.engine.last import LastValues, last_values
+from services.timeseries.engine.merge import Merger
 from services.timeseries.engine.query import Query, Scan, SeriesResult
 from services.timeseries.engine.retention import Retention
 from services.timeseries.engine.settings import EngineSettings
 from services.timeseries.engine.status import EngineStatus
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.tail import TailBatch, TailSource
+from services.timeseries.engine.upkeep import Rollups
 from services.timeseries.engine.writer import Append, Writer, check_rows
 
 _T = TypeVar("_T")
@@ -50,14 +56,20 @@ class Engine:
         self._progress = asyncio.Event()
         self._close_wanted = asyncio.Event()
         self._gate = asyncio.Lock()
-        self._maintaining = asyncio.Lock()
+        self._closing_heads = asyncio.Lock()
+        self._keeping_up = asyncio.Lock()
         self._waiting_appends = 0
         self._scans: set[Scan] = set()
         self._readers = ThreadPoolExecutor(store.settings.read_threads, "timeseries-read")
         self._closer = ThreadPoolExecutor(1, "timeseries-blocks")
+        self._upkeep = ThreadPoolExecutor(1, "timeseries-upkeep")
         self._tails = TailSource(store)
         self._writer = Writer(store, lambda wanted: self._notify(close_wanted=wanted))
-        self._retention = Retention(store, lambda run: self._writer.call(run).result(), self._closing.is_set)
+        self._rollups = Rollups(store, self._closing.is_set)
+        self._merger = Merger(store, self._closing.is_set)
+        self._retention = Retention(
+            store, self._rollups, lambda run: self._writer.call(run).result(), self._closing.is_set
+        )
 
     @classmethod
     @asynccontextmanager
@@ -74,14 +86,17 @@ class Engine:
         except BaseException:
             store.close()
             raise
-        periodic = tasks.start("timeseries-maintenance", tasks.run_forever("maintenance", engine._periodically))
-        on_demand = tasks.start("timeseries-closing", tasks.run_forever("closing heads", engine._on_demand))
+        running = [
+            tasks.start("timeseries-periodic-closing", tasks.run_forever("closing heads", engine._periodically)),
+            tasks.start("timeseries-closing", tasks.run_forever("closing heads", engine._on_demand)),
+            tasks.start("timeseries-upkeep", tasks.run_forever("upkeep", engine._keep_up_periodically)),
+        ]
         try:
             yield engine
         finally:
-            for task in (periodic, on_demand):
+            for task in running:
                 task.cancel()
-            await asyncio.gather(periodic, on_demand, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
             await asyncio.shield(engine._close())
 
     async def _close(self) -> None:
@@ -90,7 +105,7 @@ class Engine:
             scan.cancel.set()
         await asyncio.to_thread(self._writer.stop)
         self._signal(False)
-        for pool in (self._closer, self._readers):
+        for pool in (self._upkeep, self._closer, self._readers):
             await asyncio.to_thread(pool.shutdown)
         await asyncio.to_thread(self._tails.close)
         await asyncio.to_thread(self._store.close)
@@ -101,6 +116,7 @@ class Engine:
         *,
         metric_sets: Sequence[MetricSet] = (),
         servers: Sequence[ServerDescriptor] = (),
+        endings: int | None = None,
     ) -> int:
         """Stores a batch and returns its sequence once it is on disk and readable.
 
@@ -108,16 +124,17 @@ class Engine:
             rows: the rows, whose arrays must not change until this returns; None: only servers are told.
             metric_sets: sets that may not be known here.
             servers: new or changed servers; they hold for this batch and what follows.
+            endings: what `too_late` gave for these rows; None: none of them is before `aged_ms`.
 
         Raises:
             InvalidArgument: the rows do not fit together or to their set, or a time is outside 1970 to 2262.
             FailedPrecondition: METRIC_SET_UNKNOWN.
             ResourceExhausted: BATCH_TOO_LARGE, TOO_MANY_WAITING, HEADS_FULL, DISK_FULL; nothing is kept.
-            Unavailable: STORAGE_FAILED, CLOSING, RESTART_NEEDED.
+            Unavailable: STORAGE_FAILED, CLOSING, RESTART_NEEDED, EVICTED_MEANWHILE.
         """
         if rows is not None:
             check_rows(rows)
-        batch = Append(rows=rows, metric_sets=metric_sets, servers=servers)
+        batch = Append(rows=rows, metric_sets=metric_sets, servers=servers, endings=endings)
         with _tracer.start_as_current_span("journal.commit") as span:
             await self._submit(batch)
             sequence = await asyncio.wrap_future(batch.done)
@@ -172,28 +189,47 @@ class Engine:
     async def _periodically(self) -> None:
         while True:
             await self._store.clock.sleep(self._store.settings.maintenance_interval_s)
-            await self.maintain()
+            await self._close_due(everything=False)
 
     async def _on_demand(self) -> None:
         while True:
             await self._close_wanted.wait()
             self._close_wanted.clear()
-            await self.maintain()
+            await self._close_due(everything=False)
+
+    async def _keep_up_periodically(self) -> None:
+        while True:
+            await self._store.clock.sleep(self._store.settings.maintenance_interval_s)
+            await self._keep_up(everything=False)
 
     async def maintain(self, *, everything: bool = False) -> None:
-        """Evicts what is too old, closes the heads that are due (or all), sweeps the journal and keeps the disk's
-        limit; runs by itself every few seconds."""
-        async with self._maintaining:
-            await self._loop.run_in_executor(self._closer, self._close_heads, everything)
+        """Closes the heads that are due (or all), sweeps the journal, makes roll-ups, evicts what is too old or over
+        the disk's limit, and merges short blocks; runs by itself every few seconds."""
+        await self._close_due(everything=everything)
+        await self._keep_up(everything=everything)
+
+    async def _close_due(self, *, everything: bool) -> None:
+        async with self._closing_heads:
+            close = partial(self._store.close_heads, self._closing.is_set, everything=everything)
+            await self._loop.run_in_executor(self._closer, close)
             self._signal(False)
-            while await asyncio.wrap_future(self._writer.call(self._store.sweep)) >= self._store.settings.sweep_rows:
-                pass
-            await self._loop.run_in_executor(self._closer, self._retention.keep_limit)
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        while await asyncio.wrap_future(self._writer.call(self._store.sweep)) >= self._store.settings.sweep_rows:
+            pass
+
+    async def _keep_up(self, *, everything: bool) -> None:
+        async with self._keeping_up:
+            await self._loop.run_in_executor(self._upkeep, partial(self._upkeep_once, everything=everything))
+            await self._sweep()
+            await self._loop.run_in_executor(self._upkeep, self._retention.keep_limit)
             self._signal(False)
 
-    def _close_heads(self, everything: bool) -> None:
+    def _upkeep_once(self, *, everything: bool) -> None:
+        self._rollups.run(everything=everything)
         self._retention.evict_aged()
-        self._store.close_heads(self._closing.is_set, everything=everything)
+        self._merger.run(everything=everything)
 
     async def query(self, query: Query) -> AsyncIterator[SeriesResult]:
         """The series with points in the range, in order of server id and metric key.
@@ -219,8 +255,12 @@ class Engine:
 
     async def last_values(
         self, server_ids: tuple[str, ...] | None = None, metrics: tuple[str, ...] | None = None
-    ) -> list[LastValue]:
-        """The newest point of each series, in order of server id and metric key. None: all servers, all metrics."""
+    ) -> list[LastValues]:
+        """The newest point of each series, by server, in order of its id. None: all servers, all metrics.
+
+        Raises:
+            ResourceExhausted: MAX_SERIES.
+        """
         gone = threading.Event()
 
         def check() -> None:
@@ -282,8 +322,19 @@ class Engine:
 
     @property
     def oldest_ms(self) -> int:
-        """Rows before this instant are too late: their day is evicted, or would be soon. The service refuses them."""
+        """Rows before this instant are too late, whatever they are. The service refuses them."""
         return self._retention.oldest_ms
+
+    @property
+    def aged_ms(self) -> int:
+        """Rows before this instant may be too late: ask `too_late`."""
+        return self._retention.aged_ms
+
+    async def too_late(self, server_ids: Sequence[str], times_ms: NDArray[np.int64]) -> tuple[NDArray[np.bool_], int]:
+        """Which rows are for roll-ups whose points are gone, and what to give to `append` with the others, so that they
+        are refused should more have gone meanwhile."""
+        endings = self._store.endings
+        return await self._read(lambda: too_late(self._store, server_ids, times_ms)), endings
 
     async def tail(self, from_sequence: int = 0) -> AsyncIterator[TailBatch]:
         """Acknowledged batches in order, first those kept from `from_sequence` on, then each new one; without end.
@@ -340,11 +391,14 @@ class Engine:
         journal_bytes = file_bytes(store.journal_path)
         with store.lock:
             head_points, head_bytes = store.heads.points, store.heads.bytes
+            unrolled = sum(len(tier.marks) for tier in store.tiers)
         return EngineStatus(
             points=store.partitions.points + head_points,
             head_points=head_points,
             head_bytes=head_bytes,
-            disk_bytes=store.partitions.bytes + journal_bytes,
+            disk_bytes=store.disk_bytes,
+            tier_bytes={tier.kind.folder: tier.partitions.bytes for tier in store.tiers},
+            unrolled_marks=unrolled,
             journal_bytes=journal_bytes,
             disk_free_bytes=shutil.disk_usage(self._folder).free,
             first_sequence=self.first_sequence,

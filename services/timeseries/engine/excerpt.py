@@ -6,26 +6,19 @@ days that was acknowledged before it began is in it; of other days a replay take
 the journal may still have it.
 """
 
-import contextlib
-import datetime
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
 
 import apsw
 
-from services.timeseries.engine.backup import copy_files
+from services.timeseries.engine.backup import TierCopy, copy_journal
 from services.timeseries.engine.database import DAMAGED, Transaction, connect_read_only, fetch
-from services.timeseries.engine.journal import Journal
-from services.timeseries.engine.manifest import JOURNAL_NAME, Progress, store_files
-from services.timeseries.engine.partition import EPOCH
+from services.timeseries.engine.manifest import JOURNAL_NAME, Progress, tier_files
+from services.timeseries.engine.partition import day_of
 from services.timeseries.engine.settings import DAY_MS
-
-_POINTS: Final = "blocks"
-_LONGEST_DAYS: Final = 64
-"""No partition has more days."""
+from services.timeseries.engine.tiers import RAW, TIERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,52 +35,44 @@ def copy_range(folder: Path, target: Path, days: range, progress: Progress) -> E
 
     Raises OSError, `apsw.Error`.
     """
-    others: set[int] = set()
-
-    def choose(folder: Path) -> list[str]:
-        wanted, unwanted = partitions_of(folder, days)
-        others.update(unwanted)
-        return wanted
-
-    copied, left_out = copy_files(folder, target, choose, progress)
-    _forget(target / JOURNAL_NAME, others)
+    journal = copy_journal(folder, target, progress)
+    _, others = partitions_of(folder, days)
+    tier = TierCopy(folder, target, RAW, journal, progress)
+    tier.copy(without=others)
+    _, last_sequence = journal.finish()
+    _forget(target / JOURNAL_NAME, {day for gone in others.values() for day in gone}, last_sequence)
     found: set[int] = set()
-    for name in copied:
+    for name in tier.copied:
         try:
             with closing(connect_read_only(target / name)) as partition:
                 spans = fetch(partition, "SELECT DISTINCT first_ms / ?1, last_ms / ?1 FROM blocks", (DAY_MS,))
         except DAMAGED:
             (target / name).unlink()
-            left_out.append(name)
+            tier.left_out.append(name)
         else:
             found.update(day for first, last in spans for day in range(first, last + 1))
-    return Excerpt(days=found, left_out=left_out)
+    return Excerpt(days=found, left_out=tier.left_out)
 
 
-def partitions_of(folder: Path, days: range) -> tuple[list[str], set[int]]:
-    """The partitions of points that may have one of these days, as paths in the store's folder, and the days of the
-    others. One is named by its first day and ends at the latest where the next begins."""
-    starts = {}
-    for name in store_files(folder):
-        if Path(name).parent.name == _POINTS:
-            with contextlib.suppress(ValueError):  # not a partition's name
-                starts[(datetime.date.fromisoformat(Path(name).stem) - EPOCH).days] = name
+def partitions_of(folder: Path, days: range) -> tuple[list[str], dict[str, range]]:
+    """The partitions of points that may have one of these days, as paths in the store's folder; and the others, each
+    with the days that it may have: it ends at the latest where the next begins."""
+    starts = {day: name for name in tier_files(folder, TIERS[RAW]) if (day := day_of(Path(name))) is not None}
     wanted: list[str] = []
-    others: set[int] = set()
+    others: dict[str, range] = {}
     for first, following in pairwise([*sorted(starts), 1 << 62]):
-        end = min(following, first + _LONGEST_DAYS)
-        if first < days.stop and days.start < end:
+        having = range(first, min(following, first + TIERS[RAW].sparse_days))
+        if having.start < days.stop and days.start < having.stop:
             wanted.append(starts[first])
         else:
-            others.update(range(first, end))
+            others[starts[first]] = having
     return wanted, others
 
 
-def _forget(journal: Path, days: set[int]) -> None:
+def _forget(journal: Path, days: set[int], last_sequence: int) -> None:
     """Notes in a copy that these days went, so that a replay does not bring back what the journal still has of them."""
-    with closing(Journal(journal, may_create=False)) as opened:
-        last = opened.last_sequence
     with closing(apsw.Connection(str(journal))) as copy:
         copy.pragma("synchronous", 0)
         with Transaction(copy):
-            copy.executemany("INSERT OR REPLACE INTO evictions VALUES (?, ?, 1)", [(day, last) for day in sorted(days)])
+            gone = [(day, last_sequence) for day in sorted(days)]
+            copy.executemany("INSERT OR REPLACE INTO evictions VALUES (?, ?, 1)", gone)

@@ -12,7 +12,7 @@ The tables are drawn in docs/formats/journal.md. What must stay true:
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +25,13 @@ from runtime.errors import DataLoss, FailedPrecondition, InvalidArgument
 from services.timeseries.engine import catalog as catalog_codec
 from services.timeseries.engine.catalog import Additions, Catalog, Cohort, StoredSet
 from services.timeseries.engine.database import (
-    BUSY_TIMEOUT_MS,
     FORMAT_VERSION,
     JOURNAL_PAGE_BYTES,
     Transaction,
     connect,
     fetch,
     sync_folder,
+    truncate_log,
 )
 
 _SCHEMA: Final = """
@@ -54,7 +54,12 @@ CREATE TABLE IF NOT EXISTS evictions (day INTEGER PRIMARY KEY, through INTEGER N
     STRICT
 """
 
-_ORPHANED: Final = "blocks/ holds partitions, but journal.db, which names their series, is missing or empty"
+_ENDED: Final = """
+CREATE TABLE IF NOT EXISTS ended (tier INTEGER NOT NULL, day INTEGER NOT NULL, through INTEGER NOT NULL,
+    PRIMARY KEY (tier, day)) STRICT, WITHOUT ROWID
+"""
+
+_ORPHANED: Final = "there are blocks, but journal.db, which names their series, is missing or empty"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +97,7 @@ class Journal:
                     if not may_create:
                         raise DataLoss(_ORPHANED)
                     self._create()
-                if not self._db.table_exists("main", "evictions"):  # a journal from before there was retention
-                    self._db.execute(_EVICTIONS)
+                add_missing_tables(self._db)
             if new:
                 sync_folder(path.parent)
             version = self._meta("format_version")
@@ -174,17 +178,28 @@ class Journal:
             self.swept_through = last
         return count
 
-    def begin_eviction(self, day: int, through: int) -> None:
-        """Notes durably that the rows of a day up to a sequence are gone: from here on the eviction is finished,
-        after a crash at the next start."""
+    def begin_eviction(self, days: Iterable[int], through: int) -> None:
+        """Notes durably that the rows of the days of a file up to a sequence are gone: from here on the eviction is
+        finished, after a crash at the next start."""
+        gone = [(day, through) for day in days]
         with Transaction(self._db):
-            self._db.execute("INSERT OR REPLACE INTO evictions VALUES (?, ?, 0)", (day, through))
+            self._db.executemany("INSERT OR REPLACE INTO evictions VALUES (?, ?, 0)", gone)
+            self._db.executemany("INSERT OR REPLACE INTO ended VALUES (0, ?, ?)", gone)
 
-    def finish_eviction(self, day: int) -> None:
-        """Notes that the day's file is gone, so that one that is made later for the same day stays."""
+    def finish_eviction(self, days: Iterable[int]) -> None:
+        """Notes that the days' file is gone, so that one that is made later for them stays."""
         with Transaction(self._db):
-            self._db.execute("UPDATE evictions SET unlinked = 1 WHERE day = ?", (day,))
+            self._db.executemany("UPDATE evictions SET unlinked = 1 WHERE day = ?", [(day,) for day in days])
             self._db.execute("DELETE FROM evictions WHERE unlinked AND through <= ?", (self.swept_through,))
+
+    def end(self, tier: int, day: int, through: int) -> None:
+        """Notes durably that a partition of roll-ups goes, with all that was made of rows up to a sequence."""
+        with Transaction(self._db):
+            self._db.execute("INSERT OR REPLACE INTO ended VALUES (?, ?, ?)", (tier, day, through))
+
+    def ended(self) -> list[tuple[int, int, int]]:
+        """The partitions that went: tier, first day, and the sequence up to which rows went with them."""
+        return fetch(self._db, "SELECT tier, day, through FROM ended")
 
     def evictions(self) -> dict[int, tuple[int, bool]]:
         """The evicted days of which batches may be kept: up to which sequence they went, whether the file is gone."""
@@ -205,13 +220,7 @@ class Journal:
 
     def truncate_log(self) -> None:
         """Gives the log back, which also cuts the file to its pages; does nothing while somebody reads."""
-        self._db.set_busy_timeout(0)
-        try:
-            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        except (apsw.BusyError, apsw.LockedError):
-            return
-        finally:
-            self._db.set_busy_timeout(BUSY_TIMEOUT_MS)
+        truncate_log(self._db)
 
     def followers(self) -> dict[str, int]:
         """The followers' names and the last sequence each has shipped."""
@@ -248,6 +257,12 @@ class Journal:
 
     def close(self) -> None:
         self._db.close()
+
+
+def add_missing_tables(db: apsw.Connection) -> None:
+    """Adds what a journal from before there was retention, or before there were roll-ups, does not have."""
+    db.execute(_EVICTIONS)
+    db.execute(_ENDED)
 
 
 def load_catalog(db: apsw.Connection) -> Catalog:
@@ -331,7 +346,7 @@ DELETE FROM descriptors WHERE server IN (SELECT server FROM descriptors WHERE se
         WHERE newer.server = descriptors.server AND newer.sequence <= ?2)
 """
 
-_SPARE_PAGES: Final = 256  # 4 MiB: so much may stay free in any case
+_SPARE_PAGES: Final = 16  # 256 KiB: so much may stay free in any case
 _SHRINK_PAGES: Final = 2_048  # 32 MiB at once
 
 

@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Final
 
 from services.timeseries.engine.database import FORMAT_VERSION
+from services.timeseries.engine.partition import day_of
+from services.timeseries.engine.tiers import TIERS, TierKind
 
 MANIFEST_NAME: Final = "manifest.json"
-MANIFEST_VERSION: Final = 1
+MANIFEST_VERSION: Final = 2
+READABLE_VERSIONS: Final = (1, 2)
+"""1 was written while there were no roll-ups; it says the same. 2 keeps programs of that time from restoring partitions
+that they cannot read."""
 JOURNAL_NAME: Final = "journal.db"
 _READ_BYTES: Final = 1 << 20
 
@@ -40,11 +45,11 @@ class Manifest:
     """What a backup is.
 
     Attributes:
-        format_version: of the files, as in their `meta`.
+        format_version: of the journal, as in its `meta`.
         identity: of the journal.
         created_time: when the backup began, RFC 3339, UTC.
         last_sequence: the last batch in it.
-        files: the journal first.
+        files: the journal first, then the partitions, the finer tiers' first.
         left_out: partitions that could not be read.
     """
 
@@ -61,8 +66,14 @@ class Manifest:
 
 
 def store_files(folder: Path) -> list[str]:
-    """The databases of a store beside the journal, as paths in its folder; set-aside ones are none."""
-    return sorted(str(path.relative_to(folder)) for path in folder.glob("*/*.db"))
+    """The partitions of a store, the finer tiers' first, as paths in its folder; set-aside ones are none."""
+    return [name for kind in TIERS for name in tier_files(folder, kind)]
+
+
+def tier_files(folder: Path, kind: TierKind) -> list[str]:
+    """The partitions of one tier, the older first."""
+    paths = sorted((folder / kind.folder).glob("*.db"))
+    return [f"{kind.folder}/{path.name}" for path in paths if day_of(path) is not None]
 
 
 def describe(folder: Path, name: str) -> BackedUpFile:
@@ -97,7 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         fields = json.loads(path.read_text("utf-8"))
         version = fields.pop("manifest_version")
-        if version != MANIFEST_VERSION or fields["format_version"] != FORMAT_VERSION:
+        if version not in READABLE_VERSIONS or fields["format_version"] != FORMAT_VERSION:
             raise BackupError(f"{path} is of another version: use the program that wrote it")
         files = tuple(BackedUpFile(**file) for file in fields.pop("files"))
         manifest = Manifest(**{**fields, "files": files, "left_out": tuple(fields["left_out"])})

@@ -7,17 +7,27 @@ names it, nothing is cut silently; work stops soon after `cancel` is set. Runs i
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleet.model import Metric, MetricKind
 from runtime.errors import Cancelled, InvalidArgument, ResourceExhausted
-from services.timeseries.engine.aggregate import Aggregation, lookback_ms, windows
+from services.timeseries.engine.aggregate import (
+    NEEDED,
+    Aggregation,
+    Windows,
+    bucket_windows,
+    lookback_ms,
+    of_points,
+)
 from services.timeseries.engine.catalog import Cohort
-from services.timeseries.engine.scan import Frame, Sources, frame, points, sources
-from services.timeseries.engine.settings import MAX_TIME_MS, MIN_TIME_MS
+from services.timeseries.engine.rollup import FIELDS
+from services.timeseries.engine.scan import Frame, Sources, bucket_points, frame, points, sources
+from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS, MIN_TIME_MS
 from services.timeseries.engine.store import Store
+from services.timeseries.engine.tiers import RAW, TIERS, Ranges, Segment, coarsest, plan, unsettled_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +53,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SeriesResult:
-    """One series: times_ms (int64, ascending; of the points, or of the windows' starts) and as many values."""
+    """One series: times_ms (int64, ascending; of the points, or of the windows' starts) and as many values.
+
+    `resolution_ms` is the width of the coarsest roll-ups that it was made of; 0: of points alone.
+    """
 
     server_id: str
     metric_key: str
@@ -51,6 +64,7 @@ class SeriesResult:
     kind: MetricKind
     times_ms: NDArray[np.int64]
     values: NDArray[np.float64]
+    resolution_ms: int = 0
 
 
 Columns = dict[str, list[tuple[Cohort, int]]]
@@ -94,6 +108,7 @@ class Scan:
         self._query = query
         self._scanned = 0
         self._returned = 0
+        self._windows = Windows(max(query.start_ms, MIN_TIME_MS), query.step_ms, query.aggregation)
         self.cancel = threading.Event()
 
     def _check(self) -> None:
@@ -109,16 +124,43 @@ class Scan:
         self._check_rate(selection)
         if start_ms >= end_ms:
             return
-        read_from = max(MIN_TIME_MS, start_ms - lookback_ms(query.aggregation, query.step_ms))
+        level = coarsest(query.step_ms)
+        width = TIERS[level].width_ms or 1
+        read_from = max(MIN_TIME_MS, start_ms - lookback_ms(query.aggregation, query.step_ms)) // width * width
         for server_id, columns in selection.servers:
             cohorts = {cohort.id: cohort for holders in columns.values() for cohort, _ in holders}
-            found = {number: sources(self._store, cohort, read_from, end_ms) for number, cohort in cohorts.items()}
-            for keys in self._groups(sorted(columns), sum(of_cohort.rows for of_cohort in found.values())):
-                places = self._frames(found, columns, keys)
+            unsettled = self._unsettled(cohorts, level)
+            segments = plan((read_from, start_ms, end_ms), level, unsettled)  # no bucket lies across start_ms
+            found = self._found(cohorts, segments)
+            rows = sum(part.rows for _, of_cohorts in found for part in of_cohorts.values())
+            for keys in self._groups(sorted(columns), rows):
+                parts = [(segment, self._frames(of_cohorts, columns, keys)) for segment, of_cohorts in found]
                 for key in keys:
-                    times, values = points([places[cohort.id, column] for cohort, column in columns[key]])
-                    if result := self._result(server_id, selection.metrics[key], key, times, values, start_ms):
+                    metric = selection.metrics[key]
+                    if result := self._result(server_id, metric, key, self._series(parts, columns[key]), start_ms):
                         yield result
+
+    def _unsettled(self, cohorts: dict[int, Cohort], level: int) -> list[Ranges]:
+        """For each level the ranges that it has no right buckets for; heads and marks are looked at in one moment."""
+        if level == RAW:
+            return []
+        store = self._store
+        with store.lock:
+            by_day = [store.heads.snapshot(cohort, 0, MAX_TIME_MS // DAY_MS) for cohort in cohorts.values()]
+            chunks = [chunk for days in by_day for of_day in days.values() for chunk in of_day]
+            return unsettled_ranges(chunks, store.tiers, cohorts)
+
+    def _found(self, cohorts: dict[int, Cohort], segments: list[Segment]) -> list[tuple[Segment, dict[int, Sources]]]:
+        return [
+            (
+                segment,
+                {
+                    number: sources(self._store, cohort, segment.start_ms, segment.end_ms, segment.level)
+                    for number, cohort in cohorts.items()
+                },
+            )
+            for segment in segments
+        ]
 
     def _check_rate(self, selection: Selection) -> None:
         if self._query.aggregation is Aggregation.RATE and self._query.step_ms:
@@ -134,7 +176,8 @@ class Scan:
     def _frames(
         self, found: dict[int, Sources], columns: Columns, keys: list[str]
     ) -> dict[tuple[int, int], tuple[Frame, int]]:
-        """Reads the columns of some keys; for (cohort id, column) gives the frame and the place in it."""
+        """Reads the columns of some keys; for (cohort id, column) gives the frame and the place in it, in roll-ups of
+        the first needed field."""
         wanted: dict[int, list[int]] = {}
         for key in keys:
             for cohort, column in columns[key]:
@@ -143,26 +186,57 @@ class Scan:
         limit = self._store.settings.max_scanned_points
         for number, metrics in wanted.items():
             metrics.sort()
-            self._scanned += found[number].rows * len(metrics)
+            source = found[number]
+            fields = [0] if source.level == RAW else NEEDED[self._query.aggregation]
+            read = metrics if source.level == RAW else [m * FIELDS + f for m in metrics for f in sorted(fields)]
+            self._scanned += source.rows * len(read)
             if self._scanned > limit:
                 raise ResourceExhausted(
                     f"the query reads more than max_scanned_points = {limit} points", reason="MAX_SCANNED_POINTS"
                 )
-            rows = frame(self._store, found[number], metrics, self._check)
-            places.update({(number, column): (rows, place) for place, column in enumerate(metrics)})
+            rows = frame(self._store, source, read, self._check)
+            places.update({(number, column): (rows, place * len(fields)) for place, column in enumerate(metrics)})
         return places
 
-    def _result(
+    def _series(
         self,
-        server_id: str,
-        metric: Metric,
-        key: str,
-        times: NDArray[np.int64],
-        values: NDArray[np.float64],
-        start_ms: int,
+        parts: list[tuple[Segment, dict[tuple[int, int], tuple[Frame, int]]]],
+        holders: list[tuple[Cohort, int]],
+    ) -> "_Series":
+        """One series out of the frames of each segment: points where those are all there is, else buckets."""
+        aggregation = self._query.aggregation
+        names = [(cohort.id, column) for cohort, column in holders]
+        if all(segment.level == RAW for segment, _ in parts):
+            ((_, places),) = parts
+            times, values = points([places[name] for name in names])
+            return _Series(times, [values], 0, rolled=False)
+        starts, fields, resolution = [], [], 0
+        needed = NEEDED[aggregation]
+        stored = {field: at for at, field in enumerate(sorted(needed))}
+        for segment, places in parts:
+            if segment.level == RAW:
+                times, values = points([places[name] for name in names])
+                found = of_points(times, values, aggregation)
+            else:
+                held = [(places[name][0], [places[name][1] + stored[field] for field in needed]) for name in names]
+                times, found = bucket_points(held)
+            if len(times):
+                starts.append(times)
+                fields.append(found)
+                resolution = max(resolution, TIERS[segment.level].width_ms)
+        if not starts:
+            return _Series(np.empty(0, np.int64), [np.empty(0)], 0, rolled=False)
+        joined = [np.concatenate(arrays) for arrays in zip(*fields, strict=True)]
+        return _Series(np.concatenate(starts), joined, resolution, rolled=True)
+
+    def _result(
+        self, server_id: str, metric: Metric, key: str, series: "_Series", start_ms: int
     ) -> SeriesResult | None:
-        if self._query.step_ms and len(times):
-            times, values = windows(times, values, start_ms, self._query.step_ms, self._query.aggregation)
+        query, times, values = self._query, series.times_ms, series.fields[0]
+        if len(times) and series.rolled:
+            times, values = bucket_windows(times, series.fields, start_ms, query.step_ms, query.aggregation)
+        elif len(times) and query.step_ms:
+            times, values = self._windows.of(times, values)
         if not len(times):
             return None
         self._returned += len(times)
@@ -170,5 +244,20 @@ class Scan:
             limit = self._store.settings.max_points
             raise ResourceExhausted(f"the answer has more than max_points = {limit} points", reason="MAX_POINTS")
         return SeriesResult(
-            server_id=server_id, metric_key=key, unit=metric.unit, kind=metric.kind, times_ms=times, values=values
+            server_id=server_id,
+            metric_key=key,
+            unit=metric.unit,
+            kind=metric.kind,
+            times_ms=times,
+            values=values,
+            resolution_ms=series.resolution_ms,
         )
+
+
+class _Series(NamedTuple):
+    """What was read of a series: values at times, or, `rolled`, the needed fields of buckets at their starts."""
+
+    times_ms: NDArray[np.int64]
+    fields: list[NDArray[np.float64]]
+    resolution_ms: int
+    rolled: bool

@@ -1,20 +1,26 @@
 """How days go: by age, and, oldest first, when the disk's limit is reached.
 
-A day (a head for each cohort, a file) goes in three durable steps::
+A day of points (a head for each cohort, a file) goes in durable steps::
 
-    journal: evictions(day, through, unlinked 0)     from here on the day is gone, whatever happens
-    unlink day.db, -wal, -shm; sync the folder        its bytes are the file system's
-    journal: evictions(day, through, unlinked 1)      a file made for that day from now on is a new one
+    its heads become blocks, and its roll-ups are made        or, by age, it stays until that is done
+    journal: evictions(day, through, unlinked 0), ended        from here on the day is gone, whatever happens
+    unlink day.db, -wal, -shm; sync the folder                 its bytes are the file system's
+    journal: evictions(day, through, unlinked 1)               a file made for that day from now on is a new one
 
-A crash before the first leaves all of the day; after it the start does what was not done yet, and the replay skips the
+A crash before the second leaves all of the day; after it the start does what was not done yet, and the replay skips the
 day's rows up to `through`. The note lives in the journal because `blocked_through`, which otherwise keeps a replay from
 applying rows twice, goes with the file. It is a sequence for a day, and no water mark of time: were our clock a year
 ahead for a minute, days would be lost, but the rows that come after it are not too late for ever.
 
+A file of roll-ups goes by its own age once the next tier has all of it, and nothing more is to come into it; a crash
+in between only leaves it until the next time. Rows for a day whose points are gone are taken where no roll-up has been
+made of them (`frozen.py`): so what is older than the retention can be imported. Such a day stays for `late_grace_s`
+after its last rows, and goes again.
+
 What must stay true: rows with a higher sequence than `through` are never taken with the day; taking rows never waits
 for anything here; the journal keeps its sequences and followers their cursors: what a follower has not shipped yet is
 still in the journal when its day goes, and is swept unshipped only as the last resort, which its tail tells as missed.
-Runs in the thread that closes heads, so a day never goes while its heads become blocks.
+Runs in the upkeep thread.
 """
 
 import datetime
@@ -26,6 +32,8 @@ from typing import Any, Final
 from services.timeseries.engine.partition import EPOCH
 from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS
 from services.timeseries.engine.store import Store
+from services.timeseries.engine.tiers import RAW, Tier
+from services.timeseries.engine.upkeep import Rollups
 
 PRESSED: Final = 0.8
 """From this share of `disk_bytes_limit` on the status warns."""
@@ -44,12 +52,17 @@ class Retention:
     """`on_writer` runs something between two commits and returns its answer; `stopping` ends work between two days."""
 
     def __init__(
-        self, store: Store, on_writer: Callable[[Callable[[], Any]], Any], stopping: Callable[[], bool]
+        self,
+        store: Store,
+        rollups: Rollups,
+        on_writer: Callable[[Callable[[], Any]], Any],
+        stopping: Callable[[], bool],
     ) -> None:
         self._store = store
+        self._rollups = rollups
         self._on_writer = on_writer
         self._stopping = stopping
-        self._unfinished: set[int] = set()
+        self._unfinished: dict[int, range] = {}
         self._kept_from_day = 0
         self.evicted = 0
         self.pressed = False
@@ -57,26 +70,35 @@ class Retention:
 
     @property
     def oldest_ms(self) -> int:
-        """The first instant that rows may have: of the oldest day that age leaves, and, while the limit is near, of
-        the first day that the limit has left."""
+        """The first instant that rows may have at all: of the oldest roll-ups that age leaves, and, while the limit is
+        near, of the first day that the limit has left."""
         day = self._kept_from_day if self.pressed else 0
-        return max(day, self._first_day_of_age()) * DAY_MS
+        return max(day, self._first_day(self._store.tiers[-1])) * DAY_MS
+
+    @property
+    def aged_ms(self) -> int:
+        """Rows before this instant are for days whose points may be gone."""
+        with self._store.lock:
+            ended = max(self._store.ended[RAW], default=-1) + 1
+        return max(ended, self._first_day(self._store.tiers[RAW])) * DAY_MS
 
     @property
     def oldest_day(self) -> datetime.date | None:
         """The oldest day that has rows."""
-        days = self._days()
-        return EPOCH + datetime.timedelta(days=days[0]) if days else None
+        starts = self._starts(self._store.tiers[RAW])
+        return EPOCH + datetime.timedelta(days=starts[0]) if starts else None
 
     def evict_aged(self) -> None:
-        """Takes the days that are older than `raw_retention_s` as a whole, and ends what failed to end before."""
+        """Takes what is older than its tier's retention as a whole, and ends what failed to end before."""
         for day in sorted(self._unfinished):
             self._attempt(day, self._finish)
-        first = self._first_day_of_age()
-        for day in [day for day in self._days() if day < first]:
-            if self._stopping():
-                return
-            self._attempt(day, self._evict)
+        for tier in self._store.tiers:
+            first = self._first_day(tier)
+            for day in self._starts(tier):
+                if self._stopping():
+                    return
+                if day + tier.partitions.span_of(day) <= first and self._may_go(tier, day):
+                    self._attempt(day, partial(self._evict, tier, force=False))
 
     def keep_limit(self) -> None:
         """Takes the oldest days until journal and blocks are within `disk_bytes_limit`, then what else can be given."""
@@ -87,39 +109,60 @@ class Retention:
             if self._store.disk_bytes > limit:
                 self._shrink_journal()
             evicted = True
-            while evicted and self._store.disk_bytes > limit and (day := self._next_day()) is not None:
+            while evicted and self._store.disk_bytes > limit and (following := self._next()) is not None:
                 if self._stopping():
                     return
-                evicted = self._attempt(day, self._evict)
-                self._kept_from_day = max(self._kept_from_day, day + 1)
+                tier, day = following
+                span = tier.partitions.span_of(day)
+                evicted = self._attempt(day, partial(self._evict, tier, force=True))
+                if tier.level == RAW:
+                    self._kept_from_day = max(self._kept_from_day, day + span)
             if evicted and self._store.disk_bytes > limit:
                 self._last_resort(limit)
         except Exception as error:
             self._note("the disk's limit could not be kept", error)
         self._observe(limit)
 
-    def _days(self) -> list[int]:
-        """The days that have a file or a head, ascending."""
-        with self._store.lock:
-            days = {head.day for head in self._store.heads}
-        return sorted(days.union(self._store.partitions.days(0, _MAX_DAY)))
+    def _starts(self, tier: Tier) -> list[int]:
+        """The first days of what has a file, or would have one if its heads were blocks, ascending."""
+        starts = set(tier.partitions.days(0, _MAX_DAY))
+        if tier.level == RAW:
+            with self._store.lock:
+                days = {head.day for head in self._store.heads}
+            starts.update(tier.partitions.start_of(day) for day in days)
+        return sorted(starts)
 
-    def _first_day_of_age(self) -> int:
-        retention_s = self._store.settings.raw_retention_s
-        if retention_s is None:
+    def _first_day(self, tier: Tier) -> int:
+        """The first day that a tier's age leaves."""
+        if tier.retention_s is None:
             return 0
-        return max(0, self._store.clock.now_ms() - int(retention_s * 1_000)) // DAY_MS
+        return max(0, self._store.clock.now_ms() - int(tier.retention_s * 1_000)) // DAY_MS
 
-    def _next_day(self) -> int | None:
-        """The oldest day, but neither today, a later one, nor the newest that has rows."""
-        days = self._days()
-        end = min([self._store.clock.now_ms() // DAY_MS, *days[-1:]])
-        return next((day for day in days if day < end), None)
+    def _next(self) -> tuple[Tier, int] | None:
+        """What goes next for the limit: the oldest day of points, then the oldest roll-ups, the finer ones first; but
+        neither of today, nor a later one, nor the newest that has rows."""
+        for tier in self._store.tiers:
+            starts = self._starts(tier)
+            end = min([self._store.clock.now_ms() // DAY_MS, *starts[-1:]])
+            for day in starts:
+                if day + tier.partitions.span_of(day) <= end:
+                    return tier, day
+        return None
+
+    def _may_go(self, tier: Tier, day: int) -> bool:
+        """Whether the rows of an old day have not come lately, as those of an import do."""
+        store = self._store
+        latest = tier.partitions.stored_at(day)
+        if tier.level == RAW:
+            days = range(day, day + tier.partitions.span_of(day))
+            with store.lock:
+                opened = [head.opened_at for head in store.heads if head.day in days and head.size]
+            latest = max([latest, *opened])
+        return store.clock.monotonic() - latest >= store.settings.late_grace_s
 
     def _attempt(self, day: int, step: Callable[[int], None]) -> bool:
         try:
-            with self._store.moving:
-                step(day)
+            step(day)
         except Exception as error:
             self._note(f"{self._store.partitions.path(day).name} could not be evicted", error)
             return False
@@ -129,20 +172,37 @@ class Retention:
         self._store.faults.note(f"{text}: {error}")
         _log.warning("%s, will try again", text, exc_info=error)
 
-    def _evict(self, day: int) -> None:
-        before = self._store.partitions.bytes
-        self._on_writer(partial(self._store.forget, day))
-        self._unfinished.add(day)
-        self._finish(day)
+    def _evict(self, tier: Tier, day: int, *, force: bool) -> None:
+        store, before = self._store, tier.partitions.bytes
+        days = range(day, day + tier.partitions.span_of(day))
+        if tier.level == RAW:
+            store.close_heads(self._stopping, only_days=days)
+        made = tier is store.tiers[-1] or self._rollups.complete(tier, day)
+        if not made and not force:
+            return
+        if tier.level == RAW:
+            with store.moving:
+                if not self._on_writer(partial(store.forget, day, len(days), force=force)):
+                    return
+                self._unfinished[day] = days
+                self._finish(day)
+        else:
+            if not self._on_writer(partial(store.end, tier, day, force=force)):
+                return
+            tier.partitions.evict(day)
+            tier.partitions.release(day)
         self.evicted += 1
-        given_back = (before - self._store.partitions.bytes) >> 20
-        _log.info("%s is evicted, %d MiB are given back", self._store.partitions.path(day).name, given_back)
+        given_back = (before - tier.partitions.bytes) >> 20
+        name = f"{tier.kind.folder}/{tier.partitions.path(day).name}"
+        _log.info("%s is evicted, %d MiB are given back", name, given_back)
+        if not made:
+            self._store.faults.note(f"{name} went without all of its roll-ups")
 
     def _finish(self, day: int) -> None:
         self._store.partitions.evict(day)
-        self._on_writer(partial(self._store.journal.finish_eviction, day))
+        self._on_writer(partial(self._store.journal.finish_eviction, self._unfinished[day]))
         self._store.partitions.release(day)
-        self._unfinished.discard(day)
+        del self._unfinished[day]
 
     def _shrink_journal(self) -> None:
         while not self._stopping() and self._on_writer(partial(self._store.journal.shrink, urgent=True)):
@@ -167,7 +227,7 @@ class Retention:
 
     def _observe(self, limit: int) -> None:
         used = self._store.disk_bytes
-        over, share = used > limit and self._next_day() is None, used / limit
+        over, share = used > limit and self._next() is None, used / limit
         if over and not self.over:
             _log.error("journal and blocks, %d MiB, are over disk_bytes_limit, and no day may go", used >> 20)
         self.over = over

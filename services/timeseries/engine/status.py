@@ -12,6 +12,8 @@ class EngineStatus:
     """The truth about the engine. Points are those of blocks and heads; bytes are those of the files.
 
     Attributes:
+        tier_bytes: size of the files of each tier, by its folder.
+        unrolled_marks: how many runs of rows the roll-ups lack so far; reads take them from the finer tier.
         oldest_day: the oldest UTC day that has rows; None when there are none.
         evicted_partitions: days that went since the start, by age or by the limit.
         disk_bytes_limit: what `disk_bytes` must not pass; None: no limit.
@@ -33,6 +35,8 @@ class EngineStatus:
     last_error: LastError | None
     closing_fails: bool
     oldest_day: date | None
+    tier_bytes: dict[str, int]
+    unrolled_marks: int
     evicted_partitions: int
     disk_bytes_limit: int | None
     disk_pressed: bool

@@ -21,13 +21,16 @@ import numpy as np
 from runtime.clock import Clock
 from services.timeseries.engine import batch as batch_codec
 from services.timeseries.engine import block
+from services.timeseries.engine.cache import Cache
 from services.timeseries.engine.catalog import Catalog, Cohort
 from services.timeseries.engine.database import file_bytes, sync_folder
 from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
 from services.timeseries.engine.journal import Journal, JournalRow
-from services.timeseries.engine.partition import Closed, Partitions, partition_path, remove_files
-from services.timeseries.engine.settings import EngineSettings
+from services.timeseries.engine.partition import BlockInfo, Closed, Partitions, partition_path, remove_files
+from services.timeseries.engine.payload import Opened
+from services.timeseries.engine.settings import DAY_MS, EngineSettings
+from services.timeseries.engine.tiers import RAW, TIERS, Tier, touched
 
 _log = logging.getLogger(__name__)
 _BLOCK_ROWS_FACTOR: Final = 2
@@ -43,20 +46,28 @@ class Store:
         self.lock = threading.Lock()
         self.faults = Faults(clock, settings.faults_remembered)
         self.close_failing = False
+        self.opened: Cache[Opened] = Cache(settings.opened_bytes_limit)
+        self.listed: Cache[tuple[BlockInfo, ...]] = Cache(settings.listed_bytes_limit)
         self.moving = threading.Lock()
         """Held while heads become blocks, or a day goes."""
         if not folder.exists():
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
         self.journal_path = folder / "journal.db"
-        self.journal = Journal(self.journal_path, may_create=not any((folder / "blocks").glob("*.db")))
+        orphans = any(any((folder / kind.folder).glob("*.db")) for kind in TIERS)
+        self.journal = Journal(self.journal_path, may_create=not orphans)
         try:
             self.catalog: Catalog = self.journal.load()
             evictions = self.journal.evictions()
             for day in [day for day, (_, unlinked) in evictions.items() if not unlinked]:
                 remove_files(partition_path(folder / "blocks", day))
-                self.journal.finish_eviction(day)
-            self.partitions = Partitions(folder / "blocks", self.journal.identity, settings.partition_connections)
+                self.journal.finish_eviction([day])
+            self.endings = 0
+            self.ended: list[dict[int, int]] = [{} for _ in TIERS]
+            for tier, day, through in self.journal.ended():
+                self.ended[tier][day] = through
+            self.tiers = self._open_tiers(folder)
+            self.partitions = self.tiers[RAW].partitions
             self.heads = Heads(settings)
             self.last_sequence = self.journal.last_sequence
             self.swept_through = self.journal.swept_through
@@ -64,6 +75,25 @@ class Store:
         except BaseException:
             self.journal.close()
             raise
+
+    def _open_tiers(self, folder: Path) -> list[Tier]:
+        settings = self.settings
+        retentions = (settings.raw_retention_s, settings.five_minute_retention_s, settings.hour_retention_s)
+        tiers = []
+        for level, (kind, retention_s) in enumerate(zip(TIERS, retentions, strict=True)):
+            partitions = Partitions(
+                folder / kind.folder,
+                self.journal.identity,
+                settings.partition_connections,
+                span_days=kind.span_days,
+                sparse_days=kind.sparse_days,
+                sparse_points=settings.sparse_points_a_day,
+                short_below=settings.head_rows // 2,
+            )
+            tiers.append(Tier(level=level, kind=kind, partitions=partitions, retention_s=retention_s))
+        for tier in tiers[:-1]:
+            tier.marks.add(tier.partitions.marks())
+        return tiers
 
     def _replay(self, evicted: Mapping[int, int]) -> None:
         blocked: dict[int, dict[int, int]] = {}
@@ -95,16 +125,24 @@ class Store:
         cohorts = self.catalog.cohorts
         return [cohorts[server, row.metric_set] for server in arrays.servers.tolist()], arrays
 
-    def close_heads(self, stopping: Callable[[], bool], *, everything: bool = False) -> int:
-        """Turns the heads that are due into blocks; returns how many.
+    def close_heads(
+        self, stopping: Callable[[], bool], *, everything: bool = False, only_days: range | None = None
+    ) -> int:
+        """Turns the heads that are due, or all, or those of some days, into blocks; returns how many.
 
         A failure is noted, leaves the rows in the heads and the journal, and is tried again the next time.
         """
         closed, failed = 0, False
         with self.moving:
             with self.lock:
-                due = self.heads.due(self.clock.monotonic(), everything=everything)
-            for day, of_day in groupby(sorted(due, key=lambda head: head.day), key=lambda head: head.day):
+                due = self.heads.due(self.clock.monotonic(), everything=everything or only_days is not None)
+            if only_days is not None:
+                due = [head for head in due if head.day in only_days]
+            if self.partitions.is_empty:
+                self.partitions.expect(_points_a_day(due))
+            # which partition a day belongs to may depend on those that the groups before it have made
+            in_order = sorted(due, key=lambda head: head.day)
+            for day, of_day in groupby(in_order, key=lambda head: self.partitions.start_of(head.day)):
                 heads = list(of_day)
                 for start in range(0, len(heads), self.settings.close_group_heads):
                     if stopping():
@@ -122,18 +160,26 @@ class Store:
         return closed
 
     def _close_group(self, day: int, heads: list[Head]) -> None:
+        opened_at = max(head.opened_at for head in heads)
         with self.lock:
             chunks = [(head, self.heads.begin_close(head)) for head in heads]
-        self.partitions.store(day, [self._compressed(head, chunk) for head, chunk in chunks])
+        closed = [self._compressed(head, chunk) for head, chunk in chunks]
+        marks = self.partitions.store(day, closed, self.clock.now_ms(), at=opened_at)
         points = [int(np.count_nonzero(~np.isnan(chunk.values))) for _, chunk in chunks]
         with self.lock:
+            self.tiers[RAW].marks.add(marks)
             for (head, _), count in zip(chunks, points, strict=True):
                 self.heads.finish_close(head, count)
 
     def _compressed(self, head: Head, chunk: Chunk) -> Closed:
         rows_limit = _BLOCK_ROWS_FACTOR * self.settings.head_rows
-        blocks = block.build(chunk, head.cohort.id, self.settings.compression_level, rows_limit)
-        return Closed(cohort_id=head.cohort.id, blocked_through=int(chunk.sequences[-1]), blocks=blocks)
+        return Closed(
+            cohort_id=head.cohort.id,
+            blocks=block.build(chunk, head.cohort.id, self.settings.compression_level, rows_limit),
+            blocked_through=int(chunk.sequences[-1]),
+            head_day=head.day,
+            touched=touched(chunk.times_ms, TIERS[RAW + 1].width_ms),
+        )
 
     def sweep_floor(self, *, over_limit: bool) -> int:
         """The highest sequence that no head, and unless the journal is too large no follower, needs any more."""
@@ -154,22 +200,66 @@ class Store:
         self.journal.shrink()
         return swept
 
-    def forget(self, day: int) -> None:
-        """Notes durably that all rows of a day so far are gone, and drops its heads. In the writer's thread."""
-        self.journal.begin_eviction(day, self.last_sequence)
+    def forget(self, first: int, days: int, *, force: bool) -> bool:
+        """Notes durably that all points so far of a partition's days are gone, and drops their heads. In the writer's
+        thread.
+
+        Unless it is forced, nothing is done, and False returned, while a row is in a head or not rolled up.
+        """
+        gone = range(first, first + days)
+        if not force and self._waits(self.tiers[RAW], gone):
+            return False
+        self.journal.begin_eviction(gone, self.last_sequence)
         with self.lock:
-            heads = self.heads.drop(day)
+            heads = [head for day in gone for head in self.heads.drop(day)]
+            self.tiers[RAW].marks.drop(first)
+            self.ended[RAW].update(dict.fromkeys(gone, self.last_sequence))
+            self.endings += 1
         chunks = [chunk for head in heads for chunk in head.chunks()]
         points = sum(int(np.count_nonzero(~np.isnan(chunk.values))) for chunk in chunks)
         with self.lock:
             self.heads.points -= points
+        return True
+
+    def _waits(self, tier: Tier, days: range) -> bool:
+        """Whether rows of a partition's days are in heads, or not in the roll-ups that it holds or that it feeds."""
+        with self.lock:
+            return any(head.day in days for head in self.heads) or any(
+                mark.overlaps(days) for of in self.tiers[: tier.level + 1] for mark in of.marks
+            )
+
+    def end(self, tier: Tier, day: int, *, force: bool) -> bool:
+        """Notes durably that a partition of roll-ups is gone. In the writer's thread.
+
+        Unless it is forced, nothing is done, and False returned, while something is to come into it or is not in the
+        next tier: the buckets of that would be frozen without it.
+        """
+        if not force and self._waits(tier, range(day, day + tier.partitions.span_of(day))):
+            return False
+        self.journal.end(tier.level, day, self.last_sequence)
+        with self.lock:
+            tier.marks.drop(day)
+            self.ended[tier.level][day] = self.last_sequence
+            self.endings += 1
+        return True
 
     @property
     def disk_bytes(self) -> int:
         """Size of the journal and of all partitions."""
-        return file_bytes(self.journal_path) + self.partitions.bytes
+        return file_bytes(self.journal_path) + sum(tier.partitions.bytes for tier in self.tiers)
 
     def close(self) -> None:
         """Closes the files; what is in the heads is in the journal."""
-        self.partitions.close()
+        for tier in self.tiers:
+            tier.partitions.close()
         self.journal.close()
+
+
+def _points_a_day(heads: list[Head]) -> float:
+    """About how many points a day heads get that have these rows; a single instant counts as a minute."""
+    points, first, last = 0, 1 << 62, 0
+    for head in heads:
+        for chunk in head.chunks():
+            points += chunk.values.size
+            first, last = min(first, int(chunk.times_ms.min())), max(last, int(chunk.times_ms.max()))
+    return points * DAY_MS / max(last - first, 60_000)

@@ -3,22 +3,23 @@
 It opens read-only connections only, so that it may run beside the service; each file is read within one read
 transaction, a moment of it. What must stay true: a healthy store is never called damaged, also while it is written.
 So what a partition refers to in the journal (cohorts, sequences) is looked up in a journal read after it; and
-everything that a reader would leave out is named here, column by column.
+everything that a reader would leave out is named here, column by column. Tiers are not compared with one another: their
+files are read at different moments, and a bucket may rightly be newer or older than the points it is made of.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import apsw
 import numpy as np
-from numpy.typing import NDArray
 
 from services.timeseries.engine import batch as batch_codec
-from services.timeseries.engine.block import BlockReader
+from services.timeseries.engine.block_checks import LISTED, BlockCheck, Listed
 from services.timeseries.engine.catalog import Catalog, Cohort
 from services.timeseries.engine.database import FORMAT_VERSION, connect_read_only, fetch, file_bytes
 from services.timeseries.engine.journal import JournalReader, JournalRow, load_catalog
@@ -29,10 +30,11 @@ from services.timeseries.engine.manifest import (
     Progress,
     damaged_files,
     read_manifest,
-    store_files,
+    tier_files,
 )
-from services.timeseries.engine.partition import BlockInfo, Partition
+from services.timeseries.engine.partition import READABLE_VERSIONS, Partition, day_of
 from services.timeseries.engine.settings import DAY_MS
+from services.timeseries.engine.tiers import RAW, TIERS
 
 _READ_BYTES: Final = 16 << 20
 _PROGRESS_BLOCKS: Final = 16
@@ -58,12 +60,19 @@ class Damage:
 
 
 @dataclass(slots=True, kw_only=True)
-class Verified:
-    """What was read; points are those of undamaged columns."""
+class TierTotals:
+    """What was read of a tier; `points`, of roll-ups the buckets of metrics, are those of undamaged columns."""
 
     partitions: int = 0
     blocks: int = 0
     points: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Verified:
+    """What was read; `tiers` by their folders, from the finest to the coarsest."""
+
+    tiers: dict[str, TierTotals] = field(default_factory=lambda: {kind.folder: TierTotals() for kind in TIERS})
     batches: int = 0
     bytes: int = 0
     damages: int = 0
@@ -96,11 +105,12 @@ class Verifier:
         if is_backup:
             self._immutable = True
             self._manifest()
-        self._file(JOURNAL_NAME, self._journal)
-        for name in store_files(self.folder):
-            if not self._file(name, self._partition) and not (self.folder / name).exists():
-                continue  # retention unlinked it
-            self.verified.partitions += 1
+        self._file(JOURNAL_NAME, (FORMAT_VERSION,), self._journal)
+        for level, kind in enumerate(TIERS):
+            for name in tier_files(self.folder, kind):
+                whole = self._file(name, READABLE_VERSIONS, partial(self._partition, level))
+                if whole or (self.folder / name).exists():  # else retention unlinked it
+                    self.verified.tiers[kind.folder].partitions += 1
         return self.verified
 
     def _damaged(self, file: str, where: str, what: object) -> None:
@@ -116,7 +126,7 @@ class Verifier:
         for name, what in damaged_files(self.folder, manifest, lambda *_: None):
             self._damaged(name, "", what)
 
-    def _file(self, name: str, check: Callable[[str, apsw.Connection], None]) -> bool:
+    def _file(self, name: str, versions: tuple[int, ...], check: Callable[[str, apsw.Connection], None]) -> bool:
         """Opens a file and checks it and what is in it; what SQLite cannot read is damage of the file."""
         path = self.folder / name
         size = file_bytes(path)
@@ -126,8 +136,8 @@ class Verifier:
                     time.sleep(_TABLES_WAIT_S)  # it may have been created a moment ago
                 db.execute("BEGIN")
                 meta = dict(fetch(db, "SELECT key, value FROM meta"))
-                if meta.get("format_version") != FORMAT_VERSION:
-                    self._damaged(name, "", f"its format {meta.get('format_version')} is not {FORMAT_VERSION}")
+                if meta.get("format_version") not in versions:
+                    self._damaged(name, "", f"its format {meta.get('format_version')} is not {versions[-1]}")
                     return True
                 for (line,) in fetch(db, "PRAGMA integrity_check"):  # unlike quick_check it compares indexes too
                     if line != "ok":
@@ -184,11 +194,8 @@ class Verifier:
                 read += len(row.payload)
             at = wanted
             self.progress(name, min(read, size), size)
-        for follower, cursor in reader.followers().items():
-            if cursor > state.last_sequence:
-                self._damaged(
-                    name, f"follower {follower}", f"its cursor {cursor} is past the end {state.last_sequence}"
-                )
+        for where, what in _past_the_end(db, reader, state.last_sequence):
+            self._damaged(name, where, what)
 
     def _batch(self, name: str, catalog: Catalog, row: JournalRow) -> None:
         self.verified.batches += 1
@@ -214,43 +221,31 @@ class Verifier:
 
     # a partition
 
-    def _partition(self, name: str, db: apsw.Connection) -> None:
+    def _partition(self, level: int, name: str, db: apsw.Connection) -> None:
         meta = dict(fetch(db, "SELECT key, value FROM meta"))
-        heads = dict(fetch(db, "SELECT cohort, blocked_through FROM heads"))
-        blocks = fetch(
-            db,
-            "SELECT id, cohort, first_ms, last_ms, row_count, points, min_sequence, max_sequence"
-            " FROM blocks ORDER BY id",
+        first = meta["format_version"] == 1
+        kind, day = TIERS[level], int(meta["day"])
+        head_day = "(SELECT value FROM meta WHERE key = 'day')" if first else "day"
+        heads = {
+            (cohort_id, of): through
+            for cohort_id, of, through in fetch(db, f"SELECT cohort, {head_day}, blocked_through FROM heads")  # noqa: S608
+        }
+        found = _Contents(
+            days=range(day, day + int(meta.get("span_days", kind.span_days))),
+            heads=heads,
+            blocks=[Listed(*row) for row in fetch(db, f"SELECT {LISTED} FROM blocks ORDER BY id")],  # noqa: S608
+            marks=[] if first else fetch(db, "SELECT id, cohort, first_ms, last_ms FROM dirty"),
         )
-        state = self._state_for({block[1] for block in blocks} | heads.keys(), max(heads.values(), default=0))
+        state = self._state_for(found.cohorts, found.reaches(level))
         if state is None:
             self._damaged(name, "", "the journal, which names its servers, cannot be read: its blocks were not checked")
             return
         if meta.get("identity") != state.identity:
             self._damaged(name, "", "it belongs to another journal")
             return
-        for cohort_id, through in heads.items():
-            if through > state.last_sequence:
-                self._damaged(
-                    name,
-                    f"head of cohort {cohort_id}",
-                    f"blocked through {through}, past the end {state.last_sequence}",
-                )
-        partition = Partition(int(meta["day"]), 0, db)
-        size = file_bytes(self.folder / name)
-        try:
-            for number, block in enumerate(blocks):
-                cohort = state.cohorts.get(block[1])
-                where = f"block {block[0]} (server {cohort.server_id if cohort else 'unknown'})"
-                if cohort is None:
-                    self._damaged(name, where, f"its cohort {block[1]} is not known")
-                else:
-                    for what in self._block(partition, cohort, block, heads.get(cohort.id, 0)):
-                        self._damaged(name, where, what)
-                if number % _PROGRESS_BLOCKS == 0:
-                    self.progress(name, size * number // len(blocks), size)
-        finally:
-            partition.done()
+        for where, what in _contradictions(name, level, found, state):
+            self._damaged(name, where, what)
+        self._blocks(name, Partition(day, 0, db), level, found, state)
 
     def _state_for(self, cohorts: set[int], last_sequence: int) -> _JournalState | None:
         """The state of the journal that covers what a partition refers to, read again where it is newer."""
@@ -259,60 +254,79 @@ class Verifier:
             return state
         return self._state_now()
 
-    def _block(self, partition: Partition, cohort: Cohort, row: Sequence[Any], blocked_through: int) -> Iterator[str]:
-        """What is wrong with a block."""
-        self.verified.blocks += 1
-        number, _, first_ms, last_ms, row_count, points, _, max_sequence = row
-        info = BlockInfo(id=number, life=0, first_ms=first_ms, last_ms=last_ms, rows=row_count)
+    def _blocks(self, name: str, partition: Partition, level: int, found: "_Contents", state: _JournalState) -> None:
+        totals, size = self.verified.tiers[TIERS[level].folder], file_bytes(self.folder / name)
+        check = BlockCheck(partition, level, found.days, found.heads, state.last_sequence)
         try:
-            reader = partition.reader(info, cohort)
-        except (ValueError, apsw.Error) as error:
+            for number, listed in enumerate(found.blocks):
+                cohort = state.cohorts.get(listed.cohort_id)
+                where = f"block {listed.id} (server {cohort.server_id if cohort else 'unknown'})"
+                if cohort is None:
+                    self._damaged(name, where, f"its cohort {listed.cohort_id} is not known")
+                else:
+                    for what in check.faults(cohort, listed):
+                        self._damaged(name, where, what)
+                if number % _PROGRESS_BLOCKS == 0:
+                    self.progress(name, size * number // len(found.blocks), size)
+        finally:
             partition.done()
-            yield f"all columns: {error}"
-            return
-        found, damaged = 0, 0
-        for column, key in enumerate(cohort.stored_set.metric_set.keys):
-            count = _points_of(reader, column)
-            if count is None:
-                damaged += 1
-                yield f"column {key}: it is not what was written (checksum or encoding)"
-            found += count or 0
-        self.verified.points += found
-        if reader.rows != row_count:
-            yield f"it has {reader.rows} rows, not {row_count}"
-        if not damaged and found != points:
-            yield f"it has {found} points, not {points}"
-        if max_sequence > blocked_through:
-            yield f"its sequence {max_sequence} is past its head's blocked_through {blocked_through}"
-        try:
-            times, sequences = reader.keys()
-        except Exception as error:
-            yield f"times and sequences: {error}"
-            return
-        if not 0 < len(times) == len(sequences) == reader.rows:
-            yield f"it has {len(times)} times and {len(sequences)} sequences for {reader.rows} rows"
-            return
-        if (times // DAY_MS != partition.day).any():
-            yield "it has rows of another day"
-        yield from _unlike(times, sequences, row)
+            totals.blocks += len(found.blocks)
+            totals.points += check.points
 
 
-def _unlike(times: NDArray[np.int64], sequences: NDArray[np.int64], row: Sequence[Any]) -> Iterator[str]:
-    """In which way the keys of a block are not sorted, or not what it is listed with."""
-    _, _, first_ms, last_ms, _, _, min_sequence, max_sequence = row
-    later = np.diff(times)
-    if (later < 0).any() or (np.diff(sequences)[later == 0] < 0).any():
-        yield "its rows are not sorted by time and sequence"
-    if (int(times[0]), int(times[-1])) != (first_ms, last_ms):
-        yield f"its times are not those it is listed with, {first_ms} to {last_ms}"
-    if (int(sequences.min()), int(sequences.max())) != (min_sequence, max_sequence) or min_sequence < 1:
-        yield f"its sequences are not those it is listed with, {min_sequence} to {max_sequence}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Contents:
+    """What a partition holds: its days; blocked_through by cohort and day; blocks; marks as (id, cohort, times)."""
+
+    days: range
+    heads: dict[tuple[int, int], int]
+    blocks: list[Listed]
+    marks: list[tuple[int, int, int, int]]
+
+    @property
+    def cohorts(self) -> set[int]:
+        return {
+            *(block.cohort_id for block in self.blocks),
+            *(cohort_id for cohort_id, _ in self.heads),
+            *(mark[1] for mark in self.marks),
+        }
+
+    def reaches(self, level: int) -> int:
+        """The highest sequence that the journal must have given."""
+        made = [block.max_sequence for block in self.blocks] if level != RAW else []
+        return max([*self.heads.values(), *made], default=0)
 
 
-def _points_of(reader: BlockReader, column: int) -> int | None:
-    """How many values a column has; None: it cannot be read."""
-    try:
-        (values,), damaged = reader.values([column])
-        return None if damaged or len(values) != reader.rows else int(np.count_nonzero(~np.isnan(values)))
-    except Exception:  # whatever a decoder makes of bytes that only look right
-        return None
+def _contradictions(name: str, level: int, found: _Contents, state: _JournalState) -> Iterator[tuple[str, str]]:
+    """What a partition says beside its blocks that cannot be: where, and what."""
+    kind, days = TIERS[level], found.days
+    if days.start != day_of(Path(name)):
+        yield "", "it is the file of another day than its name says"
+    spans = [kind.span_days << power for power in range(8) if kind.span_days << power <= kind.sparse_days]
+    if len(days) not in spans or days.start % len(days):
+        yield "", f"no file of this tier has {len(days)} days from day {days.start} on"
+    for (cohort_id, day), through in found.heads.items():
+        where = f"head of cohort {cohort_id} on day {day}"
+        if level != RAW:
+            yield where, "roll-ups have no heads"
+        elif through > state.last_sequence:
+            yield where, f"blocked through {through}, past the end {state.last_sequence}"
+        elif day not in days:
+            yield where, "it is of another day"
+    for number, cohort_id, first_ms, last_ms in found.marks:
+        if cohort_id not in state.cohorts:
+            yield f"mark {number}", f"its cohort {cohort_id} is not known"
+        if not days.start * DAY_MS <= first_ms <= last_ms < days.stop * DAY_MS:
+            yield f"mark {number}", f"its times {first_ms} to {last_ms} are not of these days"
+
+
+def _past_the_end(db: apsw.Connection, reader: JournalReader, last_sequence: int) -> Iterator[tuple[str, str]]:
+    """What a journal says of sequences that it never gave: where, and what."""
+    for follower, cursor in reader.followers().items():
+        if cursor > last_sequence:
+            yield f"follower {follower}", f"its cursor {cursor} is past the end {last_sequence}"
+    for table in ("evictions", "ended"):
+        if db.table_exists("main", table):  # a journal may be from before there were any
+            for day, through in fetch(db, f"SELECT day, through FROM {table}"):  # noqa: S608  names of ours
+                if through > last_sequence:
+                    yield f"{table} of day {day}", f"rows went through {through}, past the end {last_sequence}"

@@ -34,12 +34,14 @@ _ROW_OVERHEAD_BYTES = 64
 class Append:
     """A batch that waits to be committed; `done` gets its sequence or the reason why not.
 
-    `rows` is None when only sets and servers are told.
+    `rows` is None when only sets and servers are told. `endings`: how many partitions had gone when old rows among
+    these were found to be in time; None: there are none.
     """
 
     rows: Rows | None
     metric_sets: Sequence[MetricSet]
     servers: Sequence[ServerDescriptor]
+    endings: int | None = None
     done: "Future[int]" = field(default_factory=Future)
 
     @property
@@ -192,6 +194,8 @@ class Writer:
     def _stage(
         self, append: Append, sequence: int, received_ms: int, additions: Additions
     ) -> tuple[JournalRow, list[Cohort]]:
+        if append.endings not in (None, self._store.endings):
+            raise Unavailable("days went while the batch was checked: send it again", reason="EVICTED_MEANWHILE")
         for metric_set in append.metric_sets:
             additions.add_set(metric_set)
         rows, cohorts, set_id, payload, points = append.rows, [], None, b"", 0

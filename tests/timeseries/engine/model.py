@@ -135,6 +135,21 @@ async def ask(engine: Engine, query: Query) -> Answer:
     }
 
 
+async def last(engine: Engine, *asked: tuple[str, ...] | None) -> dict[tuple[str, str], tuple[int, float]]:
+    """The engine's newest points in the oracle's form; asserts the order of servers and metrics."""
+    found = await engine.last_values(*asked)
+    servers = [of_server.server_id for of_server in found]
+    assert servers == sorted(set(servers))
+    answer = {}
+    for of_server in found:
+        assert list(of_server.names.keys) == sorted(set(of_server.names.keys))
+        points = zip(of_server.names.keys, of_server.times_ms.tolist(), of_server.values.tolist(), strict=True)
+        there = {(of_server.server_id, key): (time, value) for key, time, value in points if not math.isnan(value)}
+        assert len(there) == np.count_nonzero(of_server.times_ms >= 0), "a time for each value, and for no other"
+        answer.update(there)
+    return answer
+
+
 EVERYTHING = Query(metrics=None, start_ms=0, end_ms=1 << 62)
 
 

@@ -54,7 +54,7 @@ def resolved(chunk: Chunk) -> dict[tuple[int, int], int]:
 def test_a_chunk_comes_back_bit_by_bit(chunk: Chunk, rows_limit: int) -> None:
     metrics = chunk.values.shape[1]
     found: dict[tuple[int, int], tuple[int, int]] = {}
-    for block in build(chunk, COHORT, 2, rows_limit):
+    for block in build(chunk, COHORT, 2, rows_limit, frame_rows=0):
         times, sequences = reader(block, metrics).keys()
         columns, damaged = reader(block, metrics).values(range(metrics))
         assert damaged == 0
@@ -75,7 +75,7 @@ def test_a_chunk_comes_back_bit_by_bit(chunk: Chunk, rows_limit: int) -> None:
 def test_signs_of_zero_are_kept_in_a_column_of_zeros() -> None:
     values = np.array([[0.0, -0.0], [-0.0, -0.0], [0.0, -0.0]])
     chunk = Chunk(times_ms=np.arange(3), sequences=np.arange(3) + 1, values=values)
-    (block,) = build(chunk, COHORT, 2, 1_440)
+    (block,) = build(chunk, COHORT, 2, 1_440, frame_rows=0)
     columns, _ = reader(block, 2).values([0, 1])
     assert [bits(column) for column in columns] == [bits(values[:, 0]), bits(values[:, 1])]
 
@@ -84,7 +84,7 @@ def test_a_re_sent_row_goes_only_when_newer_rows_have_all_its_values() -> None:
     nan = float("nan")
     values = np.array([[1.0, 1.0, nan], [nan, 2.0, nan], [3.0, nan, nan], [nan, nan, 4.0]])
     chunk = Chunk(times_ms=np.zeros(4, np.int64), sequences=np.arange(4) + 1, values=values)
-    (block,) = build(chunk, COHORT, 2, 1_440)
+    (block,) = build(chunk, COHORT, 2, 1_440, frame_rows=0)
     assert reader(block, 3).keys()[1].tolist() == [2, 3, 4], "row 1 is superseded by 2 and 3 together"
 
 
@@ -92,7 +92,7 @@ def test_what_is_constant_or_absent_costs_almost_nothing() -> None:
     values = np.full((720, 511), np.nan)
     values[:, ::2] = 4.25
     chunk = Chunk(times_ms=np.arange(720) * 10_000, sequences=np.arange(720) + 1, values=values)
-    (block,) = build(chunk, COHORT, 2, 1_440)
+    (block,) = build(chunk, COHORT, 2, 1_440, frame_rows=0)
     assert len(block.payload) < 511 * 18 + 400
     assert block.points == 720 * 256
 
@@ -101,7 +101,7 @@ def sample() -> tuple[Block, NDArray[np.float64]]:
     rng = np.random.default_rng(1)
     values = np.round(rng.normal(50, 10, (100, 5)).cumsum(axis=0), 2)
     chunk = Chunk(times_ms=np.arange(100) * 10_000, sequences=np.arange(100) + 1, values=values)
-    return build(chunk, COHORT, 2, 1_440)[0], values
+    return build(chunk, COHORT, 2, 1_440, frame_rows=0)[0], values
 
 
 def test_no_flipped_byte_is_ever_read_as_a_value() -> None:
@@ -118,6 +118,27 @@ def test_no_flipped_byte_is_ever_read_as_a_value() -> None:
         assert times.tolist() == (np.arange(100) * 10_000).tolist()
         for column, found in enumerate(columns):
             assert np.isnan(found).all() or bits(found) == bits(values[:, column])
+
+
+def test_what_was_opened_is_checked_and_reads_the_same_without_its_directory() -> None:
+    block, values = sample()
+    opened = reader(block, 5).open()
+    assert (opened.rows, opened.distinct, opened.times_ms.tolist()) == (100, True, (np.arange(100) * 10_000).tolist())
+    assert opened.sequences().tolist() == (np.arange(100) + 1).tolist()
+    read: list[int] = []
+
+    def columns_only(offset: int, length: int) -> bytes:
+        read.append(length)
+        return block.payload[offset : offset + length]
+
+    columns, damaged = BlockReader(columns_only, COHORT, 5, opened).values([1, 3])
+    assert damaged == 0 and [bits(column) for column in columns] == [bits(values[:, 1]), bits(values[:, 3])]
+    assert len(read) == 1, "one read for two columns that lie close together, and no directory"
+    for at in range(opened.offsets[1], opened.offsets[2]):
+        payload = bytearray(block.payload)
+        payload[at] ^= 0x01
+        with pytest.raises(CorruptBlockError):  # at once, though the sequences may never be asked for
+            reader(block, 5, bytes(payload)).open()
 
 
 def test_zeroed_pages_and_foreign_blocks_are_refused() -> None:

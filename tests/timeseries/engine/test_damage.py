@@ -16,7 +16,7 @@ from tests.timeseries.engine.model import EVERYTHING, Model, assert_same, everyt
 NOON = 19_700 * 86_400_000 + 43_200_000
 DAY_MS = 86_400_000
 SET = metric_set("cpu_usage", "requests_total", "memory_usage")
-SETTINGS = EngineSettings(maintenance_interval_s=1e9, journal_keep_s=0.0, head_rows=50)
+SETTINGS = EngineSettings(sparse_points_a_day=0, maintenance_interval_s=1e9, journal_keep_s=0.0, head_rows=50)
 
 
 async def fill(folder: Path) -> Model:

@@ -5,6 +5,7 @@ same check must find the bugs that are planted: that is what shows it is worth s
 """
 
 import asyncio
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +20,18 @@ from runtime.errors import ResourceExhausted
 from services.timeseries.engine import Engine, EngineSettings
 from services.timeseries.engine.head import Heads
 from services.timeseries.engine.journal import Journal
-from services.timeseries.engine.partition import Closed, Partition, Partitions
+from services.timeseries.engine.partition import Closed, Mark, Partition, Partitions
 from services.timeseries.engine.query import Scan
 from services.timeseries.engine.writer import Append, Writer
 from tests.timeseries.engine.model import EVERYTHING, Model, assert_same, everything, metric_set, rows
 
 NOON = 19_700 * 86_400_000 + 43_200_000
 SET = metric_set("cpu_usage", "requests_total")
-SETTINGS = EngineSettings(head_rows=4, maintenance_interval_s=1e9, journal_keep_s=0.0, close_group_heads=1)
+SETTINGS = EngineSettings(
+    sparse_points_a_day=0, head_rows=4, maintenance_interval_s=1e9, journal_keep_s=0.0, close_group_heads=1
+)
 
-PATIENT = EngineSettings(maintenance_interval_s=1e9)
+PATIENT = EngineSettings(sparse_points_a_day=0, maintenance_interval_s=1e9)
 
 
 class Crashes:
@@ -110,11 +113,11 @@ def plant_acknowledge_first(monkeypatch: pytest.MonkeyPatch, crashes: Crashes) -
 def plant_blocked_through_first(monkeypatch: pytest.MonkeyPatch, crashes: Crashes) -> None:
     real = Partitions._store
 
-    def wrong(partitions: Partitions, day: int, closed: list[Closed]) -> None:
+    def wrong(partitions: Partitions, day: int, closed: list[Closed], *more: Any) -> list[Mark]:
         ahead = [Closed(cohort_id=c.cohort_id, blocked_through=c.blocked_through, blocks=()) for c in closed]
-        real(partitions, day, ahead)
+        real(partitions, day, ahead, *more)
         crashes.here("between")
-        real(partitions, day, closed)
+        return real(partitions, day, closed, *more)
 
     monkeypatch.setattr(Partitions, "_store", wrong)
 
@@ -122,15 +125,17 @@ def plant_blocked_through_first(monkeypatch: pytest.MonkeyPatch, crashes: Crashe
 def plant_block_first(monkeypatch: pytest.MonkeyPatch, crashes: Crashes) -> None:
     real = Partitions._store
 
-    def wrong(partitions: Partitions, day: int, closed: list[Closed]) -> None:
-        behind = [Closed(cohort_id=c.cohort_id, blocked_through=0, blocks=c.blocks) for c in closed]
-        real(partitions, day, behind)
+    def wrong(partitions: Partitions, day: int, closed: list[Closed], *more: Any) -> list[Mark]:
+        behind = [dataclasses.replace(c, blocked_through=0) for c in closed]
+        marks = real(partitions, day, behind, *more)
         crashes.here("between")
         real(
             partitions,
             day,
             [Closed(cohort_id=c.cohort_id, blocked_through=c.blocked_through, blocks=()) for c in closed],
+            *more,
         )
+        return marks
 
     monkeypatch.setattr(Partitions, "_store", wrong)
 

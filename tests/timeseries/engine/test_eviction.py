@@ -18,6 +18,7 @@ from services.timeseries.engine.head import Heads
 from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.retention import Retention
 from services.timeseries.engine.store import Store
+from services.timeseries.engine.tiers import Tier
 from tests.timeseries.engine.model import everything, metric_set, rows
 
 DAY_MS = 86_400_000
@@ -25,7 +26,7 @@ DAY_S = 86_400.0
 TODAY = 19_700 * DAY_MS
 NOON = TODAY + DAY_MS // 2
 SET = metric_set("cpu_usage", "requests_total")
-KEEPING = EngineSettings(head_rows=4, maintenance_interval_s=1e9, close_group_heads=1)
+KEEPING = EngineSettings(sparse_points_a_day=0, head_rows=4, maintenance_interval_s=1e9, close_group_heads=1)
 
 
 class Steps:
@@ -127,10 +128,11 @@ async def drive(steps: Steps, folder: Path) -> None:
 
 
 def plant_unlink_first(patches: pytest.MonkeyPatch, steps: Steps) -> None:
-    def wrong(retention: Retention, day: int) -> None:
+    def wrong(retention: Retention, _tier: Tier, day: int, *, force: bool) -> None:
+        retention._store.close_heads(lambda: False, only_day=day)
         retention._store.partitions.evict(day)
         steps.here("between")
-        retention._on_writer(lambda: retention._store.forget(day))
+        retention._on_writer(lambda: retention._store.forget(day, force=True))
         retention._store.partitions.release(day)
 
     patches.setattr(Retention, "_evict", wrong)

@@ -16,7 +16,7 @@ from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.partition import Partitions
 from services.timeseries.engine.settings import MAX_TIME_MS
 from tests.harness import eventually
-from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, metric_set, rows
+from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, last, metric_set, rows
 
 NOON = 19_700 * 86_400_000 + 43_200_000
 SET = metric_set("cpu_usage", "memory_usage")
@@ -161,8 +161,7 @@ async def test_any_day_from_1970_to_2262_is_kept(tmp_path: Path) -> None:
             metrics=None, start_ms=-(1 << 63), end_ms=1 << 63, step_ms=86_400_000, aggregation=Aggregation.MAX
         )
         assert_same(await ask(engine, query), model.query(query), Aggregation.MAX)
-        last = await engine.last_values()
-        assert {value.time_ms for value in last} == {MAX_TIME_MS}
+        assert {time for time, _ in (await last(engine)).values()} == {MAX_TIME_MS}
 
 
 @pytest.mark.parametrize(
@@ -234,10 +233,10 @@ async def test_a_reader_that_goes_away_stops_the_work(tmp_path: Path, monkeypatc
     read, hold = [], threading.Event()
     real = Partitions.lend
 
-    def lend(partitions: Partitions, day: int) -> Any:
+    def lend(partitions: Partitions, day: int, *, life: int | None = None) -> Any:
         read.append(day)
         assert hold.wait(10)
-        return real(partitions, day)
+        return real(partitions, day, life=life)
 
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
         lines = [("a", NOON - day * 86_400_000, [1.0, 1.0]) for day in range(10)]

@@ -10,7 +10,17 @@ from fleet.model import Metric, MetricSet, Rows
 from runtime.clock import ManualClock
 from runtime.errors import InvalidArgument
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
-from tests.timeseries.engine.model import EVERYTHING, NAN, Model, ask, assert_same, everything, metric_set, rows
+from tests.timeseries.engine.model import (
+    EVERYTHING,
+    NAN,
+    Model,
+    ask,
+    assert_same,
+    everything,
+    last,
+    metric_set,
+    rows,
+)
 
 MIDNIGHT = 19_700 * 86_400_000
 FULL = metric_set("cpu_usage", "memory_usage", "requests_total", "constant", "never")
@@ -103,8 +113,7 @@ async def compare(engine: Engine, model: Model, seed: int) -> None:
     assert_same(await ask(engine, part), model.query(part))
     for query in queries(rng):
         assert_same(await ask(engine, query), model.query(query), query.aggregation)
-    last = await engine.last_values()
-    assert {(v.server_id, v.metric_key): (v.time_ms, v.value) for v in last} == model.last()
+    assert await last(engine) == model.last()
 
 
 async def test_a_set_that_shares_a_metric_is_resolved_by_sequence_between_closes(tmp_path: Path) -> None:

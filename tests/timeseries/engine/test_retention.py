@@ -22,14 +22,14 @@ from services.timeseries.engine.partition import Partition, Partitions
 from services.timeseries.engine.store import Store
 from services.timeseries.servicer import TimeSeriesServicer, probe
 from services.timeseries.settings import TimeSeriesSettings
-from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, metric_set, rows
+from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, last, metric_set, rows
 
 DAY_MS = 86_400_000
 DAY_S = 86_400.0
 TODAY = 19_700 * DAY_MS
 NOON = TODAY + DAY_MS // 2
 SET = metric_set("cpu_usage", "requests_total")
-KEEPING = EngineSettings(head_rows=4, maintenance_interval_s=1e9, close_group_heads=1)
+KEEPING = EngineSettings(sparse_points_a_day=0, head_rows=4, maintenance_interval_s=1e9, close_group_heads=1)
 THREE_DAYS = dataclasses.replace(KEEPING, raw_retention_s=3 * DAY_S)
 WIDE = metric_set(*(f"m{number}" for number in range(200)))
 _RNG = np.random.default_rng(4)
@@ -81,7 +81,7 @@ async def test_what_is_left_equals_the_oracle_before_and_after(tmp_path: Path) -
                     metrics=metrics, start_ms=0, end_ms=TODAY + DAY_MS * 9, step_ms=step_ms, aggregation=aggregation
                 )
                 assert_same(await ask(engine, query), left.query(query), aggregation if step_ms else None)
-        found = {(value.server_id, value.metric_key): value.time_ms for value in await engine.last_values()}
+        found = {name: time for name, (time, _) in (await last(engine)).items()}
         assert found == {name: time for name, (time, _) in left.last().items()}
         kept = [day for day in cells if TODAY + day * DAY_MS >= engine.oldest_ms]
         assert (await engine.status()).points == sum(cells[day] for day in kept)
