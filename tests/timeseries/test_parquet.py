@@ -27,6 +27,7 @@ from tests.harness import eventually
 from tests.timeseries.engine.model import metric_set, rows
 from tests.timeseries.parquet_files import (
     DESCRIPTOR,
+    KEPT,
     bits,
     command,
     contents,
@@ -287,7 +288,7 @@ async def test_without_pyarrow(
 
 def peak_mib(*arguments: object, data: Path) -> float:
     """Runs a command of its own; its largest memory."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "DATA_DIR": str(data)}
+    environment = {**os.environ, **KEPT, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "DATA_DIR": str(data)}
     command_line = [sys.executable, "-m", "services.timeseries", *map(str, arguments)]
     process = subprocess.Popen(command_line, cwd=ROOT, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
