@@ -75,11 +75,10 @@ class Interleaved:
 
     async def roll(self, level: int) -> None:
         """The marks of one tier are worked off."""
-        engine, tier = self.engine, self.engine._store.tiers[level]
+        rollups, tier = self.engine._rollups, self.engine._store.tiers[level]
 
         def work() -> None:
-            for marks in engine._rollups._grouped(tier, lambda _: True):
-                assert engine._rollups._attempt(tier, marks)
+            assert rollups._work_off(tier, rollups._grouped(tier, lambda _: True))
             assert not len(tier.marks)
 
         await self._upkeep(work)

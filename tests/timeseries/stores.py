@@ -53,34 +53,32 @@ async def goes_on(store: Path, model: Model) -> None:
 
 
 async def fill(store: Path) -> Model:
-    """Three servers, two days in blocks, and one batch in the journal alone."""
+    """Three servers, two days in blocks of columns, and one batch in the journal alone; roll-ups are frames."""
     model, rng, clock = Model(), random.Random(1), ManualClock(NOON)
     async with Engine.open(store, clock=clock, settings=QUIET) as engine:
         for day in range(2):
             for server in "abc":
-                times = (NOON + day * DAY_MS + n * 1_000 for n in range(50))
+                times = (NOON + day * DAY_MS + n * 1_000 for n in range(150))
                 batch = rows(SET, [(server, at, [rng.random(), at % 977, rng.gauss(5, 1)]) for at in times])
                 await engine.append(batch, metric_sets=(SET,))
                 model.append(SET, batch)
         clock.advance(1)
         await engine.maintain(everything=True)
-        batch = rows(SET, [("a", NOON + 100_000, [1.25, 2.5, 3.75])])
+        batch = rows(SET, [("a", NOON + 200_000, [1.25, 2.5, 3.75])])
         await engine.append(batch)
         model.append(SET, batch)
     return model
 
 
 def flip(path: Path, table: str, where: str, offset: int) -> None:
-    """Changes one byte of a payload in the file itself, as a disk would."""
+    """Changes one byte of a payload, which SQLite notices as little as if the disk had done it."""
     with closing(apsw.Connection(str(path))) as database:
-        ((payload,),) = database.execute(f"SELECT payload FROM {table} WHERE {where}").fetchall()
+        ((number, payload),) = database.execute(f"SELECT rowid, payload FROM {table} WHERE {where}").fetchall()
+        at = offset % len(payload)
+        with database.blob_open("main", table, "payload", number, True) as blob:
+            blob.seek(at)
+            blob.write(bytes([payload[at] ^ 0x10]))
         database.pragma("wal_checkpoint", "TRUNCATE")
-    data = bytearray(path.read_bytes())
-    at = offset % len(payload)
-    context = payload[max(0, at - 20) : at + 20]
-    assert data.count(context) == 1
-    data[data.index(context) + min(at, 20)] ^= 0x10
-    path.write_bytes(data)
 
 
 def as_before_roll_ups(folder: Path) -> None:

@@ -114,7 +114,7 @@ async def test_a_file_that_is_no_database_is_named_and_left_out_of_a_backup(tmp_
     assert manifest.left_out == (f"blocks/{first.name}",)
     assert verify(tmp_path / "backup")[1] == []
     restored = restore(tmp_path / "backup", tmp_path / "store")
-    assert restored.points == 453 and model.points == 903 and second.exists()
+    assert restored.points == 1353 and model.points == 2703 and second.exists()
 
 
 async def test_a_backup_from_before_there_were_roll_ups_is_restored(tmp_path: Path) -> None:

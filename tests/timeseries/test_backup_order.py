@@ -3,6 +3,7 @@
 Each promise of the essay in backup.py has a bug here that breaks it, put in on purpose: the same check must find it.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from runtime.clock import ManualClock
-from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query, backup, journal_copy
+from services.timeseries.engine import Aggregation, Engine, Query, backup, journal_copy
 from services.timeseries.engine import partition as partitions_module
 from services.timeseries.engine.journal_copy import Gone, JournalCopy
 from tests.timeseries.engine.model import Model, ask, assert_same, everything, rows
@@ -33,7 +34,7 @@ async def moves_between_the_copies(
 
     Returns what is wrong with the backup; a plant is a bug put in on purpose.
     """
-    settings = QUIET if swept else EngineSettings(maintenance_interval_s=1e9)
+    settings = QUIET if swept else dataclasses.replace(QUIET, journal_keep_s=3_600.0)
     clock = ManualClock(NOON)
     async with Engine.open(tmp_path / "live", clock=clock, settings=settings) as engine:
         it = Interleaved(engine, tmp_path / "live", monkeypatch)

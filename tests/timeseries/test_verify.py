@@ -15,7 +15,6 @@ import pytest
 
 from runtime.clock import ManualClock
 from services.timeseries.engine import Engine, block
-from services.timeseries.engine.block import BlockReader
 from services.timeseries.engine.head import Chunk
 from services.timeseries.engine.rollup import FIELDS, Field
 from services.timeseries.engine.verify import Damage, Verifier
@@ -28,36 +27,52 @@ async def test_verify_names_what_is_damaged_and_nothing_else(tmp_path: Path) -> 
     verified, damaged = verify(tmp_path)
     assert damaged == []
     assert {folder: (of.partitions, of.blocks, of.points) for folder, of in verified.tiers.items()} == {
-        "blocks": (2, 6, 900),
+        "blocks": (2, 6, 2_700),
         "rollup-5m": (1, 3, 18),
         "rollup-1h": (1, 3, 18),
     }
     assert verified.batches == 1 and verified.bytes > 20_000
     first, second = sorted((tmp_path / "blocks").glob("*.db"))
-    flip(first, "blocks", "id = 2", -30)
-    name = f"blocks/{first.name}: block 2 (server b): "
-    assert verify(tmp_path)[1] == [f"{name}column memory_usage: it is not what was written (checksum or encoding)"]
-    flip(second, "blocks", "id = 1", 12)
-    assert verify(tmp_path)[1][1].startswith(f"blocks/{second.name}: block 1 (server a): all columns: the checksum")
+    flip(first, "blocks", "cohort = 2", -30)
+    (line,) = verify(tmp_path)[1]
+    assert line.startswith(f"blocks/{first.name}: block ")
+    assert line.endswith(" (server b): column memory_usage: it is not what was written (checksum or encoding)")
+    flip(second, "blocks", "cohort = 1", 12)
+    line = verify(tmp_path)[1][1]
+    assert line.startswith(f"blocks/{second.name}: block ") and "(server a): all columns: the checksum" in line
     (hours,) = (tmp_path / "rollup-1h").glob("*.db")
-    flip(hours, "blocks", "cohort = 3", 220)
-    line = verify(tmp_path)[1][2]
-    assert line.startswith(f"rollup-1h/{hours.name}: block ")
-    assert "(server c): column cpu_usage MIN: it is not what was written" in line
+    flip(hours, "blocks", "cohort = 3", -20)
+    lines = verify(tmp_path)[1][2:]
+    assert len(lines) == 27, "the columns of a group of a frame are checked together"
+    assert lines[2].startswith(f"rollup-1h/{hours.name}: block ")
+    assert lines[2].endswith(" (server c): column cpu_usage MIN: it is not what was written (checksum or encoding)")
     flip(tmp_path / "journal.db", "batches", "row_count = 1", -3)
     journal, *others = verify(tmp_path)[1]
-    assert journal == "journal.db: batch 7: the checksum does not match" and len(others) == 3
+    assert journal == "journal.db: batch 7: the checksum does not match" and len(others) == 29
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("UPDATE blocks SET row_count = 49 WHERE id = 1", r"block 1 \(server a\): it has 50 rows, not 49"),
-        ("UPDATE blocks SET points = 1 WHERE id = 1", r"block 1 \(server a\): it has 150 points, not 1"),
-        ("UPDATE blocks SET cohort = 3 WHERE id = 1", r"block 1 \(server c\): all columns: the checksum"),
-        ("UPDATE blocks SET cohort = 9 WHERE id = 1", r"block 1 \(server unknown\): its cohort 9 is not known"),
-        ("UPDATE blocks SET first_ms = first_ms + 1 WHERE id = 1", r"block 1 \(server a\): its times are not those"),
-        ("UPDATE blocks SET max_sequence = 2 WHERE id = 1", r"its sequence 2 is past its head's blocked_through 1"),
+        ("UPDATE blocks SET row_count = 49 WHERE cohort = 1", r"block \d+ \(server a\): it has 150 rows, not 49"),
+        ("UPDATE blocks SET points = 1 WHERE cohort = 1", r"block \d+ \(server a\): it has 450 points, not 1"),
+        ("UPDATE blocks SET cohort = 3 WHERE cohort = 1", r"block \d+ \(server c\): all columns: the checksum"),
+        ("UPDATE blocks SET cohort = 9 WHERE cohort = 1", r"block \d+ \(server unknown\): its cohort 9 is not known"),
+        (
+            "UPDATE blocks SET first_ms = first_ms + 1 WHERE cohort = 1",
+            r"block \d+ \(server a\): its times are not those",
+        ),
+        (
+            "UPDATE blocks SET max_sequence = 2 WHERE cohort = 1",
+            "its sequences are not those it is listed with, 1 to 2",
+        ),
+        (
+            "UPDATE heads SET blocked_through = 0 WHERE cohort = 1",
+            "its sequence 1 is past its head's blocked_through 0",
+        ),
+        ("UPDATE heads SET day = day + 1 WHERE cohort = 1", "its sequence 1 is past its head's blocked_through 0"),
+        ("UPDATE heads SET day = day + 1 WHERE cohort = 1", "head of cohort 1 on day 19701: it is of another day"),
+        ("UPDATE meta SET value = 3 WHERE key = 'span_days'", "no file of this tier has 3 days from day 19700 on"),
         ("UPDATE heads SET blocked_through = 99 WHERE cohort = 1", "blocked through 99, past the end 7"),
         ("UPDATE meta SET value = 'x' WHERE key = 'identity'", "it belongs to another journal"),
         ("UPDATE meta SET value = value + 1 WHERE key = 'day'", "it has rows of another day"),
@@ -76,8 +91,8 @@ async def test_verify_finds_tables_that_say_something_else(tmp_path: Path, chang
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("INSERT INTO heads VALUES (1, 1)", "head of cohort 1: roll-ups have no heads"),
-        ("UPDATE blocks SET max_sequence = 99 WHERE cohort = 1", "its sequence 99 is past the journal's end 7"),
+        ("INSERT INTO heads VALUES (1, 19696, 1)", "head of cohort 1 on day 19696: roll-ups have no heads"),
+        ("UPDATE blocks SET max_sequence = 99 WHERE cohort = 1", "its sequences are not those .* 6 to 99"),
         (
             "UPDATE blocks SET min_sequence = 1 WHERE cohort = 1",
             "its sequences are not those it is listed with, 1 to 6",
@@ -86,7 +101,7 @@ async def test_verify_finds_tables_that_say_something_else(tmp_path: Path, chang
         ("UPDATE blocks SET cohort = 9 WHERE cohort = 1", r"block \d+ \(server unknown\): its cohort 9 is not known"),
         ("UPDATE meta SET value = value + 8 WHERE key = 'day'", "it is the file of another day than its name says"),
         ("UPDATE meta SET value = 3 WHERE key = 'format_version'", "its format 3 is not 2"),
-        ("DROP TABLE dirty", "its table of marks is missing"),
+        ("DROP TABLE dirty", "it cannot be read: no such table: dirty"),
         ("INSERT INTO dirty VALUES (1, 9, 1702123200000, 1702123200000, 1, 0)", "mark 1: its cohort 9 is not known"),
         ("INSERT INTO dirty VALUES (1, 1, 1702123200000, 0, 1, 0)", "mark 1: its times .* are not of these days"),
         ("INSERT INTO dirty VALUES (1, 1, 0, 0, 1, 0)", "mark 1: its times .* are not of these days"),
@@ -118,7 +133,7 @@ def with_fields(path: Path, columns: int, change: Callable[[Chunk], None]) -> No
     """Stores the block of server a in a partition of roll-ups anew, with other numbers and right checksums."""
     with closing(apsw.Connection(str(path))) as database:
         ((cohort, payload),) = database.execute("SELECT cohort, payload FROM blocks WHERE cohort = 1").fetchall()
-        reader = BlockReader(lambda offset, length: payload[offset : offset + length], cohort, columns)
+        reader = block.open_payload(lambda offset, length: payload[offset : offset + length], cohort, columns)
         times, sequences = reader.keys()
         values, _ = reader.values(range(columns))
         chunk = Chunk(times_ms=times.copy(), sequences=sequences.copy(), values=np.column_stack(values))
@@ -187,6 +202,7 @@ async def test_whatever_the_points_are_roll_ups_of_them_are_called_whole(tmp_pat
                 await engine.maintain(everything=True)
         assert verify(tmp_path)[1] == [], "marks and all"
         await engine.maintain(everything=True)
+        assert (await engine.status()).last_error is None
     verified, damaged = verify(tmp_path)
     assert damaged == []
     assert [of.partitions for of in verified.tiers.values()] == [2, 1, 1]
@@ -216,13 +232,9 @@ async def test_verify_finds_an_index_that_lacks_a_block_and_a_renamed_metric(tmp
     await fill(tmp_path)
     path = min((tmp_path / "blocks").glob("*.db"))
     data = path.read_bytes()
-    with closing(apsw.Connection(str(path))) as database:
-        page, size = (
-            database.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'blocks_by_cohort'").get,
-            database.pragma("page_size"),
-        )
-    at = data.rindex(b"\x02", (page - 1) * size, page * size)
-    path.write_bytes(data[:at] + b"\x09" + data[at + 1 :])
+    in_the_index = b"\x02" + NOON.to_bytes(6, "big")
+    assert in_the_index in data
+    path.write_bytes(data.replace(in_the_index, b"\x09" + in_the_index[1:]))
     assert any("SQLite says" in line or "cannot be read" in line for line in verify(tmp_path)[1])
     path.write_bytes(data)
     with closing(apsw.Connection(str(tmp_path / "journal.db"))) as database:

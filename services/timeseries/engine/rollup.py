@@ -55,7 +55,7 @@ class Buckets(NamedTuple):
 
 def step(before: Floats, after: Floats) -> Floats:
     """How much a counter grew between two samples; one that fell began at zero in between."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         return np.where(after < before, after, after - before)
 
 
@@ -160,6 +160,7 @@ class _Reducer:
     def pick(self, values: Floats, rows: NDArray[np.intp]) -> Floats:
         return values[rows, np.arange(values.shape[1])]
 
+    @np.errstate(invalid="ignore", over="ignore")  # infinities may cancel
     def increase(self, within: Floats, first: Floats, last: Floats, present: Bools) -> Floats:
         """The growth within each bucket: of the rows themselves, and from one row's last to the next row's first."""
         if self.full or bool(present.all()):

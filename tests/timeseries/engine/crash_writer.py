@@ -174,10 +174,11 @@ def note_phases(notes: Notes, rng: random.Random) -> None:
 def acknowledge_first(writer: Writer, appends: list[Append]) -> None:
     """A planted bug: the senders are answered, and a moment later the commit is made."""
     for number, append in enumerate(appends, writer._store.last_sequence + 1):
-        append.done.set_running_or_notify_cancel()
-        append.done.set_result(number)
+        append.done.get_loop().call_soon_threadsafe(append.done.set_result, number)
     time.sleep(0.002)
-    commit(writer, [Append(rows=a.rows, metric_sets=a.metric_sets, servers=a.servers) for a in appends])
+    commit(
+        writer, [dataclasses.replace(append, done=asyncio.Future(loop=append.done.get_loop())) for append in appends]
+    )
 
 
 def sweep_past_heads(store: Store, *, over_limit: bool) -> int:

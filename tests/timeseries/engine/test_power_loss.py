@@ -21,6 +21,7 @@ from services.timeseries.engine.head import Heads
 from services.timeseries.engine.partition import Closed, Partitions
 from services.timeseries.engine.retention import Retention
 from services.timeseries.engine.store import Store
+from services.timeseries.engine.tiers import Tier
 from services.timeseries.engine.writer import Append, Writer
 from services.timeseries.followers.follower import Follower
 from tests.harness.power import KINDS, File, Folder
@@ -90,10 +91,12 @@ def plant_acknowledge_first(patches: pytest.MonkeyPatch) -> None:
 
     def wrong(writer: Writer, appends: list[Append]) -> None:
         for number, append in enumerate(appends, writer._store.last_sequence + 1):
-            append.done.set_running_or_notify_cancel()
-            append.done.set_result(number)
+            append.done.get_loop().call_soon_threadsafe(append.done.set_result, number)
         time.sleep(0.001)
-        real(writer, [Append(rows=a.rows, metric_sets=a.metric_sets, servers=a.servers) for a in appends])
+        real(
+            writer,
+            [dataclasses.replace(append, done=asyncio.Future(loop=append.done.get_loop())) for append in appends],
+        )
 
     patches.setattr(Writer, "_commit", wrong)
 
@@ -105,9 +108,9 @@ def plant_sweep_past_heads(patches: pytest.MonkeyPatch) -> None:
 def plant_blocked_through_first(patches: pytest.MonkeyPatch) -> None:
     real = Partitions._store
 
-    def wrong(partitions: Partitions, day: int, closed: Sequence[Closed]) -> None:
-        real(partitions, day, [dataclasses.replace(head, blocks=()) for head in closed])
-        real(partitions, day, closed)
+    def wrong(partitions: Partitions, day: int, closed: Sequence[Closed], *more: Any) -> Any:
+        real(partitions, day, [dataclasses.replace(head, blocks=(), touched=()) for head in closed], *more)
+        return real(partitions, day, closed, *more)
 
     patches.setattr(Partitions, "_store", wrong)
 
@@ -115,19 +118,20 @@ def plant_blocked_through_first(patches: pytest.MonkeyPatch) -> None:
 def plant_blocks_first(patches: pytest.MonkeyPatch) -> None:
     real = Partitions._store
 
-    def wrong(partitions: Partitions, day: int, closed: Sequence[Closed]) -> None:
-        real(partitions, day, [dataclasses.replace(head, blocked_through=0) for head in closed])
-        real(partitions, day, [dataclasses.replace(head, blocks=()) for head in closed])
+    def wrong(partitions: Partitions, day: int, closed: Sequence[Closed], *more: Any) -> Any:
+        marks = real(partitions, day, [dataclasses.replace(head, blocked_through=0) for head in closed], *more)
+        real(partitions, day, [dataclasses.replace(head, blocks=(), touched=(), replaces=()) for head in closed], *more)
+        return marks
 
     patches.setattr(Partitions, "_store", wrong)
 
 
 def plant_unlink_first(patches: pytest.MonkeyPatch) -> None:
-    def wrong(retention: Retention, day: int) -> None:
-        retention._store.partitions.evict(day)
-        retention._on_writer(lambda: retention._store.forget(day))
-        retention._store.partitions.release(day)
-        retention._on_writer(lambda: retention._store.journal.finish_eviction(day))
+    def wrong(retention: Retention, tier: Tier, day: int, *, force: bool) -> None:
+        tier.partitions.evict(day)
+        retention._on_writer(lambda: retention._store.forget(day, 1, force=force))
+        tier.partitions.release(day)
+        retention._on_writer(lambda: retention._store.journal.finish_eviction([day]))
 
     patches.setattr(Retention, "_evict", wrong)
 
