@@ -17,6 +17,7 @@ from tests.timeseries.engine.model import rows
 from tests.timeseries.interleaved import BOTH, HOUR_MS, Interleaved, Plant, wrong_windows, wrong_with
 from tests.timeseries.stores import DAY_MS, NOON, QUIET, SET, back_up, ignore, restore
 
+pytestmark = pytest.mark.usefixtures("unsynced")
 TODAY = NOON // DAY_MS
 YESTERDAY = TODAY - 1
 OF_YESTERDAY, OF_TODAY, OF_TOMORROW = (f"blocks/2023-12-{day:02d}.db" for day in (8, 9, 10))

@@ -18,6 +18,7 @@ from tests.timeseries.engine.model import everything
 from tests.timeseries.interleaved import Interleaved, Plant, wrong_with
 from tests.timeseries.stores import DAY_MS, NOON, OTHER_SET, QUIET, goes_on, ignore, restore, verify
 
+pytestmark = pytest.mark.usefixtures("unsynced")
 TODAY = NOON // DAY_MS
 YESTERDAY = TODAY - 1
 OF_YESTERDAY, OF_TODAY, OF_TOMORROW = (f"blocks/2023-12-{day:02d}.db" for day in (8, 9, 10))
