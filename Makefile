@@ -10,9 +10,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PROTOS := $(shell find protos/openmanager -name '*.proto')
+ROUNDS ?= 500
 CODE := runtime fleet services gateway launcher tools deploy bench tests
 
-.PHONY: help setup run test test-full bench check format lock gen docs clean
+.PHONY: help setup run test test-full crash bench check format lock gen docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -27,6 +28,9 @@ test: $(STAMPS)/gen-dev ## set up and pass the tests (under 10 minutes on 2 core
 
 test-full: $(STAMPS)/gen-dev ## the long tests that `make test` leaves out
 	@$(BIN)/python -m pytest -m full $(ARGS)
+
+crash: $(STAMPS)/gen-dev ## kill -9 a writing engine 500 times and check what is left each time; ROUNDS=, ARGS="--seed N"
+	@$(BIN)/python -m tests.timeseries.engine.crash --rounds $(ROUNDS) $(ARGS)
 
 bench: $(STAMPS)/gen-dev ## measure beside VictoriaMetrics and InfluxDB; ARGS="--quick", "--only queries", "--help"
 	@$(BIN)/python -m bench $(ARGS)
@@ -51,12 +55,18 @@ lock: $(STAMPS)/dev ## write the lock files anew from pyproject.toml
 	  --upgrade pyproject.toml --output-file requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --upgrade --extra dev --constraint requirements.txt pyproject.toml --output-file requirements-dev.txt
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["parquet"], sep="\n")' \
+	  | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --constraint requirements-dev.txt - --output-file requirements-parquet.txt
 
 gen: $(STAMPS)/dev ## generate gen/ from protos/ even if nothing changed
 	$(BIN)/python tools/generate.py
 
 docs: $(STAMPS)/gen-dev ## write docs/settings.md anew from the code
 	$(BIN)/python tools/document_settings.py
+
+.PHONY: parquet
+parquet: $(STAMPS)/parquet ## add what export to and import from Parquet need (pyarrow, 170 MB)
 
 clean: ## remove what set-up made (never data/)
 	rm -rf $(VENV) gen protos/google .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
@@ -81,6 +91,11 @@ $(STAMPS)/dev: requirements-dev.txt $(STAMPS)/product
 
 $(STAMPS)/gen: $(PROTOS) tools/generate.py $(STAMPS)/product
 	@$(BIN)/python tools/generate.py
+	@touch $@
+
+$(STAMPS)/parquet: requirements-parquet.txt $(STAMPS)/product
+	@echo "Installing pyarrow (170 MB, once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-parquet.txt
 	@touch $@
 
 # With the stubs that the type checker wants; the product's own code is the same.

@@ -115,6 +115,7 @@ def ours(
     """`python -m services.timeseries` with its defaults but for `settings`; its data lies in `folder`/timeseries."""
     address = f"127.0.0.1:{_free_port()}"
     environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    environ |= dict.fromkeys(("TIMESERIES_RETENTION_RAW", "TIMESERIES_RETENTION_5M"), "1826d")  # fixed times grow old
     environ |= {"DATA_DIR": str(folder), "TIMESERIES_ADDRESS": address, "LOG_LEVEL": "WARNING", **settings}
     environ["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "gen")))
     with _running(OURS, address, folder, [sys.executable, "-m", module], environ) as server:

@@ -106,13 +106,26 @@ def rows_from_pb(message: metric_pb2.MetricBatch, metric_count: int) -> Rows:
         message: the batch.
         metric_count: how many columns its set has.
     """
-    count = len(message.rows)
+    server_ids, times_ms = [], []
+    for row in message.rows:  # once: each look at a message inside another makes an object
+        time = row.time
+        server_ids.append(row.server_id)
+        times_ms.append(time.seconds * 1000 + time.nanos // 1_000_000)
     return Rows(
         metric_set_id=message.metric_set_id,
-        server_ids=tuple(row.server_id for row in message.rows),
-        times_ms=np.fromiter((ms_from_timestamp(row.time) for row in message.rows), np.int64, count),
-        values=np.array(message.values, np.float64).reshape(count, metric_count),
+        server_ids=tuple(server_ids),
+        times_ms=_times(times_ms),
+        values=np.array(message.values, np.float64).reshape(len(server_ids), metric_count),
     )
+
+
+def _times(times_ms: list[int]) -> NDArray[np.int64]:
+    """A time that int64 cannot hold becomes the farthest one, so that it is the fault of its row and of no other."""
+    try:
+        return np.array(times_ms, np.int64)
+    except OverflowError:
+        bounds = np.iinfo(np.int64)
+        return np.array([min(max(time, bounds.min), bounds.max) for time in times_ms], np.int64)
 
 
 def rows_to_pb(rows: Rows) -> metric_pb2.MetricBatch:
@@ -136,10 +149,11 @@ def packed_doubles(tag: int, values: NDArray[np.float64]) -> bytes:
     """
     little = values if sys.byteorder == "little" else values.astype("<f8")
     data = np.ascontiguousarray(little).tobytes()
-    return bytes((tag,)) + _varint(len(data)) + data
+    return bytes((tag,)) + varint(len(data)) + data
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """Returns a length, or another number from 0 on, in the wire format."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

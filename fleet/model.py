@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 HEADLINE_METRICS = ("cpu_usage", "memory_usage", "disk_usage")
 """Percentages, 0 to 100: what the BASIC view shows and what the health rules judge."""
 
+_FEW_ROWS = 100
+"""For fewer numbers Python's min and max are faster than numpy's, which take 1.4 us for any."""
+
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 
@@ -117,9 +120,11 @@ class ServerDescriptor:
     report_interval_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
     """Rows of one metric set: row ``i`` is what server ``server_ids[i]`` measured at ``times_ms[i]``.
+
+    Not slotted, so that what three stages of the write path ask of the arrays is looked up once; nobody changes them.
 
     Attributes:
         metric_set_id: id of the set that names the columns.
@@ -133,10 +138,18 @@ class Rows:
     times_ms: NDArray[np.int64]
     values: NDArray[np.float64]
 
-    @property
+    @cached_property
     def points(self) -> int:
         """How many points the rows hold: cells that are not NaN."""
-        return int(np.count_nonzero(~np.isnan(self.values)))
+        return count_points(self.values)
+
+    @cached_property
+    def span_ms(self) -> tuple[int, int]:
+        """The first and the last time; there must be rows."""
+        if len(self.times_ms) > _FEW_ROWS:
+            return int(self.times_ms.min()), int(self.times_ms.max())
+        few = self.times_ms.tolist()
+        return min(few), max(few)
 
     def select(self, keep: NDArray[np.bool_]) -> "Rows":
         """Returns the rows where ``keep`` (bool, shape (n,)) is true."""
@@ -146,6 +159,11 @@ class Rows:
             times_ms=self.times_ms[keep],
             values=self.values[keep],
         )
+
+
+def count_points(values: NDArray[np.float64]) -> int:
+    """How many cells are not NaN."""
+    return values.size - int(np.count_nonzero(np.isnan(values)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,6 +116,10 @@ def row_faults(
         Which rows are taken (bool, shape (n,)), and an error for each of the others.
     """
     times = rows.times_ms
+    if _ids_are_good(rows.server_ids):  # nearly always; one by one the rows of a tick of 20 take five times as long
+        first, last = rows.span_ms
+        if max(MIN_TIME_MS, oldest_ms) <= first and last <= min(MAX_TIME_MS, now_ms + MAX_AHEAD_MS):
+            return np.ones(len(times), np.bool_), []
     ahead = times > now_ms + MAX_AHEAD_MS
     out_of_range = (times < MIN_TIME_MS) | (times > MAX_TIME_MS)
     too_old = times < oldest_ms
@@ -145,6 +149,14 @@ def row_faults(
             )
         errors.append(RowError(row=row, field=f"rows[{row}].{name}", reason=reason, message=message))
     return ~faulty, errors
+
+
+def _ids_are_good(server_ids: tuple[str, ...]) -> bool:
+    """Whether there are ids and `server_id_fault` finds fault with none, asked of all at once."""
+    if not all(server_ids) or max(map(len, server_ids), default=0) > MAX_SERVER_ID_CHARACTERS:
+        return False
+    together = "".join(server_ids)
+    return bool(together) and together.isprintable() and "/" not in together
 
 
 def server_id_fault(server_id: str) -> str:

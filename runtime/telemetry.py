@@ -10,8 +10,9 @@ of start-up); stopping takes at most FLUSH_BOUND_S, whatever the collector does.
 
 import logging
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import metrics, trace
 
@@ -85,7 +86,22 @@ def metrics_enabled() -> bool:
 
 def tracer(name: str) -> trace.Tracer:
     """A tracer for the module `name`; its spans cost next to nothing while tracing is off."""
-    return trace.get_tracer(name)
+    return _Tracer(trace.get_tracer(name))
+
+
+class _Tracer(trace.Tracer):
+    """OpenTelemetry's, but for making a span current while tracing is off: 0.3 us instead of 8."""
+
+    def __init__(self, tracer: trace.Tracer) -> None:
+        self._tracer = tracer
+
+    def start_span(self, *args: Any, **kwargs: Any) -> trace.Span:
+        return self._tracer.start_span(*args, **kwargs)
+
+    def start_as_current_span(self, *args: Any, **kwargs: Any) -> Any:
+        if _state.tracing:
+            return self._tracer.start_as_current_span(*args, **kwargs)
+        return nullcontext(trace.INVALID_SPAN)
 
 
 def meter(name: str) -> metrics.Meter:

@@ -52,9 +52,7 @@ class TimeSeriesServicer:
             errors=errors,
         )
 
-    async def Query(
-        self, request: timeseries_pb2.QueryRequest, _context: object
-    ) -> AsyncIterator[timeseries_pb2.QueryResponse]:
+    async def Query(self, request: timeseries_pb2.QueryRequest, _context: object) -> AsyncIterator[bytes]:
         """Streams series as the engine finds them."""
         query = query_of(request.query)
         combination = combination_of(request.query, query)

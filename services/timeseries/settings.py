@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, SecretStr
 
-from runtime.settings import Address, ByteSize, CommonSettings, Duration, setting
+from runtime.settings import Address, ByteSize, CommonSettings, Duration, Target, setting
 from services.timeseries.engine.settings import DAY_MS, GIB, EngineSettings
 
 
@@ -33,8 +33,21 @@ class TimeSeriesSettings(CommonSettings):
     """Settings of the timeseries process."""
 
     address: Address = setting("TIMESERIES_ADDRESS", "127.0.0.1:50052", "Where timeseries listens.")
+    target: Target | None = setting(
+        "TIMESERIES_TARGET",
+        None,
+        "The service that `import` sends to. Unset: the one that has the store in DATA_DIR open, at "
+        "TIMESERIES_ADDRESS; or, if none has, the store itself.",
+    )
     block_age: Duration = setting(
         "TIMESERIES_BLOCK_AGE", "2h", "A head becomes a compressed block so long after its first row.", ge=1.0
+    )
+    head_limit: ByteSize = setting(
+        "TIMESERIES_HEAD_LIMIT",
+        "1GiB",
+        "Memory for points that are in no block yet; from half of it on short blocks are written early, to be merged. "
+        "20,000 servers of 511 metrics want 3GiB.",
+        ge=GIB // 16,
     )
     spool_limit: ByteSize = setting(
         "TIMESERIES_SPOOL_LIMIT", "8GiB", "Journal size over which followers no longer hold it back.", ge=GIB // 16
@@ -89,6 +102,7 @@ class TimeSeriesSettings(CommonSettings):
         spool_limit = self.spool_limit if self.disk_limit is None else min(self.spool_limit, self.disk_limit // 2)
         return EngineSettings(
             head_age_s=self.block_age,
+            head_bytes_limit=self.head_limit,
             journal_bytes_limit=spool_limit,
             raw_retention_s=self.retention_raw,
             five_minute_retention_s=self.retention_5m,

@@ -1,12 +1,14 @@
 """Encoding and decoding lose nothing: times to the millisecond, values bit for bit."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fleet import codec
 from fleet.model import Metric, MetricKind, MetricSet, Rows, ServerDescriptor
+from fleet.validation import row_faults
 from openmanager.fleet.v1 import metric_pb2
 from openmanager.gateway.v1 import ingest_pb2
 
@@ -59,6 +61,18 @@ def test_fast_encoding_equals_the_ordinary_one() -> None:
     for server_id, ms in (("a", 1500), ("b", 2001)):
         plain.rows.add(server_id=server_id, time=codec.timestamp_from_ms(ms))
     assert codec.rows_to_pb(rows) == plain
+
+
+@pytest.mark.parametrize("seconds", [-(1 << 63), (1 << 63) - 1])
+def test_a_time_that_no_int64_holds_in_ms_is_the_fault_of_its_row_alone(seconds: int) -> None:
+    batch = metric_pb2.MetricBatch(metric_set_id="s", values=[1.0, 2.0])
+    batch.rows.add(server_id="a").time.seconds = seconds
+    batch.rows.add(server_id="b").time.seconds = 1_750_000_000
+    rows = codec.rows_from_pb(batch, 1)
+    assert rows.times_ms.tolist() == [(1 << 63) - 1 if seconds > 0 else -(1 << 63), 1_750_000_000_000]
+    keep, errors = row_faults(rows, 1_750_000_000_000)
+    assert keep.tolist() == [False, True]
+    assert [(error.row, error.reason) for error in errors] == [(0, "TIME_OUT_OF_RANGE")]
 
 
 def test_sets_and_servers_round_trip() -> None:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fleet import validation
 from fleet.codec import rows_to_pb
@@ -74,6 +76,33 @@ def test_row_faults_name_row_field_and_reason() -> None:
         (5, "rows[5].time", "TIME_OUT_OF_RANGE"),
         (6, "rows[6].server_id", "BAD_SERVER_ID"),
     ]
+
+
+@given(st.lists(st.text(max_size=4) | st.sampled_from(["a/b", "x" * 255, "x" * 256, "\ud800"]), min_size=1))
+def test_ids_judged_together_are_judged_as_one_by_one(server_ids: list[str]) -> None:
+    keep, errors = validation.row_faults(rows_of(*((server_id, NOW_MS) for server_id in server_ids)), NOW_MS)
+    assert keep.tolist() == [validation.server_id_fault(server_id) == "" for server_id in server_ids]
+    assert [error.row for error in errors] == np.flatnonzero(~keep).tolist()
+
+
+@pytest.mark.parametrize("rows", [3, 200])
+@pytest.mark.parametrize(
+    ("ms", "reason"),
+    [
+        (-1, "TIME_OUT_OF_RANGE"),
+        (NOW_MS - HOUR_MS, None),
+        (NOW_MS - HOUR_MS - 1, "TOO_LATE"),
+        (NOW_MS + HOUR_MS, None),
+        (NOW_MS + HOUR_MS + 1, "TIME_IN_FUTURE"),
+        (validation.MAX_TIME_MS + 1, "TIME_OUT_OF_RANGE"),
+    ],
+)
+def test_one_time_at_fault_is_found_among_many(rows: int, ms: int, reason: str | None) -> None:
+    pairs = [("a", NOW_MS)] * rows
+    pairs[1] = ("a", ms)
+    keep, errors = validation.row_faults(rows_of(*pairs), NOW_MS, NOW_MS - HOUR_MS)
+    assert [(error.row, error.reason) for error in errors] == ([(1, reason)] if reason else [])
+    assert keep.tolist() == [number != 1 or reason is None for number in range(rows)]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def test_twenty_machines_and_three_months_are_all_there(tmp_path: Path) -> None:
                 expected[row["server_id"]] += 1
             seen.add(place)
     settings = {"SIMULATOR_REPLAY_FILE": str(path), "SIMULATOR_REPLAY_SPEED": "max", "SIMULATOR_REPLAY_TIMES": "keep"}
+    settings["TIMESERIES_RETENTION_1H"] = "20000d"  # older than points and 5 min roll-ups are kept: for the others
     with Launched(tmp_path, SIMULATOR_MODE="replay", **settings) as launched:
 
         def played() -> bool:

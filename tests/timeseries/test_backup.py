@@ -1,7 +1,7 @@
 """Backup and restore: of a store that is written all the time, killed in the middle, and with bytes that rot.
 
 Run as a program, this file is a backup that stops in the middle, to be killed there: `python test_backup.py FOLDER
-TARGET`. The process that writes is that of test_crash.py: blocks close and the journal is swept all the time.
+TARGET`. The process that writes is that of appending.py: blocks close and the journal is swept all the time.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from runtime.errors import DataLoss
 from services.timeseries.engine import Aggregation, Engine, Query, backup
 from services.timeseries.engine.journal_copy import JournalCopy
 from services.timeseries.engine.manifest import BackupError, describe
-from tests.timeseries.engine import test_crash as crash
+from tests.timeseries import appending as writer
 from tests.timeseries.engine.model import ask, assert_same
 from tests.timeseries.stores import (
     NOON,
@@ -47,7 +47,7 @@ ROUNDS = 5
 def appending(store: Path) -> Iterator[list[int]]:
     """A process that appends without end; the list grows with the numbers of the acknowledged batches."""
     process = subprocess.Popen(
-        [sys.executable, crash.__file__, str(store), "0"],
+        [sys.executable, writer.__file__, str(store), "0"],
         stdout=subprocess.PIPE,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"},
@@ -90,11 +90,11 @@ async def wrong_rounds(tmp_path: Path, rng: random.Random, rounds: int) -> list[
         wrong += verify(tmp_path / f"backup-{number}")[1]
         store = tmp_path / f"store-{number}"
         assert restore(tmp_path / f"backup-{number}", store).damaged == 0
-        wrong += await crash.check(store, before, tried)
+        wrong += await writer.check(store, before, tried)
         async with Engine.open(store, clock=ManualClock(NOON), settings=QUIET) as engine:
             for more in later:
-                await engine.append(crash.batch(crash.spread(more)), metric_sets=(crash.SET,))
-        wrong += [f"later: {fault}" for fault in await crash.check(store, before | later, tried + 30)]
+                await engine.append(writer.batch(writer.spread(more)), metric_sets=(writer.SET,))
+        wrong += [f"later: {fault}" for fault in await writer.check(store, before | later, tried + 30)]
     return wrong
 
 

@@ -152,6 +152,24 @@ async def test_a_long_series_comes_in_parts(tmp_path: Path, monkeypatch: pytest.
             assert [time for part in parts for time in part.times] == times
 
 
+async def test_series_of_equal_and_of_different_times_keep_their_own(tmp_path: Path) -> None:
+    async with service(tmp_path) as ours:
+        wanted = {
+            "a": [START_S, START_S + 60],
+            "b": [START_S, START_S + 60],
+            "c": [START_S + 60],
+            "d": [START_S, START_S + 61],
+        }
+        for server_id, times in wanted.items():
+            await ours.append(rows_to_pb(rows(times, server_id)), metric_sets=[metric_set_to_pb(SET)])
+        for fields in ({}, {"step": {"seconds": 1}}):
+            (message,) = await ours.query(metrics=["level", "total"], **fields)
+            found = {(series.server_id, series.metric): list(series.times) for series in message.series}
+            assert found == {
+                (server, metric): times for server, times in wanted.items() for metric in ("level", "total")
+            }
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [

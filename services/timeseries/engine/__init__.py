@@ -9,7 +9,8 @@
 
 *Journal* (`journal`, `batch`, `writer`): every batch gets the next sequence. One thread takes all batches that wait
 into one transaction; COMMIT returns after the sync, the rows are put into heads, and only then the callers are told.
-Sets, servers, cohorts and descriptors (`catalog`) are stored with the first batch that needs them.
+Sets, servers, cohorts and descriptors (`catalog`) are stored with the first batch that needs them; whom a sender names
+tick after tick is remembered (`roster`).
 
 *Heads* (`head`): a cohort is the columns that share their times: the metrics of one set on one server. A head is a
 cohort's matrix of one UTC day; rows are appended as they come. A series is a metric key on a server and may lie in

@@ -153,6 +153,11 @@ class Additions:
         self.descriptors: list[tuple[int, int, ServerDescriptor]] = []
         self._described: dict[str, ServerDescriptor] = {}
 
+    @property
+    def unpublished(self) -> bool:
+        """Whether there is anything that is not stored yet."""
+        return bool(self.sets or self.servers or self.cohorts or self.descriptors)
+
     def add_set(self, metric_set: MetricSet) -> None:
         if metric_set.id not in self._catalog.sets and metric_set.id not in self.sets:
             number = len(self._catalog.sets) + len(self.sets) + 1

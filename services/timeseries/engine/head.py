@@ -6,20 +6,25 @@ are the reader's and the block's business. What must stay true:
 * rows are applied in the order of their sequences, by one thread, holding the engine's lock; a batch is applied whole;
 * a row below `size` never changes: readers hold views without copying, a full array is replaced by a larger one;
 * while a chunk is being closed it stays readable here until its block is durable. A reader takes the heads first and
-  looks at the blocks then: it may see a row in both places, which resolving equal times undoes, but never in none.
+  looks at the blocks then: it may see a row in both places, which resolving equal times undoes, but never in none;
+* what is asked often (which heads are due, from where on the journal is needed) does not look at all of them.
+
+Measured: a batch of 20 rows of 511 columns is applied in 75 us, half of it for pages that are touched for the first
+time, where looking for groups, counting points and doubling arrays for each head took 180. 40 batches of 500 take 95 ms
+instead of 160 to 440. With 20,000 heads `due` and `floor` take 20 and 5 us, where looking at all took 10 and 15 ms.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.model import count_points
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.settings import DAY_MS, EngineSettings
-
-_FIRST_ROWS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,10 +40,15 @@ class Chunk:
         return self.times_ms.nbytes + self.sequences.nbytes + self.values.nbytes
 
 
+def row_bytes(columns: int) -> int:
+    """What a row of so many columns takes: its time, its sequence and its values."""
+    return 16 + 8 * columns
+
+
 class Head:
     """The growing rows of one cohort on one day."""
 
-    __slots__ = ("_sequences", "_times", "_values", "closing", "cohort", "day", "opened_at", "size")
+    __slots__ = ("_sequences", "_times", "_values", "capacity", "closing", "cohort", "day", "opened_at", "size")
 
     def __init__(self, day: int, cohort: Cohort) -> None:
         self.day = day
@@ -51,46 +61,52 @@ class Head:
         self._times: NDArray[np.int64] = np.empty(0, np.int64)
         self._sequences: NDArray[np.int64] = np.empty(0, np.int64)
         self._values: NDArray[np.float64] = np.empty((0, columns), np.float64)
+        self.capacity = 0
         self.size = 0
         self.opened_at = 0.0
 
-    def append(
-        self, times_ms: NDArray[np.int64], values: NDArray[np.float64], sequence: int, now: float, rows_hint: int
-    ) -> int:
-        """Adds rows of one batch; returns by how many bytes the arrays grew. `now` is monotonic seconds."""
-        if self.size == 0:
-            self.opened_at = now
+    def put(self, time_ms: int, row: NDArray[np.float64], sequence: int) -> int:
+        """Adds one row, for which there must be room; returns how many there are now."""
+        size = self.size
+        self._times[size] = time_ms
+        self._sequences[size] = sequence
+        self._values[size] = row
+        self.size = size + 1
+        return size + 1
+
+    def extend(self, times_ms: NDArray[np.int64], values: NDArray[np.float64], sequence: int) -> int:
+        """Adds rows of one batch, for which there must be room; returns how many there are now."""
         end = self.size + len(times_ms)
-        grown = self._reserve(end, rows_hint) if end > len(self._times) else 0
         self._times[self.size : end] = times_ms
         self._sequences[self.size : end] = sequence
         self._values[self.size : end] = values
         self.size = end
-        return grown
+        return end
 
-    def _reserve(self, rows: int, rows_hint: int) -> int:
-        """Doubles the capacity, but goes no further than the size of a block where that suffices."""
-        old = self._capacity_bytes()
-        capacity = max(_FIRST_ROWS, 2 * len(self._times))
-        capacity = max(rows, min(capacity, rows_hint) if rows <= rows_hint else capacity)
+    def reserve(self, rows: int, expected_rows: int) -> None:
+        """Makes room for so many rows in all: for the first batch alone, then for as many as are expected.
+
+        At once and not by doubling, which would write every row twice: what is not touched yet costs no memory.
+        """
+        if rows > expected_rows:
+            capacity = max(rows, self.capacity + self.capacity // 3)
+        else:
+            capacity = expected_rows if self.capacity else rows
         self._times = _enlarged(self._times, capacity, self.size)
         self._sequences = _enlarged(self._sequences, capacity, self.size)
         self._values = _enlarged(self._values, capacity, self.size)
-        return self._capacity_bytes() - old
-
-    def _capacity_bytes(self) -> int:
-        return self._times.nbytes + self._sequences.nbytes + self._values.nbytes
+        self.capacity = capacity
 
     @property
     def bytes(self) -> int:
-        return self._capacity_bytes() + (self.closing.bytes if self.closing else 0)
+        """What the rows take."""
+        rows = self.size + (len(self.closing.times_ms) if self.closing is not None else 0)
+        return rows * row_bytes(self._values.shape[1])
 
     @property
-    def first_sequence(self) -> int | None:
-        """The oldest sequence that only this head (and the journal) holds."""
-        if self.closing is not None:
-            return int(self.closing.sequences[0])
-        return int(self._sequences[0]) if self.size else None
+    def first_sequence(self) -> int:
+        """The oldest sequence of the rows that are not being closed, of which there must be one."""
+        return int(self._sequences[0])
 
     def active(self) -> Chunk:
         """A view of the rows that are not being closed."""
@@ -125,12 +141,22 @@ def _enlarged(array: NDArray[_T], capacity: int, used: int) -> NDArray[_T]:
 
 @dataclass(slots=True)
 class Heads:
-    """All heads. Every method is called holding the engine's lock."""
+    """All heads. Every method is called holding the engine's lock.
+
+    Attributes:
+        bytes: what the rows of all heads take. Room that is reserved for more is not counted: most of it is not
+            touched yet, and in all it is at most half of `head_bytes_limit` (`_expected_rows`).
+        points: the cells of all heads that are not NaN.
+    """
 
     settings: EngineSettings
     by_cohort: dict[int, dict[int, Head]] = field(default_factory=dict)
     bytes: int = 0
     points: int = 0
+    _open: OrderedDict[Head, None] = field(default_factory=OrderedDict)
+    """Heads with rows that are not being closed, in the order of their first rows, so of their first sequences."""
+    _full: dict[Head, None] = field(default_factory=dict)
+    _closing: dict[Head, None] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Head]:
         for days in self.by_cohort.values():
@@ -144,48 +170,57 @@ class Heads:
         return head
 
     def due(self, now: float, *, everything: bool = False) -> list[Head]:
-        """The heads to close, oldest first: full, aged, failed to close before, or too much memory in all."""
-        waiting = sorted((h for h in self if h.size or h.closing is not None), key=lambda h: h.opened_at)
-        over = 0 if everything else self.bytes - self.settings.head_bytes_limit // 2
-        found = []
-        for head in waiting:
-            aged = head.size and now - head.opened_at >= self.settings.head_age_s
-            if everything or head.closing is not None or aged or head.size >= self.settings.head_rows or over > 0:
+        """The heads to close: those that failed to close before, the full ones, then from the oldest on the aged ones
+        and as many as are too much memory in all."""
+        found = self._closing | self._full
+        over = self.bytes - self.settings.head_bytes_limit // 2 - sum(head.bytes for head in found)
+        for head in self._open:
+            if not everything and over <= 0 and now - head.opened_at < self.settings.head_age_s:
+                break
+            if head not in found:
+                found[head] = None
                 over -= head.bytes
-                found.append(head)
-        return found
+        return list(found)
 
     def begin_close(self, head: Head) -> Chunk:
-        before = head.bytes
-        chunk = head.begin_close()
-        self.bytes += head.bytes - before
-        return chunk
+        if head.closing is None:
+            self._closing[head] = None
+            self._open.pop(head, None)
+            self._full.pop(head, None)
+        return head.begin_close()
 
     def finish_close(self, head: Head, points: int) -> None:
         """Drops a head's closing chunk, which held so many points, and the head itself when nothing has come since."""
-        before = head.bytes
-        head.finish_close()
-        self.bytes += head.bytes - before
+        assert head.closing is not None
+        self.bytes -= head.closing.bytes
         self.points -= points
+        head.finish_close()
+        del self._closing[head]
         if not head.size:
-            self.bytes -= head.bytes
-            days = self.by_cohort[head.cohort.id]
-            del days[head.day]
-            if not days:
-                del self.by_cohort[head.cohort.id]
+            self._forget(head)
+
+    def _forget(self, head: Head) -> None:
+        days = self.by_cohort[head.cohort.id]
+        del days[head.day]
+        if not days:
+            del self.by_cohort[head.cohort.id]
 
     def drop(self, day: int) -> list[Head]:
         """Takes the heads of a day out; the caller counts their points and takes those off."""
-        gone = [days.pop(day) for days in self.by_cohort.values() if day in days]
+        gone = [days[day] for days in self.by_cohort.values() if day in days]
         for head in gone:
             self.bytes -= head.bytes
-            if not self.by_cohort[head.cohort.id]:
-                del self.by_cohort[head.cohort.id]
+            self._forget(head)
+            for group in (self._open, self._full, self._closing):
+                group.pop(head, None)
         return gone
 
     def floor(self, last_sequence: int) -> int:
         """The highest sequence up to which no head holds a row: the journal may be swept so far."""
-        firsts = [first for head in self if (first := head.first_sequence) is not None]
+        firsts = [int(head.closing.sequences[0]) for head in self._closing if head.closing is not None]
+        oldest = next(iter(self._open), None)
+        if oldest is not None:
+            firsts.append(oldest.first_sequence)
         return min(firsts) - 1 if firsts else last_sequence
 
     def snapshot(self, cohort: Cohort, first_day: int, last_day: int) -> dict[int, list[Chunk]]:
@@ -195,44 +230,91 @@ class Heads:
 
     def apply(
         self,
-        cohorts: list[Cohort],
+        cohorts: Sequence[Cohort],
         times_ms: NDArray[np.int64],
         values: NDArray[np.float64],
         sequence: int,
         now: float,
         *,
+        points: int | None = None,
+        distinct: bool = False,
         only: "set[tuple[int, int]] | None" = None,
     ) -> bool:
-        """Adds a batch whose row `i` belongs to `cohorts[i]`; with `only`, just the rows of these (day, cohort id).
+        """Adds a batch; returns whether a head has become full.
 
-        Returns whether a head has become full.
+        Args:
+            cohorts: to which one each row belongs.
+            times_ms: int64, shape (n,).
+            values: float64, shape (n, m).
+            sequence: the batch's.
+            now: monotonic seconds, from which on a head that is empty so far has its age.
+            points: how many there are, when that is known.
+            distinct: no cohort has two rows.
+            only: just the rows of these (day, cohort id); None: all.
         """
-        full = False
+        before = len(self._full)
+        if distinct and only is None:
+            self._put(cohorts, times_ms, values, sequence, now)
+            self.points += count_points(values) if points is None else points
+            return len(self._full) > before
         for (day, cohort), rows in _by_head(cohorts, times_ms):
-            if only is not None and (day, cohort.id) not in only:
-                continue
+            if only is None or (day, cohort.id) in only:
+                part = values[rows]
+                head = self._with_room(day, cohort, len(part), now)
+                if head.extend(times_ms[rows], part, sequence) >= self.settings.head_rows:
+                    self._full[head] = None
+                self.bytes += len(part) * row_bytes(part.shape[1])
+                self.points += count_points(part)
+        return len(self._full) > before
+
+    def _put(
+        self,
+        cohorts: Sequence[Cohort],
+        times_ms: NDArray[np.int64],
+        values: NDArray[np.float64],
+        sequence: int,
+        now: float,
+    ) -> None:
+        """Row after row: with one row for each head there is nothing to group."""
+        head_rows = self.settings.head_rows
+        for cohort, time_ms, row in zip(cohorts, times_ms.tolist(), values, strict=True):
+            head = self._with_room(time_ms // DAY_MS, cohort, 1, now)
+            if head.put(time_ms, row, sequence) >= head_rows:
+                self._full[head] = None
+        self.bytes += len(values) * row_bytes(values.shape[1])
+
+    def _with_room(self, day: int, cohort: Cohort, rows: int, now: float) -> Head:
+        of_cohort = self.by_cohort.get(cohort.id)
+        head = of_cohort.get(day) if of_cohort is not None else None
+        if head is None:
             head = self.head(day, cohort)
-            part = values[rows]
-            self.bytes += head.append(times_ms[rows], part, sequence, now, self.settings.head_rows)
-            self.points += int(np.count_nonzero(~np.isnan(part)))
-            full = full or head.size >= self.settings.head_rows
-        return full
+        if head.size + rows > head.capacity:
+            head.reserve(head.size + rows, self._expected_rows(cohort))
+        if not head.size:
+            head.opened_at = now
+            self._open[head] = None
+        return head
+
+    def _expected_rows(self, cohort: Cohort) -> int:
+        """How many rows a head may get: a block's, or as many as there is memory for when all heads are like it."""
+        memory = self.settings.head_bytes_limit // 2
+        fitting = memory // (max(1, len(self._open)) * row_bytes(len(cohort.stored_set.metric_set)))
+        return min(self.settings.head_rows, fitting)
 
 
-def heads_of(cohorts: list[Cohort], times_ms: NDArray[np.int64]) -> set[tuple[int, int]]:
+def heads_of(cohorts: Sequence[Cohort], times_ms: NDArray[np.int64]) -> set[tuple[int, int]]:
     """The (day, cohort id) that a batch has rows for."""
-    return {(day, cohort.id) for (day, cohort), _ in _by_head(cohorts, times_ms)}
+    days = (times_ms // DAY_MS).tolist()
+    return set(zip(days, [cohort.id for cohort in cohorts], strict=True))
 
 
 def _by_head(
-    cohorts: list[Cohort], times_ms: NDArray[np.int64]
-) -> Iterable[tuple[tuple[int, Cohort], slice | list[int]]]:
+    cohorts: Sequence[Cohort], times_ms: NDArray[np.int64]
+) -> Iterator[tuple[tuple[int, Cohort], slice | list[int]]]:
     """Groups the rows of a batch by head; a group of neighbours is a slice, which numpy copies without gathering."""
     groups: dict[tuple[int, int], list[int]] = {}
-    by_id: dict[int, Cohort] = {}
     for row, (day, cohort) in enumerate(zip((times_ms // DAY_MS).tolist(), cohorts, strict=True)):
         groups.setdefault((day, cohort.id), []).append(row)
-        by_id[cohort.id] = cohort
-    for (day, number), rows in groups.items():
+    for (day, _), rows in groups.items():
         run = rows[-1] - rows[0] + 1 == len(rows)
-        yield (day, by_id[number]), slice(rows[0], rows[-1] + 1) if run else rows
+        yield (day, cohorts[rows[0]]), slice(rows[0], rows[-1] + 1) if run else rows

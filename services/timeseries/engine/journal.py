@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -59,6 +60,15 @@ CREATE TABLE IF NOT EXISTS ended (tier INTEGER NOT NULL, day INTEGER NOT NULL, t
     PRIMARY KEY (tier, day)) STRICT, WITHOUT ROWID
 """
 
+_INSERT: Final = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)"
+_INSERTS: Final = [_INSERT + ", (?, ?, ?, ?, ?, ?)" * more for more in range(16)]
+"""So many batches are stored by one statement: each one more is another time to wait for the interpreter's lock."""
+
+_CHECKPOINT_PAGES: Final = 500
+"""The log is copied into the file every 8 MB, by the commit that reaches it. Measured with four senders of 82 KB: the
+longest commit is 20 ms then, with SQLite's own 1,000 pages 27 to 60, with 3,000 no batch a second more. A thread of
+its own for it gains nothing: only the copy that catches up with the log syncs the file, and that took as long."""
+
 _ORPHANED: Final = "there are blocks, but journal.db, which names their series, is missing or empty"
 
 
@@ -91,6 +101,7 @@ class Journal:
             raise DataLoss(_ORPHANED)
         self.path = path
         self._db = connect(path, JOURNAL_PAGE_BYTES)
+        self._db.wal_autocheckpoint(_CHECKPOINT_PAGES)
         try:
             with self._db:
                 if not self._db.table_exists("main", "meta"):
@@ -132,12 +143,13 @@ class Journal:
 
     def commit(self, additions: Additions, rows: Sequence[JournalRow]) -> None:
         """Stores batches and what they need in one transaction; returns after the sync, raises `apsw.Error`."""
-        with Transaction(self._db):
-            self._store_additions(additions)
-            self._db.executemany(
-                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)",
-                [(r.sequence, r.received_ms, r.metric_set, r.row_count, r.points, r.payload) for r in rows],
-            )
+        values = [(r.sequence, r.received_ms, r.metric_set, r.row_count, r.points, r.payload) for r in rows]
+        if additions.unpublished or not 0 < len(values) <= len(_INSERTS):
+            with Transaction(self._db):
+                self._store_additions(additions)
+                self._db.executemany(_INSERT, values)
+        else:  # one statement is a transaction by itself
+            self._db.execute(_INSERTS[len(values) - 1], list(chain.from_iterable(values)))
         if rows:
             self.last_sequence = rows[-1].sequence
 

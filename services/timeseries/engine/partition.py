@@ -401,16 +401,20 @@ class Partitions:
                     raise PartitionGoneError(self.path(day).name)
                 if any(day in days for days in self._doomed.values()):
                     raise OSError(f"{self.path(day).name} is being evicted")
-            return Partition(day, now, self._connect(day))
+            return Partition(day, now, self._connect(day, create=create))
 
-    def _connect(self, day: int) -> apsw.Connection:
+    def _connect(self, day: int, *, create: bool) -> apsw.Connection:
         path, span_days = self.path(day), self.span_of(day)
         new = not path.exists()
+        if not create and (new or path.stat().st_size == 0):
+            raise PartitionGoneError(path.name)
         try:
             with self._lock:
                 sparse = self._is_sparse()
             db = connect(path, SPARSE_PAGE_BYTES if sparse else PARTITION_PAGE_BYTES)
             try:
+                if not create and not fetch(db, "SELECT 1 FROM sqlite_schema LIMIT 1"):
+                    raise PartitionGoneError(path.name)
                 if not db.table_exists("main", "meta"):
                     with Transaction(db):
                         self._create(db, day, span_days)
@@ -457,13 +461,21 @@ class Partitions:
             raise UnusablePartitionError("it belongs to another journal")
 
     def _look_into(self, day: int) -> int:
-        """Notes a file's span and what is to be merged in it; returns its points, 0 where it cannot be read."""
+        """Notes a file's span and what is to be merged in it; returns its points, 0 where it cannot be read.
+
+        A file whose making was cut off, by a full disk or a loss of power, holds nothing; it goes, since making it now
+        might fail too, and with it the start.
+        """
         try:
             with self.lend(day) as partition:
                 for (span_days,) in fetch(partition.db, "SELECT value FROM meta WHERE key = 'span_days'"):
                     self._spans[day] = span_days
                 ((points,),) = fetch(partition.db, "SELECT total(points) FROM blocks")
                 self._piles[day] = self._count_piles(partition.db)
+        except PartitionGoneError:
+            self._spans.pop(day, None)
+            remove_files(self.path(day))
+            return 0
         except UnusablePartitionError as error:
             _log.error("a partition cannot be read and is left out: %s", error)
             return 0

@@ -26,8 +26,9 @@ class EngineSettings:
         waiting_appends_limit: appends that may wait for room; one more is refused (TOO_MANY_WAITING).
         head_rows: a head with so many rows becomes a block. Measured: 720 rows of 511 columns take 28 ms.
         head_age_s: a head closes so long after its first row, so that an idle server pins little of the journal.
-        head_bytes_limit: memory of all heads; over half of it the oldest heads close early, over it `append` waits,
-            or is refused (HEADS_FULL) while blocks cannot be stored.
+        head_bytes_limit: rows of all heads; over half of it the oldest heads close early, over it `append` waits, or
+            is refused (HEADS_FULL) while blocks cannot be stored. Measured at 20,000 heads of 24 rows and 511
+            columns: the process grows by 1.08 bytes for each byte counted.
         close_group_heads: heads that become blocks in one transaction of a partition.
         compression_level: pcodec's. Measured on 511 columns of 720: level 1 26 ms, 2 28 ms and 3 % smaller, 4 39 ms
             and 5 % smaller.

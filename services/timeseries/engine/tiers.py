@@ -53,6 +53,8 @@ class Marks:
 
     def __init__(self, marks: Iterable[Mark]) -> None:
         self._by_cohort: dict[int, dict[tuple[int, int], Mark]] = {}
+        self._rows: dict[tuple[int, int], int] = {}
+        self._oldest_ms: dict[tuple[int, int], int] = {}
         self._count = 0
         self.add(marks)
 
@@ -63,18 +65,33 @@ class Marks:
         for mark in marks:
             self._by_cohort.setdefault(mark.cohort_id, {})[mark.day, mark.id] = mark
             self._count += 1
+            group = (mark.day, mark.cohort_id)
+            self._rows[group] = self._rows.get(group, 0) + mark.rows
+            self._oldest_ms[group] = min(self._oldest_ms.get(group, mark.marked_ms), mark.marked_ms)
 
     def remove(self, marks: Iterable[Mark]) -> None:
         for mark in marks:
             of_cohort = self._by_cohort.get(mark.cohort_id, {})
             if of_cohort.pop((mark.day, mark.id), None) is not None:
                 self._count -= 1
+                group = (mark.day, mark.cohort_id)
+                self._rows[group] -= mark.rows
+                if not self._rows[group]:
+                    del self._rows[group], self._oldest_ms[group]
             if not of_cohort:
                 self._by_cohort.pop(mark.cohort_id, None)
 
     def drop(self, day: int) -> None:
         """Forgets the marks of a partition that is gone."""
         self.remove([mark for mark in self if mark.day == day])
+
+    def due(self, rows: int, oldest_ms: int, now_ms: int) -> list[tuple[int, int]]:
+        """The partitions and cohorts with so many marked rows, or a mark that is as old, or of the future: that is one
+        of a wrong clock, and must not wait for that time."""
+        marked = self._oldest_ms
+        return [
+            group for group, count in self._rows.items() if count >= rows or not oldest_ms < marked[group] <= now_ms
+        ]
 
     def of(self, cohort_id: int) -> Iterable[Mark]:
         return self._by_cohort.get(cohort_id, {}).values()

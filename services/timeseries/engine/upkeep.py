@@ -96,20 +96,27 @@ class Rollups:
         oldest_ms = now_ms - int(settings.head_age_s * 1_000)
         enough = settings.head_rows if tier.level == RAW else 2 * TIERS[tier.level + 1].width_ms // tier.width_ms
 
-        def due(marks: list[Mark]) -> bool:
-            # a mark from the future is one of a wrong clock: it must not wait for that time
-            return sum(mark.rows for mark in marks) >= enough or any(
-                mark.marked_ms <= oldest_ms or mark.marked_ms > now_ms for mark in marks
-            )
-
-        return [marks for marks in self._grouped(tier, lambda _: True) if everything or due(marks)]
+        if everything:
+            return self._grouped(tier, lambda _: True)
+        with self._store.lock:  # no look at each mark: a fleet of 20,000 servers that spills has half a million
+            cohorts = self._store.catalog.cohorts_by_id
+            due = {(day, cohorts[number].server_id) for day, number in tier.marks.due(enough, oldest_ms, now_ms)}
+            of = {
+                (day, server): [
+                    mark
+                    for cohort in self._store.catalog.cohorts_of[server]
+                    for mark in tier.marks.of(cohort.id)
+                    if mark.day == day
+                ]
+                for day, server in due
+            }
+        return [of[group] for group in sorted(of)]
 
     def _grouped(self, tier: Tier, wanted: Callable[[Mark], bool]) -> list[list[Mark]]:
         with self._store.lock:
             cohorts = self._store.catalog.cohorts_by_id
-            marks = sorted(
-                (mark.day, cohorts[mark.cohort_id].server_id, mark.id, mark) for mark in tier.marks if wanted(mark)
-            )
+            marks = [(mark.day, cohorts[mark.cohort_id].server_id, mark) for mark in tier.marks if wanted(mark)]
+        marks.sort(key=lambda entry: entry[:2])
         return [[mark for *_, mark in of] for _, of in groupby(marks, key=lambda entry: entry[:2])]
 
     def _roll_up(self, tier: Tier, servers: list[list[Mark]], *, growing: bool) -> None:

@@ -5,14 +5,16 @@ fails fails every batch in it and leaves nothing behind, and the next one is tri
 never ends by an error.
 """
 
+import asyncio
+import contextlib
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import apsw
 import numpy as np
@@ -20,9 +22,10 @@ import numpy as np
 from fleet.model import MetricSet, Rows, ServerDescriptor
 from runtime.errors import Internal, InvalidArgument, OpenManagerError, Unavailable
 from services.timeseries.engine import batch as batch_codec
-from services.timeseries.engine.catalog import Additions, Cohort
+from services.timeseries.engine.catalog import Additions
 from services.timeseries.engine.database import storage_error
 from services.timeseries.engine.journal import JournalRow
+from services.timeseries.engine.roster import Roster, Rosters
 from services.timeseries.engine.settings import MAX_TIME_MS, MIN_TIME_MS
 from services.timeseries.engine.store import Store
 
@@ -30,9 +33,13 @@ _log = logging.getLogger(__name__)
 _ROW_OVERHEAD_BYTES = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+def _promise() -> "asyncio.Future[int]":
+    return asyncio.get_running_loop().create_future()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Append:
-    """A batch that waits to be committed; `done` gets its sequence or the reason why not.
+    """A batch that waits to be committed, made in an event loop; `done` gets its sequence or the reason why not.
 
     `rows` is None when only sets and servers are told. `endings`: how many partitions had gone when old rows among
     these were found to be in time; None: there are none.
@@ -42,9 +49,9 @@ class Append:
     metric_sets: Sequence[MetricSet]
     servers: Sequence[ServerDescriptor]
     endings: int | None = None
-    done: "Future[int]" = field(default_factory=Future)
+    done: "asyncio.Future[int]" = field(default_factory=_promise)
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """What it counts for while it waits."""
         described = sum(len(metric_set) for metric_set in self.metric_sets) + len(self.servers)
@@ -59,6 +66,12 @@ class _Job:
     done: "Future[Any]"
 
 
+class _Staged(NamedTuple):
+    append: Append
+    row: JournalRow
+    roster: Roster | None
+
+
 def check_rows(rows: Rows) -> None:
     """Refuses rows that no column of the engine can hold; raises InvalidArgument."""
     n = len(rows.server_ids)
@@ -67,7 +80,7 @@ def check_rows(rows: Rows) -> None:
         raise InvalidArgument(f"rows do not fit together: {shapes}", field="values")
     if rows.times_ms.dtype != np.int64 or rows.values.dtype != np.float64:
         raise InvalidArgument("times must be int64 and values float64", field="values")
-    if n and not (rows.times_ms.min() >= MIN_TIME_MS and rows.times_ms.max() <= MAX_TIME_MS):
+    if n and not (rows.span_ms[0] >= MIN_TIME_MS and rows.span_ms[1] <= MAX_TIME_MS):
         raise InvalidArgument("a row's time is before 1970 or after 2262-04-11", field="rows.time")
     if "" in rows.server_ids:
         raise InvalidArgument("a row has no server id", field="rows.server_id")
@@ -85,6 +98,7 @@ class Writer:
         self._full = False
         self._taken_bytes = 0
         self.waiting_bytes = 0
+        self._rosters = Rosters()
         self._wake = threading.Condition()
         self._appends: deque[Append] = deque()
         self._jobs: deque[_Job] = deque()
@@ -129,18 +143,18 @@ class Writer:
                     return
             if appends:
                 self._taken_bytes = sum(append.bytes for append in appends)
-                self._guarded(partial(self._commit, appends), [append.done for append in appends])
+                self._guarded(partial(self._commit, appends), partial(_answer_all, appends))
                 self._on_progress(self._full)
             for job in jobs:
-                self._guarded(partial(self._do, job), [job.done])
+                self._guarded(partial(self._do, job), partial(_fail, job.done))
 
     def _do(self, job: _Job) -> None:
         if self._broken:
             raise Unavailable("rows could not be applied; restart to replay them", reason="RESTART_NEEDED")
         _settle(job.done, job.run())
 
-    def _guarded(self, run: Callable[[], None], futures: "Sequence[Future[Any]]") -> None:
-        """Runs a step and turns whatever it raises into its futures' error, so that the thread lives on."""
+    def _guarded(self, run: Callable[[], None], fail: Callable[[OpenManagerError], None]) -> None:
+        """Runs a step and hands whatever it raises to those who wait, so that the thread lives on."""
         error: OpenManagerError
         try:
             run()
@@ -157,8 +171,7 @@ class Writer:
         else:
             return
         self._release()
-        for future in futures:
-            _fail(future, error)
+        fail(error)
 
     def _release(self) -> None:
         """Makes room for others: before the answers, so that whoever has one finds the room."""
@@ -172,69 +185,88 @@ class Writer:
             raise Unavailable("rows could not be applied; restart to replay them", reason="RESTART_NEEDED")
         additions = Additions(self._store.catalog)
         received_ms = self._store.clock.now_ms()
-        staged: list[tuple[Append, JournalRow, list[Cohort]]] = []
+        staged: list[_Staged] = []
         for append in appends:
             try:
-                row, cohorts = self._stage(append, self._store.last_sequence + len(staged) + 1, received_ms, additions)
+                staged.append(self._stage(append, self._store.last_sequence + len(staged) + 1, received_ms, additions))
             except OpenManagerError as refused:
-                _fail(append.done, refused)
+                _answer([(append, refused)])
             except UnicodeEncodeError as bad:
-                _fail(append.done, InvalidArgument(f"a name is not Unicode text: {bad}", field="name"))
-            else:
-                staged.append((append, row, cohorts))
+                _answer([(append, InvalidArgument(f"a name is not Unicode text: {bad}", field="name"))])
         if staged:
             self._store.journal.commit(additions, [row for _, row, _ in staged])
             self._broken = True  # what is durable and not applied must neither be answered nor swept, only replayed
             self._full = self._apply(additions, staged)
             self._broken = False
         self._release()
-        for append, row, _ in staged:
-            _settle(append.done, row.sequence)
+        _answer([(append, row.sequence) for append, row, _ in staged])
 
-    def _stage(
-        self, append: Append, sequence: int, received_ms: int, additions: Additions
-    ) -> tuple[JournalRow, list[Cohort]]:
+    def _stage(self, append: Append, sequence: int, received_ms: int, additions: Additions) -> _Staged:
         if append.endings not in (None, self._store.endings):
             raise Unavailable("days went while the batch was checked: send it again", reason="EVICTED_MEANWHILE")
         for metric_set in append.metric_sets:
             additions.add_set(metric_set)
-        rows, cohorts, set_id, payload, points = append.rows, [], None, b"", 0
+        rows, roster, set_id, payload, points = append.rows, None, None, b"", 0
         if rows is not None and rows.server_ids:
             stored = additions.stored_set(rows.metric_set_id)
             if rows.values.shape[1] != len(stored.metric_set):
                 given = f"{rows.values.shape[1]} values a row for {len(stored.metric_set)} metrics"
                 raise InvalidArgument(given, field="values")
-            servers = [additions.server(server_id) for server_id in rows.server_ids]
-            cohorts = [
-                additions.cohort(server, server_id, stored)
-                for server, server_id in zip(servers, rows.server_ids, strict=True)
-            ]
-            arrays = batch_codec.Batch(np.array(servers, np.uint32), rows.times_ms, rows.values)
-            payload, set_id, points = batch_codec.encode(arrays), stored.id, rows.points
+            roster = self._rosters.of(rows.server_ids, stored, additions)
+            payload = batch_codec.encode(batch_codec.Batch(roster.servers, rows.times_ms, rows.values))
+            set_id, points = stored.id, rows.points
         for descriptor in append.servers:
             additions.describe(sequence, descriptor)
         row = JournalRow(
             sequence=sequence,
             received_ms=received_ms,
             metric_set=set_id,
-            row_count=len(cohorts),
+            row_count=len(roster.cohorts) if roster is not None else 0,
             points=points,
             payload=payload,
         )
-        return row, cohorts
+        return _Staged(append, row, roster)
 
-    def _apply(self, additions: Additions, staged: list[tuple[Append, JournalRow, list[Cohort]]]) -> bool:
-        full, now = False, self._store.clock.monotonic()
+    def _apply(self, additions: Additions, staged: list[_Staged]) -> bool:
+        full, heads, now = False, self._store.heads, self._store.clock.monotonic()
         with self._store.lock:
             additions.publish()
-            for append, row, cohorts in staged:
-                if append.rows is not None and cohorts:
-                    rows = append.rows
-                    applied = self._store.heads.apply(cohorts, rows.times_ms, rows.values, row.sequence, now)
-                    full = full or applied
-            self._store.last_sequence = staged[-1][1].sequence
-            pressed = self._store.heads.bytes > self._store.settings.head_bytes_limit // 2
+            for append, row, roster in staged:
+                if append.rows is not None and roster is not None:
+                    full |= heads.apply(
+                        roster.cohorts,
+                        append.rows.times_ms,
+                        append.rows.values,
+                        row.sequence,
+                        now,
+                        points=row.points,
+                        distinct=roster.distinct,
+                    )
+            self._store.last_sequence = staged[-1].row.sequence
+            pressed = heads.bytes > self._store.settings.head_bytes_limit // 2
         return full or pressed
+
+
+def _answer(answers: Sequence[tuple[Append, int | OpenManagerError]]) -> None:
+    """Hands answers to the event loop that waits for them: together, for each time it is woken costs 10 us."""
+    if answers:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits
+            answers[0][0].done.get_loop().call_soon_threadsafe(_give, answers)
+
+
+def _answer_all(appends: Sequence[Append], error: OpenManagerError) -> None:
+    _answer([(append, error) for append in appends])
+
+
+def _give(answers: Sequence[tuple[Append, int | OpenManagerError]]) -> None:
+    """In the event loop; who has an answer already, or has gone, gets none."""
+    for append, answer in answers:
+        if append.done.done():
+            continue
+        if isinstance(answer, OpenManagerError):
+            append.done.set_exception(answer)
+        else:
+            append.done.set_result(answer)
 
 
 def _settle(future: "Future[Any]", value: object) -> None:

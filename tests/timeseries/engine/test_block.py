@@ -124,7 +124,7 @@ def test_what_was_opened_is_checked_and_reads_the_same_without_its_directory() -
     block, values = sample()
     opened = reader(block, 5).open()
     assert (opened.rows, opened.distinct, opened.times_ms.tolist()) == (100, True, (np.arange(100) * 10_000).tolist())
-    assert opened.sequences.tolist() == (np.arange(100) + 1).tolist()
+    assert opened.sequences().tolist() == (np.arange(100) + 1).tolist()
     read: list[int] = []
 
     def columns_only(offset: int, length: int) -> bytes:

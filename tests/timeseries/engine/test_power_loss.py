@@ -1,0 +1,227 @@
+"""The power goes at random moments: what was acknowledged is there, once, whatever the disk had not written yet.
+
+lives.py says what is run and how it is judged. Every bug that is planted below must be found by the same check.
+"""
+
+import dataclasses
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from services.timeseries.engine import journal as journal_module
+from services.timeseries.engine import partition as partition_module
+from services.timeseries.engine import store as store_module
+from services.timeseries.engine.database import connect
+from services.timeseries.engine.head import Heads
+from services.timeseries.engine.partition import Closed, Partitions
+from services.timeseries.engine.retention import Retention
+from services.timeseries.engine.store import Store
+from services.timeseries.engine.tiers import Tier
+from services.timeseries.engine.writer import Append, Writer
+from services.timeseries.followers.follower import Follower
+from tests.harness.power import KINDS, File, Folder
+from tests.timeseries.engine.lives import BY_AGE, BY_SIZE, CHANCES, Plan, Tally, lives
+
+STORES, FULL_STORES, LIVES = 5, 100, 3
+TRIES = 60
+"""Stores that live until a planted bug must have been seen; most are seen in the first."""
+
+
+async def survive(folder: Path, stores: int) -> Tally:
+    """Lets stores live and asserts that none of them ever has a fault."""
+    first_seed, tally = random.randrange(1 << 30), Tally()
+    for seed in range(first_seed, first_seed + stores):
+        rng = random.Random(seed)
+        plan = Plan(settings=(BY_AGE, BY_SIZE)[seed % 2], re_send=rng.random() < 0.3)
+        assert await lives(folder / str(seed), rng, plan, LIVES, tally) == [], f"seed {seed}"
+    assert all(tally.losses[kind] for kind in KINDS if kind != "truncate"), tally
+    assert min(tally.points, tally.partitions, tally.swept, 10 * tally.evictions) > 10 * stores, tally
+    return tally
+
+
+async def test_what_was_acknowledged_survives_every_loss_of_power(tmp_path: Path) -> None:
+    await survive(tmp_path, STORES)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1_200)
+async def test_what_was_acknowledged_survives_thousands_of_losses(tmp_path: Path) -> None:
+    tally = await survive(tmp_path, FULL_STORES)
+    assert tally.losses.total() > 1_500 and tally.losses["truncate"]
+
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def relaxed(path: Path, page_bytes: int) -> apsw.Connection:
+    connection = connect(path, page_bytes)
+    connection.pragma("synchronous", 1)
+    return connection
+
+
+def plant_normal_journal(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(journal_module, "connect", relaxed)
+
+
+def plant_normal_partitions(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(partition_module, "connect", relaxed)
+
+
+def plant_no_folder_sync(patches: pytest.MonkeyPatch) -> None:
+    for module in (journal_module, partition_module, store_module):
+        patches.setattr(module, "sync_folder", lambda _folder: None)
+
+
+def plant_no_sync_of_what_went(patches: pytest.MonkeyPatch) -> None:
+    def remove(path: Path) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+    for module in (partition_module, store_module):
+        patches.setattr(module, "remove_files", remove)
+
+
+def plant_acknowledge_first(patches: pytest.MonkeyPatch) -> None:
+    real = Writer._commit
+
+    def wrong(writer: Writer, appends: list[Append]) -> None:
+        for number, append in enumerate(appends, writer._store.last_sequence + 1):
+            append.done.get_loop().call_soon_threadsafe(append.done.set_result, number)
+        time.sleep(0.001)
+        real(
+            writer,
+            [dataclasses.replace(append, done=asyncio.Future(loop=append.done.get_loop())) for append in appends],
+        )
+
+    patches.setattr(Writer, "_commit", wrong)
+
+
+def plant_sweep_past_heads(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(Heads, "floor", lambda _heads, last_sequence: last_sequence)
+
+
+def plant_blocked_through_first(patches: pytest.MonkeyPatch) -> None:
+    real = Partitions._store
+
+    def wrong(partitions: Partitions, day: int, closed: Sequence[Closed], *more: Any) -> Any:
+        real(partitions, day, [dataclasses.replace(head, blocks=(), touched=()) for head in closed], *more)
+        return real(partitions, day, closed, *more)
+
+    patches.setattr(Partitions, "_store", wrong)
+
+
+def plant_blocks_first(patches: pytest.MonkeyPatch) -> None:
+    real = Partitions._store
+
+    def wrong(partitions: Partitions, day: int, closed: Sequence[Closed], *more: Any) -> Any:
+        marks = real(partitions, day, [dataclasses.replace(head, blocked_through=0) for head in closed], *more)
+        real(partitions, day, [dataclasses.replace(head, blocks=(), touched=(), replaces=()) for head in closed], *more)
+        return marks
+
+    patches.setattr(Partitions, "_store", wrong)
+
+
+def plant_unlink_first(patches: pytest.MonkeyPatch) -> None:
+    def wrong(retention: Retention, tier: Tier, day: int, *, force: bool) -> None:
+        tier.partitions.evict(day)
+        retention._on_writer(lambda: retention._store.forget(day, 1, force=force))
+        tier.partitions.release(day)
+        retention._on_writer(lambda: retention._store.journal.finish_eviction([day]))
+
+    patches.setattr(Retention, "_evict", wrong)
+
+
+def plant_cursor_first(patches: pytest.MonkeyPatch) -> None:
+    real = Follower._flush
+
+    async def wrong(follower: Follower, pending: Any) -> None:
+        if pending.through:
+            await follower._engine.advance_cursor(follower._backend.name, pending.through)
+        await real(follower, pending)
+
+    patches.setattr(Follower, "_flush", wrong)
+
+
+def plant_sweep_past_followers(patches: pytest.MonkeyPatch) -> None:
+    real = Store.sweep_floor
+    patches.setattr(Store, "sweep_floor", lambda store, over_limit: real(store, over_limit=True))
+
+
+AT_EVICTIONS = {"evict": 1.0, "finish_eviction": 1.0, "name": 0.05}
+AT_SWEEPS = {"sweep": 0.5}
+AFTER_SYNCS = {"sync": 0.1}
+PLANTS: dict[str, tuple[Plant, str, dict[str, float]]] = {
+    "synchronous NORMAL of the journal": (plant_normal_journal, "missing", CHANCES),
+    "synchronous NORMAL of the partitions": (plant_normal_partitions, "missing", CHANCES),
+    "no folder is synced": (plant_no_folder_sync, "missing", CHANCES),
+    "an eviction's folder is not synced": (plant_no_sync_of_what_went, "came back", AT_EVICTIONS),
+    "acknowledge first": (plant_acknowledge_first, "missing", CHANCES),
+    "sweep past heads": (plant_sweep_past_heads, "missing", CHANCES),
+    "sweep past followers": (plant_sweep_past_followers, "never shipped", AT_SWEEPS),
+    "blocked_through first": (plant_blocked_through_first, "missing", AFTER_SYNCS),
+    "blocks first": (plant_blocks_first, "there twice", AFTER_SYNCS),
+    "unlink first": (plant_unlink_first, "missing", AT_EVICTIONS),
+    "cursor first": (plant_cursor_first, "never shipped", AFTER_SYNCS),
+}
+
+
+def deaf_to_blocks(path: Path) -> bool:
+    return path.parent.name == "blocks" and path.name.endswith(("-wal", ".db"))
+
+
+def deaf_to_the_journal(path: Path) -> bool:
+    return path.name == "journal.db-wal"
+
+
+async def first_faults(folder: Path, plan: Plan, effect: str) -> list[str]:
+    """The faults of some stores up to the first that has the effect; at most those of `TRIES` stores."""
+    found: list[str] = []
+    for seed in range(TRIES):
+        found += await lives(folder / str(seed), random.Random(seed), plan, LIVES, Tally())
+        if any(effect in fault for fault in found):
+            break
+    return found
+
+
+@pytest.mark.parametrize("bug", PLANTS)
+async def test_a_planted_bug_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    plant, effect, chances = PLANTS[bug]
+    with monkeypatch.context() as patches:
+        plant(patches)
+        faults = await first_faults(tmp_path, Plan(settings=BY_AGE, chances=chances), effect)
+    assert any(effect in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize("deaf", [deaf_to_blocks, deaf_to_the_journal])
+async def test_a_sync_that_is_left_out_is_found(tmp_path: Path, deaf: Callable[[Path], bool]) -> None:
+    faults = await first_faults(tmp_path, Plan(settings=BY_AGE, deaf=deaf), "missing")
+    assert any("missing" in fault for fault in faults), faults
+
+
+def test_the_disk_loses_what_it_may_and_nothing_else() -> None:
+    rng, file = random.Random(1), File(b"a" * 3_000)
+    file.change(100, b"b" * 2_000)
+    file.change(500, None)
+    file.change(1_000, b"c" * 10)
+    assert file.after_loss(rng, 0.0, 1.0) == b"a" * 3_000
+    assert file.after_loss(rng, 1.0, 0.0) == b"a" * 100 + b"b" * 400 + bytes(500) + b"c" * 10
+    drawn = {file.after_loss(rng, 0.5, 0.5) for _ in range(1_000)}
+    assert b"a" * 3_000 in drawn and len(drawn) > 30
+    cut_whole = [left for left in drawn if len(left) == 3_000 and b"c" not in left]
+    changes = {at for left in cut_whole for at in range(1, 3_000) if left[at] != left[at - 1]}
+    assert changes == {100, 512, 1_024, 1_536, 2_048, 2_100}, "torn between sectors only"
+    file.sync()
+    assert file.after_loss(rng, 0.0, 1.0) == b"a" * 100 + b"b" * 400 + bytes(500) + b"c" * 10
+
+    folder = Folder()
+    folder.change({"old": file})
+    folder.sync()
+    folder.change({"new": File(), "old": None})
+    folder.change({"later": File()})
+    found = {tuple(sorted(folder.after_loss(rng, 0.5))) for _ in range(100)}
+    assert found == {("old",), ("new",), ("later", "old"), ("later", "new")}, "each change wholly or not at all"
