@@ -1,6 +1,7 @@
 """A process that appends without end, for what must work beside one: `python appending.py FOLDER FIRST`.
 
-It appends to the engine in FOLDER as fast as it can, with blocks closing and the journal being swept all the time, and
+It appends to the engine in FOLDER as fast as it can, with blocks closing and being merged, roll-ups being made
+and the journal being swept all the time, and
 prints the number of each batch once it is acknowledged.
 """
 
@@ -17,7 +18,14 @@ from tests.timeseries.engine.model import everything, metric_set, rows
 SET = metric_set("cpu_usage", "requests_total", "memory_usage")
 SERVERS = ("a", "b", "c")
 SETTINGS = EngineSettings(
-    head_rows=20, maintenance_interval_s=0.01, journal_keep_s=0.0, close_group_heads=2, sweep_rows=7
+    sparse_points_a_day=0,
+    head_rows=20,
+    maintenance_interval_s=0.01,
+    journal_keep_s=0.0,
+    close_group_heads=2,
+    sweep_rows=7,
+    merge_blocks=3,
+    merged_rows=200,
 )
 DAY_MS = 86_400_000
 

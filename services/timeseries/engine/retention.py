@@ -45,6 +45,9 @@ _JOURNAL_SHARE: Final = 0.5
 """Heads close early, as the last resort, only while the journal is larger than this share of the limit: short blocks
 are dear."""
 
+_TRIES: Final = 3
+"""Rows may come for a day between the making of its roll-ups and its end: then once more, and then without theirs."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -173,30 +176,45 @@ class Retention:
         _log.warning("%s, will try again", text, exc_info=error)
 
     def _evict(self, tier: Tier, day: int, *, force: bool) -> None:
-        store, before = self._store, tier.partitions.bytes
+        before = tier.partitions.bytes
         days = range(day, day + tier.partitions.span_of(day))
-        if tier.level == RAW:
-            store.close_heads(self._stopping, only_days=days)
-        made = tier is store.tiers[-1] or self._rollups.complete(tier, day)
-        if not made and not force:
+        made = self._end_made(tier, days, tries=_TRIES if force else 1)
+        if not made and (not force or self._stopping()):
             return
-        if tier.level == RAW:
-            with store.moving:
-                if not self._on_writer(partial(store.forget, day, len(days), force=force)):
-                    return
-                self._unfinished[day] = days
-                self._finish(day)
-        else:
-            if not self._on_writer(partial(store.end, tier, day, force=force)):
-                return
-            tier.partitions.evict(day)
-            tier.partitions.release(day)
+        if not made:
+            self._end(tier, days, force=True)
         self.evicted += 1
         given_back = (before - tier.partitions.bytes) >> 20
         name = f"{tier.kind.folder}/{tier.partitions.path(day).name}"
         _log.info("%s is evicted, %d MiB are given back", name, given_back)
         if not made:
             self._store.faults.note(f"{name} went without all of its roll-ups")
+
+    def _end_made(self, tier: Tier, days: range, *, tries: int) -> bool:
+        """Makes all roll-ups of a partition and takes it, unless rows come for it each time or they cannot be made."""
+        for _ in range(tries):
+            if tier.level == RAW:
+                self._store.close_heads(self._stopping, only_days=days)
+            if tier is not self._store.tiers[-1] and not self._rollups.complete(tier, days.start):
+                return False
+            if self._end(tier, days, force=False):
+                return True
+        return False
+
+    def _end(self, tier: Tier, days: range, *, force: bool) -> bool:
+        store, day = self._store, days.start
+        if tier.level == RAW:
+            with store.moving:
+                if not self._on_writer(partial(store.forget, day, len(days), force=force)):
+                    return False
+                self._unfinished[day] = days
+                self._finish(day)
+        else:
+            if not self._on_writer(partial(store.end, tier, day, force=force)):
+                return False
+            tier.partitions.evict(day)
+            tier.partitions.release(day)
+        return True
 
     def _finish(self, day: int) -> None:
         self._store.partitions.evict(day)

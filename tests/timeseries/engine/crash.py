@@ -1,8 +1,8 @@
 """`make crash`: kills a writing process again and again, and checks each time that every acknowledged point is there.
 
 A store lives through `ROUNDS_OF_A_STORE` deaths of the process of crash_writer.py; after each an engine is opened on
-what it left, its points are compared with the oracle (history.py), and every byte is verified. `kill -9` does not
-lose what the page cache holds: for that there is test_power_loss.py.
+what it left, its points and roll-ups are compared with the oracle (history.py, rolled.py), and every byte is verified.
+`kill -9` does not lose what the page cache holds: for that there is test_power_loss.py.
 """
 
 import argparse
@@ -22,19 +22,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from runtime.clock import ManualClock
 from services.timeseries.engine import Engine, EngineSettings
 from tests.timeseries.engine import crash_writer
 from tests.timeseries.engine.history import DAY_MS, Eviction, History
 from tests.timeseries.engine.lives import unshipped
 from tests.timeseries.engine.model import Answer, everything
+from tests.timeseries.engine.rolled import rolled_faults
 from tests.timeseries.stores import verify
 
 ROOT: Final = Path(__file__).parents[3]
 FIRST_DAY_MS: Final = 19_700 * DAY_MS
 QUIET: Final = EngineSettings(maintenance_interval_s=1e9)
 ROUNDS_OF_A_STORE: Final = 25
-LIVES_AT_MOST_S: Final = 0.5
+LIVES_AT_MOST_S: Final = 0.8
+MADE_SHARE: Final = 0.1
+"""After so many rounds all that is due is done, and roll-ups are looked at once more."""
 STARTS_WITHIN_S: Final = 60.0
 
 
@@ -46,6 +51,8 @@ class Tally:
     points: int = 0
     batches: int = 0
     evictions: int = 0
+    ends: int = 0
+    excused: int = 0
     died_in: Counter[str] = field(default_factory=Counter)
 
 
@@ -71,10 +78,15 @@ class Store:
         tally.died_in.update(inside or ["nothing"])
         moment = self.history.moment()
         data, clock = self.folder / "data", ManualClock(self.now_ms)
+        made = self.rng.random() < MADE_SHARE
         async with Engine.open(data, clock=clock, settings=QUIET) as engine:
             found, status = await everything(engine), await engine.status()
             faults = self.history.faults(found, status, moment)
             faults += await unshipped(engine, status, self.remote, self.history)
+            faults += await rolled_faults(engine, self.history, moment)
+            if made and not faults:
+                await engine.maintain(everything=True)
+                faults += await rolled_faults(engine, self.history, moment)
         faults += verify(data)[1]
         if not faults:
             self.history.settle(found, status, moment)
@@ -121,21 +133,30 @@ class Store:
                 case "O":
                     assert int(rest) == len(history.sent), "it begins where the last round ended"
                 case "s":
-                    self.number, self.now_ms = map(int, rest.split())
-                    history.sent.append(crash_writer.batch(self.number, self.now_ms))
-                    sequences[self.number] = len(history.sent)
-                    self.number += 1
+                    words = rest.split()
+                    number, self.now_ms = int(words[0]), int(words[1])
+                    of_set, rows = crash_writer.batch(number, self.now_ms)
+                    history.sent.append((of_set, rows.select(np.array([kept == "1" for kept in words[2]]))))
+                    sequences[number] = len(history.sent)
+                    self.number = max(self.number, number + 1)
                 case "a":
                     number, sequence = map(int, rest.split())
-                    assert sequences[number] == sequence, "taken in the order of asking"
+                    assert sequences.get(number, sequence) == sequence, "taken in the order of the sequences"
                     history.acknowledged = max(history.acknowledged, sequence)
                     tally.batches += 1
                 case "e":
-                    day, through = map(int, rest.split())
-                    history.evictions.append(Eviction(day, through))
+                    tier, day, days, through = map(int, rest.split())
+                    history.evictions.append(Eviction(range(day, day + days), through, tier))
                 case "E":
-                    history.evictions[-1].done = True
-                    tally.evictions += 1
+                    tier, day, days, through = map(int, rest.split())
+                    gone = Eviction(range(day, day + days), through, tier)
+                    history.evictions[history.evictions.index(gone)].done = True
+                    tally.evictions += tier == 0
+                    tally.ends += tier > 0
+                case "x":
+                    day, days = map(int, rest.split())
+                    history.excused.update(range(day, day + days))
+                    tally.excused += 1
                 case "F":
                     self.remote = self.remote or set()
                 case "r":
@@ -165,7 +186,12 @@ async def crash(
     tally, rng = Tally(), random.Random(seed)
     while tally.rounds < rounds:
         number = tally.rounds // per_store
-        store = Store(folder=folder / f"store-{number}", kind=list(crash_writer.KINDS)[number % 2], rng=rng, bug=bug)
+        store = Store(
+            folder=folder / f"store-{number}",
+            kind=list(crash_writer.KINDS)[number % len(crash_writer.KINDS)],
+            rng=rng,
+            bug=bug,
+        )
         store.folder.mkdir()
         for _ in range(min(per_store, rounds - tally.rounds)):
             if faults := await store.round(tally):
@@ -190,7 +216,8 @@ def main() -> int:
             left_s = took / tally.rounds * (options.rounds - tally.rounds)
             line = (
                 f"{tally.rounds} of {options.rounds} rounds, {tally.points:,} points checked,"
-                f" {tally.evictions} days evicted, {tally.rounds / took:.1f} rounds/s, {left_s / 60:.1f} min left"
+                f" {tally.evictions} days and {tally.ends} files of roll-ups evicted,"
+                f" {tally.rounds / took:.1f} rounds/s, {left_s / 60:.1f} min left"
             )
             print(
                 f"\r{line}\033[K" if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n", flush=True
@@ -200,7 +227,7 @@ def main() -> int:
     print(f"seed {options.seed}, in {folder}", flush=True)
     tally, faults = asyncio.run(crash(folder, options.rounds, options.seed, progress))
     died = ", ".join(f"{phase} {count}" for phase, count in tally.died_in.most_common())
-    print(f"\n{tally.batches:,} batches acknowledged; it died in: {died}")
+    print(f"\n{tally.batches:,} batches acknowledged, {tally.excused} days without their roll-ups; it died in: {died}")
     for fault in faults:
         print(fault)
     if not faults:

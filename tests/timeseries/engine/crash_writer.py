@@ -9,8 +9,10 @@ named in `PHASES`, so that the process can be made to die in the middle of it.
 Notes are lines of FOLDER/notes, each written before or after the fact as its letter says:
 
     o / O sequence                  about to open the engine / open, at this sequence
-    s number now_ms / a number seq  about to append a batch / acknowledged
-    e day through / E day through   about to note an eviction durably / noted
+    s number now_ms kept            about to commit a batch, less the rows that were too late
+    a number sequence               it is acknowledged
+    e / E tier day days through     about to note durably that days of a tier go / noted, and of roll-ups gone
+    x day days                      the limit takes these days without all of their roll-ups
     F / r [[set, server, time]..]   the follower is registered / these rows are in the remote store
     > phase / < phase               a phase begins / ends
 
@@ -32,11 +34,15 @@ from typing import Any, Final
 
 from fleet.model import MetricSet, Rows
 from runtime.clock import SystemClock
+from runtime.errors import Unavailable
 from services.timeseries.engine import Engine, EngineSettings
 from services.timeseries.engine.journal import Journal
-from services.timeseries.engine.partition import Partitions
+from services.timeseries.engine.merge import Merger
+from services.timeseries.engine.partition import Closed, Mark, Partitions
 from services.timeseries.engine.retention import Retention
 from services.timeseries.engine.store import Store
+from services.timeseries.engine.tiers import TIERS, Tier
+from services.timeseries.engine.upkeep import Rollups
 from services.timeseries.engine.writer import Append, Writer
 from services.timeseries.followers.follower import BackendInfo, Follower, Receipt, TaggedRows
 from tests.timeseries.engine.history import DAY_MS, rows_of
@@ -45,7 +51,7 @@ from tests.timeseries.engine.model import NAN, metric_set, rows
 SETS: Final = (metric_set("cpu_usage", "requests_total", "load_1m"), metric_set("cpu_usage", "memory_usage"))
 SERVERS: Final = ("a", "b", "c")
 SENDERS: Final = 4
-DAY_S: Final = 0.12
+DAY_S: Final = 0.1
 LATE_DAYS: Final = (0, 0, 0, 0, 0, 1, 2, 3)
 SLOT_MS: Final = 1_000_000
 """Times within this are told apart by the numbers of batches, so that no point is sent twice."""
@@ -59,10 +65,20 @@ BUSY: Final = EngineSettings(
     close_group_heads=2,
     sweep_rows=7,
     partition_connections=3,
+    merge_blocks=3,
+    merged_rows=60,
+    late_grace_s=0.0,
 )
+A_FILE_A_DAY: Final = dataclasses.replace(BUSY, sparse_points_a_day=0)
 KINDS: Final = {
-    "age": dataclasses.replace(BUSY, raw_retention_s=2 * 86_400.0),
-    "size": dataclasses.replace(BUSY, disk_bytes_limit=1_000_000),
+    "age": dataclasses.replace(
+        A_FILE_A_DAY,
+        raw_retention_s=86_400.0,
+        five_minute_retention_s=3 * 86_400.0,
+        hour_retention_s=10 * 86_400.0,
+    ),
+    "size": dataclasses.replace(A_FILE_A_DAY, disk_bytes_limit=1_000_000),
+    "sparse": dataclasses.replace(BUSY, raw_retention_s=86_400.0, five_minute_retention_s=3 * 86_400.0),
 }
 PHASES: Final[dict[str, tuple[type, str]]] = {
     "replay": (Store, "_replay"),
@@ -72,6 +88,11 @@ PHASES: Final[dict[str, tuple[type, str]]] = {
     "sweep": (Store, "sweep"),
     "evict": (Retention, "_evict"),
     "unlink": (Partitions, "evict"),
+    "roll up": (Rollups, "_roll_up"),
+    "clear marks": (Partitions, "clear"),
+    "merge": (Merger, "_partition"),
+    "compact": (Partitions, "compact"),
+    "end": (Journal, "end"),
 }
 AIMED_SHARE: Final = 0.6
 DIES_WITHIN_S: Final = 0.006
@@ -133,14 +154,60 @@ class Remote:
 
 
 def note_evictions(notes: Notes) -> None:
-    real = Journal.begin_eviction
+    begin_eviction, end, evict, forget, end_of_store = (
+        Journal.begin_eviction,
+        Journal.end,
+        Partitions.evict,
+        Store.forget,
+        Store.end,
+    )
+    going: dict[tuple[str, int], tuple[int, int, int, int]] = {}
 
-    def begin(journal: Journal, day: int, through: int) -> None:
-        notes.add("e", day, through)
-        real(journal, day, through)
-        notes.add("E", day, through)
+    def begin(journal: Journal, days: Sequence[int], through: int) -> None:
+        notes.add("e", 0, days[0], len(days), through)
+        begin_eviction(journal, days, through)
+        notes.add("E", 0, days[0], len(days), through)
 
-    setattr(Journal, "begin_eviction", begin)  # noqa: B010  a method that is none to the type checker
+    def begin_end(journal: Journal, tier: int, day: int, through: int) -> None:
+        going[TIERS[tier].folder, day] = words = (tier, day, TIERS[tier].span_days, through)
+        notes.add("e", *words)
+        end(journal, tier, day, through)
+
+    def evicted(partitions: Partitions, day: int) -> None:
+        evict(partitions, day)
+        if words := going.pop((partitions.name, day), None):
+            notes.add("E", *words)
+
+    def forgotten(store: Store, first: int, days: int, *, force: bool) -> bool:
+        if force:
+            notes.add("x", first, days)
+        return forget(store, first, days, force=force)
+
+    def ended(store: Store, tier: Tier, day: int, *, force: bool) -> bool:
+        if force:
+            notes.add("x", day, tier.kind.span_days)
+        return end_of_store(store, tier, day, force=force)
+
+    for owner, name, method in (
+        (Journal, "begin_eviction", begin),
+        (Journal, "end", begin_end),
+        (Partitions, "evict", evicted),
+        (Store, "forget", forgotten),
+        (Store, "end", ended),
+    ):
+        setattr(owner, name, method)
+
+
+def note_batches(notes: Notes, pending: dict[int, tuple[int, int, str]]) -> None:
+    """Notes what is committed, in its order, by what `pending` has of the identity of its rows."""
+    stage = Writer._stage
+
+    def staged(writer: Writer, append: Append, *more: Any) -> Any:
+        answer = stage(writer, append, *more)
+        notes.add("s", *pending[id(append.rows)])
+        return answer
+
+    setattr(Writer, "_stage", staged)  # noqa: B010  a method that is none to the type checker
 
 
 def note_phases(notes: Notes, rng: random.Random) -> None:
@@ -191,23 +258,53 @@ def replay_everything(_partitions: Partitions, _day: int) -> dict[int, int]:
     return {}
 
 
-commit = Writer._commit
+def clear_first(rollups: Rollups, tier: Tier, servers: list[list[Mark]], *, growing: bool) -> None:
+    """A planted bug: the marks go, and then what they ask for is stored."""
+    tier.partitions.clear([mark for marks in servers for mark in marks])
+    time.sleep(0.002)
+    roll_up(rollups, tier, servers, growing=growing)
+
+
+def old_blocks_first(partitions: Partitions, day: int, closed: Sequence[Closed], *more: Any) -> Any:
+    """A planted bug: blocks go, and then what they are merged into is stored."""
+    if any(part.replaces for part in closed):
+        store(partitions, day, [dataclasses.replace(part, blocks=(), touched=()) for part in closed], *more)
+        time.sleep(0.03)
+    return store(partitions, day, [dataclasses.replace(part, replaces=()) for part in closed], *more)
+
+
+commit, roll_up, store = Writer._commit, Rollups._roll_up, Partitions._store
 PLANTS: Final[dict[str, tuple[type, str, Callable[..., Any]]]] = {
     "acknowledge first": (Writer, "_commit", acknowledge_first),
     "sweep past heads": (Store, "sweep_floor", sweep_past_heads),
     "replay everything": (Partitions, "blocked_through", replay_everything),
+    "marks go first": (Rollups, "_roll_up", clear_first),
+    "old blocks go first": (Partitions, "_store", old_blocks_first),
 }
 
 
 async def run(folder: Path, first: int, clock: FlyingClock, kind: str, notes: Notes) -> None:
     numbers = iter(range(first, 1 << 60))
+    pending: dict[int, tuple[int, int, str]] = {}
+    note_batches(notes, pending)
 
     async def one_sender(engine: Engine) -> None:
         for number in numbers:
             now_ms = clock.now_ms()
             of_set, rows_sent = batch(number, now_ms)
-            notes.add("s", number, now_ms)
-            sequence = await engine.append(rows_sent, metric_sets=(of_set,))
+            late, endings = await engine.too_late(rows_sent.server_ids, rows_sent.times_ms)
+            keep = ~late & (rows_sent.times_ms >= engine.oldest_ms)
+            if not keep.any():
+                continue
+            kept = rows_sent.select(keep)
+            pending[id(kept)] = number, now_ms, "".join(map(str, keep.astype(int)))
+            try:
+                sequence = await engine.append(kept, metric_sets=(of_set,), endings=endings)
+            except Unavailable as meanwhile:
+                assert meanwhile.reason == "EVICTED_MEANWHILE", meanwhile
+                continue
+            finally:
+                del pending[id(kept)]
             notes.add("a", number, sequence)
 
     notes.add("o")

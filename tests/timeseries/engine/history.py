@@ -1,8 +1,9 @@
 """The oracle of a store that was cut off: from all that it was told, what it must hold and what it may hold.
 
-Batches are journaled in the order in which they were sent, each with the next sequence, so whatever was lost is the end
-of that order: a store that ends at sequence `k` holds exactly the first `k` batches, less the days that went. Of a day
-that was just going when the store was cut off, either all rows up to the eviction's sequence are there, or none.
+Batches are journaled in the order in which the writer takes them, each with the next sequence, so whatever was lost is
+the end of that order: a store that ends at sequence `k` holds exactly the first `k` batches, less the days that went.
+Of a day that was just going when the store was cut off, either all rows up to the eviction's sequence are there, or
+none. What roll-ups must say is in rolled.py.
 """
 
 import dataclasses
@@ -20,10 +21,15 @@ DAY_MS = 86_400_000
 
 @dataclass(slots=True)
 class Eviction:
-    """The rows of a day up to a sequence go; `done` once that is durable for certain."""
+    """What a tier holds of the rows of some days up to a sequence goes; `done` once that is durable for certain.
 
-    day: int
+    A file of roll-ups that was going is not looked for at the next start: while it is not `done`, its days may hold
+    anything, until age or the limit takes them again.
+    """
+
+    days: range
     through: int
+    tier: int = 0
     done: bool = False
 
 
@@ -43,6 +49,8 @@ class History:
     sent: list[tuple[MetricSet, Rows]] = field(default_factory=list)
     acknowledged: int = 0
     evictions: list[Eviction] = field(default_factory=list)
+    excused: set[int] = field(default_factory=set)
+    """Days that the disk's limit took, as the engine said, without all of their roll-ups."""
     re_sent: bool = False
     """Whether points were sent more than once: a store may keep both, so that they cannot be counted."""
 
@@ -80,7 +88,8 @@ class History:
         self.acknowledged = status.last_sequence
         for gone in _possible(moment.evictions):
             if not self._difference(found, status.points, status.last_sequence, gone):
-                self.evictions = [Eviction(day, through, done=True) for day, through in gone.items()]
+                of_points = [Eviction(range(day, day + 1), through, done=True) for day, through in gone.items()]
+                self.evictions = of_points + [eviction for eviction in moment.evictions if eviction.tier]
                 return
         raise AssertionError("it has faults")
 
@@ -100,15 +109,19 @@ class History:
         """The newest value of each point, and how many points were sent."""
         wanted: dict[tuple[str, str], dict[int, float]] = {}
         stored = 0
+        for sequence, name, time, value in self.points(end):
+            if sequence > gone.get(time // DAY_MS, 0):
+                wanted.setdefault(name, {})[time] = value
+                stored += 1
+        return wanted, stored
+
+    def points(self, end: int) -> Iterator[tuple[int, tuple[str, str], int, float]]:
+        """(sequence, series, time, value) of all points that were taken up to a sequence, in its order."""
         for sequence, (of_set, batch) in enumerate(self.sent[:end], 1):
             for server, time, values in rows_of(batch):
-                if sequence <= gone.get(time // DAY_MS, 0):
-                    continue
                 for key, value in zip(of_set.keys, values, strict=True):
                     if not math.isnan(value):
-                        wanted.setdefault((server, key), {})[time] = value
-                        stored += 1
-        return wanted, stored
+                        yield sequence, (server, key), time, value
 
 
 def rows_of(batch: Rows) -> Iterator[tuple[str, int, list[float]]]:
@@ -116,16 +129,22 @@ def rows_of(batch: Rows) -> Iterator[tuple[str, int, list[float]]]:
     return zip(batch.server_ids, batch.times_ms.tolist(), batch.values.tolist(), strict=True)
 
 
+def gone_through(evictions: Iterable[Eviction]) -> dict[int, int]:
+    """Up to which sequence the rows of each day are gone."""
+    gone: dict[int, int] = {}
+    for eviction in evictions:
+        for day in eviction.days:
+            gone[day] = max(gone.get(day, 0), eviction.through)
+    return gone
+
+
 def _possible(evictions: Sequence[Eviction]) -> Iterator[dict[int, int]]:
-    """For each outcome of the evictions that were under way: up to which sequence the rows of each day are gone."""
-    certain = [eviction for eviction in evictions if eviction.done]
-    begun = [eviction for eviction in evictions if not eviction.done]
+    """For each outcome of the evictions of points that were under way: what is gone."""
+    certain = [eviction for eviction in evictions if eviction.done and not eviction.tier]
+    begun = [eviction for eviction in evictions if not eviction.done and not eviction.tier]
     for count in range(len(begun) + 1):
         for happened in itertools.combinations(begun, count):
-            gone: dict[int, int] = {}
-            for eviction in (*certain, *happened):
-                gone[eviction.day] = max(gone.get(eviction.day, 0), eviction.through)
-            yield gone
+            yield gone_through((*certain, *happened))
 
 
 Times = Mapping[tuple[str, str], Iterable[int] | Sequence[tuple[int, float]]]

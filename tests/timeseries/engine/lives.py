@@ -1,9 +1,9 @@
 """Lives of a store on a disk whose power goes: what is run, when it is cut off, and how what is left is judged.
 
-A life is a run of the engine on a `Disk` (tests/harness/power.py), with rows coming in and late, heads closing, the
-journal being swept, days going by age or by the disk's limit, logs being put into their files every few pages, and a
-follower shipping. At random moments the power is lost. What is left is opened by an engine on an ordinary disk and
-compared with the oracle (history.py); one of the survivors is the store's next life.
+A life is a run of the engine on a `Disk` (tests/harness/power.py): rows come in and late, heads are closed, roll-ups
+being made, blocks merged, the journal swept, files of all tiers going by age or by the limit, logs being put into their
+files every few pages, and a follower shipping. At random moments the power is lost. What is left is opened by an engine
+on an ordinary disk and compared with the oracle (history.py, rolled.py); one of the survivors is the store's next life.
 """
 
 import asyncio
@@ -17,17 +17,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import apsw
+import numpy as np
 import pytest
 
 from fleet.model import MetricSet, Rows
 from runtime.clock import ManualClock
-from services.timeseries.engine import Engine, EngineSettings, EngineStatus
+from runtime.errors import Unavailable
+from services.timeseries.engine import Aggregation, Engine, EngineSettings, EngineStatus
+from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.journal import Journal
-from services.timeseries.engine.partition import Partitions
+from services.timeseries.engine.merge import Merger
+from services.timeseries.engine.partition import Closed, Partitions
+from services.timeseries.engine.store import Store
+from services.timeseries.engine.tiers import TIERS, Tier
+from services.timeseries.engine.upkeep import Rollups
+from services.timeseries.engine.writer import Append, Writer
 from services.timeseries.followers.follower import BackendInfo, Follower, Receipt, TaggedRows
 from tests.harness.power import Disk
 from tests.timeseries.engine.history import DAY_MS, Eviction, History, Moment, rows_of
 from tests.timeseries.engine.model import NAN, Answer, everything, metric_set, rows
+from tests.timeseries.engine.rolled import WORKED_OUT, rolled_faults
 from tests.timeseries.stores import verify
 
 NOON = 19_700 * DAY_MS + DAY_MS // 2
@@ -42,9 +51,22 @@ BUSY = EngineSettings(
     close_group_heads=2,
     sweep_rows=5,
     partition_connections=2,
+    scan_cells=2_000,
+    merge_blocks=3,
+    merged_rows=40,
+    late_grace_s=0.0,
 )
-BY_AGE: Final = dataclasses.replace(BUSY, raw_retention_s=86_400.0)
-BY_SIZE: Final = dataclasses.replace(BUSY, disk_bytes_limit=450_000)
+"""Few points a day: a file of points spans 32 days."""
+A_FILE_A_DAY: Final = dataclasses.replace(BUSY, sparse_points_a_day=0)
+BY_AGE: Final = dataclasses.replace(
+    A_FILE_A_DAY,
+    raw_retention_s=2 * 86_400.0,
+    five_minute_retention_s=5 * 86_400.0,
+    hour_retention_s=20 * 86_400.0,
+)
+SPARSE: Final = dataclasses.replace(BUSY, raw_retention_s=2 * 86_400.0, five_minute_retention_s=50 * 86_400.0)
+BY_SIZE: Final = dataclasses.replace(A_FILE_A_DAY, disk_bytes_limit=650_000)
+ALL_SETTINGS: Final = (BY_AGE, BY_SIZE, SPARSE)
 QUIET = EngineSettings(maintenance_interval_s=1e9)
 CHECKPOINT_PAGES = 12
 MOMENTS: Final = (
@@ -53,6 +75,11 @@ MOMENTS: Final = (
     (Journal, "finish_eviction"),
     (Partitions, "store"),
     (Journal, "sweep"),
+    (Journal, "end"),
+    (Partitions, "clear"),
+    (Partitions, "compact"),
+    (Rollups, "_roll_up"),
+    (Merger, "_partition"),
 )
 """Methods after which a loss of power is likely to find something."""
 CHANCES: Final = {
@@ -66,13 +93,22 @@ CHANCES: Final = {
     "finish_eviction": 0.2,
     "store": 0.05,
     "sweep": 0.05,
+    "end": 0.2,
+    "clear": 0.02,
+    "compact": 0.02,
+    "_roll_up": 0.01,
+    "_partition": 0.02,
     "acknowledge": 0.03,
 }
 """How often the power is lost right after a change of the disk, a moment, or an acknowledgement."""
-LOSSES_OF_A_LIFE = 20
 SHIPPING_S = 0.03
-LATE_DAYS = (0, 0, 0, 1, 2, 3)
-PASSING_S = (0.5, 0.5, 6_000.0, 40_000.0, 90_000.0)
+LATE_DAYS = (0, 0, 0, 0, 1, 2, 3, 25)
+BUCKET_MS: Final = 300_000
+PASSING_S = (0.5, 0.5, 0.5, 6_000.0, 6_000.0, 40_000.0, 40_000.0, 90_000.0, 900_000.0)
+VERIFIED_SHARE: Final = 0.25
+"""Every byte of so many survivors is read, which takes longer than all else."""
+MADE_SHARE: Final = 0.1
+"""Of so many survivors all that is due is done, and then they are looked at once more."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -82,12 +118,14 @@ class Plan:
     Attributes:
         settings: of the engine.
         chances: when the power is lost.
+        losses: of power in a life, at most.
         re_send: whether points are sent again, with other values.
         deaf: a planted bug: what is never really synced.
     """
 
     settings: EngineSettings
     chances: Mapping[str, float] = dataclasses.field(default_factory=lambda: CHANCES)
+    losses: int = 20
     re_send: bool = False
     deaf: Callable[[Path], bool] = lambda _path: False
 
@@ -101,6 +139,11 @@ class Tally:
     partitions: int = 0
     swept: int = 0
     evictions: int = 0
+    ends: int = 0
+    refused: int = 0
+    excused: int = 0
+    roll_ups: int = 0
+    merges: int = 0
 
 
 class Remote:
@@ -148,6 +191,8 @@ class Life:
         self._cut_rng = random.Random(rng.random())
         self._unique = len(history.sent) * 1_000
         self._followed = False
+        self._sets = {of_set.id: of_set for of_set in SETS}
+        self.refused = self.forced = self.said = self.roll_ups = self.merges = 0
         self._disk: Disk | None = None
 
     async def run(self, clock: ManualClock) -> None:
@@ -170,13 +215,22 @@ class Life:
                         await engine.maintain(everything=self._rng.random() < 0.1)
                 await senders
             self._lose_power("the end")
+        assert self.forced == self.said, "the engine says what went without its roll-ups"
 
     async def _send(self, engine: Engine, clock: ManualClock) -> None:
+        """Sends as the service does: what is too late is refused before, and asked anew when days went meanwhile."""
         for _ in range(BATCHES):
             of_set, batch = self._batch(clock.now_ms())
-            self._history.sent.append((of_set, batch))
-            sequence = len(self._history.sent)
-            assert await engine.append(batch, metric_sets=(of_set,)) == sequence, "taken in the order of asking"
+            late, endings = await engine.too_late(batch.server_ids, batch.times_ms)
+            keep = ~late & (batch.times_ms >= engine.oldest_ms)
+            self.refused += int(np.count_nonzero(~keep))
+            if not keep.any():
+                continue
+            try:
+                sequence = await engine.append(batch.select(keep), metric_sets=(of_set,), endings=endings)
+            except Unavailable as meanwhile:
+                assert meanwhile.reason == "EVICTED_MEANWHILE", meanwhile
+                continue
             self._history.acknowledged = max(self._history.acknowledged, sequence)
             self._maybe("acknowledge")
 
@@ -185,11 +239,14 @@ class Life:
         if history.re_sent and history.sent and rng.random() < 0.2:
             of_set, earlier = rng.choice(history.sent[-40:])
             return of_set, rows(of_set, [(server, time, _values(rng, of_set)) for server, time, _ in rows_of(earlier)])
-        of_set, late = rng.choice(SETS), rng.choice(LATE_DAYS) * DAY_MS
+        of_set, about_ms = rng.choice(SETS), now_ms - rng.choice(LATE_DAYS) * DAY_MS
+        if history.sent and rng.random() < 0.15:  # a bucket that is there already, maybe without its points
+            about_ms = int(rng.choice(rng.choice(history.sent)[1].times_ms))
         lines = []
         for _ in range(rng.randrange(1, 6)):
             self._unique += 1
-            lines.append((rng.choice(SERVERS), now_ms - late + self._unique, _values(rng, of_set)))
+            assert self._unique < BUCKET_MS, "no time is drawn twice"
+            lines.append((rng.choice(SERVERS), about_ms // BUCKET_MS * BUCKET_MS + self._unique, _values(rng, of_set)))
         return of_set, rows(of_set, lines)
 
     def _maybe(self, kind: str) -> None:
@@ -197,7 +254,7 @@ class Life:
             self._lose_power(kind)
 
     def _lose_power(self, kind: str) -> None:
-        if len(self.survivors) >= LOSSES_OF_A_LIFE:
+        if len(self.survivors) >= self._plan.losses:
             return
         assert self._disk is not None
         certain, followed = self._history.moment(), self._followed
@@ -212,13 +269,42 @@ class Life:
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
         """Notes evictions, and lets the power be lost at the moments."""
-        begin_eviction = Journal.begin_eviction
+        begin_eviction, end, evict, stage = Journal.begin_eviction, Journal.end, Partitions.evict, Writer._stage
+        history = self._history
+        going: dict[tuple[str, int], Eviction] = {}
 
-        def begin(journal: Journal, day: int, through: int) -> None:
-            eviction = Eviction(day, through)
-            self._history.evictions.append(eviction)
-            begin_eviction(journal, day, through)
+        def staged(writer: Writer, append: Append, sequence: int, *more: Any) -> Any:
+            answer = stage(writer, append, sequence, *more)
+            assert append.rows is not None and sequence == len(history.sent) + 1
+            history.sent.append((self._sets[append.rows.metric_set_id], append.rows))
+            return answer
+
+        def begin(journal: Journal, days: Sequence[int], through: int) -> None:
+            eviction = Eviction(range(days[0], days[-1] + 1), through)
+            history.evictions.append(eviction)
+            begin_eviction(journal, days, through)
             eviction.done = True
+
+        def begin_end(journal: Journal, tier: int, day: int, through: int) -> None:
+            kind = TIERS[tier]
+            eviction = Eviction(range(day, day + kind.span_days), through, tier)
+            history.evictions.append(eviction)
+            going[kind.folder, day] = eviction
+            end(journal, tier, day, through)
+
+        def evicted(partitions: Partitions, day: int) -> None:
+            evict(partitions, day)
+            if eviction := going.pop((partitions.name, day), None):
+                eviction.done = True
+
+        def forced(real: Callable[..., bool], days_of: Callable[..., range]) -> Callable[..., bool]:
+            def watched(store: Store, *words: Any, force: bool) -> bool:
+                if force:
+                    self.forced += 1
+                    history.excused.update(days_of(*words))
+                return real(store, *words, force=force)
+
+            return watched
 
         def then_maybe(real: Callable[..., Any], kind: str) -> Callable[..., Any]:
             def watched(*args: Any, **options: Any) -> Any:
@@ -229,10 +315,43 @@ class Life:
             return watched
 
         with pytest.MonkeyPatch.context() as patches:
+            patches.setattr(Writer, "_stage", staged)
             patches.setattr(Journal, "begin_eviction", begin)
+            patches.setattr(Journal, "end", begin_end)
+            patches.setattr(Partitions, "evict", evicted)
+            patches.setattr(Store, "forget", forced(Store.forget, lambda first, days: range(first, first + days)))
+            patches.setattr(Store, "end", forced(Store.end, _days_of_roll_ups))
+            patches.setattr(Faults, "note", self._listening(Faults.note))
+            self._count(patches)
             for owner, name in MOMENTS:
                 patches.setattr(owner, name, then_maybe(getattr(owner, name), name))
             yield
+
+    def _listening(self, real: Callable[[Faults, str], None]) -> Callable[[Faults, str], None]:
+        def note(faults: Faults, message: str) -> None:
+            self.said += "went without all of its roll-ups" in message
+            real(faults, message)
+
+        return note
+
+    def _count(self, patches: pytest.MonkeyPatch) -> None:
+        """Counts what the upkeep does, to show that it is under fire at all."""
+        roll_up, store = Rollups._roll_up, Partitions._store
+
+        def rolling_up(*args: Any, **options: Any) -> None:
+            roll_up(*args, **options)
+            self.roll_ups += 1
+
+        def storing(partitions: Partitions, day: int, closed: Sequence[Closed], *more: Any) -> Any:
+            self.merges += any(part.replaces for part in closed)
+            return store(partitions, day, closed, *more)
+
+        patches.setattr(Rollups, "_roll_up", rolling_up)
+        patches.setattr(Partitions, "_store", storing)
+
+
+def _days_of_roll_ups(tier: Tier, day: int) -> range:
+    return range(day, day + tier.kind.span_days)
 
 
 def _values(rng: random.Random, of_set: MetricSet) -> list[float]:
@@ -254,7 +373,7 @@ def _small_logs() -> Iterator[None]:
 
 
 async def _examine(
-    survivor: Survivor, history: History, clock: ManualClock
+    survivor: Survivor, history: History, clock: ManualClock, rng: random.Random
 ) -> tuple[list[str], Answer, EngineStatus | None]:
     """The faults of what was left, and what it holds."""
     store = survivor.folder / "data"
@@ -263,11 +382,22 @@ async def _examine(
             found, status = await everything(engine), await engine.status()
             faults = history.faults(found, status, survivor.moment)
             faults += await unshipped(engine, status, survivor.remote, history)
+            if not faults:
+                faults += await rolled_faults(engine, history, survivor.moment, _some_aggregations(rng))
+            if not faults and rng.random() < MADE_SHARE:
+                await engine.maintain(everything=True)
+                faults += await rolled_faults(engine, history, survivor.moment, _some_aggregations(rng))
     except Exception as error:
         return [f"it does not start: {error!r}"], {}, None
-    faults += verify(store)[1]
-    faults += [f"set aside: {path.name}" for path in (store / "blocks").glob("*unusable*")]
+    if faults or rng.random() < VERIFIED_SHARE:
+        faults += verify(store)[1]
+    faults += [f"set aside: {path.name}" for path in store.glob("*/*unusable*")]
     return faults, found, status
+
+
+def _some_aggregations(rng: random.Random) -> set[Aggregation]:
+    """COUNT shows most, and any other comes round often enough."""
+    return {Aggregation.COUNT, rng.choice(list(WORKED_OUT))}
 
 
 async def unshipped(
@@ -303,13 +433,19 @@ async def lives(folder: Path, rng: random.Random, plan: Plan, count: int, tally:
     place = folder / "life-0"
     place.mkdir(parents=True)
     for number in range(count):
-        before = len(history.evictions)
+        before = list(history.evictions)
         life = Life(place, history, rng, remote, plan)
         await life.run(clock)
-        tally.evictions += len(history.evictions) - before
+        new = [eviction for eviction in history.evictions if eviction not in before]
+        tally.evictions += sum(eviction.tier == 0 for eviction in new)
+        tally.ends += sum(eviction.tier > 0 for eviction in new)
+        tally.refused += life.refused
+        tally.excused += life.forced
+        tally.roll_ups += life.roll_ups
+        tally.merges += life.merges
         heir = rng.choice(life.survivors)
         for survivor in life.survivors:
-            faults, found, status = await _examine(survivor, history, clock)
+            faults, found, status = await _examine(survivor, history, clock, rng)
             if faults or status is None:
                 return [f"{survivor.folder.name}, lost after {survivor.kind}: {fault}" for fault in faults]
             tally.losses[survivor.kind] += 1

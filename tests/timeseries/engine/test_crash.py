@@ -17,6 +17,8 @@ EFFECTS = {
     "acknowledge first": ("missing",),
     "sweep past heads": ("missing", "never shipped"),
     "replay everything": ("there twice",),
+    "marks go first": ("rolled up",),
+    "old blocks go first": ("missing",),
 }
 
 

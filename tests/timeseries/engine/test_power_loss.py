@@ -3,7 +3,9 @@
 lives.py says what is run and how it is judged. Every bug that is planted below must be found by the same check.
 """
 
+import asyncio
 import dataclasses
+import inspect
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -18,41 +20,45 @@ from services.timeseries.engine import partition as partition_module
 from services.timeseries.engine import store as store_module
 from services.timeseries.engine.database import connect
 from services.timeseries.engine.head import Heads
-from services.timeseries.engine.partition import Closed, Partitions
+from services.timeseries.engine.partition import Closed, Mark, Partitions
 from services.timeseries.engine.retention import Retention
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.tiers import Tier
+from services.timeseries.engine.upkeep import Rollups
 from services.timeseries.engine.writer import Append, Writer
 from services.timeseries.followers.follower import Follower
 from tests.harness.power import KINDS, File, Folder
-from tests.timeseries.engine.lives import BY_AGE, BY_SIZE, CHANCES, Plan, Tally, lives
+from tests.timeseries.engine.lives import ALL_SETTINGS, BY_AGE, CHANCES, Plan, Tally, lives
 
-STORES, FULL_STORES, LIVES = 5, 100, 3
+STORES, LOSSES, FULL_STORES, FULL_LOSSES, LIVES = 3, 9, 100, 20, 3
 TRIES = 60
 """Stores that live until a planted bug must have been seen; most are seen in the first."""
 
 
-async def survive(folder: Path, stores: int) -> Tally:
+async def survive(folder: Path, stores: int, losses: int) -> Tally:
     """Lets stores live and asserts that none of them ever has a fault."""
     first_seed, tally = random.randrange(1 << 30), Tally()
     for seed in range(first_seed, first_seed + stores):
         rng = random.Random(seed)
-        plan = Plan(settings=(BY_AGE, BY_SIZE)[seed % 2], re_send=rng.random() < 0.3)
+        settings = ALL_SETTINGS[seed % len(ALL_SETTINGS)]
+        plan = Plan(settings=settings, losses=losses, re_send=rng.random() < 0.3)
         assert await lives(folder / str(seed), rng, plan, LIVES, tally) == [], f"seed {seed}"
     assert all(tally.losses[kind] for kind in KINDS if kind != "truncate"), tally
-    assert min(tally.points, tally.partitions, tally.swept, 10 * tally.evictions) > 10 * stores, tally
+    done = (tally.points, tally.partitions, tally.swept, 10 * tally.evictions, tally.roll_ups, 3 * tally.merges)
+    assert min(done) > 10 * stores, tally
     return tally
 
 
 async def test_what_was_acknowledged_survives_every_loss_of_power(tmp_path: Path) -> None:
-    await survive(tmp_path, STORES)
+    await survive(tmp_path, STORES, LOSSES)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(1_200)
 async def test_what_was_acknowledged_survives_thousands_of_losses(tmp_path: Path) -> None:
-    tally = await survive(tmp_path, FULL_STORES)
-    assert tally.losses.total() > 1_500 and tally.losses["truncate"]
+    tally = await survive(tmp_path, FULL_STORES, FULL_LOSSES)
+    print(tally)
+    assert tally.losses.total() > 1_500 and tally.losses["truncate"] and tally.ends and tally.refused
 
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -129,11 +135,57 @@ def plant_blocks_first(patches: pytest.MonkeyPatch) -> None:
 def plant_unlink_first(patches: pytest.MonkeyPatch) -> None:
     def wrong(retention: Retention, tier: Tier, day: int, *, force: bool) -> None:
         tier.partitions.evict(day)
-        retention._on_writer(lambda: retention._store.forget(day, 1, force=force))
+        if tier.level:
+            retention._on_writer(lambda: retention._store.end(tier, day, force=force))
+        else:
+            retention._on_writer(lambda: retention._store.forget(day, 1, force=force))
+            retention._on_writer(lambda: retention._store.journal.finish_eviction([day]))
         tier.partitions.release(day)
-        retention._on_writer(lambda: retention._store.journal.finish_eviction([day]))
 
     patches.setattr(Retention, "_evict", wrong)
+
+
+def plant_mark_cleared_first(patches: pytest.MonkeyPatch) -> None:
+    real = Rollups._roll_up
+
+    def wrong(rollups: Rollups, tier: Tier, servers: list[list[Mark]], *, growing: bool) -> None:
+        tier.partitions.clear([mark for marks in servers for mark in marks])
+        real(rollups, tier, servers, growing=growing)
+
+    patches.setattr(Rollups, "_roll_up", wrong)
+
+
+def plant_old_blocks_first(patches: pytest.MonkeyPatch) -> None:
+    real = Partitions._store
+
+    def wrong(partitions: Partitions, day: int, closed: Sequence[Closed], *more: Any) -> Any:
+        if any(part.replaces for part in closed):
+            real(partitions, day, [dataclasses.replace(part, blocks=(), touched=()) for part in closed], *more)
+        return real(partitions, day, [dataclasses.replace(part, replaces=()) for part in closed], *more)
+
+    patches.setattr(Partitions, "_store", wrong)
+
+
+def plant_roll_ups_last(patches: pytest.MonkeyPatch) -> None:
+    """The day is noted as gone, and then what was made of it becomes durable."""
+    real, forget = Partitions.store, Store.forget
+    waiting: list[Callable[[], Any]] = []
+
+    def later(partitions: Partitions, *words: Any, **options: Any) -> Any:
+        frames = inspect.stack()
+        if any(frame.function == "_end_made" for frame in frames) and partitions.name == "rollup-5m":
+            waiting.append(lambda: real(partitions, *words, **options))
+            return []
+        return real(partitions, *words, **options)
+
+    def then_all(store: Store, *words: Any, **options: Any) -> bool:
+        answer = forget(store, *words, **options)
+        while waiting:
+            waiting.pop(0)()
+        return answer
+
+    patches.setattr(Partitions, "store", later)
+    patches.setattr(Store, "forget", then_all)
 
 
 def plant_cursor_first(patches: pytest.MonkeyPatch) -> None:
@@ -166,12 +218,19 @@ PLANTS: dict[str, tuple[Plant, str, dict[str, float]]] = {
     "blocked_through first": (plant_blocked_through_first, "missing", AFTER_SYNCS),
     "blocks first": (plant_blocks_first, "there twice", AFTER_SYNCS),
     "unlink first": (plant_unlink_first, "missing", AT_EVICTIONS),
+    "mark cleared first": (plant_mark_cleared_first, "rolled up", {"clear": 0.2}),
+    "old blocks go first": (plant_old_blocks_first, "missing", {"sync": 0.3}),
+    "roll-ups after the day": (plant_roll_ups_last, "rolled up", {"begin_eviction": 1.0}),
     "cursor first": (plant_cursor_first, "never shipped", AFTER_SYNCS),
 }
 
 
 def deaf_to_blocks(path: Path) -> bool:
     return path.parent.name == "blocks" and path.name.endswith(("-wal", ".db"))
+
+
+def deaf_to_roll_ups(path: Path) -> bool:
+    return path.parent.name.startswith("rollup") and path.name.endswith(("-wal", ".db"))
 
 
 def deaf_to_the_journal(path: Path) -> bool:
@@ -193,14 +252,16 @@ async def test_a_planted_bug_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
     plant, effect, chances = PLANTS[bug]
     with monkeypatch.context() as patches:
         plant(patches)
-        faults = await first_faults(tmp_path, Plan(settings=BY_AGE, chances=chances), effect)
+        faults = await first_faults(tmp_path, Plan(settings=BY_AGE, losses=LOSSES, chances=chances), effect)
     assert any(effect in fault for fault in faults), faults
 
 
-@pytest.mark.parametrize("deaf", [deaf_to_blocks, deaf_to_the_journal])
-async def test_a_sync_that_is_left_out_is_found(tmp_path: Path, deaf: Callable[[Path], bool]) -> None:
-    faults = await first_faults(tmp_path, Plan(settings=BY_AGE, deaf=deaf), "missing")
-    assert any("missing" in fault for fault in faults), faults
+@pytest.mark.parametrize(
+    ("deaf", "effect"), [(deaf_to_blocks, "missing"), (deaf_to_roll_ups, "rolled up"), (deaf_to_the_journal, "missing")]
+)
+async def test_a_sync_that_is_left_out_is_found(tmp_path: Path, deaf: Callable[[Path], bool], effect: str) -> None:
+    faults = await first_faults(tmp_path, Plan(settings=BY_AGE, losses=LOSSES, deaf=deaf), effect)
+    assert any(effect in fault for fault in faults), faults
 
 
 def test_the_disk_loses_what_it_may_and_nothing_else() -> None:
