@@ -98,7 +98,7 @@ LONG_FILE, NEXT_FILE = "blocks/2023-11-19.db", "blocks/2023-12-21.db"
 
 def first_day_only(patches: pytest.MonkeyPatch) -> None:
     """The planted bug: a file is taken for one of its first day alone."""
-    patches.setattr(backup._Tier, "_days_of", lambda _tier, _copy, day: range(day, day + 1))
+    patches.setattr(backup.TierCopy, "_days_of", lambda _tier, _copy, day: range(day, day + 1))
 
 
 @pytest.mark.parametrize(
