@@ -55,12 +55,18 @@ lock: $(STAMPS)/dev ## write the lock files anew from pyproject.toml
 	  --upgrade pyproject.toml --output-file requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --upgrade --extra dev --constraint requirements.txt pyproject.toml --output-file requirements-dev.txt
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["parquet"], sep="\n")' \
+	  | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --constraint requirements-dev.txt - --output-file requirements-parquet.txt
 
 gen: $(STAMPS)/dev ## generate gen/ from protos/ even if nothing changed
 	$(BIN)/python tools/generate.py
 
 docs: $(STAMPS)/gen-dev ## write docs/settings.md anew from the code
 	$(BIN)/python tools/document_settings.py
+
+.PHONY: parquet
+parquet: $(STAMPS)/parquet ## add what export to and import from Parquet need (pyarrow, 170 MB)
 
 clean: ## remove what set-up made (never data/)
 	rm -rf $(VENV) gen protos/google .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
@@ -85,6 +91,11 @@ $(STAMPS)/dev: requirements-dev.txt $(STAMPS)/product
 
 $(STAMPS)/gen: $(PROTOS) tools/generate.py $(STAMPS)/product
 	@$(BIN)/python tools/generate.py
+	@touch $@
+
+$(STAMPS)/parquet: requirements-parquet.txt $(STAMPS)/product
+	@echo "Installing pyarrow (170 MB, once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-parquet.txt
 	@touch $@
 
 # With the stubs that the type checker wants; the product's own code is the same.

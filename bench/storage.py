@@ -158,7 +158,8 @@ def _compare(folder: Path, parts: Iterable[Part], say: Say) -> dict[str, Any]:
         with peers.victoria(folder / VICTORIA) as server, contextlib.closing(server.http()) as connection:
             found[OURS] = asyncio.run(_store(folder / OURS, parts, lambda part: _feed(connection, part), say))
             say("storage: VictoriaMetrics merges")
-            found[VICTORIA] = _merged(server, connection, found[OURS])
+            with contextlib.closing(server.http()) as fresh:  # the other was idle while we closed and merged
+                found[VICTORIA] = _merged(server, fresh, found[OURS])
         for what in ("points", "series"):
             if found[VICTORIA][what] != found[OURS][what]:
                 raise BenchError(f"VictoriaMetrics holds {found[VICTORIA][what]} {what}, we {found[OURS][what]}")

@@ -1,48 +1,43 @@
-"""`python -m services.timeseries backup|restore|verify`: what an operator does with a store beside serving it.
+"""What `python -m services.timeseries COMMAND` does: all that an operator does with a store beside serving it.
 
-What must stay true: backup and verify change nothing in the store and may run while the service does; restore runs
-only without it and only into an empty folder; the exit status is 0 when all is well, 1 when something failed or is
-damaged, 2 for a command that makes no sense; and every refusal says what to do.
+What must stay true: backup, verify and export change nothing in the store and may run while the service does; restore
+runs only without it and only into an empty folder; import sends to the service, and writes itself only without it; the
+exit status is 0 when all is well, 1 when something failed, is damaged or was not taken, 2 for a command that makes no
+sense; and every refusal says what to do.
 """
 
 import argparse
+import asyncio
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 from runtime import folder
 from runtime.clock import SystemClock
 from runtime.errors import OpenManagerError
 from runtime.settings import SettingsError
+from services.timeseries.arguments import parse
 from services.timeseries.engine.backup import back_up, restore
 from services.timeseries.engine.manifest import BackupError
 from services.timeseries.engine.tiers import RAW, TIERS
 from services.timeseries.engine.verify import Damage, Verifier
+from services.timeseries.parquet.layout import ParquetError
+from services.timeseries.progress import Reporter, count_text, size_text
 from services.timeseries.settings import TimeSeriesSettings
 
 NAME: Final = "timeseries"
 _EXIT_OK, _EXIT_FAILED, _EXIT_USAGE = 0, 1, 2
-_BAR_CELLS: Final = 30
-_BAR_INTERVAL_S: Final = 0.1
 
-_EXAMPLES: Final = """\
-examples:
-  python -m services.timeseries                              serve, as `make run` does
-  python -m services.timeseries backup /backups/2026-11-23   while the service runs
-  python -m services.timeseries verify /backups/2026-11-23
-  python -m services.timeseries verify                       the store in DATA_DIR, running or not
-  DATA_DIR=/srv/new python -m services.timeseries restore /backups/2026-11-23
-
-The store is DATA_DIR/timeseries (DATA_DIR is ./data when unset). Exit status: 0 all is well, 1 failed or
-damage found, 2 a command or settings that make no sense. docs/operations.md says more.
-"""
+_NO_PYARROW: Final = """\
+export and import need pyarrow, which is not installed: run `make parquet` in the checkout, or
+  .venv/bin/python -m pip install --require-hashes -r requirements-parquet.txt"""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         settings = TimeSeriesSettings.load()
     except SettingsError as error:
@@ -50,15 +45,13 @@ def main(arguments: Sequence[str]) -> int:
         return _EXIT_USAGE
     store = settings.data_dir / NAME
     try:
-        match options.command:
-            case "backup":
-                return _back_up(store, options.path)
-            case "restore":
-                return _restore(settings, options.path)
-            case _:
-                return _verify(options.path or store)
-    except (BackupError, folder.CannotStartError, OpenManagerError) as error:
+        return _run(settings, store, options)
+    except (BackupError, ParquetError, folder.CannotStartError, OpenManagerError) as error:
         _complain(str(error))
+    except ModuleNotFoundError as error:
+        if error.name != "pyarrow":
+            raise
+        _complain(_NO_PYARROW)
     except OSError as error:
         _complain(f"{error.filename or store}: {error.strerror or error}")
     except KeyboardInterrupt:
@@ -66,58 +59,26 @@ def main(arguments: Sequence[str]) -> int:
     return _EXIT_FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m services.timeseries",
-        description="The history of the fleet. Without a command: serves it. With one: keeps it safe.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, summary: str, more: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}. {more}",
-            epilog=_EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    backup = add(
-        "backup",
-        "copy the store, which may be in use, to a new folder",
-        "It holds every point acknowledged before\nit began. PATH appears only when"
-        " it is whole; until then it is PATH.partial.",
-    )
-    backup.add_argument("path", metavar="PATH", type=Path, help="a folder that does not exist yet, or is empty")
-    restoring = add(
-        "restore",
-        "put a backup into an empty DATA_DIR/timeseries",
-        "The service must be stopped. The\nbackup is checked against its manifest before anything is written.",
-    )
-    restoring.add_argument("path", metavar="PATH", type=Path, help="a backup")
-    verifying = add(
-        "verify",
-        "read every block and batch of a store or backup and name what is damaged",
-        "\nIt changes nothing and may run beside the service.",
-    )
-    verifying.add_argument(
-        "path",
-        metavar="PATH",
-        type=Path,
-        nargs="?",
-        help="a backup, or a store's folder (default: DATA_DIR/timeseries)",
-    )
-    return parser
+def _run(settings: TimeSeriesSettings, store: Path, options: argparse.Namespace) -> int:
+    match options.command:
+        case "backup":
+            return _back_up(store, options.path)
+        case "restore":
+            return _restore(settings, options.path)
+        case "verify":
+            return _verify(options.path or store)
+        case "export":
+            return _export(store, options)
+        case _:
+            return _import(settings, options.path)
 
 
 def _back_up(store: Path, target: Path) -> int:
     started = time.monotonic()
-    with _Reporter(sys.stderr) as reporter:
+    with Reporter(sys.stderr) as reporter:
         manifest = back_up(store, target, now_ms=SystemClock().now_ms(), progress=reporter.progress)
     _say(
-        f"backup {target}: {len(manifest.files)} files, {_size(manifest.bytes)}, through sequence"
+        f"backup {target}: {len(manifest.files)} files, {size_text(manifest.bytes)}, through sequence"
         f" {manifest.last_sequence}, {time.monotonic() - started:.1f} s"
     )
     if not manifest.left_out:
@@ -131,12 +92,12 @@ def _back_up(store: Path, target: Path) -> int:
 
 def _restore(settings: TimeSeriesSettings, source: Path) -> int:
     started = time.monotonic()
-    with folder.locked(settings.data_dir, NAME) as store, _Reporter(sys.stderr) as reporter:
+    with folder.locked(settings.data_dir, NAME) as store, Reporter(sys.stderr) as reporter:
         restored = restore(source, store, settings=settings.engine(), clock=SystemClock(), progress=reporter.progress)
     manifest = restored.manifest
     _say(
         f"restored {store} from the backup of {manifest.created_time}: {len(manifest.files)} files,"
-        f" {_size(manifest.bytes)}, {restored.points:,} points, through sequence {manifest.last_sequence},"
+        f" {size_text(manifest.bytes)}, {restored.points:,} points, through sequence {manifest.last_sequence},"
         f" {time.monotonic() - started:.1f} s"
     )
     if manifest.left_out or restored.damaged:
@@ -148,7 +109,7 @@ def _restore(settings: TimeSeriesSettings, source: Path) -> int:
 
 def _verify(path: Path) -> int:
     started = time.monotonic()
-    with _Reporter(sys.stderr) as reporter:
+    with Reporter(sys.stderr) as reporter:
 
         def tell(damage: Damage) -> None:
             reporter.clear()
@@ -162,7 +123,7 @@ def _verify(path: Path) -> int:
             f" {totals.points:,} {things} in them"
         )
     _say(
-        f"{path}: {verified.batches:,} batches in the journal, {_size(verified.bytes)} in all,"
+        f"{path}: {verified.batches:,} batches in the journal, {size_text(verified.bytes)} in all,"
         f" {time.monotonic() - started:.1f} s: {'nothing' if not verified.damages else verified.damages} damaged"
     )
     if verified.damages:
@@ -173,49 +134,74 @@ def _verify(path: Path) -> int:
     return _EXIT_OK
 
 
-class _Reporter:
-    """How far it is: a bar that redraws itself on a terminal, elsewhere a line for each file that is done."""
+def _export(store: Path, options: argparse.Namespace) -> int:
+    from services.timeseries.parquet.exporting import Wanted, export  # noqa: PLC0415  pyarrow is an extra
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._bar = out.isatty()
-        self._drawn_at = 0.0
-
-    def __enter__(self) -> "_Reporter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.clear()
-
-    def progress(self, name: str, done: int, total: int) -> None:
-        if not self._bar:
-            if done >= total:
-                self._out.write(f"{name}  {_size(total)}\n")
-                self._out.flush()
-            return
-        now = time.monotonic()
-        if now - self._drawn_at < _BAR_INTERVAL_S:
-            return
-        self._drawn_at = now
-        share = min(1.0, done / total) if total else 1.0
-        full = round(_BAR_CELLS * share)
-        self._out.write(f"\r\x1b[K[{'#' * full}{'.' * (_BAR_CELLS - full)}] {share:4.0%} {name}  {_size(total)}")
-        self._out.flush()
-
-    def clear(self) -> None:
-        """Makes room for a line."""
-        if self._bar:
-            self._out.write("\r\x1b[K")
-            self._out.flush()
+    wanted = Wanted(
+        servers=options.servers or None,
+        metrics=options.metrics or None,
+        start_ms=options.start,
+        end_ms=options.end,
+    )
+    started = time.monotonic()
+    with Reporter(sys.stderr) as reporter:
+        manifest = export(
+            store,
+            options.path,
+            wanted,
+            clock=SystemClock(),
+            copying=reporter.progress,
+            progress=reporter.points,
+        )
+    _say(
+        f"export {options.path}: {len(manifest.files)} files, {manifest.points:,} points, {size_text(manifest.bytes)},"
+        f" {manifest.first_time} to {manifest.last_time}, {time.monotonic() - started:.1f} s"
+    )
+    if not manifest.left_out and not manifest.damaged:
+        return _EXIT_OK
+    names = ", ".join(manifest.left_out) or "no day"
+    _complain(
+        f"left out, because they cannot be read: {names}, and {manifest.damaged} blocks of other days. `verify` names"
+        " them; to have them, restore a backup and export that"
+    )
+    return _EXIT_FAILED
 
 
-def _size(count: int) -> str:
-    size, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1_024:
-            break
-        size, unit = size / 1_024, larger
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+def _import(settings: TimeSeriesSettings, path: Path) -> int:
+    from services.timeseries.parquet.importing import Importer, target_of  # noqa: PLC0415  pyarrow is an extra
+
+    started, clock = time.monotonic(), SystemClock()
+    with Reporter(sys.stderr) as reporter:
+        importer = Importer(path, clock, reporter.points)
+        book = importer.book
+
+        async def run() -> str:
+            async with target_of(settings, clock) as (target, name):
+                await importer.run(target)
+                return name
+
+        try:
+            name = asyncio.run(run())
+        except (OpenManagerError, KeyboardInterrupt) as error:
+            reporter.clear()
+            _complain(
+                f"{str(error) or 'interrupted'}. {book.taken:,} points were taken and stay; import again to go on:"
+                " what is there already is not doubled"
+            )
+            return _EXIT_FAILED
+    seconds = time.monotonic() - started
+    more = f", {book.without_value:,} without a value" if book.without_value else ""
+    more += f", {book.repeated:,} repeated" if book.repeated else ""
+    _say(
+        f"import {path}: {book.taken:,} points of {book.rows:,} rows{more}, into {name}, {seconds:.1f} s,"
+        f" {count_text(book.taken / seconds)} points/s"
+    )
+    for line in (*book.lines(), *book.damaged):
+        _say(line)
+    if not book.not_taken and not book.damaged:
+        return _EXIT_OK
+    _complain(f"{book.not_taken:,} rows were not taken, for the reasons above; everything else is stored")
+    return _EXIT_FAILED
 
 
 def _say(text: str) -> None:

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, SecretStr
 
-from runtime.settings import Address, ByteSize, CommonSettings, Duration, setting
+from runtime.settings import Address, ByteSize, CommonSettings, Duration, Target, setting
 from services.timeseries.engine.settings import DAY_MS, GIB, EngineSettings
 
 
@@ -33,6 +33,12 @@ class TimeSeriesSettings(CommonSettings):
     """Settings of the timeseries process."""
 
     address: Address = setting("TIMESERIES_ADDRESS", "127.0.0.1:50052", "Where timeseries listens.")
+    target: Target | None = setting(
+        "TIMESERIES_TARGET",
+        None,
+        "The service that `import` sends to. Unset: the one that has the store in DATA_DIR open, at "
+        "TIMESERIES_ADDRESS; or, if none has, the store itself.",
+    )
     block_age: Duration = setting(
         "TIMESERIES_BLOCK_AGE", "2h", "A head becomes a compressed block so long after its first row.", ge=1.0
     )

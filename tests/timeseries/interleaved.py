@@ -1,19 +1,21 @@
 """A backup during which an engine does something right after each copy; and the steps that it may do."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from services.timeseries.engine import Engine, backup
-from tests.timeseries.engine.model import Model, rows
-from tests.timeseries.stores import DAY_MS, NOON, SET, back_up
+from runtime.clock import ManualClock
+from services.timeseries.engine import Aggregation, Engine, Query, backup
+from tests.timeseries.engine.model import Model, ask, assert_same, everything, rows
+from tests.timeseries.stores import DAY_MS, NOON, QUIET, SET, back_up, restore, verify
 
 MINUTE_MS, HOUR_MS = 60_000, 3_600_000
 Step = Callable[[], Any]
+Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 class Interleaved:
@@ -88,3 +90,44 @@ class Interleaved:
         before = store.endings
         await self._upkeep(partial(retention._attempt, day, partial(retention._evict, store.tiers[level], force=False)))
         assert store.endings == before + 1
+
+
+WINDOWS = (Aggregation.COUNT, Aggregation.SUM, Aggregation.MAX, Aggregation.LAST)
+
+
+async def wrong_windows(engine: Engine, model: Model, steps: Iterable[int]) -> bool:
+    for aggregation in WINDOWS:
+        for step_ms in steps:
+            query = Query(metrics=None, start_ms=0, end_ms=2 * NOON, step_ms=step_ms, aggregation=aggregation)
+            try:
+                assert_same(await ask(engine, query), model.query(query), aggregation)
+            except AssertionError:
+                return True
+    return False
+
+
+BOTH = (5 * MINUTE_MS, HOUR_MS)
+
+
+async def wrong_with(tmp_path: Path, model: Model, days: Iterable[int], steps: tuple[int, ...] = BOTH) -> set[str]:
+    """What is wrong with the backup once it is restored: its points, which should be those of `days`, whole; and all
+    windows of whole buckets: at once, when its roll-ups are made, when its points are gone, when the 5 min are too."""
+    wrong = {"damaged"} if verify(tmp_path / "backup")[1] else set()
+    restore(tmp_path / "backup", tmp_path / "store")
+    async with Engine.open(tmp_path / "store", clock=ManualClock(NOON), settings=QUIET) as engine:
+        it = Interleaved(engine, tmp_path / "store", None)
+        for name, series in model.series.items():
+            wanted = {(time, value) for time, value in series.items() if time // DAY_MS in days}
+            found = set((await everything(engine)).get(name, []))
+            wrong |= {"missing"} if wanted - found else set()
+            wrong |= {"more"} if found - wanted else set()
+        wrong |= {"at once"} if await wrong_windows(engine, model, (HOUR_MS,)) else set()
+        await engine.maintain(everything=True)
+        wrong |= {"rolled up"} if await wrong_windows(engine, model, steps) else set()
+        for level, left in ((0, steps), (1, (HOUR_MS,))):
+            for day in engine._store.tiers[level].partitions.days(0, 1 << 20):
+                await it.evict(level, day)
+            wrong |= {f"tier {level} gone"} if await wrong_windows(engine, model, left) else set()
+        status = await engine.status()
+        assert (status.damaged, status.last_error) == (0, None)
+    return wrong

@@ -1,6 +1,7 @@
 """The commands of `python -m services.timeseries` as an operator calls them."""
 
 import asyncio
+import io
 import os
 import pty
 import re
@@ -18,7 +19,7 @@ from fleet.codec import metric_set_to_pb, rows_to_pb
 from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
 from runtime import folder
 from runtime.channel import Channel
-from services.timeseries import commands
+from services.timeseries import commands, progress
 from services.timeseries.engine.verify import Verifier
 from tests.harness import eventually, free_port
 from tests.timeseries.engine.model import Model, rows
@@ -92,7 +93,7 @@ async def test_the_commands_beside_a_running_service(tmp_path: Path) -> None:
 def test_help_and_usage() -> None:
     shown = run("--help", data=Path("/nowhere"))
     assert shown.returncode == 0 and "Traceback" not in shown.stderr
-    for word in ("backup", "restore", "verify", "examples:", "DATA_DIR", "Exit status"):
+    for word in ("backup", "restore", "verify", "export", "import", "examples:", "DATA_DIR", "Exit status"):
         assert word in shown.stdout
     with pytest.raises(SystemExit) as usage:
         commands.main(["backup"])
@@ -147,10 +148,33 @@ async def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
     await fill(tmp_path)
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
-        with commands._Reporter(terminal) as reporter:
+        with progress.Reporter(terminal) as reporter:
             Verifier(tmp_path, ignore, reporter.progress).run()
         shown = ""
         while not shown.endswith("\r\x1b[K"):
             shown += os.read(ours, 10_000).decode()
     os.close(ours)
     assert re.search(r"\r\x1b\[K\[[#.]{30}\] +\d+% journal.db", shown)
+
+
+def test_points_are_shown_with_their_rate_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    out = io.StringIO()
+    with progress.Reporter(out) as reporter:
+        for name, points, share, seconds in (
+            ("a", 0, 0.0, 20),
+            ("a", 10_000_000, 0.125, 5),  # a line of its own: the file takes long
+            ("a", 15_000_000, 0.2, 1),
+            ("a", 20_000_000, 0.25, 1),
+            ("b", 20_500_000, 0.5, 1),
+        ):
+            reporter.points(name, points, share)
+            now += seconds
+    assert out.getvalue().splitlines() == [
+        "a  10,000,000 points  500.0 k/s  2:20 left",
+        "a  20,000,000 points  769.2 k/s  1:18 left",
+        "b  20,500,000 points  759.3 k/s  0:27 left",
+    ]
+    assert [progress.duration_text(seconds) for seconds in (7, 754, 3_780)] == ["0:07", "12:34", "1:03:00"]
+    assert [progress.count_text(count) for count in (999, 1_500, 2.5e12)] == ["999", "1.5 k", "2500.0 G"]

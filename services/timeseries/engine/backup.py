@@ -68,7 +68,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -108,7 +108,6 @@ from services.timeseries.engine.settings import EngineSettings
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.tiers import TIERS
 
-_MARK: Final = "unfinished-backup"
 _STEP_PAGES: Final = 512
 _TABLES_TRIES, _TABLES_WAIT_S = 10, 0.05
 _PARTITION_TRIES: Final = 20
@@ -123,22 +122,15 @@ def back_up(folder: Path, target: Path, *, now_ms: int, progress: Progress) -> M
         BackupError: nothing was made; `target` is as it was.
     """
     target = target.resolve()
-    _check(folder, target)
-    with _claimed(target.with_name(f"{target.name}.partial")) as draft:
-        try:
-            manifest = _copied(folder, draft, now_ms, progress)
-            write_manifest(draft, manifest)
-            (draft / _MARK).unlink()
-            for inside in (*(path for path in draft.iterdir() if path.is_dir()), draft):
-                sync_folder(inside)
-            draft.rename(target)  # replaces an empty folder
-            sync_folder(target.parent)
-        except (OSError, apsw.Error) as error:
-            raise BackupError(f"the backup failed and was removed: {_said(error)}") from error
+    check_target(folder, target, store_files(folder))
+    with drafted(target, "backup") as draft:
+        manifest = _copied(folder, draft, now_ms, progress)
+        write_manifest(draft, manifest)
     return manifest
 
 
-def _check(folder: Path, target: Path) -> None:
+def check_target(folder: Path, target: Path, names: Iterable[str]) -> None:
+    """Refuses a target into which the journal and the partitions `names` of a store cannot be copied."""
     if not (folder / JOURNAL_NAME).exists():
         raise BackupError(f"there is no store in {folder}: set DATA_DIR to where the service keeps its data")
     if target.is_relative_to(folder.resolve()):
@@ -147,7 +139,7 @@ def _check(folder: Path, target: Path) -> None:
         raise BackupError(f"there is no folder {target.parent}: make it, or mount what belongs there")
     if target.exists() and not (target.is_dir() and _is_empty(target)):
         raise BackupError(f"{target} is there already and not an empty folder: name a new one")
-    needed = sum(file_bytes(folder / name) for name in (JOURNAL_NAME, *store_files(folder)))
+    needed = sum(file_bytes(folder / name) for name in (JOURNAL_NAME, *names))
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise BackupError(f"{target.parent} has {free} bytes free, {needed} are needed: make room, or name another")
@@ -158,8 +150,27 @@ def _is_empty(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _claimed(draft: Path) -> Iterator[Path]:
-    """An empty folder that no other backup writes; what a killed one left in it is removed, as it is on failure.
+def drafted(target: Path, what: str) -> Iterator[Path]:
+    """An empty folder beside `target`, which it becomes, synced, when the block ends well; else it is removed.
+
+    What a killed one left in it is removed before. Raises BackupError.
+    """
+    draft, mark = target.with_name(f"{target.name}.partial"), f"unfinished-{what}"
+    with _claimed(draft, mark, what):
+        try:
+            yield draft
+            (draft / mark).unlink()
+            for inside in (*(path for path in draft.rglob("*") if path.is_dir()), draft):
+                sync_folder(inside)
+            draft.rename(target)  # replaces an empty folder
+            sync_folder(target.parent)
+        except (OSError, apsw.Error) as error:
+            raise BackupError(f"the {what} failed and was removed: {_said(error)}") from error
+
+
+@contextlib.contextmanager
+def _claimed(draft: Path, mark: str, what: str) -> Iterator[None]:
+    """An empty folder that nobody else writes; what a killed one left in it is removed, as it is on failure.
 
     The mark says that its content is ours to delete, the kernel's lock that nobody is at it.
     """
@@ -172,17 +183,17 @@ def _claimed(draft: Path) -> Iterator[Path]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise BackupError(f"another backup is writing {draft}: wait for it, or name another folder") from error
-        if not (_is_empty(draft) or (draft / _MARK).exists()):
-            raise BackupError(f"{draft} holds something that no backup left there: move it away, or delete it")
-        (draft / _MARK).touch()
+            raise BackupError(f"another {what} is writing {draft}: wait for it, or name another folder") from error
+        if not (_is_empty(draft) or (draft / mark).exists()):
+            raise BackupError(f"{draft} holds something that no {what} left there: move it away, or delete it")
+        (draft / mark).touch()
         try:
             for left in draft.iterdir():
                 if left.is_dir():
                     shutil.rmtree(left)
-                elif left.name != _MARK:
+                elif left.name != mark:
                     left.unlink()
-            yield draft
+            yield
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
@@ -191,11 +202,10 @@ def _claimed(draft: Path) -> Iterator[Path]:
 
 
 def _copied(folder: Path, draft: Path, now_ms: int, progress: Progress) -> Manifest:
-    _copy_database(folder / JOURNAL_NAME, draft / JOURNAL_NAME, partial(progress, JOURNAL_NAME))
-    journal = JournalCopy(folder / JOURNAL_NAME, draft / JOURNAL_NAME)
+    journal = copy_journal(folder, draft, progress)
     names, left_out = [], []
     for level in _ORDER:
-        tier = _Tier(folder, draft, level, journal, progress)
+        tier = TierCopy(folder, draft, level, journal, progress)
         tier.copy()
         names += tier.copied
         left_out += tier.left_out
@@ -211,7 +221,13 @@ def _copied(folder: Path, draft: Path, now_ms: int, progress: Progress) -> Manif
     )
 
 
-class _Tier:
+def copy_journal(folder: Path, draft: Path, progress: Progress) -> JournalCopy:
+    """Copies the journal, before anything else; raises `apsw.Error`."""
+    _copy_database(folder / JOURNAL_NAME, draft / JOURNAL_NAME, partial(progress, JOURNAL_NAME))
+    return JournalCopy(folder / JOURNAL_NAME, draft / JOURNAL_NAME)
+
+
+class TierCopy:
     """Copies the partitions of one tier, the journal's copy following."""
 
     def __init__(self, folder: Path, draft: Path, level: int, journal: JournalCopy, progress: Progress) -> None:
@@ -222,9 +238,9 @@ class _Tier:
         self.copied: list[str] = []
         self.left_out: list[str] = []
 
-    def copy(self) -> None:
-        """Copies all that are there; raises `apsw.Error`."""
-        names = tier_files(self._folder, TIERS[self._level])
+    def copy(self, without: Collection[str] = ()) -> None:
+        """Copies all that are there but those named; raises `apsw.Error`."""
+        names = [name for name in tier_files(self._folder, TIERS[self._level]) if name not in without]
         self._journal.catch_up(self._level, self._settled)  # with the notes of what went before it was listed
         for name in names:
             day = day_of(Path(name))

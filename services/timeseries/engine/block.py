@@ -54,11 +54,12 @@ def build(chunk: Chunk, cohort_id: int, level: int, rows_limit: int, *, frame_ro
     """The blocks of a chunk of a cohort: sorted, superseded and empty rows left out, cut after `rows_limit` rows."""
     order = np.lexsort((chunk.sequences, chunk.times_ms))
     order = order[_kept(chunk.times_ms[order], chunk.values, order)]
+    in_order = np.array_equal(order, np.arange(len(chunk.times_ms)))  # as nearly always: nothing is copied then
     blocks = []
     for start in range(0, len(order), rows_limit):
-        part = order[start : start + rows_limit]
+        part = slice(start, start + rows_limit) if in_order else order[start : start + rows_limit]
         times, sequences, values = chunk.times_ms[part], chunk.sequences[part], chunk.values[part]
-        if len(part) < frame_rows:
+        if len(times) < frame_rows:
             payload = encode_frame(times, sequences, values, cohort_id)
         else:
             payload = _encode_columns(times, sequences, values, cohort_id, level)

@@ -141,8 +141,9 @@ class Merger:
                     return None
                 times.append(of_times)
                 sequences.append(of_sequences)
-                values.append(np.column_stack(found))
-        return Chunk(times_ms=np.concatenate(times), sequences=np.concatenate(sequences), values=np.concatenate(values))
+                values.append(np.array(found))
+        by_column = np.concatenate(values, axis=1)  # as the block wants them again
+        return Chunk(times_ms=np.concatenate(times), sequences=np.concatenate(sequences), values=by_column.T)
 
 
 def _worth_while(infos: list[BlockInfo], pile: Pile, many: int) -> bool:

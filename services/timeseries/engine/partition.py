@@ -270,7 +270,7 @@ class Partitions:
         self._idle: list[tuple[int, apsw.Connection]] = []  # least recently used first
         self._lives: dict[int, int] = {}
         self._versions: dict[int, int] = {}
-        self._doomed: set[int] = set()
+        self._doomed: dict[int, range] = {}  # the days of each file that is being evicted
         if not folder.exists():
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
@@ -399,7 +399,7 @@ class Partitions:
                 now = self._lives.get(day, 0)
                 if life not in (None, now) or (day not in self._spans and not create):
                     raise PartitionGoneError(self.path(day).name)
-                if day in self._doomed:
+                if any(day in days for days in self._doomed.values()):
                     raise OSError(f"{self.path(day).name} is being evicted")
             return Partition(day, now, self._connect(day, create=create))
 
@@ -593,18 +593,19 @@ class Partitions:
     def evict(self, day: int) -> None:
         """Gives a day's file back to the file system; returns when that is durable, raises OSError.
 
-        Who reads it at this moment keeps what was lent and may finish; nobody writes to the day until `release`.
+        Who reads it at this moment keeps what was lent and may finish; nobody writes to its days until `release`, for a
+        start in between would unlink a file that is named after any of them.
         """
         with self._lock:
-            self._doomed.add(day)
+            self._doomed.setdefault(day, range(day, day + self._place(day)[1]))
         self._forget(day)
         with self._names:
             remove_files(self.path(day))
 
     def release(self, day: int) -> None:
-        """Lets a file be made again for an evicted day."""
+        """Lets files be made again for the days of an evicted one."""
         with self._lock:
-            self._doomed.discard(day)
+            self._doomed.pop(day, None)
 
     def _forget(self, day: int) -> None:
         """Makes a day's file unknown and closes its idle connections; lent ones are closed when they come back."""
@@ -687,13 +688,14 @@ def partition_path(folder: Path, day: int) -> Path:
     return folder / f"{EPOCH + datetime.timedelta(days=day):%Y-%m-%d}.db"
 
 
-def remove_files(path: Path) -> None:
-    """Unlinks a partition with its log; returns when that is durable. Some or all of it may be gone already."""
-    if not path.parent.exists():
+def remove_files(*paths: Path) -> None:
+    """Unlinks partitions of one folder with their logs; returns when that is durable. Some may be gone already."""
+    if not paths or not paths[0].parent.exists():
         return
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    sync_folder(path.parent)
+    for path in paths:
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    sync_folder(paths[0].parent)
 
 
 def day_of(path: Path) -> int | None:

@@ -59,9 +59,9 @@ class Store:
         try:
             self.catalog: Catalog = self.journal.load()
             evictions = self.journal.evictions()
-            for day in [day for day, (_, unlinked) in evictions.items() if not unlinked]:
-                remove_files(partition_path(folder / "blocks", day))
-                self.journal.finish_eviction([day])
+            unfinished = [day for day, (_, unlinked) in evictions.items() if not unlinked]
+            remove_files(*(partition_path(folder / "blocks", day) for day in unfinished))
+            self.journal.finish_eviction(unfinished)
             self.endings = 0
             self.ended: list[dict[int, int]] = [{} for _ in TIERS]
             for tier, day, through in self.journal.ended():

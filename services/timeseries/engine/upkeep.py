@@ -201,7 +201,7 @@ class Rollups:
         shared = [other for other in others if not columns.keys().isdisjoint(other.source.cohort.stored_set.columns)]
         rows = frame(self._store, holding.source, range(holding.source.columns), self._check)
         if rows.distinct and not shared:
-            times, matrix = rows.times_ms, np.column_stack(rows.columns)
+            times, matrix = rows.times_ms, np.array(rows.columns).T
         else:
             times, matrix = self._joined(tier, holding, rows, shared)
         if tier.level == RAW:

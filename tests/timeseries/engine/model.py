@@ -7,6 +7,7 @@ Python. It shares no code with the engine beyond the words of a query, so that o
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -171,3 +172,9 @@ def assert_same(
         else:
             for value, (_, expected) in zip(values, series, strict=True):
                 assert math.isclose(value, expected, rel_tol=1e-9, abs_tol=1e-9), name
+
+
+def written(folder: Path) -> list[tuple[str, int, int]]:
+    """What tells whether a store's files have changed."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith("-shm")]
+    return sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)

@@ -5,9 +5,10 @@ same check must find the bugs that are planted: that is what shows it is worth s
 """
 
 import asyncio
-import dataclasses
 import shutil
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,54 @@ import pytest
 from fleet.model import Rows
 from runtime.clock import ManualClock
 from runtime.errors import ResourceExhausted
-from services.timeseries.engine import Engine, EngineSettings
+from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query, upkeep
 from services.timeseries.engine.head import Heads
 from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.partition import Closed, Mark, Partition, Partitions
 from services.timeseries.engine.query import Scan
+from services.timeseries.engine.tiers import Tier
+from services.timeseries.engine.upkeep import Rollups
 from services.timeseries.engine.writer import Append, Writer
-from tests.timeseries.engine.model import EVERYTHING, Model, assert_same, everything, metric_set, rows
+from tests.timeseries.engine.model import (
+    EVERYTHING,
+    Answer,
+    Model,
+    ask,
+    assert_same,
+    everything,
+    metric_set,
+    rows,
+    written,
+)
 
+pytestmark = pytest.mark.usefixtures("unsynced")
 NOON = 19_700 * 86_400_000 + 43_200_000
+DAY_MS, HOUR_MS, FIVE_MINUTES_MS = 86_400_000, 3_600_000, 300_000
 SET = metric_set("cpu_usage", "requests_total")
 SETTINGS = EngineSettings(
-    sparse_points_a_day=0, head_rows=4, maintenance_interval_s=1e9, journal_keep_s=0.0, close_group_heads=1
+    sparse_points_a_day=0,
+    head_rows=4,
+    maintenance_interval_s=1e9,
+    journal_keep_s=0.0,
+    close_group_heads=1,
+    merge_blocks=2,
 )
 
 PATIENT = EngineSettings(sparse_points_a_day=0, maintenance_interval_s=1e9)
+
+
+async def counted(engine: Engine, step_ms: int) -> Answer:
+    query = Query(metrics=None, start_ms=0, end_ms=2 * NOON, step_ms=step_ms, aggregation=Aggregation.COUNT)
+    return await ask(engine, query)
+
+
+def count(answer: Answer, step_ms: int) -> Answer:
+    """The windows of all points."""
+    found: Answer = {}
+    for name, series in answer.items():
+        windows = Counter(time // step_ms * step_ms for time, _ in series)
+        found[name] = sorted((start, float(points)) for start, points in windows.items())
+    return found
 
 
 class Crashes:
@@ -43,10 +77,17 @@ class Crashes:
         self.model = Model()
         self.points: list[tuple[str, Path, int]] = []
         self.acknowledged: list[tuple[int, int]] = []
-        self._pending: Append | None = None
+        self.steps: Counter[str] = Counter()
+        self._seen: list[tuple[str, int, int]] = []
 
     def here(self, step: str) -> None:
-        copy = self._copies / f"{len(self.points):03d}-{step}"
+        self.steps[step] += 1
+        seen = written(self._folder)
+        if seen == self._seen:  # as it was at the last step, with more acknowledged at most
+            last, copy, _ = self.points[-1]
+            self.points[-1] = (f"{last}, {step}", copy, len(self.acknowledged))
+            return
+        copy, self._seen = self._copies / f"{len(self.points):03d}-{step}", seen
         shutil.copytree(self._folder, copy, ignore=shutil.ignore_patterns("*-shm"))
         self.points.append((step, copy, len(self.acknowledged)))
 
@@ -62,36 +103,49 @@ class Crashes:
 
         monkeypatch.setattr(owner, name, crashing)
 
-    async def faults(self) -> list[str]:
-        found = []
-        for step, copy, count in self.points:
+    async def faults(self, effect: str = "") -> list[str]:
+        """What is wrong with the copies; only until the effect of a bug is found, if one is looked for."""
+        found: list[str] = []
+        for step, copy, acknowledged in self.points:
             async with Engine.open(copy, clock=ManualClock(NOON), settings=SETTINGS) as engine:
-                answer = await everything(engine)
-                stored = {(server, time) for (server, _), series in answer.items() for time, _ in series}
-                missing = {("a", time) for time, _ in self.acknowledged[:count]} - stored
-                if missing:
-                    found.append(f"{step}: {len(missing)} acknowledged rows are missing")
-                if (await engine.status()).points != sum(len(series) for series in answer.values()):
-                    found.append(f"{step}: rows are there twice")
-                if engine.last_sequence < max((sequence for _, sequence in self.acknowledged[:count]), default=0):
-                    found.append(f"{step}: a sequence would be used again")
+                found.extend(f"{step}: {fault}" for fault in await self._wrong(engine, acknowledged))
+            if effect and any(effect in fault for fault in found):
+                break
+        return found
+
+    async def _wrong(self, engine: Engine, acknowledged: int) -> list[str]:
+        """What is wrong with one: with its rows, and with roll-ups of the rows that are there, at once and later."""
+        found, answer = [], await everything(engine)
+        stored = {(server, time) for (server, _), series in answer.items() for time, _ in series}
+        if missing := {("a", time) for time, _ in self.acknowledged[:acknowledged]} - stored:
+            found.append(f"{len(missing)} acknowledged rows are missing")
+        if (await engine.status()).points != sum(len(series) for series in answer.values()):
+            found.append("rows are there twice")
+        if engine.last_sequence < max((sequence for _, sequence in self.acknowledged[:acknowledged]), default=0):
+            found.append("a sequence would be used again")
+        for when in ("", ", once all is made"):
+            for step_ms, tier in ((FIVE_MINUTES_MS, "5 min"), (HOUR_MS, "1 h")):
+                if await counted(engine, step_ms) != count(answer, step_ms):
+                    found.append(f"roll-ups of {tier} are not those of the points{when}")
+            await asyncio.to_thread(engine._rollups.run, everything=True)
         return found
 
 
 async def drive(crashes: Crashes, folder: Path) -> None:
-    """Twenty batches; after every fifth, heads close and the journal is swept."""
-    clock = ManualClock(NOON)
+    """Sixteen batches; after some, heads close, blocks are rolled up and merged, and the journal is swept."""
+    clock, everything_at = ManualClock(NOON), {4: True, 9: False, 12: False, 14: False, 15: True}
     async with Engine.open(folder, clock=clock, settings=SETTINGS) as engine:
-        for number in range(20):
-            time = NOON + number * 1_000 - (86_400_000 if number % 7 == 3 else 0)
+        engine._notify = lambda **_: None  # type: ignore[method-assign]  # heads close below only
+        for number in range(16):
+            time = NOON + number * 100_000 - (DAY_MS if number in (3, 10) else 0)
             batch = rows(SET, [("a", time, [number, number * 2.0]), ("b", time, [float(number), 1.0])])
             sequence = await engine.append(batch, metric_sets=(SET,))
             crashes.acknowledged.append((time, sequence))
             crashes.model.append(SET, batch)
             crashes.here("acknowledged")
-            if number % 5 == 4:
+            if number in everything_at:
                 clock.advance(1)
-                await engine.maintain(everything=number % 10 == 4)
+                await engine.maintain(everything=everything_at[number])
                 crashes.here("maintained")
         assert_same(await everything(engine), crashes.model.query(EVERYTHING))
 
@@ -110,34 +164,78 @@ def plant_acknowledge_first(monkeypatch: pytest.MonkeyPatch, crashes: Crashes) -
     monkeypatch.setattr(Writer, "_commit", wrong)
 
 
-def plant_blocked_through_first(monkeypatch: pytest.MonkeyPatch, crashes: Crashes) -> None:
+Split = Callable[[Closed], tuple[Closed, Closed]]
+
+
+def in_two(monkeypatch: pytest.MonkeyPatch, crashes: Crashes, split: Split, folder: str = "") -> None:
+    """Each part of a transaction of a partition (of one tier) becomes two, in two transactions."""
     real = Partitions._store
 
     def wrong(partitions: Partitions, day: int, closed: list[Closed], *more: Any) -> list[Mark]:
-        ahead = [Closed(cohort_id=c.cohort_id, blocked_through=c.blocked_through, blocks=()) for c in closed]
-        real(partitions, day, ahead, *more)
+        if folder not in partitions.name:
+            return real(partitions, day, closed, *more)
+        parts = [split(part) for part in closed]
+        marks = real(partitions, day, [first for first, _ in parts], *more)
         crashes.here("between")
-        return real(partitions, day, closed, *more)
+        return marks + real(partitions, day, [second for _, second in parts], *more)
 
     monkeypatch.setattr(Partitions, "_store", wrong)
+
+
+def plant_blocked_through_first(monkeypatch: pytest.MonkeyPatch, crashes: Crashes) -> None:
+    in_two(monkeypatch, crashes, lambda c: (replace(c, blocks=(), touched=(), replaces=()), c))
 
 
 def plant_block_first(monkeypatch: pytest.MonkeyPatch, crashes: Crashes) -> None:
-    real = Partitions._store
+    in_two(monkeypatch, crashes, lambda c: (replace(c, blocked_through=None), replace(c, blocks=(), touched=())))
 
-    def wrong(partitions: Partitions, day: int, closed: list[Closed], *more: Any) -> list[Mark]:
-        behind = [dataclasses.replace(c, blocked_through=0) for c in closed]
-        marks = real(partitions, day, behind, *more)
+
+def plant_mark_later(monkeypatch: pytest.MonkeyPatch, crashes: Crashes) -> None:
+    in_two(monkeypatch, crashes, lambda c: (replace(c, touched=()), replace(c, blocks=(), replaces=())), "blocks")
+
+
+def plant_coarser_mark_later(monkeypatch: pytest.MonkeyPatch, crashes: Crashes) -> None:
+    """The mark that the 5 min need comes after that of the points went, which would have made them once more."""
+    store, clear, later = Partitions._store, Partitions.clear, []
+
+    def without_marks(partitions: Partitions, day: int, closed: list[Closed], *more: Any) -> list[Mark]:
+        if partitions.name == "rollup-5m":
+            later.append((partitions, day, [replace(c, blocks=(), replaces=()) for c in closed], *more))
+            closed = [replace(c, touched=()) for c in closed]
+        return store(partitions, day, closed, *more)
+
+    def clear_then_mark(partitions: Partitions, marks: list[Mark]) -> None:
+        clear(partitions, marks)
         crashes.here("between")
-        real(
-            partitions,
-            day,
-            [Closed(cohort_id=c.cohort_id, blocked_through=c.blocked_through, blocks=()) for c in closed],
-            *more,
-        )
-        return marks
+        while later:
+            store(*later.pop())
 
-    monkeypatch.setattr(Partitions, "_store", wrong)
+    monkeypatch.setattr(Partitions, "_store", without_marks)
+    monkeypatch.setattr(Partitions, "clear", clear_then_mark)
+
+
+def plant_delete_what_is_merged_first(monkeypatch: pytest.MonkeyPatch, crashes: Crashes) -> None:
+    in_two(monkeypatch, crashes, lambda c: (replace(c, blocks=(), touched=()), replace(c, replaces=())))
+
+
+def plant_delete_what_is_merged_later(monkeypatch: pytest.MonkeyPatch, crashes: Crashes) -> None:
+    in_two(monkeypatch, crashes, lambda c: (replace(c, replaces=()), replace(c, blocks=(), touched=())))
+
+
+def plant_clear_the_mark_first(monkeypatch: pytest.MonkeyPatch, crashes: Crashes) -> None:
+    real = Rollups._roll_up
+
+    def wrong(rollups: Rollups, tier: Tier, servers: list[list[Mark]], *, growing: bool) -> None:
+        tier.partitions.clear([mark for marks in servers for mark in marks])
+        crashes.here("between")
+        real(rollups, tier, servers, growing=growing)
+
+    monkeypatch.setattr(Rollups, "_roll_up", wrong)
+
+
+def plant_add_to_buckets(monkeypatch: pytest.MonkeyPatch, _: Crashes) -> None:
+    """Only what marks name is looked at, and taken for all there is of a bucket."""
+    monkeypatch.setattr(upkeep, "aligned", lambda spans, _width: list(spans))
 
 
 def plant_sweep_too_far(monkeypatch: pytest.MonkeyPatch, _: Crashes) -> None:
@@ -148,9 +246,9 @@ def plant_forget_the_sequence(monkeypatch: pytest.MonkeyPatch, _: Crashes) -> No
     real = Journal.sweep
 
     def wrong(journal: Journal, *args: Any) -> int:
-        count = real(journal, *args)
+        swept = real(journal, *args)
         journal._db.execute("UPDATE meta SET value = 0 WHERE key = 'swept_through'")
-        return count
+        return swept
 
     monkeypatch.setattr(Journal, "sweep", wrong)
 
@@ -159,11 +257,17 @@ def plant_replay_everything(monkeypatch: pytest.MonkeyPatch, _: Crashes) -> None
     monkeypatch.setattr(Partitions, "blocked_through", lambda _partitions, _day: {})
 
 
-PLANTS = {
+PLANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch, Crashes], None] | None, str]] = {
     "nothing": (None, ""),
     "acknowledge first": (plant_acknowledge_first, "missing"),
     "blocked_through first": (plant_blocked_through_first, "missing"),
     "block first": (plant_block_first, "twice"),
+    "mark later": (plant_mark_later, "5 min are not those"),
+    "coarser mark later": (plant_coarser_mark_later, "1 h are not those"),
+    "clear the mark first": (plant_clear_the_mark_first, "once all is made"),
+    "delete what is merged first": (plant_delete_what_is_merged_first, "missing"),
+    "delete what is merged later": (plant_delete_what_is_merged_later, "twice"),
+    "add to buckets": (plant_add_to_buckets, "once all is made"),
     "sweep too far": (plant_sweep_too_far, "missing"),
     "forget the sequence": (plant_forget_the_sequence, "used again"),
     "replay everything": (plant_replay_everything, "twice"),
@@ -181,6 +285,8 @@ async def test_a_crash_at_any_step_keeps_each_row_once(
         if plant is None:
             crashes.around(patches, Journal, "commit")
             crashes.around(patches, Partitions, "_store")
+            crashes.around(patches, Partitions, "clear")
+            crashes.around(patches, Partitions, "compact")
             crashes.around(patches, Heads, "finish_close")
             crashes.around(patches, Journal, "sweep")
         else:
@@ -188,9 +294,11 @@ async def test_a_crash_at_any_step_keeps_each_row_once(
         await drive(crashes, folder)
         if bug != "replay everything":  # the one bug that lies in the start, not in what was written
             patches.undo()
-        faults = await crashes.faults()
+        faults = await crashes.faults(effect)
     if plant is None:
         assert faults == []
+        steps = crashes.steps
+        assert steps["after-_store"] > 30 and steps["after-clear"] > 10 and steps["after-compact"] > 2
         assert len(crashes.points) > 60
     else:
         assert any(effect in fault for fault in faults), faults
@@ -212,13 +320,14 @@ async def on_writer(engine: Engine, run: Callable[[], None]) -> None:
 
 async def test_a_full_disk_refuses_keeps_what_was_acknowledged_and_recovers(tmp_path: Path) -> None:
     wide = metric_set(*(f"m{number}" for number in range(500)))
+    settings = replace(SETTINGS, head_rows=1_000)  # no head closes, so that no sweep makes room
     model, refused = Model(), 0
 
     async def append(engine: Engine, batch: Rows) -> None:
         await engine.append(batch, metric_sets=(wide,))
         model.append(wide, batch)
 
-    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
         await append(engine, rows(wide, [("a", NOON, [1.0] * 500)]))
         await on_writer(engine, limit_pages(engine, 10))
         for number in range(200):
@@ -234,7 +343,7 @@ async def test_a_full_disk_refuses_keeps_what_was_acknowledged_and_recovers(tmp_
         await on_writer(engine, limit_pages(engine, 1 << 20))
         await append(engine, rows(wide, [("e", NOON, [7.0] * 500)]))
         assert_same(await everything(engine), model.query(EVERYTHING))
-    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
         assert_same(await everything(engine), model.query(EVERYTHING))
 
 
@@ -265,19 +374,31 @@ async def test_blocks_that_cannot_be_stored_are_stored_later(tmp_path: Path, mon
 
 
 async def test_reads_while_blocks_close_see_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read at each step of closing, from within the closing thread, sees all rows."""
+    """A read at each step of closing, rolling up and merging, from within the thread that does it, sees all rows."""
     seen: list[tuple[str, int]] = []
+    windows = [
+        Query(metrics=None, start_ms=0, end_ms=2 * NOON, step_ms=step_ms, aggregation=Aggregation.COUNT)
+        for step_ms in (1_000, FIVE_MINUTES_MS, HOUR_MS)
+    ]
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
 
         def look(step: str) -> None:
             seen.extend((step, len(result.times_ms)) for result in Scan(engine._store, EVERYTHING).results())
+            for query in windows:
+                seen.extend((step, int(result.values.sum())) for result in Scan(engine._store, query).results())
 
-        real_store, real_finish = Partitions._store, Heads.finish_close
+        def around(owner: type, name: str) -> None:
+            real: Callable[..., Any] = getattr(owner, name)
 
-        def store(partitions: Partitions, day: int, closed: list[Closed]) -> None:
-            look("compressed")
-            real_store(partitions, day, closed)
-            look("stored")
+            def looking(*args: Any, **kwargs: Any) -> Any:
+                look(f"before {name}")
+                answer = real(*args, **kwargs)
+                look(f"after {name}")
+                return answer
+
+            monkeypatch.setattr(owner, name, looking)
+
+        real_finish = Heads.finish_close
 
         def finish(heads: Heads, head: Any, points: int) -> None:
             real_finish(heads, head, points)
@@ -285,12 +406,21 @@ async def test_reads_while_blocks_close_see_every_row_once(tmp_path: Path, monke
             look("dropped")
             engine._store.lock.acquire()
 
-        monkeypatch.setattr(Partitions, "_store", store)
+        around(Partitions, "_store")
+        around(Partitions, "clear")
+        around(Partitions, "compact")
         monkeypatch.setattr(Heads, "finish_close", finish)
-        await engine.append(rows(SET, [("a", NOON + n, [float(n), 1.0]) for n in range(9)]), metric_sets=(SET,))
-        await engine.maintain(everything=True)
-    assert {step for step, _ in seen} == {"compressed", "stored", "dropped"}
-    assert {count for _, count in seen} == {9}
+        for start in (0, 9, 4):
+            lines = [("a", NOON + (start + n) * 30_000, [float(n), 1.0]) for n in range(9)]
+            await engine.append(rows(SET, lines), metric_sets=(SET,))
+            seen.clear()
+            await engine.maintain(everything=True)
+            assert {count for _, count in seen} == {9 if start == 0 else 18}, "rows sent again count once"
+            steps = {step for step, _ in seen}
+            assert steps == {"dropped", *(f"{when} {name}" for when in ("before", "after") for name in NAMES)}
+
+
+NAMES = ("_store", "clear", "compact")
 
 
 @pytest.mark.parametrize("step", ["snapshot", "days", "infos"])

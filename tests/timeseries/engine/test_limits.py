@@ -1,6 +1,7 @@
 """Bounds have names, and what is refused leaves nothing behind."""
 
 import asyncio
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from runtime.clock import ManualClock
 from runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
 from services.timeseries.engine.journal import Journal
-from services.timeseries.engine.partition import Partitions
+from services.timeseries.engine.partition import Mark, Partitions
 from services.timeseries.engine.settings import MAX_TIME_MS
 from tests.harness import eventually
 from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, last, metric_set, rows
@@ -115,9 +116,9 @@ async def test_full_heads_hold_appends_back_until_blocks_are_stored(
     hold = threading.Event()
     real = Partitions._store
 
-    def held(partitions: Partitions, *args: Any) -> None:
+    def held(partitions: Partitions, *args: Any) -> list[Mark]:
         assert hold.wait(10)
-        real(partitions, *args)
+        return real(partitions, *args)
 
     monkeypatch.setattr(Partitions, "_store", held)
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
@@ -147,7 +148,8 @@ async def test_a_time_that_no_day_has_is_refused(tmp_path: Path, time: int) -> N
 async def test_any_day_from_1970_to_2262_is_kept(tmp_path: Path) -> None:
     model = Model()
     days = [0, 1, 86_399_999, 86_400_000, NOON, MAX_TIME_MS - 1, MAX_TIME_MS]
-    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
+    settings = dataclasses.replace(QUIET, sparse_points_a_day=0)
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
         for time in days:
             batch = rows(SET, [("a", time, [1.0, float(time)])])
             await engine.append(batch, metric_sets=(SET,))

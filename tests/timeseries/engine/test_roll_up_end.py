@@ -14,8 +14,12 @@ from tests.timeseries.engine.model import Model, ask, assert_same, metric_set, r
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 TODAY = 19_704 * DAY_MS
 SET = metric_set("cpu_usage")
+pytestmark = pytest.mark.usefixtures("unsynced")
 SETTINGS = EngineSettings(
-    maintenance_interval_s=1e9, raw_retention_s=2 * 86_400.0, five_minute_retention_s=20 * 86_400.0
+    sparse_points_a_day=0,
+    maintenance_interval_s=1e9,
+    raw_retention_s=2 * 86_400.0,
+    five_minute_retention_s=20 * 86_400.0,
 )
 
 
@@ -66,7 +70,7 @@ async def test_rows_that_came_in_time_are_in_the_hours_although_the_five_minutes
 async def test_rows_that_cannot_become_a_block_are_rolled_up_before_their_day_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk's limit takes a day whose heads cannot close; left out, their buckets would lack the blocks' rows."""
+    """The disk's limit takes a day whose heads cannot close; their buckets have rows of blocks too."""
     async with Engine.open(tmp_path, clock=ManualClock(TODAY), settings=SETTINGS) as engine:
         store, retention, day = engine._store, engine._retention, TODAY // DAY_MS - 1
         begin = day * DAY_MS

@@ -1,0 +1,78 @@
+"""An excerpt: a copy of some days of a store, in use or not, for a reader that opens it as a store and deletes it.
+
+It is made as a backup is, and for the same reasons (`backup`), but only of the partitions of points that may have one
+of the days; of roll-ups there are none, so it answers queries of points only. What must stay true: every row of these
+days that was acknowledged before it began is in it; of other days a replay takes nothing that is in a block, though
+the journal may still have it.
+"""
+
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import apsw
+
+from services.timeseries.engine.backup import TierCopy, copy_journal
+from services.timeseries.engine.database import DAMAGED, Transaction, connect_read_only, fetch
+from services.timeseries.engine.manifest import JOURNAL_NAME, Progress, tier_files
+from services.timeseries.engine.partition import day_of
+from services.timeseries.engine.settings import DAY_MS
+from services.timeseries.engine.tiers import RAW, TIERS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Excerpt:
+    """What `copy_range` copied: days (since the epoch) that blocks may have rows of, and unreadable partitions."""
+
+    days: set[int]
+    left_out: list[str]
+
+
+def copy_range(folder: Path, target: Path, days: range, progress: Progress) -> Excerpt:
+    """Copies a moment of the store in `folder`, which may be in use, to the empty `target`: the partitions of points
+    that may have one of these days, and all that is in no partition yet. It opens as a store; nothing of it is synced.
+
+    Raises OSError, `apsw.Error`.
+    """
+    journal = copy_journal(folder, target, progress)
+    _, others = partitions_of(folder, days)
+    tier = TierCopy(folder, target, RAW, journal, progress)
+    tier.copy(without=others)
+    _, last_sequence = journal.finish()
+    _forget(target / JOURNAL_NAME, {day for gone in others.values() for day in gone}, last_sequence)
+    found: set[int] = set()
+    for name in tier.copied:
+        try:
+            with closing(connect_read_only(target / name)) as partition:
+                spans = fetch(partition, "SELECT DISTINCT first_ms / ?1, last_ms / ?1 FROM blocks", (DAY_MS,))
+        except DAMAGED:
+            (target / name).unlink()
+            tier.left_out.append(name)
+        else:
+            found.update(day for first, last in spans for day in range(first, last + 1))
+    return Excerpt(days=found, left_out=tier.left_out)
+
+
+def partitions_of(folder: Path, days: range) -> tuple[list[str], dict[str, range]]:
+    """The partitions of points that may have one of these days, as paths in the store's folder; and the others, each
+    with the days that it may have: it ends at the latest where the next begins."""
+    starts = {day: name for name in tier_files(folder, TIERS[RAW]) if (day := day_of(Path(name))) is not None}
+    wanted: list[str] = []
+    others: dict[str, range] = {}
+    for first, following in pairwise([*sorted(starts), 1 << 62]):
+        having = range(first, min(following, first + TIERS[RAW].sparse_days))
+        if having.start < days.stop and days.start < having.stop:
+            wanted.append(starts[first])
+        else:
+            others[starts[first]] = having
+    return wanted, others
+
+
+def _forget(journal: Path, days: set[int], last_sequence: int) -> None:
+    """Notes in a copy that these days went, so that a replay does not bring back what the journal still has of them."""
+    with closing(apsw.Connection(str(journal))) as copy:
+        copy.pragma("synchronous", 0)
+        with Transaction(copy):
+            gone = [(day, last_sequence) for day in sorted(days)]
+            copy.executemany("INSERT OR REPLACE INTO evictions VALUES (?, ?, 1)", gone)
