@@ -84,9 +84,10 @@ def plant_no_folder_sync(patches: pytest.MonkeyPatch) -> None:
 
 
 def plant_no_sync_of_what_went(patches: pytest.MonkeyPatch) -> None:
-    def remove(path: Path) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    def remove(*paths: Path) -> None:
+        for path in paths:
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
 
     for module in (partition_module, store_module):
         patches.setattr(module, "remove_files", remove)
