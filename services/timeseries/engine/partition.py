@@ -275,6 +275,8 @@ class Partitions:
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
         self._points: dict[int, int] = {}
+        self.found_sequence = 0
+        """The highest of all rows that were there at the start."""
         self._spans = {day: span_days for path in folder.glob("*.db") if (day := day_of(path)) is not None}
         for day in list(self._spans):
             self._points[day] = self._look_into(day)
@@ -470,7 +472,8 @@ class Partitions:
             with self.lend(day) as partition:
                 for (span_days,) in fetch(partition.db, "SELECT value FROM meta WHERE key = 'span_days'"):
                     self._spans[day] = span_days
-                ((points,),) = fetch(partition.db, "SELECT total(points) FROM blocks")
+                ((points, highest),) = fetch(partition.db, "SELECT total(points), max(max_sequence) FROM blocks")
+                self.found_sequence = max(self.found_sequence, highest or 0)
                 self._piles[day] = self._count_piles(partition.db)
         except PartitionGoneError:
             self._spans.pop(day, None)
