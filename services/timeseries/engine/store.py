@@ -27,7 +27,8 @@ from services.timeseries.engine.database import file_bytes, sync_folder
 from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
 from services.timeseries.engine.journal import Journal, JournalRow
-from services.timeseries.engine.partition import BlockInfo, Closed, Partitions, partition_path, remove_files
+from services.timeseries.engine.partition import BlockInfo, Closed, partition_path, remove_files
+from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.payload import Opened
 from services.timeseries.engine.settings import DAY_MS, EngineSettings
 from services.timeseries.engine.tiers import RAW, TIERS, Tier, touched
