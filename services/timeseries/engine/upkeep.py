@@ -256,11 +256,10 @@ class Rollups:
             sequences=np.full(len(buckets.starts_ms), self._generation, np.int64),
             values=buckets.columns,
         )
-        settings = self._store.settings
         coarser = target.level + 1
         return Closed(
             cohort_id=cohort.id,
-            blocks=block.build(chunk, cohort.id, settings.compression_level, settings.merged_rows),
+            blocks=block.build(chunk, cohort.id, self._store.settings.merged_rows),
             touched=touched(chunk.times_ms, TIERS[coarser].width_ms) if coarser < len(TIERS) else (),
         )
 
