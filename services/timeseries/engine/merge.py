@@ -1,8 +1,8 @@
 """Short blocks become long ones: fewer to open, and long columns compress better (`decimals`, `settings`: how much).
 
 A cohort's blocks in a partition are merged when enough short ones are there, and all of them once the partition is
-complete: its days are over, no head and no mark is left of it. What came late into a complete one waits until it is
-worth while.
+complete: its days are over, no head and no mark is left of it. A single one is compressed once more then, unless it is
+a frame, which would be the same again. What came late into a complete partition waits until it is worth while.
 
 What must stay true: what is replaced and what replaces it change places in one transaction of one file; a block that
 cannot be read whole is left as it is, with its neighbours, and never tried again until the next start. Runs in the
@@ -17,6 +17,7 @@ import apsw
 import numpy as np
 
 from services.timeseries.engine import block
+from services.timeseries.engine.block import FRAME_ROWS
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.head import Chunk
 from services.timeseries.engine.partition import (
@@ -109,7 +110,7 @@ class Merger:
             return None
         if not complete:
             infos = [info for info in infos if 2 * info.rows < settings.head_rows]
-        runs = [run for run in _runs(infos, rows_limit) if complete or len(run) > 1]
+        runs = [run for run in _runs(infos, rows_limit) if len(run) > 1 or (complete and run[0].rows >= FRAME_ROWS)]
         if not runs:
             tier.partitions.settle(day, cohort_id)
             return None
