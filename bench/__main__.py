@@ -32,6 +32,7 @@ EXAMPLES: Final = """examples:
   python -m bench record-host host.npz           24 h of this machine's own metrics, for --host
   make bench-scale                               20,000 servers for half an hour, kill -9, restart, count
   make bench-scale ARGS="--servers 2000 --minutes 3"
+  make bench ARGS="--only cost --scale bench-scale.json"
 
 The peers are found on the PATH as victoria-metrics and influxd; rows lack those that are not there.
 Recordings are found in OPENMANAGER_TEST_DATA or beside the checkout, this machine's by --host or BENCH_HOST_RECORDING.
@@ -54,6 +55,7 @@ class Size:
     year_questions: int
     cost_servers: tuple[int, ...]
     cost_points: int
+    cost_rows: int
     cost_bound_s: float
 
 
@@ -68,9 +70,10 @@ FULL: Final = Size(
     year_days=380,
     year_window_days=365,
     year_questions=100,
-    cost_servers=(20, 200, 2_000, 20_000),
+    cost_servers=(20, 200, 2_000),
     cost_points=100_000_000,
-    cost_bound_s=240.0,
+    cost_rows=1_000,
+    cost_bound_s=300.0,
 )
 QUICK: Final = Size(
     servers=SERVERS,
@@ -85,6 +88,7 @@ QUICK: Final = Size(
     year_questions=10,
     cost_servers=(20, 200),
     cost_points=2_000_000,
+    cost_rows=20,
     cost_bound_s=10.0,
 )
 
@@ -100,8 +104,17 @@ class Progress:
         sys.stderr.flush()
 
 
-def run(size: Size, only: Sequence[str], folder: Path, say: Progress, recorded: Path | None = None) -> dict[str, Any]:
-    """Measures rows and returns the whole report. `folder` is for the servers' files, `recorded` the host's metrics."""
+def run(
+    size: Size,
+    only: Sequence[str],
+    folder: Path,
+    say: Progress,
+    *,
+    recorded: Path | None = None,
+    sustained: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measures rows and returns the whole report. `folder` is for the servers' files, `recorded` the host's metrics,
+    `sustained` what a run of `scale` found."""
     started, machine = datetime.now(UTC), report.machine()
     for name in peers.missing():
         say(f"{peers.PROGRAMS[name]} is not on the PATH: rows against {name} are not measured")
@@ -133,8 +146,15 @@ def run(size: Size, only: Sequence[str], folder: Path, say: Progress, recorded: 
         )
     if "cost" in only:
         results["cost"] = cost.measure(
-            folder / "cost", servers=size.cost_servers, points=size.cost_points, bound_s=size.cost_bound_s, say=say
+            folder / "cost",
+            servers=size.cost_servers,
+            points=size.cost_points,
+            rows=size.cost_rows,
+            bound_s=size.cost_bound_s,
+            say=say,
         )
+        if sustained is not None:
+            results["cost"]["fleets"] |= cost.of_scale(sustained)
     return _reported(started, machine, asdict(size) | {"host": str(recorded or "")}, Mix(size.servers), results)
 
 
@@ -173,6 +193,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=ROWS, help="measure only this row; may be repeated")
     parser.add_argument("--quick", action="store_true", help="little load: does it work, not what it costs")
     parser.add_argument("--host", type=Path, default=recorded and Path(recorded), help="a file of record-host")
+    parser.add_argument("--scale", type=_report_of_scale, help="a report of bench-scale, whose fleet row cost has too")
     parser.add_argument("--output", type=Path, default=Path("bench.json"), help="the report as JSON (%(default)s)")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", dest="command")
@@ -189,6 +210,14 @@ def _arguments() -> argparse.Namespace:
     long.add_argument("--engine", action="append", default=[], metavar="NAME=VALUE", help="a bound of its engine")
     long.add_argument("--output", type=Path, default=Path("bench-scale.json"), help="the report (%(default)s)")
     return parser.parse_args()
+
+
+def _report_of_scale(path: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = orjson.loads(Path(path).read_bytes())["results"]["scale"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{path} is no report of bench-scale: {error}") from error
+    return found
 
 
 def _scale_of(arguments: argparse.Namespace) -> scale.Run:
@@ -214,7 +243,14 @@ def main() -> int:
                 found = run_scale(_scale_of(arguments), Path(folder), say)
             else:
                 size = QUICK if arguments.quick else FULL
-                found = run(size, arguments.only or ROWS, Path(folder), say, arguments.host)
+                found = run(
+                    size,
+                    arguments.only or ROWS,
+                    Path(folder),
+                    say,
+                    recorded=arguments.host,
+                    sustained=arguments.scale,
+                )
     except peers.BenchError as error:
         say(f"bench: {error}")
         return 1

@@ -1,9 +1,11 @@
-"""Row 5: what a point costs the server in bytes written, processor time and memory, at fleets of four sizes.
+"""Row 5: what a point costs the server in bytes written, processor time and memory, at fleets of several sizes.
 
-The same number of points for each size, each tick in requests of at most 500 rows, one tick after the other as fast as
-they are taken: rows are 10 s apart whatever the wall clock. Then everything is maintained (heads become blocks, the
-journal is swept), so that each point is paid for from its journal row to its last block. The engine keeps no swept
-batch for tails here (`journal_keep_s`): in a run so short nothing would be swept otherwise.
+So many points for each size, and so many rows of each series at least: of fewer the columns would cost more than the
+points. Each tick goes in requests of at most 500 rows, one tick after the other as fast as they are taken: rows are
+10 s apart whatever the wall clock. Then everything is maintained (heads become blocks, the journal is swept), so that
+each point is paid for from its journal row to its last block. The engine keeps no swept batch for tails here
+(`journal_keep_s`): in a run so short nothing would be swept otherwise. A fleet too large for that is in the report of
+`bench.scale`.
 """
 
 import time
@@ -20,21 +22,37 @@ ENGINE: Final = {"journal_keep_s": 0.0}
 HOURS_BEFORE: Final = 96.0
 """Ticks begin so long ago: 20 servers need 1.2 days for 100 M points."""
 REST_BOUND_S: Final = 600.0
-KINDS: Final = ("written_bytes_a_point", "cpu_ns_a_point", "peak_bytes_a_point")
 
 Say = Callable[[str], None]
 
 
-def measure(folder: Path, *, servers: Sequence[int], points: int, bound_s: float, say: Say) -> dict[str, Any]:
-    """Returns what was measured for each number of servers; sending ends after `points` or `bound_s`."""
+def measure(
+    folder: Path, *, servers: Sequence[int], points: int, rows: int, bound_s: float, say: Say
+) -> dict[str, Any]:
+    """Returns what was measured for each number of servers; sending ends after `points`, and `rows` of each series, or
+    after `bound_s`."""
+    ticks = {count: max(rows, round(points / (count * 511))) for count in servers}
     return {
         "engine": ENGINE,
-        "fleets": {str(count): _fleet(folder / str(count), count, points, bound_s, say) for count in servers},
+        "fleets": {str(count): _fleet(folder / str(count), count, ticks[count], bound_s, say) for count in servers},
     }
 
 
-def _fleet(folder: Path, servers: int, points: int, bound_s: float, say: Say) -> dict[str, Any]:
-    ticks = max(1, round(points / (servers * 511)))
+def of_scale(found: dict[str, Any]) -> dict[str, Any]:
+    """The same of a run of `bench.scale`, which is paid for as far as it went."""
+    peak_bytes = found["peak_bytes_before_restart"]
+    return {
+        str(found["servers"]): {
+            "written_bytes_a_point": found["written_bytes_a_point"],
+            "cpu_ns_a_point": found["cpu_ns_a_point"],
+            "peak_bytes_a_series": peak_bytes / (found["servers"] * 511),
+            "peak_bytes": peak_bytes,
+            "points": found["points"],
+        }
+    }
+
+
+def _fleet(folder: Path, servers: int, ticks: int, bound_s: float, say: Say) -> dict[str, Any]:
     play = Play(
         servers=servers, start_ms=start_before(int(time.time() * 1_000), HOURS_BEFORE), ticks=ticks, seconds=bound_s
     )

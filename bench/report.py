@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +18,7 @@ LIMIT: Final = "limit"
 """The peer of rows that have none: what they may be."""
 YEAR_LIMIT_MS: Final = 100.0
 COST_LIMIT: Final = 1.5
-COSTS: Final = {
-    "bytes written": "written_bytes_a_point",
-    "processor time": "cpu_ns_a_point",
-    "peak memory": "peak_bytes_a_point",
-}
+COSTS: Final = {"bytes written": "written_bytes_a_point", "processor time": "cpu_ns_a_point"}
 SUSTAINED_SHARE: Final = 0.99
 """Of the points that were due: the last tick may be on its way."""
 MEMORY_LIMIT_GIB: Final = 6.0
@@ -95,6 +92,9 @@ def _cost(found: dict[str, Any] | None) -> list[Row]:
         values = [fleet[key] for fleet in fleets.values()]
         spread = max(values) / max(min(values), 1e-9)
         rows.append(_within(f"{work} a point, {names}", "largest / smallest", spread, COST_LIMIT))
+    memory = [fleets[name]["peak_bytes_a_series"] for name in sorted(fleets, key=int)]
+    growth = max(later / before for before, later in pairwise(memory)) if len(memory) > 1 else 1.0
+    rows.append(_within(f"peak memory a series, {names}", "larger fleet / smaller", growth, COST_LIMIT))
     return rows
 
 
