@@ -7,7 +7,7 @@ NaN (infinities that cancel) is absent, as NaN is everywhere; points and the buc
 
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -135,12 +135,12 @@ class Windows:
         flat = _joined([part for group in groups for column in group.columns for part in column])
         edges = _all_edges(groups, self._step_ms)
         places, bounds, labels = edges.places, edges.bounds, None
-        counts = np.diff(places, append=len(flat))
+        counts = _counts(places, len(flat))
         present = flat == flat  # noqa: PLR0124  false where NaN
         if np.count_nonzero(present) != len(flat):
             ends = np.append(0, np.cumsum(present))
             flat, places = flat[present], ends[places]
-            counts = np.diff(places, append=len(flat))
+            counts = _counts(places, len(flat))
             labels = np.concatenate([one for one, series in edges.labels for _ in range(series)])
             places, counts, labels, bounds = _only(counts > 0, bounds, places, counts, labels)
         found = self._reduced(flat, places, counts)
@@ -172,10 +172,7 @@ class Windows:
 
     def _known(self, times: Times) -> bool:
         """Whether the times are those of the series before."""
-        known = self._times
-        if known is None or len(times) != len(known) or not len(times) or times[0] != known[0]:
-            return False
-        return bool(np.count_nonzero(times == known) == len(times))
+        return self._times is not None and len(times) > 0 and _same(times, self._times)
 
 
 def _edges(times: Times, start_ms: int, step_ms: int) -> _Edges | None:
@@ -194,29 +191,33 @@ def _edges(times: Times, start_ms: int, step_ms: int) -> _Edges | None:
 
 
 def _all_edges(groups: Sequence[Shared], step_ms: int) -> _AllEdges:
-    """The windows of all groups out of one pass over the times of all of them."""
+    """The windows of all groups: out of the times of one where they are the same, else in one pass over all of them."""
+    if all(_same(group.times_ms, groups[0].times_ms) for group in groups):
+        groups = [Shared(groups[0].times_ms, [column for group in groups for column in group.columns])]
     times = _joined([group.times_ms for group in groups])
     numbers = times // step_ms
     new = np.empty(len(times), np.bool_)
     np.not_equal(numbers[1:], numbers[:-1], out=new[1:])
-    starts = np.cumsum([0, *(len(group.times_ms) for group in groups)])
+    starts = [0, *accumulate(len(group.times_ms) for group in groups)]
     new[starts[:-1]] = True
     firsts = new.nonzero()[0]
     all_labels = numbers[firsts] * step_ms
     cuts = firsts.searchsorted(starts).tolist()
-    labels = [
-        (all_labels[begin:end], len(group.columns)) for group, (begin, end) in zip(groups, pairwise(cuts), strict=True)
-    ]
-    if len(groups) == sum([len(group.columns) for group in groups]):
-        return _AllEdges(firsts, np.array(cuts), labels)
-    places, sizes, at = [], [], 0
-    for group, (begin, end), start in zip(groups, pairwise(cuts), starts.tolist(), strict=False):
-        count, rows = len(group.columns), len(group.times_ms)
-        moved = np.arange(at, at + count * rows, rows)[:, None] + (firsts[begin:end] - start)
-        places.append(moved.ravel())
-        sizes += [end - begin] * count
-        at += count * rows
-    return _AllEdges(_joined(places), np.cumsum([0, *sizes]), labels)
+    places, bounds, labels, at = [], [0], [], 0
+    for group, begin, end, start in zip(groups, cuts, cuts[1:], starts, strict=False):
+        series, rows = len(group.columns), len(group.times_ms)
+        moved = firsts[begin:end] + (at - start)
+        places.append(moved if series == 1 else np.add.outer(np.arange(series) * rows, moved).ravel())
+        bounds += range(bounds[-1] + end - begin, bounds[-1] + (end - begin) * series + 1, end - begin)
+        labels.append((all_labels[begin:end], series))
+        at += series * rows
+    return _AllEdges(_joined(places), np.array(bounds), labels)
+
+
+def _same(times: Times, others: Times) -> bool:
+    if times is others:
+        return True
+    return len(times) == len(others) and times[0] == others[0] and int(np.count_nonzero(times == others)) == len(times)
 
 
 _Array = TypeVar("_Array", bound=NDArray[Any])
@@ -224,6 +225,14 @@ _Array = TypeVar("_Array", bound=NDArray[Any])
 
 def _joined(parts: list[_Array]) -> _Array:
     return parts[0] if len(parts) == 1 else cast("_Array", np.concatenate(parts))
+
+
+def _counts(places: NDArray[np.intp], end: int) -> NDArray[np.intp]:
+    """How far it is from each place to the next one, or the end; np.diff takes 8 us for that."""
+    counts = np.empty_like(places)
+    np.subtract(places[1:], places[:-1], out=counts[:-1])
+    counts[-1:] = end - places[-1:]
+    return counts
 
 
 def _only(keep: NDArray[np.bool_], bounds: NDArray[np.intp], *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:

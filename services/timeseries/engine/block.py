@@ -33,6 +33,8 @@ _JOINED_GAP_BYTES: Final = 4_096  # columns so close are read at once: 4 KiB mor
 
 ABSENT, CONSTANT, PLAIN, PCODEC, DECIMAL, SAME = 0, 1, 2, 3, 4, 5
 BITMAP: Final = 0x80
+_INTEGERS: Final = np.dtype("<i8")
+_FLOATS: Final = np.dtype("<f8")
 _SAME_AS: Final = struct.Struct("<I")
 _SAME_SIZE: Final = 4 + 1 + _SAME_AS.size  # checksum, encoding, the other column's index
 
@@ -199,7 +201,7 @@ class BlockReader:
         """The directory and the times."""
         start, middle, end = self._offsets[TIMES : SEQUENCES + 2]
         data = self._read(start, end - start)
-        times = _decode(data[: middle - start], TIMES, self.rows, np.dtype("<i8"))
+        times = _decode(data[: middle - start], TIMES, self.rows, _INTEGERS)
         sequences = data[middle - start :]
         checked(sequences, SEQUENCES)
         return Opened(
@@ -208,7 +210,7 @@ class BlockReader:
             offsets=self._offsets,
             times_ms=times,
             distinct=bool((times[1:] > times[:-1]).all()),
-            sequences=lambda: _decode(sequences, SEQUENCES, self.rows, np.dtype("<i8")),
+            sequences=lambda: _decode(sequences, SEQUENCES, self.rows, _INTEGERS),
             key_bytes=len(sequences),
         )
 
@@ -238,10 +240,12 @@ class BlockReader:
             part = memoryview(self._read(start, end - start))
             if len(part) == _SAME_SIZE and part[4] == SAME:
                 raise CorruptBlockError(f"column {index} names another, and is named by one")
-        return _decode(part, index, self.rows, np.dtype("<f8"))
+        return _decode(part, index, self.rows, _FLOATS)
 
     def _runs(self, metrics: Sequence[int]) -> list[list[int]]:
         """Groups columns that lie close together."""
+        if len(metrics) == 1:
+            return [[metrics[0] + FIRST_VALUES]]
         runs: list[list[int]] = []
         for metric in metrics:
             index = metric + FIRST_VALUES
@@ -256,7 +260,10 @@ def _decode(data: bytes | memoryview, index: int, rows: int, kind: "np.dtype[Any
     part = checked(data, index)
     if not part:
         raise CorruptBlockError(f"column {index} has no encoding")
-    encoding, body = part[0], part[1:]
+    encoding = part[0]
+    if encoding == DECIMAL:  # most columns of values
+        return floats(standalone.simple_decompress(bytes(part[2:])), part[1])
+    body = part[1:]
     if encoding == ABSENT:
         return np.full(rows, np.nan)
     if not encoding & BITMAP:

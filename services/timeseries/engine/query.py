@@ -26,7 +26,7 @@ from services.timeseries.engine.aggregate import (
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.frozen import frozen_starts
 from services.timeseries.engine.rollup import FIELDS
-from services.timeseries.engine.scan import Frame, Sources, bucket_points, frames, points, sources
+from services.timeseries.engine.scan import Frame, Sources, all_sources, bucket_points, frames, points, sources
 from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS, MIN_TIME_MS
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.tiers import RAW, TIERS, Ranges, Segment, coarsest, plan, unsettled_ranges, without
@@ -57,11 +57,12 @@ class Query:
     server_ids: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class SeriesResult:
     """One series: times_ms (int64, ascending; of the points, or of the windows' starts) and as many values.
 
-    `resolution_ms` is the width of the coarsest roll-ups that it was made of; 0: of points alone.
+    `resolution_ms` is the width of the coarsest roll-ups that it was made of; 0: of points alone. Many are
+    made, so it is not frozen: 0.4 us instead of 1.6.
     """
 
     server_id: str
@@ -154,9 +155,9 @@ class Scan:
         for at in range(0, len(selection.servers), SERVERS_TOGETHER):
             wanted: list[_Wanted] = []
             cells = 0
-            for server_id, columns in selection.servers[at : at + SERVERS_TOGETHER]:
-                cohorts = {cohort.id: cohort for holders in columns.values() for cohort, _ in holders}
-                found = {number: sources(self._store, one, read_from, end_ms) for number, one in cohorts.items()}
+            for server_id, columns, found in self._sources(
+                selection.servers[at : at + SERVERS_TOGETHER], read_from, end_ms
+            ):
                 rows = sum([part.rows for part in found.values()])
                 for keys in self._groups(sorted(columns), rows):
                     if wanted and cells + rows * len(keys) > CELLS_TOGETHER:
@@ -166,11 +167,24 @@ class Scan:
                     cells += rows * len(keys)
             yield from self._windowed(selection, wanted)
 
+    def _sources(
+        self, servers: list[tuple[str, Columns]], start_ms: int, end_ms: int
+    ) -> Iterator[tuple[str, Columns, dict[int, Sources]]]:
+        """Each server with where its points of a range are, by cohort."""
+        cohorts_of = [
+            list({cohort.id: cohort for holders in columns.values() for cohort, _ in holders}.values())
+            for _, columns in servers
+        ]
+        found = iter(all_sources(self._store, [one for cohorts in cohorts_of for one in cohorts], start_ms, end_ms))
+        for (server_id, columns), cohorts in zip(servers, cohorts_of, strict=True):
+            yield server_id, columns, {cohort.id: source for cohort, source in zip(cohorts, found, strict=False)}
+
     def _windowed(self, selection: Selection, wanted: list["_Wanted"]) -> Iterator[SeriesResult]:
         """Reads all of it and makes its windows."""
         places = self._read([(one.found, one.columns, one.keys) for one in wanted])
         query = self._query
-        alone = not query.step_ms or query.aggregation is Aggregation.RATE
+        single = len(wanted) == 1 and len(wanted[0].keys) == 1
+        alone = single or not query.step_ms or query.aggregation is Aggregation.RATE
         names: list[tuple[str, str]] = []
         shared: list[Shared] = []
         for one, at in zip(wanted, places, strict=True):

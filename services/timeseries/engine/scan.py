@@ -89,7 +89,7 @@ class Frame:
         return [self.column(place) for place in range(len(self.pieces))]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Sources:
     """Where a cohort's rows of a range are in a tier: chunks of heads, and blocks by partition."""
 
@@ -111,23 +111,26 @@ class Sources:
 
 def sources(store: Store, cohort: Cohort, start_ms: int, end_ms: int, level: int = RAW) -> Sources:
     """Finds the rows of `[start_ms, end_ms)` in a tier without reading them; the raw one's are in heads too."""
+    return all_sources(store, [cohort], start_ms, end_ms, level)[0]
+
+
+def all_sources(store: Store, cohorts: Sequence[Cohort], start_ms: int, end_ms: int, level: int = RAW) -> list[Sources]:
+    """The same of several cohorts."""
     first_day, last_day = start_ms // DAY_MS, (end_ms - 1) // DAY_MS
-    by_day: dict[int, list[Chunk]] = {}
+    chunks: list[list[Chunk]] = [[] for _ in cohorts]
     if level == RAW:
         with store.lock:
-            by_day = store.heads.snapshot(cohort, first_day, last_day)
-    partitions, metrics = store.tiers[level].partitions, len(cohort.stored_set.metric_set)
+            for of_cohort, cohort in zip(chunks, cohorts, strict=True):
+                for of_day in store.heads.snapshot(cohort, first_day, last_day).values():
+                    of_cohort.extend(of_day)
+    partitions, fields = store.tiers[level].partitions, 1 if level == RAW else FIELDS
     days = partitions.days(first_day, last_day)
-    return Sources(
-        cohort=cohort,
-        level=level,
-        partitions=partitions,
-        columns=metrics if level == RAW else metrics * FIELDS,
-        start_ms=start_ms,
-        end_ms=end_ms,
-        chunks=[chunk for chunks in by_day.values() for chunk in chunks],
-        blocks=[(day, block_infos(store, partitions, day, cohort, start_ms, end_ms)) for day in days],
-    )
+    found = []
+    for of_cohort, cohort in zip(chunks, cohorts, strict=True):
+        blocks = [(day, block_infos(store, partitions, day, cohort, start_ms, end_ms)) for day in days]
+        columns = len(cohort.stored_set.columns) * fields
+        found.append(Sources(cohort, level, partitions, columns, start_ms, end_ms, of_cohort, blocks))
+    return found
 
 
 def block_infos(
@@ -177,26 +180,33 @@ def frames(store: Store, wanted: Sequence[tuple[Sources, Sequence[int]]], check:
                 of_files.setdefault((day, infos[0].life), []).append((at, infos))
     for (day, _), of_file in sorted(of_files.items()):
         listed = [(infos, *wanted[at]) for at, infos in of_file]
-        read = _read_together(store, day, listed, check) if len(listed) > 1 else []
-        for number, (at, infos) in enumerate(of_file):
-            done = number < len(read)
-            parts[at].extend(read[number] if done else read_blocks(store, day, infos, *wanted[at], check))
+        read = _read_together(store, day, listed, check)
+        for (at, _), of_cohort in zip(of_file, read, strict=False):
+            parts[at] += of_cohort
+        for at, infos in of_file[len(read) :]:
+            parts[at] += read_blocks(store, day, infos, *wanted[at], check)
     for of_cohort, (found, metrics) in zip(parts, wanted, strict=True):
-        of_cohort.extend([part for chunk in found.chunks if (part := _of_head(chunk, found, metrics))])
+        for chunk in found.chunks:
+            if part := _of_head(chunk, found, metrics):
+                of_cohort.append(part)
     return [_merged(of_cohort, len(metrics)) for of_cohort, (_, metrics) in zip(parts, wanted, strict=True)]
 
 
 def _of_head(chunk: Chunk, found: Sources, metrics: Sequence[int]) -> Part | None:
     """The rows of a head that lie in the range; None when there are none."""
     times = chunk.times_ms
-    inside = (times >= found.start_ms) & (times < found.end_ms)
-    count = np.count_nonzero(inside)
+    distinct = np.count_nonzero(times[1:] > times[:-1]) == len(times) - 1
+    if distinct:
+        low, high = times.searchsorted((found.start_ms, found.end_ms)).tolist()
+        rows: slice | NDArray[np.bool_] = slice(low, high)
+        count = high - low
+    else:
+        rows = (times >= found.start_ms) & (times < found.end_ms)
+        count = np.count_nonzero(rows)
     if not count:
         return None
-    rows: slice | NDArray[np.bool_] = slice(None) if count == len(times) else inside
-    times = times[rows]
-    distinct = np.count_nonzero(times[1:] > times[:-1]) == len(times) - 1
-    return Part(times, [chunk.values[:, metric][rows] for metric in metrics], distinct, lambda: chunk.sequences[rows])
+    columns = [chunk.values[rows, metric] for metric in metrics]
+    return Part(times[rows], columns, distinct, lambda: chunk.sequences[rows])
 
 
 def read_blocks(
@@ -293,18 +303,21 @@ def _of_block(
 
 
 def _merged(parts: list[Part], columns: int) -> Frame:
-    parts = [part for part in parts if len(part.times_ms)]
+    if not all(len(part.times_ms) for part in parts):
+        parts = [part for part in parts if len(part.times_ms)]
     if not parts:
         empty = np.empty(0, np.int64)
         return Frame(empty, [[np.empty(0)] for _ in range(columns)], True, lambda: empty)
     if len(parts) == 1 and parts[0].distinct:
         times, whole, distinct, sequences = parts[0]
         return Frame(times, [[column] for column in whole], distinct, sequences)
-    if len(parts) > 1:
+    ascending = _ascending(parts)
+    if not ascending and len(parts) > 1:
         parts.sort(key=lambda part: int(part.times_ms[0]))
+        ascending = _ascending(parts)
     times = np.concatenate([part.times_ms for part in parts])
     pieces = [list(column) for column in zip(*[part.columns for part in parts], strict=True)]
-    if _ascending(parts):
+    if ascending:
         return Frame(times, pieces, True, lambda: np.concatenate([part.sequences() for part in parts]))
     in_order = np.concatenate([part.sequences() for part in parts])
     order = np.lexsort((in_order, times))
