@@ -172,8 +172,8 @@ def open_payload(
     read: Callable[[int, int], bytes], cohort_id: int, metrics: int, opened: Opened | None = None
 ) -> "BlockReader | FrameReader":
     """A reader of a payload of any version; `opened`: what its `open` returned before. Raises CorruptBlockError."""
-    version = read(0, 1) if opened is None else bytes((opened.version,))
-    if version == bytes((FRAME_VERSION,)):
+    version = (*read(0, 1), 0)[0] if opened is None else opened.version
+    if version == FRAME_VERSION:
         return FrameReader(read, cohort_id, metrics, opened)
     return BlockReader(read, cohort_id, metrics, opened)
 
@@ -218,6 +218,13 @@ class BlockReader:
         """The columns of metrics (ascending) and how many were damaged; a damaged one comes back as all absent."""
         found: list[NDArray[np.float64]] = []
         damaged = 0
+        if len(metrics) == 1:  # as most reads do: nothing to group and to cut apart, 2 us less of 8
+            index = metrics[0] + FIRST_VALUES
+            start, end = self._offsets[index : index + 2]
+            try:
+                return [self._value(self._read(start, end - start), index)], 0
+            except CorruptBlockError:
+                return [np.full(self.rows, np.nan)], 1
         for run in self._runs(metrics):
             base = self._offsets[run[0]]
             data = memoryview(self._read(base, self._offsets[run[-1] + 1] - base))
@@ -230,7 +237,7 @@ class BlockReader:
                     found.append(np.full(self.rows, np.nan))
         return found, damaged
 
-    def _value(self, part: memoryview, index: int) -> NDArray[np.float64]:
+    def _value(self, part: bytes | memoryview, index: int) -> NDArray[np.float64]:
         """One column of values, out of its own bytes or those of the column it equals."""
         if len(part) == _SAME_SIZE and part[4] == SAME:
             (other,) = _SAME_AS.unpack_from(checked(part, index), 1)
@@ -244,8 +251,6 @@ class BlockReader:
 
     def _runs(self, metrics: Sequence[int]) -> list[list[int]]:
         """Groups columns that lie close together."""
-        if len(metrics) == 1:
-            return [[metrics[0] + FIRST_VALUES]]
         runs: list[list[int]] = []
         for metric in metrics:
             index = metric + FIRST_VALUES

@@ -143,7 +143,7 @@ class Scan:
             segments = plan((read_from, start_ms, end_ms), level, unsettled)  # no bucket lies across start_ms
             found = self._found(cohorts, segments)
             rows = sum(part.rows for _, of_cohorts in found for part in of_cohorts.values())
-            for keys in self._groups(sorted(columns), rows):
+            for keys in self._groups(sorted(columns), rows, self._store.settings.scan_cells):
                 parts = [(segment, self._frames(of_cohorts, columns, keys)) for segment, of_cohorts in found]
                 for key in keys:
                     metric = selection.metrics[key]
@@ -152,6 +152,7 @@ class Scan:
 
     def _of_points(self, selection: Selection, read_from: int, end_ms: int) -> Iterator[SeriesResult]:
         """The results where points are all there is: read and put into windows for many servers at once."""
+        limit = min(CELLS_TOGETHER, self._store.settings.scan_cells)
         for at in range(0, len(selection.servers), SERVERS_TOGETHER):
             wanted: list[_Wanted] = []
             cells = 0
@@ -159,8 +160,8 @@ class Scan:
                 selection.servers[at : at + SERVERS_TOGETHER], read_from, end_ms
             ):
                 rows = sum([part.rows for part in found.values()])
-                for keys in self._groups(sorted(columns), rows):
-                    if wanted and cells + rows * len(keys) > CELLS_TOGETHER:
+                for keys in self._groups(sorted(columns), rows, limit):
+                    if wanted and cells + rows * len(keys) > limit:
                         yield from self._windowed(selection, wanted)
                         wanted, cells = [], 0
                     wanted.append(_Wanted(server_id, columns, keys, found))
@@ -180,22 +181,36 @@ class Scan:
             yield server_id, columns, {cohort.id: source for cohort, source in zip(cohorts, found, strict=False)}
 
     def _windowed(self, selection: Selection, wanted: list["_Wanted"]) -> Iterator[SeriesResult]:
-        """Reads all of it and makes its windows."""
+        """Reads all of it and makes its windows, of many series together where that saves something."""
         places = self._read([(one.found, one.columns, one.keys) for one in wanted])
         query = self._query
         single = len(wanted) == 1 and len(wanted[0].keys) == 1
-        alone = single or not query.step_ms or query.aggregation is Aggregation.RATE
+        together = not single and query.step_ms and query.aggregation is not Aggregation.RATE
+        for server_id, key, times, values in (
+            self._together(wanted, places) if together else self._alone(wanted, places)
+        ):
+            if len(times):
+                yield self._checked(server_id, selection.metrics[key], key, times, values, 0)
+
+    def _alone(self, wanted: list["_Wanted"], places: list["_Places"]) -> Iterator["_Made"]:
+        for one, at in zip(wanted, places, strict=True):
+            for key in one.keys:
+                times, values = points([at[cohort.id, column] for cohort, column in one.columns[key]])
+                if len(times) and self._query.step_ms:
+                    times, values = self._windows.of(times, values)
+                yield one.server_id, key, times, values
+
+    def _together(self, wanted: list["_Wanted"], places: list["_Places"]) -> Iterator["_Made"]:
         names: list[tuple[str, str]] = []
         shared: list[Shared] = []
         for one, at in zip(wanted, places, strict=True):
             for key in one.keys:
                 holders = [at[cohort.id, column] for cohort, column in one.columns[key]]
                 rows, place = holders[0]
-                if alone or len(holders) > 1 or not rows.distinct:
+                times, pieces = rows.times_ms, rows.pieces[place]
+                if len(holders) > 1 or not rows.distinct:
                     times, values = points(holders)
                     pieces = [values]
-                else:
-                    times, pieces = rows.times_ms, rows.pieces[place]
                 if not len(times):
                     continue
                 names.append((one.server_id, key))
@@ -203,16 +218,9 @@ class Scan:
                     shared[-1].columns.append(pieces)
                 else:
                     shared.append(Shared(times, [pieces]))
-        if not names:
-            return
-        if alone:
-            each = ((group.times_ms, column[0]) for group in shared for column in group.columns)
-            made: Iterator[_Points] = (self._windows.of(*one) for one in each) if query.step_ms else each
-        else:
-            made = self._windows.of_all(shared)
-        for (server_id, key), (times, values) in zip(names, made, strict=True):
-            if len(times):
-                yield self._checked(server_id, selection.metrics[key], key, times, values, 0)
+        if shared:
+            for name, made in zip(names, self._windows.of_all(shared), strict=True):
+                yield *name, *made
 
     def _unsettled(self, cohorts: dict[int, Cohort], level: int) -> list[Ranges]:
         """For each level the ranges that it has no right buckets for; heads and marks are looked at in one moment.
@@ -252,9 +260,9 @@ class Scan:
                 if metric.kind is MetricKind.GAUGE:
                     raise InvalidArgument(f"RATE wants a counter, {key} is a gauge", field="aggregation")
 
-    def _groups(self, keys: list[str], rows: int) -> list[list[str]]:
-        """Cuts the keys so that the columns of a group fit into `scan_cells`."""
-        size = max(1, self._store.settings.scan_cells // max(rows, 1))
+    def _groups(self, keys: list[str], rows: int, cells: int) -> list[list[str]]:
+        """Cuts the keys so that the columns of a group fit into so many cells."""
+        size = max(1, cells // max(rows, 1))
         return [keys[at : at + size] for at in range(0, len(keys), size)]
 
     def _frames(self, found: dict[int, Sources], columns: Columns, keys: list[str]) -> "_Places":
@@ -360,7 +368,8 @@ class Scan:
         )
 
 
-_Points = tuple[NDArray[np.int64], NDArray[np.float64]]
+_Made = tuple[str, str, NDArray[np.int64], NDArray[np.float64]]
+"""A server, a key, times and values."""
 
 _Places = dict[tuple[int, int], tuple[Frame, int]]
 """For (cohort id, column) the frame and the place in it, in roll-ups of the first needed field."""
