@@ -50,7 +50,8 @@ def ends_with_last(behaviour: _Stream) -> _Stream:
     """Marks a streamed method of one request of which every answer ends with a `Last`; an empty answer is an empty one.
 
     gRPC sends that together with the status. By themselves a message and the status are two trips through gRPC's and
-    our threads: an empty method that answers with one message takes 0.63 ms instead of 0.78 (p95 1.1 instead of 1.6).
+    our threads: an empty method that answers with one message takes 0.63 ms instead of 0.78 (p95 1.1 instead of 1.6),
+    among other work 0.60 instead of 0.66.
     """
     behaviour.ends_with_last = True  # type: ignore[attr-defined]  # a function takes attributes
     return behaviour

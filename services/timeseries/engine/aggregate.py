@@ -122,7 +122,8 @@ class Windows:
         return edges.labels[there], found[there]
 
     def of_all(self, groups: "Sequence[Shared]") -> Iterator[tuple[Times, Values]]:
-        """The windows of many series in a few passes over all of them: 3 us a series of 720 points, alone 15.
+        """The windows of many series in a few passes over all of them. 720 points each: 20 servers 7 us a series, one by
+        one 8 where their times are the same, else 13; 511 metrics of a server 2.3, one by one 5.0.
 
         For every aggregation but RATE, which looks at points before the window.
 
@@ -172,7 +173,10 @@ class Windows:
 
     def _known(self, times: Times) -> bool:
         """Whether the times are those of the series before."""
-        return self._times is not None and len(times) > 0 and _same(times, self._times)
+        known = self._times
+        if known is None or len(times) != len(known) or not len(times) or times[0] != known[0]:
+            return False
+        return bool(np.count_nonzero(times == known) == len(times))
 
 
 def _edges(times: Times, start_ms: int, step_ms: int) -> _Edges | None:
@@ -191,9 +195,7 @@ def _edges(times: Times, start_ms: int, step_ms: int) -> _Edges | None:
 
 
 def _all_edges(groups: Sequence[Shared], step_ms: int) -> _AllEdges:
-    """The windows of all groups: out of the times of one where they are the same, else in one pass over all of them."""
-    if all(_same(group.times_ms, groups[0].times_ms) for group in groups):
-        groups = [Shared(groups[0].times_ms, [column for group in groups for column in group.columns])]
+    """The windows of all groups in one pass over their times; looking first whether those are the same saves nothing."""
     times = _joined([group.times_ms for group in groups])
     numbers = times // step_ms
     new = np.empty(len(times), np.bool_)
@@ -212,12 +214,6 @@ def _all_edges(groups: Sequence[Shared], step_ms: int) -> _AllEdges:
         labels.append((all_labels[begin:end], series))
         at += series * rows
     return _AllEdges(_joined(places), np.array(bounds), labels)
-
-
-def _same(times: Times, others: Times) -> bool:
-    if times is others:
-        return True
-    return len(times) == len(others) and times[0] == others[0] and int(np.count_nonzero(times == others)) == len(times)
 
 
 _Array = TypeVar("_Array", bound=NDArray[Any])

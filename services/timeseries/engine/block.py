@@ -218,7 +218,7 @@ class BlockReader:
         """The columns of metrics (ascending) and how many were damaged; a damaged one comes back as all absent."""
         found: list[NDArray[np.float64]] = []
         damaged = 0
-        if len(metrics) == 1:  # as most reads do: nothing to group and to cut apart, 2 us less of 8
+        if len(metrics) == 1:  # as most reads do: nothing to group and to cut apart
             index = metrics[0] + FIRST_VALUES
             start, end = self._offsets[index : index + 2]
             try:

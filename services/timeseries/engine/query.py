@@ -61,8 +61,8 @@ class Query:
 class SeriesResult:
     """One series: times_ms (int64, ascending; of the points, or of the windows' starts) and as many values.
 
-    `resolution_ms` is the width of the coarsest roll-ups that it was made of; 0: of points alone. Many are
-    made, so it is not frozen: 0.4 us instead of 1.6.
+    `resolution_ms` is the width of the coarsest roll-ups that it was made of; 0: of points alone. Not frozen, for
+    many are made: 0.5 us.
     """
 
     server_id: str

@@ -170,7 +170,7 @@ def frame(store: Store, found: Sources, metrics: Sequence[int], check: Callable[
 def frames(store: Store, wanted: Sequence[tuple[Sources, Sequence[int]]], check: Callable[[], None]) -> list[Frame]:
     """Reads some columns (ascending) of cohorts of one tier; `check` is called between blocks and may raise to stop.
 
-    A partition is lent once for all of them: 7 us a server less than one after the other.
+    A partition is lent, and a blob of it opened, once for all of them: 6 us a server less.
     """
     parts: list[list[Part]] = [[] for _ in wanted]
     of_files: dict[tuple[int, int], list[tuple[int, list[BlockInfo]]]] = {}
