@@ -122,8 +122,8 @@ class Windows:
         return edges.labels[there], found[there]
 
     def of_all(self, groups: "Sequence[Shared]") -> Iterator[tuple[Times, Values]]:
-        """The windows of many series in a few passes over all of them. 720 points each: 20 servers 7 us a series, one by
-        one 8 where their times are the same, else 13; 511 metrics of a server 2.3, one by one 5.0.
+        """The windows of many series in a few passes over all of them. 720 points each: 20 servers 7 us a series, one
+        by one 8 where their times are the same, else 13; 511 metrics of a server 2.3, one by one 5.0.
 
         For every aggregation but RATE, which looks at points before the window.
 
@@ -195,7 +195,7 @@ def _edges(times: Times, start_ms: int, step_ms: int) -> _Edges | None:
 
 
 def _all_edges(groups: Sequence[Shared], step_ms: int) -> _AllEdges:
-    """The windows of all groups in one pass over their times; looking first whether those are the same saves nothing."""
+    """The windows of all groups in one pass over their times; to look whether those are the same saves nothing."""
     times = _joined([group.times_ms for group in groups])
     numbers = times // step_ms
     new = np.empty(len(times), np.bool_)
