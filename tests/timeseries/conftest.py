@@ -8,7 +8,7 @@ from typing import Any
 import apsw
 import pytest
 
-from services.timeseries.engine import database, journal, partition
+from services.timeseries.engine import database, journal, partitions
 
 
 @pytest.fixture
@@ -24,5 +24,5 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
         return connected
 
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    for module in (journal, partition):
+    for module in (journal, partitions):
         monkeypatch.setattr(module, "connect", without_syncs(database.connect))

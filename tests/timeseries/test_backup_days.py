@@ -11,7 +11,7 @@ import pytest
 
 from runtime.clock import ManualClock
 from services.timeseries.engine import Engine, backup, journal_copy
-from services.timeseries.engine import partition as partitions_module
+from services.timeseries.engine import partitions as partitions_module
 from services.timeseries.engine.journal_copy import Gone, JournalCopy
 from tests.timeseries.engine.model import rows
 from tests.timeseries.interleaved import BOTH, HOUR_MS, Interleaved, Plant, wrong_windows, wrong_with

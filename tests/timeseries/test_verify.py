@@ -92,10 +92,10 @@ async def test_verify_finds_tables_that_say_something_else(tmp_path: Path, chang
     ("change", "said"),
     [
         ("INSERT INTO heads VALUES (1, 19696, 1)", "head of cohort 1 on day 19696: roll-ups have no heads"),
-        ("UPDATE blocks SET max_sequence = 99 WHERE cohort = 1", "its sequences are not those .* 6 to 99"),
+        ("UPDATE blocks SET max_sequence = 99 WHERE cohort = 1", "its sequences are not those .* 6291456 to 99"),
         (
             "UPDATE blocks SET min_sequence = 1 WHERE cohort = 1",
-            "its sequences are not those it is listed with, 1 to 6",
+            "its sequences are not those it is listed with, 1 to 6291456",
         ),
         ("UPDATE blocks SET points = 1 WHERE cohort = 1", r"block \d+ \(server a\): it has 50 points, not 1"),
         ("UPDATE blocks SET cohort = 9 WHERE cohort = 1", r"block \d+ \(server unknown\): its cohort 9 is not known"),

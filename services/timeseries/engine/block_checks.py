@@ -18,7 +18,7 @@ from services.timeseries.engine.block import BlockReader
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.frame import FrameReader
 from services.timeseries.engine.partition import BlockInfo, Partition
-from services.timeseries.engine.rollup import FIELDS, Field
+from services.timeseries.engine.rollup import FIELDS, GENERATION_SHIFT, Field
 from services.timeseries.engine.settings import DAY_MS
 from services.timeseries.engine.tiers import RAW, TIERS
 
@@ -123,8 +123,8 @@ class BlockCheck:
         low, high = int(sequences.min()), int(sequences.max())
         if (low, high) != (listed.min_sequence, listed.max_sequence) or low < 1:
             yield f"its sequences are not those it is listed with, {listed.min_sequence} to {listed.max_sequence}"
-        if self.level != RAW and high > self.last_sequence:
-            yield f"its sequence {high} is past the journal's end {self.last_sequence}"
+        if self.level != RAW and (made := high >> GENERATION_SHIFT) > self.last_sequence:
+            yield f"it was made of sequence {made}, past the journal's end {self.last_sequence}"
         for day in np.unique(day_of).tolist() if self.level == RAW else ():
             high, through = int(sequences[day_of == day].max()), self.blocked.get((listed.cohort_id, day), 0)
             if high > through:

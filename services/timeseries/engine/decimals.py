@@ -14,37 +14,70 @@ from numpy.typing import NDArray
 MAX_PLACES: Final = 6
 _LIMIT: Final = float(1 << 53)  # integers up to here are floats without loss
 _TRIED: Final = 16  # values of a column that are looked at before all of them are
+_AT_ONCE: Final = 1 << 15  # cells that stay in a core's cache, 256 KB: 1.9 ms for 368,000 of them instead of 5.6
+_NEGATIVE_ZERO: Final = np.iinfo(np.int64).min  # its bits, and no double's are less
 
 
 def places(columns: NDArray[np.float64]) -> NDArray[np.int8]:
     """The fewest decimals, 0 to 6, that say every value of a column; -1 where there are none that do.
 
     Args:
-        columns: (m x n), n > 0; NaN says no value.
+        columns: (m x n), n > 0, each contiguous; NaN says no value.
 
     Returns:
         int8 (m). A column of NaN alone has 0.
     """
+    return _judged(columns, None)
+
+
+def split(columns: NDArray[np.float64]) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+    """As `places`, and the integers (m x n) that `floats` turns back; they mean nothing for a column that has none, or
+    that has a NaN."""
+    whole = np.empty(columns.shape, np.int64)
+    return _judged(columns, whole), whole
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def _judged(columns: NDArray[np.float64], whole: NDArray[np.int64] | None) -> NDArray[np.int8]:
     found = np.full(len(columns), -1, np.int8)
-    rest = np.arange(len(columns))
-    some = columns[:, :: max(1, columns.shape[1] // _TRIED)]
+    guessed = _guessed(columns[:, :: max(1, columns.shape[1] // _TRIED)])
+    guessed[columns.view(np.int64).min(axis=1) == _NEGATIVE_ZERO] = MAX_PLACES + 1  # a negative zero has no integer
+    at_once = max(1, _AT_ONCE // columns.shape[1])
     for decimals in range(MAX_PLACES + 1):
-        if not len(rest):
-            break
-        likely = rest[_fits(some[rest], decimals)]
-        fitting = likely[_fits(columns[likely], decimals)]
-        found[fitting] = decimals
-        rest = np.setdiff1d(rest, fitting, assume_unique=True)
+        group = np.flatnonzero(guessed == decimals)
+        for start in range(0, len(group), at_once):
+            some = group[start : start + at_once]
+            scaled, fits = _scaled(columns[some], decimals)
+            found[some[fits]] = decimals
+            guessed[some[~fits]] += 1
+            if whole is not None:
+                whole[some] = scaled
     return found
 
 
-def _fits(columns: NDArray[np.float64], decimals: int) -> NDArray[np.bool_]:
-    with np.errstate(invalid="ignore", over="ignore"):
-        whole = np.rint(columns * 10.0**decimals)
-        again = (whole + 0.0) / 10.0**decimals  # + 0.0: a negative zero has no integer
-        same = (again.view(np.int64) == columns.view(np.int64)) & (np.abs(whole) < _LIMIT)
-        fits: NDArray[np.bool_] = (same | np.isnan(columns)).all(axis=1)
-    return fits
+def _guessed(columns: NDArray[np.float64]) -> NDArray[np.int8]:
+    """The fewest decimals of some values of each column, one more than `MAX_PLACES` where those are too few."""
+    found = np.full(len(columns), MAX_PLACES + 1, np.int8)
+    rest = np.arange(len(columns))
+    for decimals in range(MAX_PLACES + 1):
+        _, fits = _scaled(columns[rest], decimals)
+        found[rest[fits]] = decimals
+        rest = rest[~fits]
+    return found
+
+
+def _scaled(columns: NDArray[np.float64], decimals: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The values times the power of ten, rounded, and for which columns that over the power is every value again."""
+    scale = 10.0**decimals
+    whole = columns * scale if decimals else columns.copy()
+    np.rint(whole, out=whole)
+    same = (whole / scale if decimals else whole) == columns
+    fits = same.all(axis=1) & (whole.max(axis=1) < _LIMIT) & (whole.min(axis=1) > -_LIMIT)
+    gappy = np.flatnonzero(~fits)
+    gappy = gappy[np.isnan(columns[gappy]).any(axis=1)]
+    if len(gappy):
+        fits[gappy] = ((same[gappy] & (np.abs(whole[gappy]) < _LIMIT)) | np.isnan(columns[gappy])).all(axis=1)
+    return whole, fits
 
 
 def integers(numbers: NDArray[np.float64], decimals: int) -> NDArray[np.int64]:

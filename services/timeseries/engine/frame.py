@@ -2,7 +2,7 @@
 
 pcodec costs 18 us a call, so 24 rows of 511 columns are 1.5 M values/s in a block. Here a column becomes integers
 (`value == integer / 10**digits`, checked bit by bit; else its bits), these the steps from row to row, these as many of
-their low bytes as the column needs, and the bytes of 128 columns one call of deflate. The layout is drawn in
+their low bytes as the column needs, and the bytes of some columns (`group_columns`) one call of deflate. Drawn in
 docs/formats/block.md. What must stay true is what block.py says of its columns, and:
 
 * a column is read with the directory and its group alone; a damaged group loses its columns and no others;
@@ -58,7 +58,12 @@ from numpy.typing import NDArray
 from services.timeseries.engine.payload import CorruptBlockError, Opened, assemble, checked, read_directory
 
 FRAME_VERSION: Final = 2
-GROUP_COLUMNS: Final = 128
+GROUP_CELLS: Final = 12_288
+"""A group has as many columns as make so many cells, but `FEWEST_COLUMNS` to `MOST_COLUMNS`: a call of deflate is dear
+for few bytes, and reading one column inflates its whole group."""
+FEWEST_COLUMNS, MOST_COLUMNS = 8, 512
+_FEW: Final = 4
+"""Columns that are taken out of a group one by one where they are at most one in so many of it."""
 _KEYS: Final = 2  # the times and the sequences: columns of a group of their own
 _KEYS_GROUP: Final = 0
 
@@ -84,7 +89,7 @@ def encode_frame(times_ms: Integers, sequences: Integers, values: Floats, cohort
     numbers[:, 0] = times_ms
     numbers[:, 1] = sequences
     kinds = np.zeros(_KEYS + metrics, np.uint8)
-    edges = np.array(_edges(metrics))
+    edges = np.array(_edges(metrics, group_columns(rows)))
     bitmaps = _set_numbers(values, numbers[:, _KEYS:], kinds[_KEYS:], edges[1:] - _KEYS)
     steps = numbers.copy()
     steps[1:] -= numbers[:-1]
@@ -100,9 +105,14 @@ def encode_frame(times_ms: Integers, sequences: Integers, values: Floats, cohort
     return assemble(FRAME_VERSION, cohort_id, rows, _KEYS + metrics, parts)
 
 
-def _edges(metrics: int) -> list[int]:
+def group_columns(rows: int) -> int:
+    """How many metrics a group of a frame of so many rows has; the last group may have fewer."""
+    return min(max(FEWEST_COLUMNS, GROUP_CELLS // max(1, rows)), MOST_COLUMNS)
+
+
+def _edges(metrics: int, of_group: int) -> list[int]:
     """Where groups of columns begin, and the end."""
-    return [0, *range(_KEYS, _KEYS + metrics, GROUP_COLUMNS), _KEYS + metrics]
+    return [0, *range(_KEYS, _KEYS + metrics, of_group), _KEYS + metrics]
 
 
 def _set_numbers(values: Floats, numbers: Integers, kinds: Small, edges: NDArray[np.int64]) -> list[bytes]:
@@ -182,13 +192,15 @@ class FrameReader:
         self, read: Callable[[int, int], bytes], cohort_id: int, metrics: int, opened: Opened | None = None
     ) -> None:
         """`opened`: what `open` returned for this payload before; it is not read again then."""
-        self._edges = _edges(metrics)
         self._read = read
+        self._metrics = metrics
         if opened is None:
-            groups = len(self._edges) - 1
-            self.rows, self._offsets = read_directory(read, FRAME_VERSION, cohort_id, _KEYS + metrics, groups)
+            self.rows, self._offsets = read_directory(
+                read, FRAME_VERSION, cohort_id, _KEYS + metrics, lambda rows: 1 + -(-metrics // group_columns(rows))
+            )
         else:
             self.rows, self._offsets = opened.rows, opened.offsets
+        self._of_group = group_columns(self.rows)
 
     def keys(self) -> tuple[Integers, Integers]:
         """The times and the sequences of the rows."""
@@ -228,10 +240,11 @@ class FrameReader:
     def _runs(self, metrics: Sequence[int]) -> list[list[tuple[int, list[int]]]]:
         """Which columns of which groups; groups that follow each other are read at once."""
         runs: list[list[tuple[int, list[int]]]] = []
-        at = 0
+        at, of_group = 0, self._of_group
         while at < len(metrics):
-            group = 1 + metrics[at] // GROUP_COLUMNS
-            first, end = self._edges[group] - _KEYS, bisect_left(metrics, self._edges[group + 1] - _KEYS, at)
+            group = 1 + metrics[at] // of_group
+            first = (group - 1) * of_group
+            end = bisect_left(metrics, first + of_group, at)
             wanted = [metric - first for metric in metrics[at:end]]
             if runs and runs[-1][-1][0] == group - 1:
                 runs[-1].append((group, wanted))
@@ -244,9 +257,11 @@ class FrameReader:
         self, group: int, part: bytes | memoryview, wanted: Sequence[int]
     ) -> tuple[Integers, Small, NDArray[np.bool_] | None]:
         body = checked(part, group)
-        columns = self._edges[group + 1] - self._edges[group]
+        columns = min(self._of_group, self._metrics - (group - 1) * self._of_group) if group else _KEYS
         try:
             raw = np.frombuffer(isal_zlib.decompress(body, _RAW_DEFLATE), np.uint8)
+            if _FEW * len(wanted) <= columns:
+                return _decoded_few(raw, self.rows, columns, wanted)
             return _decoded(raw, self.rows, columns, slice(None) if len(wanted) == columns else list(wanted))
         except (_DEFLATE_ERROR, ValueError, IndexError) as error:
             raise CorruptBlockError(f"group {group} is not encoded as it should be") from error
@@ -270,11 +285,43 @@ def _decoded(
     at = _unshuffle(raw, at, first_widths, zigzag[:1])
     if _unshuffle(raw, at, later_widths, zigzag[1:]) != len(raw):
         raise ValueError("there is more than the columns need")
-    steps = zigzag.view("<u8")[:, wanted]
+    return _summed(zigzag.view("<u8")[:, wanted]), kinds[wanted], absent
+
+
+def _summed(steps: NDArray[np.uint64]) -> Integers:
+    """The integers of zigzag steps, of which the first row's is the integer itself."""
     sign = steps & 1
     steps >>= 1
     steps ^= np.negative(sign, out=sign)
-    return np.add.accumulate(steps.view(np.int64), axis=0), kinds[wanted], absent
+    return np.add.accumulate(steps.view(np.int64), axis=0)
+
+
+def _decoded_few(
+    raw: Small, rows: int, columns: int, wanted: Sequence[int]
+) -> tuple[Integers, Small, NDArray[np.bool_] | None]:
+    """As `_decoded`, touching the bytes of the wanted columns alone."""
+    kinds, first_widths, later_widths = raw[: 3 * columns].reshape(3, columns)
+    gappy = (kinds & GAPPY) != 0
+    bitmap_bytes = (rows + 7) // 8
+    bitmaps_at = 3 * columns
+    firsts_at = bitmaps_at + int(np.count_nonzero(gappy)) * bitmap_bytes
+    laters_at = firsts_at + int(first_widths.sum(dtype=np.int64))
+    if laters_at + (rows - 1) * int(later_widths.sum(dtype=np.int64)) != len(raw):
+        raise ValueError("the columns need another number of bytes")
+    zigzag = np.zeros((len(wanted), rows, 8), np.uint8)
+    absent = np.zeros((rows, len(wanted)), np.bool_)
+    for place, column in enumerate(wanted):
+        width, at = int(first_widths[column]), firsts_at + int(first_widths[:column].sum(dtype=np.int64))
+        zigzag[place, 0, :width] = raw[at : at + width]
+        width = int(later_widths[column])
+        at = laters_at + (rows - 1) * int(later_widths[:column].sum(dtype=np.int64))
+        for number in range(width):
+            zigzag[place, 1:, number] = raw[at + number * (rows - 1) : at + (number + 1) * (rows - 1)]
+        if gappy[column]:
+            at = bitmaps_at + bitmap_bytes * int(np.count_nonzero(gappy[:column]))
+            absent[:, place] = np.unpackbits(raw[at : at + bitmap_bytes], count=rows, bitorder="little") == 0
+    taken = np.array(wanted)
+    return _summed(zigzag.view("<u8")[:, :, 0].T), kinds[taken], absent if gappy[taken].any() else None
 
 
 def _unshuffle(raw: Small, start: int, widths: Small, zigzag: Small) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.timeseries.engine.catalog import Cohort
+from services.timeseries.engine.rollup import GENERATION_SHIFT
 from services.timeseries.engine.scan import frame, sources
 from services.timeseries.engine.settings import DAY_MS
 from services.timeseries.engine.store import Store
@@ -34,7 +35,7 @@ def frozen_starts(store: Store, cohorts: Sequence[Cohort], level: int, start_ms:
         low, high = max(start_ms, day * DAY_MS), min(end_ms, (day + span) * DAY_MS)
         for cohort in cohorts:
             rows = frame(store, sources(store, cohort, low, high, level), [], lambda: None)
-            found.append(rows.times_ms[rows.sequences <= through])
+            found.append(rows.times_ms[rows.sequences >> GENERATION_SHIFT <= through])
     return np.unique(np.concatenate(found))
 
 

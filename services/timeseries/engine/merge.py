@@ -119,8 +119,7 @@ class Merger:
             if chunk is None:
                 self._left.add((tier.level, day, cohort_id))
                 return None
-            level = settings.merged_level if complete else settings.compression_level
-            blocks = block.build(chunk, cohort_id, level, rows_limit)
+            blocks = block.build(chunk, cohort_id, rows_limit, settings.merged_level if complete else None)
             replaced = [info.id for info in run]
             closed.append(Closed(cohort_id=cohort_id, blocks=blocks, replaces=replaced, final=complete))
         return runs[0][0].life, closed

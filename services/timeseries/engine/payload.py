@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 _HEADER: Final = struct.Struct("<B3sI")  # version, reserved, checksum of what follows up to the end of the directory
 _SHAPE: Final = struct.Struct("<II")  # rows, columns
+_FIXED_BYTES: Final = _HEADER.size + _SHAPE.size
 _RESERVED: Final = bytes(3)
 _CHECKSUM: Final = struct.Struct("<I")  # of the rest of a part, seeded with the part's index
 
@@ -71,15 +72,22 @@ def assemble(version: int, cohort_id: int, rows: int, columns: int, parts: Seque
 
 
 def read_directory(
-    read: Callable[[int, int], bytes], version: int, cohort_id: int, columns: int, parts: int
+    read: Callable[[int, int], bytes], version: int, cohort_id: int, columns: int, parts_of: Callable[[int], int]
 ) -> tuple[int, "array[int]"]:
-    """How many rows there are, and the offsets of the parts with the end as last; `read(offset, length)`."""
-    size = _HEADER.size + _SHAPE.size + 4 * (parts + 1)
-    head = read(0, size)
-    if len(head) != size:
+    """How many rows there are, and the offsets of the parts with the end as last.
+
+    `read(offset, length)`; `parts_of(rows)`: how many parts so many rows are in.
+    """
+    head = read(0, _FIXED_BYTES)
+    if len(head) != _FIXED_BYTES:
         raise CorruptBlockError("shorter than its directory")
     found_version, reserved, expected = _HEADER.unpack_from(head)
     rows, found_columns = _SHAPE.unpack_from(head, _HEADER.size)
+    parts = parts_of(rows)
+    size = _FIXED_BYTES + 4 * (parts + 1)
+    head += read(_FIXED_BYTES, size - _FIXED_BYTES)
+    if len(head) != size:
+        raise CorruptBlockError("shorter than its directory")
     if found_version != version or reserved != _RESERVED:
         raise CorruptBlockError(f"version {found_version} is not {version}")
     if found_columns != columns or _described(memoryview(head)[_HEADER.size :], cohort_id) != expected:

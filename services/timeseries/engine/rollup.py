@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from services.timeseries.engine.decimals import places, rounded
 
+GENERATION_SHIFT: Final = 20
+"""How often buckets can be made, each time anew, between two batches: a million times."""
+
 Times = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -51,6 +54,12 @@ class Buckets(NamedTuple):
     def columns(self) -> Floats:
         """As the values of a block: metric by metric, its fields side by side."""
         return self.fields.reshape(len(self.starts_ms), -1)
+
+
+def next_generation(last_sequence: int, before: int) -> int:
+    """What the rows of roll-ups that are made from now on have as their sequence: above `before`, that of all made so
+    far, for a bucket is often made twice without a batch in between, and the later one is right."""
+    return max(max(last_sequence, 1) << GENERATION_SHIFT, before + 1)
 
 
 def step(before: Floats, after: Floats) -> Floats:

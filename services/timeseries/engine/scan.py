@@ -21,9 +21,9 @@ from services.timeseries.engine.partition import (
     BlockInfo,
     Partition,
     PartitionGoneError,
-    Partitions,
     UnusablePartitionError,
 )
+from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.payload import CorruptBlockError
 from services.timeseries.engine.rollup import FIELDS
 from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS, MIN_TIME_MS

@@ -16,8 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
+from fleet.model import count_points
 from runtime.clock import Clock
 from services.timeseries.engine import batch as batch_codec
 from services.timeseries.engine import block
@@ -27,7 +26,8 @@ from services.timeseries.engine.database import file_bytes, sync_folder
 from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
 from services.timeseries.engine.journal import Journal, JournalRow
-from services.timeseries.engine.partition import BlockInfo, Closed, Partitions, partition_path, remove_files
+from services.timeseries.engine.partition import BlockInfo, Closed, partition_path, remove_files
+from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.payload import Opened
 from services.timeseries.engine.settings import DAY_MS, EngineSettings
 from services.timeseries.engine.tiers import RAW, TIERS, Tier, touched
@@ -165,7 +165,7 @@ class Store:
             chunks = [(head, self.heads.begin_close(head)) for head in heads]
         closed = [self._compressed(head, chunk) for head, chunk in chunks]
         marks = self.partitions.store(day, closed, self.clock.now_ms(), at=opened_at)
-        points = [int(np.count_nonzero(~np.isnan(chunk.values))) for _, chunk in chunks]
+        points = [count_points(chunk.values) for _, chunk in chunks]
         with self.lock:
             self.tiers[RAW].marks.add(marks)
             for (head, _), count in zip(chunks, points, strict=True):
@@ -175,7 +175,7 @@ class Store:
         rows_limit = _BLOCK_ROWS_FACTOR * self.settings.head_rows
         return Closed(
             cohort_id=head.cohort.id,
-            blocks=block.build(chunk, head.cohort.id, self.settings.compression_level, rows_limit),
+            blocks=block.build(chunk, head.cohort.id, rows_limit),
             blocked_through=int(chunk.sequences[-1]),
             head_day=head.day,
             touched=touched(chunk.times_ms, TIERS[RAW + 1].width_ms),
@@ -216,7 +216,7 @@ class Store:
             self.ended[RAW].update(dict.fromkeys(gone, self.last_sequence))
             self.endings += 1
         chunks = [chunk for head in heads for chunk in head.chunks()]
-        points = sum(int(np.count_nonzero(~np.isnan(chunk.values))) for chunk in chunks)
+        points = sum(count_points(chunk.values) for chunk in chunks)
         with self.lock:
             self.heads.points -= points
         return True

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.timeseries.engine.head import Chunk
-from services.timeseries.engine.partition import Mark, Partitions
+from services.timeseries.engine.partition import Mark
+from services.timeseries.engine.partitions import Partitions
 
 RAW: Final = 0
 MINUTE_MS: Final = 60_000

@@ -55,6 +55,7 @@ class Rollups:
     def __init__(self, store: Store, stopping: Callable[[], bool]) -> None:
         self._store = store
         self._stopping = stopping
+        self._generation = max(tier.partitions.found_sequence for tier in store.tiers[RAW + 1 :])
 
     def run(self, *, everything: bool = False) -> None:
         """Makes the roll-ups that are due (or all), the finer tier's first; a failure is noted and tried again."""
@@ -74,6 +75,7 @@ class Rollups:
         """Makes what the marks of each server in one partition ask for, and drops them, some servers at once; returns
         whether all of it was done."""
         done, group_size = True, self._store.settings.close_group_heads
+        self._generation = rollup.next_generation(self._store.last_sequence, self._generation)
         for day, of_day in groupby(servers, key=lambda marks: marks[0].day):
             listed = list(of_day)
             for at in range(0, len(listed), group_size):
@@ -146,7 +148,6 @@ class Rollups:
         store = self._store
         width = target.width_ms
         with store.lock:
-            generation = store.last_sequence
             cohorts = list(store.catalog.cohorts_of[store.catalog.cohorts_by_id[marks[0].cohort_id].server_id])
             heads = [store.heads.snapshot(cohort, 0, MAX_TIME_MS // DAY_MS) for cohort in cohorts]
         ranges = aligned(((mark.first_ms, mark.last_ms + 1) for mark in marks), width)
@@ -156,7 +157,7 @@ class Rollups:
         for start, end in self._slices(cohorts, ranges, tier):
             self._check()
             day = target.partitions.start_of(start // DAY_MS)
-            for part in self._make(tier, target, cohorts, start, end, max(generation, 1)):
+            for part in self._make(tier, target, cohorts, start, end):
                 yield day, part
 
     def _slices(self, cohorts: list[Cohort], ranges: Ranges, tier: Tier) -> Iterator[tuple[int, int]]:
@@ -176,9 +177,7 @@ class Rollups:
                 yield at, stop
                 at = stop
 
-    def _make(
-        self, tier: Tier, target: Tier, cohorts: list[Cohort], start: int, end: int, generation: int
-    ) -> list[Closed]:
+    def _make(self, tier: Tier, target: Tier, cohorts: list[Cohort], start: int, end: int) -> list[Closed]:
         """The buckets of one server in [start, end), which lies in one partition of the target."""
         found = {cohort.id: sources(self._store, cohort, start, end, tier.level) for cohort in cohorts}
         there = [_Holding(source) for source in found.values() if source.rows]
@@ -192,7 +191,7 @@ class Rollups:
                 buckets = self._buckets(tier, holding, [other for other in there if other is not holding], target)
                 fields = np.where(np.array(keys)[None, :, None], buckets.fields, np.nan)
                 made.append((cohort, self._unfrozen(target, cohorts, Buckets(buckets.starts_ms, fields), end)))
-        closed = (self._closed(cohort, buckets, generation, target) for cohort, buckets in made)
+        closed = (self._closed(cohort, buckets, target) for cohort, buckets in made)
         return [part for part in closed if part.blocks]
 
     def _buckets(self, tier: Tier, holding: _Holding, others: list[_Holding], target: Tier) -> Buckets:
@@ -247,21 +246,20 @@ class Rollups:
         kept = ~np.isin(made.starts_ms, frozen)
         return Buckets(made.starts_ms[kept], made.fields[kept])
 
-    def _closed(self, cohort: Cohort, buckets: Buckets, generation: int, target: Tier) -> Closed:
+    def _closed(self, cohort: Cohort, buckets: Buckets, target: Tier) -> Closed:
         some = ~np.isnan(buckets.fields[:, :, Field.COUNT]).all(axis=1)
         buckets = Buckets(buckets.starts_ms[some], buckets.fields[some])
         if not len(buckets.starts_ms):
             return Closed(cohort_id=cohort.id, blocks=())
         chunk = Chunk(
             times_ms=buckets.starts_ms,
-            sequences=np.full(len(buckets.starts_ms), generation, np.int64),
+            sequences=np.full(len(buckets.starts_ms), self._generation, np.int64),
             values=buckets.columns,
         )
-        settings = self._store.settings
         coarser = target.level + 1
         return Closed(
             cohort_id=cohort.id,
-            blocks=block.build(chunk, cohort.id, settings.compression_level, settings.merged_rows),
+            blocks=block.build(chunk, cohort.id, self._store.settings.merged_rows),
             touched=touched(chunk.times_ms, TIERS[coarser].width_ms) if coarser < len(TIERS) else (),
         )
 

@@ -33,6 +33,7 @@ from services.timeseries.engine.manifest import (
     tier_files,
 )
 from services.timeseries.engine.partition import READABLE_VERSIONS, Partition, day_of
+from services.timeseries.engine.rollup import GENERATION_SHIFT
 from services.timeseries.engine.settings import DAY_MS
 from services.timeseries.engine.tiers import RAW, TIERS
 
@@ -293,7 +294,7 @@ class _Contents:
 
     def reaches(self, level: int) -> int:
         """The highest sequence that the journal must have given."""
-        made = [block.max_sequence for block in self.blocks] if level != RAW else []
+        made = [block.max_sequence >> GENERATION_SHIFT for block in self.blocks] if level != RAW else []
         return max([*self.heads.values(), *made], default=0)
 
 

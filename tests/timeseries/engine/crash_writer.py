@@ -38,7 +38,8 @@ from runtime.errors import Unavailable
 from services.timeseries.engine import Engine, EngineSettings
 from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.merge import Merger
-from services.timeseries.engine.partition import Closed, Mark, Partitions
+from services.timeseries.engine.partition import Closed, Mark
+from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.retention import Retention
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.tiers import TIERS, Tier

@@ -1,6 +1,7 @@
 """Blocks and journal payloads give back every bit, and say so when they cannot."""
 
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -9,11 +10,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from services.timeseries.engine import batch as batch_codec
+from services.timeseries.engine import block as block_module
 from services.timeseries.engine.block import Block, BlockReader, CorruptBlockError, build
 from services.timeseries.engine.head import Chunk
 
 NASTY = [0.0, -0.0, 5e-324, -2.2e-308, 1.7976931348623157e308, float("inf"), float("-inf"), float("nan"), 0.1, 1e16 + 2]
 COHORT = 3
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_frames() -> Iterator[None]:
+    """Few rows would become a frame."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(block_module, "FRAME_ROWS", 0)
+        yield
 
 
 def bits(values: NDArray[np.float64]) -> list[int]:
@@ -54,7 +64,7 @@ def resolved(chunk: Chunk) -> dict[tuple[int, int], int]:
 def test_a_chunk_comes_back_bit_by_bit(chunk: Chunk, rows_limit: int) -> None:
     metrics = chunk.values.shape[1]
     found: dict[tuple[int, int], tuple[int, int]] = {}
-    for block in build(chunk, COHORT, 2, rows_limit, frame_rows=0):
+    for block in build(chunk, COHORT, rows_limit, 2):
         times, sequences = reader(block, metrics).keys()
         columns, damaged = reader(block, metrics).values(range(metrics))
         assert damaged == 0
@@ -75,7 +85,7 @@ def test_a_chunk_comes_back_bit_by_bit(chunk: Chunk, rows_limit: int) -> None:
 def test_signs_of_zero_are_kept_in_a_column_of_zeros() -> None:
     values = np.array([[0.0, -0.0], [-0.0, -0.0], [0.0, -0.0]])
     chunk = Chunk(times_ms=np.arange(3), sequences=np.arange(3) + 1, values=values)
-    (block,) = build(chunk, COHORT, 2, 1_440, frame_rows=0)
+    (block,) = build(chunk, COHORT, 1_440, 2)
     columns, _ = reader(block, 2).values([0, 1])
     assert [bits(column) for column in columns] == [bits(values[:, 0]), bits(values[:, 1])]
 
@@ -84,7 +94,7 @@ def test_a_re_sent_row_goes_only_when_newer_rows_have_all_its_values() -> None:
     nan = float("nan")
     values = np.array([[1.0, 1.0, nan], [nan, 2.0, nan], [3.0, nan, nan], [nan, nan, 4.0]])
     chunk = Chunk(times_ms=np.zeros(4, np.int64), sequences=np.arange(4) + 1, values=values)
-    (block,) = build(chunk, COHORT, 2, 1_440, frame_rows=0)
+    (block,) = build(chunk, COHORT, 1_440, 2)
     assert reader(block, 3).keys()[1].tolist() == [2, 3, 4], "row 1 is superseded by 2 and 3 together"
 
 
@@ -92,7 +102,7 @@ def test_what_is_constant_or_absent_costs_almost_nothing() -> None:
     values = np.full((720, 511), np.nan)
     values[:, ::2] = 4.25
     chunk = Chunk(times_ms=np.arange(720) * 10_000, sequences=np.arange(720) + 1, values=values)
-    (block,) = build(chunk, COHORT, 2, 1_440, frame_rows=0)
+    (block,) = build(chunk, COHORT, 1_440, 2)
     assert len(block.payload) < 511 * 18 + 400
     assert block.points == 720 * 256
 
@@ -101,7 +111,7 @@ def sample() -> tuple[Block, NDArray[np.float64]]:
     rng = np.random.default_rng(1)
     values = np.round(rng.normal(50, 10, (100, 5)).cumsum(axis=0), 2)
     chunk = Chunk(times_ms=np.arange(100) * 10_000, sequences=np.arange(100) + 1, values=values)
-    return build(chunk, COHORT, 2, 1_440, frame_rows=0)[0], values
+    return build(chunk, COHORT, 1_440, 2)[0], values
 
 
 def test_no_flipped_byte_is_ever_read_as_a_value() -> None:

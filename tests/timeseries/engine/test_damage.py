@@ -42,7 +42,7 @@ def files(folder: Path) -> list[Path]:
 async def test_one_damaged_column_leaves_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block.build, "__kwdefaults__", {"frame_rows": 0})  # of a frame a group of columns is lost
+    monkeypatch.setattr(block, "FRAME_ROWS", 0)  # of a frame a group of columns is lost
     model = await fill(tmp_path)
     path = files(tmp_path)[0]
     with apsw.Connection(str(path)) as database:

@@ -21,7 +21,8 @@ from runtime.errors import ResourceExhausted
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query, upkeep
 from services.timeseries.engine.head import Heads
 from services.timeseries.engine.journal import Journal
-from services.timeseries.engine.partition import Closed, Mark, Partition, Partitions
+from services.timeseries.engine.partition import Closed, Mark, Partition
+from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.query import Scan
 from services.timeseries.engine.tiers import Tier
 from services.timeseries.engine.upkeep import Rollups

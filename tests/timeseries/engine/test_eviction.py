@@ -18,11 +18,11 @@ import pytest
 from fleet.model import Rows
 from runtime.clock import ManualClock
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
-from services.timeseries.engine import partition as partitions_module
+from services.timeseries.engine import partition as partition_module
 from services.timeseries.engine import store as store_module
 from services.timeseries.engine.head import Heads
 from services.timeseries.engine.journal import Journal
-from services.timeseries.engine.partition import Partitions
+from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.retention import Retention
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.tiers import RAW, Tier
@@ -298,7 +298,7 @@ async def test_a_crash_at_any_step_leaves_whole_days_or_none_and_their_roll_ups(
         else:
             steps.around(patches, Heads, "drop")
             steps.around(patches, Path, "unlink")
-            steps.around(patches, partitions_module, "sync_folder")
+            steps.around(patches, partition_module, "sync_folder")
             steps.around(patches, Journal, "finish_eviction")
             steps.around(patches, Partitions, "_store")
             steps.around(patches, Partitions, "clear")

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from services.timeseries.engine.block import BlockReader, build
-from services.timeseries.engine.frame import GROUP_COLUMNS, FrameReader, encode_frame
+from services.timeseries.engine import block as block_module
+from services.timeseries.engine.block import Block, BlockReader, build
+from services.timeseries.engine.frame import FrameReader, encode_frame, group_columns
 from services.timeseries.engine.head import Chunk
 from services.timeseries.engine.payload import CorruptBlockError
 
@@ -43,9 +44,20 @@ def assert_comes_back(values: NDArray[np.float64], payload: bytes) -> None:
         assert bits(np.column_stack(columns)) == bits(values)
 
 
+GROUP_COLUMNS = group_columns(24)
+"""Of a frame of up to so many rows."""
+
+
 def walk(rows: int, columns: int, digits: int = 2) -> NDArray[np.float64]:
     rng = np.random.default_rng(1)
     return np.round(rng.normal(50, 10, (rows, columns)).cumsum(axis=0), digits)
+
+
+def in_columns(chunk: Chunk) -> list[Block]:
+    """The same as a block of pcodec."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(block_module, "FRAME_ROWS", 0)
+        return build(chunk, COHORT, 1_440, 2)
 
 
 @st.composite
@@ -69,7 +81,8 @@ def columns(draw: st.DrawFn, rows: int) -> NDArray[np.float64]:
 def tables(draw: st.DrawFn) -> NDArray[np.float64]:
     rows = draw(st.integers(1, 40))
     drawn = np.column_stack([draw(columns(rows)) for _ in range(draw(st.integers(1, 5)))])
-    count = draw(st.sampled_from([drawn.shape[1], GROUP_COLUMNS, GROUP_COLUMNS + 1, 2 * GROUP_COLUMNS + 3]))
+    of_group = group_columns(rows)
+    count = draw(st.sampled_from([drawn.shape[1], of_group, of_group + 1, 2 * of_group + 3]))
     return np.tile(drawn, (1, -(-count // drawn.shape[1])))[:, :count]
 
 
@@ -91,7 +104,9 @@ def test_every_bit_comes_back(values: NDArray[np.float64], data: st.DataObject) 
     assert [bits(column) for column in some] == [bits(values[:, metric]) for metric in wanted]
 
 
-@pytest.mark.parametrize(("rows", "metrics"), [(1, 0), (5, 0), (1, 1), (2, 1), (3, 5_000), (9, 511), (1_440, 3)])
+@pytest.mark.parametrize(
+    ("rows", "metrics"), [(1, 0), (5, 0), (1, 1), (2, 1), (3, 5_000), (9, 511), (1_440, 3), (720, 100)]
+)
 def test_any_shape_comes_back(rows: int, metrics: int) -> None:
     values = walk(rows, metrics)
     payload = encode(values)
@@ -132,7 +147,7 @@ def test_one_metric_costs_the_directory_and_its_group() -> None:
     read = Counting(payload)
     frame = FrameReader(read, COHORT, metrics)
     frame.values([2_345])
-    assert len(read.reads) == 2
+    assert len(read.reads) == 3
     groups = -(-metrics // GROUP_COLUMNS)
     assert sum(length for _, length in read.reads) < 1.3 * len(payload) / groups + 4 * groups + 20
 
@@ -182,7 +197,7 @@ def test_a_gap_costs_its_bitmap_and_no_more(gap: slice) -> None:
 def test_decimals_cost_less_than_two_bytes_and_than_in_a_block() -> None:
     values = walk(24, 511)
     chunk = Chunk(times_ms=np.arange(24) * 10_000, sequences=np.arange(24) + 1, values=values)
-    (block,) = build(chunk, COHORT, 2, 1_440, frame_rows=0)
+    (block,) = in_columns(chunk)
     assert len(encode(values)) < 2.0 * values.size
     assert len(encode(values)) < 0.7 * len(block.payload)
 
@@ -246,7 +261,7 @@ def test_foreign_and_zeroed_payloads_are_refused() -> None:
     values, payload = small()
     metrics = values.shape[1]
     chunk = Chunk(times_ms=np.arange(4), sequences=np.arange(4) + 1, values=values)
-    (block,) = build(chunk, COHORT, 2, 1_440, frame_rows=0)
+    (block,) = in_columns(chunk)
     for refused in (
         lambda: reader(payload, metrics, COHORT + 1),
         lambda: reader(payload, metrics + 1),

@@ -14,7 +14,8 @@ from runtime.clock import ManualClock
 from runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
 from services.timeseries.engine.journal import Journal
-from services.timeseries.engine.partition import Mark, Partitions
+from services.timeseries.engine.partition import Mark
+from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.settings import MAX_TIME_MS
 from tests.harness import eventually
 from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, last, metric_set, rows

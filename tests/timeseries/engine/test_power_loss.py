@@ -17,10 +17,12 @@ import pytest
 
 from services.timeseries.engine import journal as journal_module
 from services.timeseries.engine import partition as partition_module
+from services.timeseries.engine import partitions as partitions_module
 from services.timeseries.engine import store as store_module
 from services.timeseries.engine.database import connect
 from services.timeseries.engine.head import Heads
-from services.timeseries.engine.partition import Closed, Mark, Partitions
+from services.timeseries.engine.partition import Closed, Mark
+from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.retention import Retention
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.tiers import Tier
@@ -75,11 +77,11 @@ def plant_normal_journal(patches: pytest.MonkeyPatch) -> None:
 
 
 def plant_normal_partitions(patches: pytest.MonkeyPatch) -> None:
-    patches.setattr(partition_module, "connect", relaxed)
+    patches.setattr(partitions_module, "connect", relaxed)
 
 
 def plant_no_folder_sync(patches: pytest.MonkeyPatch) -> None:
-    for module in (journal_module, partition_module, store_module):
+    for module in (journal_module, partition_module, partitions_module, store_module):
         patches.setattr(module, "sync_folder", lambda _folder: None)
 
 
@@ -89,7 +91,7 @@ def plant_no_sync_of_what_went(patches: pytest.MonkeyPatch) -> None:
             for suffix in ("", "-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
 
-    for module in (partition_module, store_module):
+    for module in (partitions_module, store_module):
         patches.setattr(module, "remove_files", remove)
 
 

@@ -18,9 +18,10 @@ from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.clock import ManualClock
 from runtime.errors import Unavailable
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
-from services.timeseries.engine import partition as partitions_module
+from services.timeseries.engine import partitions as partitions_module
 from services.timeseries.engine.head import Heads
-from services.timeseries.engine.partition import Partition, Partitions
+from services.timeseries.engine.partition import Partition
+from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.store import Store
 from services.timeseries.servicer import TimeSeriesServicer, probe
 from services.timeseries.settings import TimeSeriesSettings

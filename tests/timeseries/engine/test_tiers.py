@@ -190,3 +190,39 @@ def test_answers_are_not_all_empty() -> None:
         model.append(*source.batch(number))
     answers: list[Answer] = [model.query(query) for query in queries(random.Random(1))]
     assert sum(len(series) for answer in answers for series in answer.values()) > 10_000
+
+
+@pytest.mark.parametrize("sets", [(FULL, FULL), (FULL, PART), (PART, FULL)], ids=["one set", "a newer", "an older"])
+async def test_a_bucket_made_twice_without_a_batch_in_between_is_the_later_one(
+    tmp_path: Path, sets: tuple[MetricSet, MetricSet]
+) -> None:
+    """Some of its rows were in a head the first time: nothing but the order of the making tells which one is right."""
+    model, hour = Model(), NOON - 2 * HOUR_MS
+    clock = ManualClock(NOON)
+
+    def batch(of_set: MetricSet, times: list[int]) -> Rows:
+        return rows(of_set, [("a", time, [1.0] * len(of_set)) for time in times])
+
+    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+        await engine.append(rows(PART, [("b", hour, [1.0] * len(PART))]), metric_sets=(PART, FULL))
+        first, second = (
+            batch(sets[0], [hour + 60_000 * n for n in range(5)]),
+            batch(sets[1], [hour - 600_000, hour + 600_000, hour + 660_000]),
+        )
+        await engine.append(first)
+        engine._store.close_heads(lambda: False, everything=True)
+        await engine.append(second)
+        engine._rollups.run(everything=True)
+        for of_set, part in zip(sets, (first, second), strict=True):
+            model.append(of_set, part)
+        model.append(PART, rows(PART, [("b", hour, [1.0] * len(PART))]))
+        for _ in range(2):
+            await compare(engine, model, 1)
+            for step_ms in (5 * MINUTE_MS, HOUR_MS):
+                query = Query(metrics=None, start_ms=0, end_ms=NOON, step_ms=step_ms, aggregation=Aggregation.COUNT)
+                assert_same(await ask(engine, query), model.query(query), Aggregation.COUNT)
+            engine._store.close_heads(lambda: False, everything=True)
+            engine._rollups.run(everything=True)
+    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+        await engine.maintain(everything=True)
+        await compare(engine, model, 1)

@@ -11,7 +11,8 @@ from fleet.model import MetricSet
 from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.merge import Merger
-from services.timeseries.engine.partition import Closed, Partitions
+from services.timeseries.engine.partition import Closed
+from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.tiers import TIERS, Tier
 from services.timeseries.engine.upkeep import Rollups
