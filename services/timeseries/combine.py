@@ -51,6 +51,11 @@ class Combination:
     percentile: float = DEFAULT_PERCENTILE
     top: int = 0
 
+    @property
+    def changes(self) -> bool:
+        """Whether anything but the single series as they are is wanted."""
+        return self.across is not Across.NONE or bool(self.top)
+
 
 @dataclass(slots=True)
 class _Metric:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import aclosing
 
 from fleet.codec import metric_to_pb
 from fleet.model import Metric
@@ -10,11 +11,13 @@ from openmanager.fleet.v1 import metric_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, NotFound
+from runtime.handlers import ends_with_last
 from services.timeseries.combine import combined
 from services.timeseries.engine.engine import Engine
 from services.timeseries.engine.status import EngineStatus
 from services.timeseries.wire import (
     combination_of,
+    combined_responses,
     decode,
     last_responses,
     query_of,
@@ -52,13 +55,19 @@ class TimeSeriesServicer:
             errors=errors,
         )
 
+    @ends_with_last
     async def Query(self, request: timeseries_pb2.QueryRequest, _context: object) -> AsyncIterator[bytes]:
         """Streams series as the engine finds them."""
         query = query_of(request.query)
         combination = combination_of(request.query, query)
         self._check_names(query.server_ids, query.metrics)
-        async for response in query_responses(combined(self._engine.query(query), query, combination)):
-            yield response
+        if combination.changes:
+            responses = combined_responses(combined(self._engine.query(query), query, combination))
+        else:
+            responses = self._engine.packed(query, query_responses)
+        async with aclosing(responses):
+            async for response in responses:
+                yield response
 
     async def LastValues(
         self, request: timeseries_pb2.LastValuesRequest, _context: object

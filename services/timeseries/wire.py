@@ -5,7 +5,7 @@ its field; one batch costs the event loop less than 10 ms (a large one is decode
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -31,6 +31,7 @@ from fleet.model import MetricSet, RowError, Rows, ServerDescriptor
 from openmanager.fleet.v1 import history_pb2, metric_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.errors import InvalidArgument
+from runtime.handlers import Last
 from services.timeseries.combine import DEFAULT_PERCENTILE, MAX_TOP, Across, Combination
 from services.timeseries.engine.aggregate import Aggregation
 from services.timeseries.engine.last import LastValues, Names
@@ -241,32 +242,58 @@ def combination_of(message: history_pb2.HistoryQuery, query: Query) -> Combinati
     return Combination(across=across, percentile=percentile, top=message.top)
 
 
-async def query_responses(results: AsyncIterator[SeriesResult]) -> AsyncIterator[bytes]:
-    """Series packed into serialized messages (`QueryResponse`) of bounded size; a long series is cut into parts that
-    follow each other.
+class Packer:
+    """Series packed into serialized messages (`QueryResponse`) of bounded size, the last one a `Last`; a long series is
+    cut into parts that follow each other.
 
     A message is the serialized fields one after the other, so the numbers are copied once, and those of times that
     several series share are made once: 3 us a series of 120 points, where filling a message takes 12.
     """
-    encoded: list[bytes] = []
-    points, times, packed_times = 0, None, b""
-    async for result in results:
+
+    def __init__(self) -> None:
+        self._encoded: list[bytes] = []
+        self._points = 0
+        self._times = self._packed_times = b""
+
+    def add(self, result: SeriesResult) -> Iterator[bytes]:
+        """Takes a series; returns the messages that are full now."""
         for start in range(0, len(result.times_ms), MAX_MESSAGE_POINTS):
             chosen = slice(start, start + MAX_MESSAGE_POINTS)
             values = result.values[chosen]
-            if points and points + len(values) > MAX_MESSAGE_POINTS:
-                yield b"".join(encoded)
-                encoded, points = [], 0
-            if times is not result.times_ms or len(values) < len(times):  # a part has times of its own
-                times, packed_times = result.times_ms, packed_doubles(_TIMES_TAG, result.times_ms[chosen] / 1000)
+            if self._points and self._points + len(values) > MAX_MESSAGE_POINTS:
+                yield b"".join(self._encoded)
+                self._encoded, self._points = [], 0
+            times = result.times_ms[chosen].tobytes()
+            if times != self._times:
+                self._times = times
+                self._packed_times = packed_doubles(_TIMES_TAG, result.times_ms[chosen] / 1000)
             names = history_pb2.Series(server_id=result.server_id, metric=result.metric_key, unit=result.unit)
             if result.resolution_ms:
                 names.resolution.FromMilliseconds(result.resolution_ms)
-            parts = (names.SerializeToString(), packed_times, packed_doubles(_VALUES_TAG, values))
-            encoded += (_SERIES_TAG, varint(sum(map(len, parts))), *parts)
-            points += len(values)
-    if encoded:
-        yield b"".join(encoded)
+            parts = (names.SerializeToString(), self._packed_times, packed_doubles(_VALUES_TAG, values))
+            self._encoded += (_SERIES_TAG, varint(sum(map(len, parts))), *parts)
+            self._points += len(values)
+
+    def end(self) -> Last:
+        """The last message; an empty one where there are no series."""
+        return Last(b"".join(self._encoded))
+
+
+def query_responses(results: Iterable[SeriesResult]) -> Iterator[bytes]:
+    """Series as messages, the last one a `Last`."""
+    packer = Packer()
+    for result in results:
+        yield from packer.add(result)
+    yield packer.end()
+
+
+async def combined_responses(results: AsyncIterator[SeriesResult]) -> AsyncGenerator[bytes, None]:
+    """The same of series that come one by one."""
+    packer = Packer()
+    async for result in results:
+        for message in packer.add(result):
+            yield message
+    yield packer.end()
 
 
 def selectors_of(message: timeseries_pb2.LastValuesRequest) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:

@@ -28,9 +28,9 @@ take the finer tier instead. A roll-up is a block whose columns are fields, so a
 
 *Reads* (`scan`, `aggregate`, `query`, `last`): a plan says which tier answers for which part of the range; heads
 first, then blocks; rows of all cohorts of a series are put together and equal times are resolved by sequence; then
-windows are made of them. Blocks never change, so the times and directories of those read last are kept (`cache`), and
-a read of one metric fetches its column only. `store` is all of this without an event loop, `engine` the asynchronous
-face with its bounds, `tail` the journal read in order.
+windows are made of them. Points of many servers are read and put into windows together. Blocks never change, so the
+times and directories of those read last are kept (`cache`), and a read of one metric fetches its column only. `store`
+is all of this without an event loop, `engine` the asynchronous face with its bounds, `tail` the journal read in order.
 
 *The end* (`retention`, `frozen`): a file whose rows are all too old, or the oldest one when the disk's limit is
 reached, goes as a whole, rolled up before. That is noted in the journal first, so that no replay brings rows of it

@@ -5,9 +5,10 @@ without points is absent. What must stay true: MIN, MAX, COUNT, FIRST and LAST a
 NaN (infinities that cancel) is absent, as NaN is everywhere; points and the buckets made of them give the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
-from typing import Final, NamedTuple
+from itertools import accumulate, pairwise
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,27 @@ class _Edges(NamedTuple):
     labels: Times
 
 
+class Shared(NamedTuple):
+    """Series of the same times; a series is the arrays that follow each other in it."""
+
+    times_ms: Times
+    columns: list[list[Values]]
+
+
+class _AllEdges(NamedTuple):
+    """The windows of many series that follow each other in one array of points.
+
+    Attributes:
+        places: where each window begins.
+        bounds: where the windows of each series begin among those, with the end as last.
+        labels: for each group the windows' starts, and how many series it has.
+    """
+
+    places: NDArray[np.intp]
+    bounds: NDArray[np.intp]
+    labels: list[tuple[Times, int]]
+
+
 class Windows:
     """The windows of the series of one query. A series of the same times as the one before it, as have the metrics of a
     server and the servers of a fleet that is asked all at once, shares its edges: 10 us of 15 for 720 points."""
@@ -99,6 +121,56 @@ class Windows:
             return edges.labels, found
         return edges.labels[there], found[there]
 
+    def of_all(self, groups: "Sequence[Shared]") -> Iterator[tuple[Times, Values]]:
+        """The windows of many series in a few passes over all of them. 720 points each: 20 servers 7 us a series, one
+        by one 8 where their times are the same, else 13; 511 metrics of a server 2.3, one by one 5.0.
+
+        For every aggregation but RATE, which looks at points before the window.
+
+        Args:
+            groups: series by the times that they share. Times as for `of`, and not before the range; a NaN is absent.
+
+        Yields:
+            What `of` returns, series by series; the starts may be shared.
+        """
+        flat = _joined([part for group in groups for column in group.columns for part in column])
+        edges = _all_edges(groups, self._step_ms)
+        places, bounds, labels = edges.places, edges.bounds, None
+        counts = _counts(places, len(flat))
+        present = flat == flat  # noqa: PLR0124  false where NaN
+        if np.count_nonzero(present) != len(flat):
+            ends = np.append(0, np.cumsum(present))
+            flat, places = flat[present], ends[places]
+            counts = _counts(places, len(flat))
+            labels = np.concatenate([one for one, series in edges.labels for _ in range(series)])
+            places, counts, labels, bounds = _only(counts > 0, bounds, places, counts, labels)
+        found = self._reduced(flat, places, counts)
+        there = found == found  # noqa: PLR0124  false where NaN: infinities that cancel
+        if np.count_nonzero(there) != len(found):
+            if labels is None:
+                labels = np.concatenate([one for one, series in edges.labels for _ in range(series)])
+            found, labels, bounds = _only(there, bounds, found, labels)
+        ends_of = bounds.tolist()
+        if labels is not None:
+            for start, end in pairwise(ends_of):
+                yield labels[start:end], found[start:end]
+            return
+        shared = (one for one, series in edges.labels for _ in range(series))
+        for one, (start, end) in zip(shared, pairwise(ends_of), strict=True):
+            yield one, found[start:end]
+
+    def _reduced(self, values: Values, firsts: NDArray[np.intp], counts: NDArray[np.intp]) -> Values:
+        """One value a window; each window reaches to where the next one begins."""
+        if self._aggregation is Aggregation.COUNT:
+            return counts.astype(np.float64)
+        if not len(firsts):
+            return np.empty(0)
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = _REDUCE[self._aggregation](values, firsts)
+            if self._aggregation is Aggregation.AVG:
+                found /= counts
+        return found
+
     def _known(self, times: Times) -> bool:
         """Whether the times are those of the series before."""
         known = self._times
@@ -120,6 +192,48 @@ def _edges(times: Times, start_ms: int, step_ms: int) -> _Edges | None:
     np.add(lasts, 1, out=bounds[1:-1])
     firsts = bounds[:-1]
     return _Edges(before, firsts, bounds[1:] - firsts, numbers[firsts] * step_ms)
+
+
+def _all_edges(groups: Sequence[Shared], step_ms: int) -> _AllEdges:
+    """The windows of all groups in one pass over their times; to look whether those are the same saves nothing."""
+    times = _joined([group.times_ms for group in groups])
+    numbers = times // step_ms
+    new = np.empty(len(times), np.bool_)
+    np.not_equal(numbers[1:], numbers[:-1], out=new[1:])
+    starts = [0, *accumulate(len(group.times_ms) for group in groups)]
+    new[starts[:-1]] = True
+    firsts = new.nonzero()[0]
+    all_labels = numbers[firsts] * step_ms
+    cuts = firsts.searchsorted(starts).tolist()
+    places, bounds, labels, at = [], [0], [], 0
+    for group, begin, end, start in zip(groups, cuts, cuts[1:], starts, strict=False):
+        series, rows = len(group.columns), len(group.times_ms)
+        moved = firsts[begin:end] + (at - start)
+        places.append(moved if series == 1 else np.add.outer(np.arange(series) * rows, moved).ravel())
+        bounds += range(bounds[-1] + end - begin, bounds[-1] + (end - begin) * series + 1, end - begin)
+        labels.append((all_labels[begin:end], series))
+        at += series * rows
+    return _AllEdges(_joined(places), np.array(bounds), labels)
+
+
+_Array = TypeVar("_Array", bound=NDArray[Any])
+
+
+def _joined(parts: list[_Array]) -> _Array:
+    return parts[0] if len(parts) == 1 else cast("_Array", np.concatenate(parts))
+
+
+def _counts(places: NDArray[np.intp], end: int) -> NDArray[np.intp]:
+    """How far it is from each place to the next one, or the end; np.diff takes 8 us for that."""
+    counts = np.empty_like(places)
+    np.subtract(places[1:], places[:-1], out=counts[:-1])
+    counts[-1:] = end - places[-1:]
+    return counts
+
+
+def _only(keep: NDArray[np.bool_], bounds: NDArray[np.intp], *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Some of the windows: of each array, and at last where those of each series begin."""
+    return *(array[keep] for array in arrays), np.append(0, np.cumsum(keep))[bounds]
 
 
 def _rate(times: Times, values: Values, firsts: NDArray[np.intp], starts: Times, lookback: int) -> Values:

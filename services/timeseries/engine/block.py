@@ -37,6 +37,8 @@ _JOINED_GAP_BYTES: Final = 4_096  # columns so close are read at once: 4 KiB mor
 
 ABSENT, CONSTANT, PLAIN, PCODEC, DECIMAL, SAME = 0, 1, 2, 3, 4, 5
 BITMAP: Final = 0x80
+_INTEGERS: Final = np.dtype("<i8")
+_FLOATS: Final = np.dtype("<f8")
 _SAME_AS: Final = struct.Struct("<I")
 _SAME_SIZE: Final = 4 + 1 + _SAME_AS.size  # checksum, encoding, the other column's index
 
@@ -210,8 +212,8 @@ def open_payload(
     read: Callable[[int, int], bytes], cohort_id: int, metrics: int, opened: Opened | None = None
 ) -> "BlockReader | FrameReader":
     """A reader of a payload of any version; `opened`: what its `open` returned before. Raises CorruptBlockError."""
-    version = read(0, 1) if opened is None else bytes((opened.version,))
-    if version == bytes((FRAME_VERSION,)):
+    version = (*read(0, 1), 0)[0] if opened is None else opened.version
+    if version == FRAME_VERSION:
         return FrameReader(read, cohort_id, metrics, opened)
     return BlockReader(read, cohort_id, metrics, opened)
 
@@ -239,7 +241,7 @@ class BlockReader:
         """The directory and the times."""
         start, middle, end = self._offsets[TIMES : SEQUENCES + 2]
         data = self._read(start, end - start)
-        times = _decode(data[: middle - start], TIMES, self.rows, np.dtype("<i8"))
+        times = _decode(data[: middle - start], TIMES, self.rows, _INTEGERS)
         sequences = data[middle - start :]
         checked(sequences, SEQUENCES)
         return Opened(
@@ -248,7 +250,7 @@ class BlockReader:
             offsets=self._offsets,
             times_ms=times,
             distinct=bool((times[1:] > times[:-1]).all()),
-            sequences=lambda: _decode(sequences, SEQUENCES, self.rows, np.dtype("<i8")),
+            sequences=lambda: _decode(sequences, SEQUENCES, self.rows, _INTEGERS),
             key_bytes=len(sequences),
         )
 
@@ -256,6 +258,13 @@ class BlockReader:
         """The columns of metrics (ascending) and how many were damaged; a damaged one comes back as all absent."""
         found: list[NDArray[np.float64]] = []
         damaged = 0
+        if len(metrics) == 1:  # as most reads do: nothing to group and to cut apart
+            index = metrics[0] + FIRST_VALUES
+            start, end = self._offsets[index : index + 2]
+            try:
+                return [self._value(self._read(start, end - start), index)], 0
+            except CorruptBlockError:
+                return [np.full(self.rows, np.nan)], 1
         for run in self._runs(metrics):
             base = self._offsets[run[0]]
             data = memoryview(self._read(base, self._offsets[run[-1] + 1] - base))
@@ -268,7 +277,7 @@ class BlockReader:
                     found.append(np.full(self.rows, np.nan))
         return found, damaged
 
-    def _value(self, part: memoryview, index: int) -> NDArray[np.float64]:
+    def _value(self, part: bytes | memoryview, index: int) -> NDArray[np.float64]:
         """One column of values, out of its own bytes or those of the column it equals."""
         if len(part) == _SAME_SIZE and part[4] == SAME:
             (other,) = _SAME_AS.unpack_from(checked(part, index), 1)
@@ -278,7 +287,7 @@ class BlockReader:
             part = memoryview(self._read(start, end - start))
             if len(part) == _SAME_SIZE and part[4] == SAME:
                 raise CorruptBlockError(f"column {index} names another, and is named by one")
-        return _decode(part, index, self.rows, np.dtype("<f8"))
+        return _decode(part, index, self.rows, _FLOATS)
 
     def _runs(self, metrics: Sequence[int]) -> list[list[int]]:
         """Groups columns that lie close together."""
@@ -296,7 +305,10 @@ def _decode(data: bytes | memoryview, index: int, rows: int, kind: "np.dtype[Any
     part = checked(data, index)
     if not part:
         raise CorruptBlockError(f"column {index} has no encoding")
-    encoding, body = part[0], part[1:]
+    encoding = part[0]
+    if encoding == DECIMAL:  # most columns of values
+        return floats(standalone.simple_decompress(bytes(part[2:])), part[1])
+    body = part[1:]
     if encoding == ABSENT:
         return np.full(rows, np.nan)
     if not encoding & BITMAP:

@@ -87,8 +87,7 @@ def integers(numbers: NDArray[np.float64], decimals: int) -> NDArray[np.int64]:
 
 def floats(whole: NDArray[np.int64], decimals: int) -> NDArray[np.float64]:
     """The numbers that `integers` was given."""
-    numbers = whole.astype(np.float64)
-    return numbers / 10.0**decimals if decimals else numbers
+    return whole / 10.0**decimals if decimals else whole.astype(np.float64)
 
 
 def rounded(sums: NDArray[np.float64], decimals: NDArray[np.int8]) -> NDArray[np.float64]:

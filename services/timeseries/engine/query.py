@@ -7,7 +7,7 @@ names it, nothing is cut silently; work stops soon after `cancel` is set. Runs i
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from runtime.errors import Cancelled, InvalidArgument, ResourceExhausted
 from services.timeseries.engine.aggregate import (
     NEEDED,
     Aggregation,
+    Shared,
     Windows,
     bucket_windows,
     lookback_ms,
@@ -25,10 +26,14 @@ from services.timeseries.engine.aggregate import (
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.frozen import frozen_starts
 from services.timeseries.engine.rollup import FIELDS
-from services.timeseries.engine.scan import Frame, Sources, bucket_points, frame, points, sources
+from services.timeseries.engine.scan import Frame, Sources, all_sources, bucket_points, frames, points, sources
 from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS, MIN_TIME_MS
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.tiers import RAW, TIERS, Ranges, Segment, coarsest, plan, unsettled_ranges, without
+
+SERVERS_TOGETHER: Final = 64
+CELLS_TOGETHER: Final = 500_000
+"""Servers whose rows are looked for, and cells (4 MB) that are read, before the first result of them is handed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +57,12 @@ class Query:
     server_ids: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class SeriesResult:
     """One series: times_ms (int64, ascending; of the points, or of the windows' starts) and as many values.
 
-    `resolution_ms` is the width of the coarsest roll-ups that it was made of; 0: of points alone.
+    `resolution_ms` is the width of the coarsest roll-ups that it was made of; 0: of points alone. Not frozen, for
+    many are made: 0.5 us.
     """
 
     server_id: str
@@ -128,18 +134,93 @@ class Scan:
         level = coarsest(query.step_ms)
         width = TIERS[level].width_ms or 1
         read_from = max(MIN_TIME_MS, start_ms - lookback_ms(query.aggregation, query.step_ms)) // width * width
+        if level == RAW:
+            yield from self._of_points(selection, read_from, end_ms)
+            return
         for server_id, columns in selection.servers:
             cohorts = {cohort.id: cohort for holders in columns.values() for cohort, _ in holders}
             unsettled = self._unsettled(cohorts, level)
             segments = plan((read_from, start_ms, end_ms), level, unsettled)  # no bucket lies across start_ms
             found = self._found(cohorts, segments)
             rows = sum(part.rows for _, of_cohorts in found for part in of_cohorts.values())
-            for keys in self._groups(sorted(columns), rows):
+            for keys in self._groups(sorted(columns), rows, self._store.settings.scan_cells):
                 parts = [(segment, self._frames(of_cohorts, columns, keys)) for segment, of_cohorts in found]
                 for key in keys:
                     metric = selection.metrics[key]
                     if result := self._result(server_id, metric, key, self._series(parts, columns[key]), start_ms):
                         yield result
+
+    def _of_points(self, selection: Selection, read_from: int, end_ms: int) -> Iterator[SeriesResult]:
+        """The results where points are all there is: read and put into windows for many servers at once."""
+        limit = min(CELLS_TOGETHER, self._store.settings.scan_cells)
+        for at in range(0, len(selection.servers), SERVERS_TOGETHER):
+            wanted: list[_Wanted] = []
+            cells = 0
+            for server_id, columns, found in self._sources(
+                selection.servers[at : at + SERVERS_TOGETHER], read_from, end_ms
+            ):
+                rows = sum([part.rows for part in found.values()])
+                for keys in self._groups(sorted(columns), rows, limit):
+                    if wanted and cells + rows * len(keys) > limit:
+                        yield from self._windowed(selection, wanted)
+                        wanted, cells = [], 0
+                    wanted.append(_Wanted(server_id, columns, keys, found))
+                    cells += rows * len(keys)
+            yield from self._windowed(selection, wanted)
+
+    def _sources(
+        self, servers: list[tuple[str, Columns]], start_ms: int, end_ms: int
+    ) -> Iterator[tuple[str, Columns, dict[int, Sources]]]:
+        """Each server with where its points of a range are, by cohort."""
+        cohorts_of = [
+            list({cohort.id: cohort for holders in columns.values() for cohort, _ in holders}.values())
+            for _, columns in servers
+        ]
+        found = iter(all_sources(self._store, [one for cohorts in cohorts_of for one in cohorts], start_ms, end_ms))
+        for (server_id, columns), cohorts in zip(servers, cohorts_of, strict=True):
+            yield server_id, columns, {cohort.id: source for cohort, source in zip(cohorts, found, strict=False)}
+
+    def _windowed(self, selection: Selection, wanted: list["_Wanted"]) -> Iterator[SeriesResult]:
+        """Reads all of it and makes its windows, of many series together where that saves something."""
+        places = self._read([(one.found, one.columns, one.keys) for one in wanted])
+        query = self._query
+        single = len(wanted) == 1 and len(wanted[0].keys) == 1
+        together = not single and query.step_ms and query.aggregation is not Aggregation.RATE
+        for server_id, key, times, values in (
+            self._together(wanted, places) if together else self._alone(wanted, places)
+        ):
+            if len(times):
+                yield self._checked(server_id, selection.metrics[key], key, times, values, 0)
+
+    def _alone(self, wanted: list["_Wanted"], places: list["_Places"]) -> Iterator["_Made"]:
+        for one, at in zip(wanted, places, strict=True):
+            for key in one.keys:
+                times, values = points([at[cohort.id, column] for cohort, column in one.columns[key]])
+                if len(times) and self._query.step_ms:
+                    times, values = self._windows.of(times, values)
+                yield one.server_id, key, times, values
+
+    def _together(self, wanted: list["_Wanted"], places: list["_Places"]) -> Iterator["_Made"]:
+        names: list[tuple[str, str]] = []
+        shared: list[Shared] = []
+        for one, at in zip(wanted, places, strict=True):
+            for key in one.keys:
+                holders = [at[cohort.id, column] for cohort, column in one.columns[key]]
+                rows, place = holders[0]
+                times, pieces = rows.times_ms, rows.pieces[place]
+                if len(holders) > 1 or not rows.distinct:
+                    times, values = points(holders)
+                    pieces = [values]
+                if not len(times):
+                    continue
+                names.append((one.server_id, key))
+                if shared and shared[-1].times_ms is times:
+                    shared[-1].columns.append(pieces)
+                else:
+                    shared.append(Shared(times, [pieces]))
+        if shared:
+            for name, made in zip(names, self._windows.of_all(shared), strict=True):
+                yield *name, *made
 
     def _unsettled(self, cohorts: dict[int, Cohort], level: int) -> list[Ranges]:
         """For each level the ranges that it has no right buckets for; heads and marks are looked at in one moment.
@@ -179,39 +260,50 @@ class Scan:
                 if metric.kind is MetricKind.GAUGE:
                     raise InvalidArgument(f"RATE wants a counter, {key} is a gauge", field="aggregation")
 
-    def _groups(self, keys: list[str], rows: int) -> list[list[str]]:
-        """Cuts the keys so that the columns of a group fit into `scan_cells`."""
-        size = max(1, self._store.settings.scan_cells // max(rows, 1))
+    def _groups(self, keys: list[str], rows: int, cells: int) -> list[list[str]]:
+        """Cuts the keys so that the columns of a group fit into so many cells."""
+        size = max(1, cells // max(rows, 1))
         return [keys[at : at + size] for at in range(0, len(keys), size)]
 
-    def _frames(
-        self, found: dict[int, Sources], columns: Columns, keys: list[str]
-    ) -> dict[tuple[int, int], tuple[Frame, int]]:
-        """Reads the columns of some keys; for (cohort id, column) gives the frame and the place in it, in roll-ups of
-        the first needed field."""
-        wanted: dict[int, list[int]] = {}
-        for key in keys:
-            for cohort, column in columns[key]:
-                wanted.setdefault(cohort.id, []).append(column)
-        places = {}
+    def _frames(self, found: dict[int, Sources], columns: Columns, keys: list[str]) -> "_Places":
+        """Reads the columns of some keys."""
+        return self._read([(found, columns, keys)])[0]
+
+    def _read(self, wanted: list[tuple[dict[int, Sources], Columns, list[str]]]) -> list["_Places"]:
+        """Reads the columns of some keys of each server."""
         limit = self._store.settings.max_scanned_points
-        for number, metrics in wanted.items():
-            metrics.sort()
-            source = found[number]
-            fields = [0] if source.level == RAW else NEEDED[self._query.aggregation]
-            read = metrics if source.level == RAW else [m * FIELDS + f for m in metrics for f in sorted(fields)]
-            self._scanned += source.rows * len(read)
-            if self._scanned > limit:
-                raise ResourceExhausted(
-                    f"the query reads more than max_scanned_points = {limit} points", reason="MAX_SCANNED_POINTS"
-                )
-            rows = frame(self._store, source, read, self._check)
-            places.update({(number, column): (rows, place * len(fields)) for place, column in enumerate(metrics)})
-        return places
+        reads: list[tuple[Sources, list[int]]] = []
+        read_of: list[list[tuple[int, list[int], int]]] = []
+        for found, columns, keys in wanted:
+            metrics_of: dict[int, list[int]] = {}
+            for key in keys:
+                for cohort, column in columns[key]:
+                    metrics_of.setdefault(cohort.id, []).append(column)
+            for number, metrics in metrics_of.items():
+                metrics.sort()
+                source = found[number]
+                fields = [0] if source.level == RAW else sorted(NEEDED[self._query.aggregation])
+                read = metrics if source.level == RAW else [m * FIELDS + f for m in metrics for f in fields]
+                self._scanned += source.rows * len(read)
+                if self._scanned > limit:
+                    raise ResourceExhausted(
+                        f"the query reads more than max_scanned_points = {limit} points", reason="MAX_SCANNED_POINTS"
+                    )
+                reads.append((source, read))
+            read_of.append([(number, metrics, len(fields)) for number, metrics in metrics_of.items()])
+        rows = iter(frames(self._store, reads, self._check))
+        return [
+            {
+                (number, column): (of_cohort, place * width)
+                for (number, metrics, width), of_cohort in zip(of_server, rows, strict=False)
+                for place, column in enumerate(metrics)
+            }
+            for of_server in read_of
+        ]
 
     def _series(
         self,
-        parts: list[tuple[Segment, dict[tuple[int, int], tuple[Frame, int]]]],
+        parts: list[tuple[Segment, "_Places"]],
         holders: list[tuple[Cohort, int]],
     ) -> "_Series":
         """One series out of the frames of each segment: points where those are all there is, else buckets."""
@@ -250,6 +342,17 @@ class Scan:
             times, values = self._windows.of(times, values)
         if not len(times):
             return None
+        return self._checked(server_id, metric, key, times, values, series.resolution_ms)
+
+    def _checked(
+        self,
+        server_id: str,
+        metric: Metric,
+        key: str,
+        times: NDArray[np.int64],
+        values: NDArray[np.float64],
+        resolution_ms: int,
+    ) -> SeriesResult:
         self._returned += len(times)
         if self._returned > self._store.settings.max_points:
             limit = self._store.settings.max_points
@@ -261,8 +364,24 @@ class Scan:
             kind=metric.kind,
             times_ms=times,
             values=values,
-            resolution_ms=series.resolution_ms,
+            resolution_ms=resolution_ms,
         )
+
+
+_Made = tuple[str, str, NDArray[np.int64], NDArray[np.float64]]
+"""A server, a key, times and values."""
+
+_Places = dict[tuple[int, int], tuple[Frame, int]]
+"""For (cohort id, column) the frame and the place in it, in roll-ups of the first needed field."""
+
+
+class _Wanted(NamedTuple):
+    """Some series of a server, and where their rows are, by cohort."""
+
+    server_id: str
+    columns: Columns
+    keys: list[str]
+    found: dict[int, Sources]
 
 
 class _Series(NamedTuple):
