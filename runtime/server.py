@@ -54,9 +54,8 @@ class GrpcServer:
         for bound in servicers:
             if bound.missing:
                 _log.info("%s: not implemented: %s", bound.service, ", ".join(bound.missing))
-        traced = telemetry.tracing_enabled()
-        interceptors: list[Any] = [Interceptor(interception, traced=traced)]
-        if traced:
+        interceptors: list[Any] = [Interceptor(interception)]
+        if telemetry.tracing_enabled():
             interceptors.insert(0, _tracing())
         self._server = grpc.aio.server(
             interceptors=interceptors,

@@ -11,7 +11,6 @@ from openmanager.fleet.v1 import metric_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, NotFound
-from runtime.handlers import ends_with_last
 from services.timeseries.combine import combined
 from services.timeseries.engine.engine import Engine
 from services.timeseries.engine.status import EngineStatus
@@ -55,7 +54,6 @@ class TimeSeriesServicer:
             errors=errors,
         )
 
-    @ends_with_last
     async def Query(self, request: timeseries_pb2.QueryRequest, _context: object) -> AsyncIterator[bytes]:
         """Streams series as the engine finds them."""
         query = query_of(request.query)

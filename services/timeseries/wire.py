@@ -31,7 +31,6 @@ from fleet.model import MetricSet, RowError, Rows, ServerDescriptor
 from openmanager.fleet.v1 import history_pb2, metric_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.errors import InvalidArgument
-from runtime.handlers import Last
 from services.timeseries.combine import DEFAULT_PERCENTILE, MAX_TOP, Across, Combination
 from services.timeseries.engine.aggregate import Aggregation
 from services.timeseries.engine.last import LastValues, Names
@@ -243,8 +242,8 @@ def combination_of(message: history_pb2.HistoryQuery, query: Query) -> Combinati
 
 
 class Packer:
-    """Series packed into serialized messages (`QueryResponse`) of bounded size, the last one a `Last`; a long series is
-    cut into parts that follow each other.
+    """Series packed into serialized messages (`QueryResponse`) of bounded size; a long series is cut into parts that
+    follow each other.
 
     A message is the serialized fields one after the other, so the numbers are copied once, and those of times that
     several series share are made once: 3 us a series of 120 points, where filling a message takes 12.
@@ -274,17 +273,18 @@ class Packer:
             self._encoded += (_SERIES_TAG, varint(sum(map(len, parts))), *parts)
             self._points += len(values)
 
-    def end(self) -> Last:
-        """The last message; an empty one where there are no series."""
-        return Last(b"".join(self._encoded))
+    def end(self) -> Iterator[bytes]:
+        """The last message, if there is anything left to say."""
+        if self._encoded:
+            yield b"".join(self._encoded)
 
 
 def query_responses(results: Iterable[SeriesResult]) -> Iterator[bytes]:
-    """Series as messages, the last one a `Last`."""
+    """Series as messages."""
     packer = Packer()
     for result in results:
         yield from packer.add(result)
-    yield packer.end()
+    yield from packer.end()
 
 
 async def combined_responses(results: AsyncIterator[SeriesResult]) -> AsyncGenerator[bytes, None]:
@@ -293,7 +293,8 @@ async def combined_responses(results: AsyncIterator[SeriesResult]) -> AsyncGener
     async for result in results:
         for message in packer.add(result):
             yield message
-    yield packer.end()
+    for message in packer.end():
+        yield message
 
 
 def selectors_of(message: timeseries_pb2.LastValuesRequest) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
