@@ -11,7 +11,7 @@ import grpc.aio
 import orjson
 import pytest
 
-from bench import report, scale, year
+from bench import cost, report, scale, year
 from bench.__main__ import Progress, run_scale
 from bench.ingest import APPEND
 from bench.peers import BenchError
@@ -35,7 +35,8 @@ async def test_the_year_and_the_cost_of_a_point_are_measured(tmp_path: Path, mon
         assert one["counts"]["blocks/blocks"] > 0
         assert min(one[key] for key in report.COSTS.values()) > 0
     works = {row["work"] for row in found["table"]}
-    assert works == {"1 metric, 2 days by 1 h, p95", *(f"{cost} a point, 2 to 4 servers" for cost in report.COSTS)}
+    costs = {*(f"{cost} a point" for cost in report.COSTS), "peak memory a series"}
+    assert works == {"1 metric, 2 days by 1 h, p95", *(f"{cost}, 2 to 4 servers" for cost in costs)}
 
 
 async def test_a_fleet_is_played_killed_started_again_and_counted(tmp_path: Path) -> None:
@@ -43,6 +44,8 @@ async def test_a_fleet_is_played_killed_started_again_and_counted(tmp_path: Path
     found = orjson.loads(orjson.dumps(found))
     check_shape(found, {"scale"})
     one = found["results"]["scale"]
+    (costs,) = cost.of_scale(one).values()
+    assert min(costs[key] for key in (*report.COSTS.values(), "peak_bytes_a_series")) > 0
     assert one["points"] == one["wanted_points"] == 6 * 200 * 511
     assert one["rows_acknowledged"] == 6 * 200
     assert set(one["rows_counted"].values()) == {6 * 200}
