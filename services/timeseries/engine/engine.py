@@ -228,6 +228,7 @@ class Engine:
             self._signal(False)
 
     def _upkeep_once(self, *, everything: bool) -> None:
+        self._retention.end_lost()
         self._rollups.run(everything=everything)
         self._retention.evict_aged()
         self._merger.run(everything=everything)

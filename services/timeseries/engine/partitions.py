@@ -6,13 +6,13 @@ What must stay true:
 * a day that was evicted is not made anew by a reader, and a connection to the file that is gone is never lent again,
   not even when rows make a new file for that day;
 * a file that is no usable database any more when it is to be written is set aside under another name, never
-  deleted, and a new one begun.
+  deleted, and a new one begun; whoever knows something of it by numbers (`on_lost`) is told before that.
 """
 
 import logging
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +91,8 @@ class Partitions:
         self._lives: dict[int, int] = {}
         self._versions: dict[int, int] = {}
         self._doomed: dict[int, range] = {}  # the days of each file that is being evicted
+        self.on_lost: Callable[[range], None] = lambda _days: None
+        """Called with the days of a file that is set aside, in the thread that found it unusable."""
         if not folder.exists():
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
@@ -404,8 +406,9 @@ class Partitions:
             db.close()
 
     def _set_aside(self, day: int, error: Exception) -> None:
-        path = self.path(day)
+        path, days = self.path(day), range(day, day + self.span_of(day))
         self._forget(day)
+        self.on_lost(days)
         number = 1
         while (aside := path.with_name(f"{path.name}.unusable-{number}")).exists():
             number += 1

@@ -91,6 +91,14 @@ class Retention:
         starts = self._starts(self._store.tiers[RAW])
         return EPOCH + datetime.timedelta(days=starts[0]) if starts else None
 
+    def end_lost(self) -> None:
+        """Has what was made of lost files stay as it is; before any roll-up is made of what is left of them."""
+        for tier, days in list(self._store.lost):
+            try:
+                self._on_writer(partial(self._store.end_lost, tier, days))
+            except Exception as error:
+                self._note(f"the loss of {tier.partitions.path(days.start).name} could not be noted", error)
+
     def evict_aged(self) -> None:
         """Takes what is older than its tier's retention as a whole, and ends what failed to end before."""
         for day in sorted(self._unfinished):

@@ -12,6 +12,7 @@ catalog and the heads and is held for microseconds, never over I/O. What must st
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -63,6 +64,8 @@ class Store:
             remove_files(*(partition_path(folder / "blocks", day) for day in unfinished))
             self.journal.finish_eviction(unfinished)
             self.endings = 0
+            self.lost: list[tuple[Tier, range]] = []
+            """What was set aside, and is still to be noted with `end_lost`."""
             self.ended: list[dict[int, int]] = [{} for _ in TIERS]
             for tier, day, through in self.journal.ended():
                 self.ended[tier][day] = through
@@ -91,9 +94,28 @@ class Store:
                 short_below=settings.head_rows // 2,
             )
             tiers.append(Tier(level=level, kind=kind, partitions=partitions, retention_s=retention_s))
+        for tier in tiers:
+            tier.partitions.on_lost = partial(self._lost, tier)
         for tier in tiers[:-1]:
             tier.marks.add(tier.partitions.marks())
         return tiers
+
+    def _lost(self, tier: Tier, days: range) -> None:
+        """A file cannot be used any more and is set aside: the numbers of its marks will be given again."""
+        with self.lock:
+            tier.marks.drop(days.start)
+            self.lost.append((tier, days))
+
+    def end_lost(self, tier: Tier, days: range) -> None:
+        """Notes durably that what was made of a file that was set aside is final: it must not be made anew of the rows
+        that come later, or are still in the journal. In the writer's thread."""
+        for day in days if tier.level == RAW else days[:1]:
+            self.journal.end(tier.level, day, self.last_sequence)
+            with self.lock:
+                self.ended[tier.level][day] = self.last_sequence
+        with self.lock:
+            self.endings += 1
+            self.lost.remove((tier, days))
 
     def _replay(self, evicted: Mapping[int, int]) -> None:
         blocked: dict[int, dict[int, int]] = {}

@@ -9,9 +9,9 @@ import pytest
 
 from runtime.clock import ManualClock
 from runtime.errors import DataLoss, Unavailable
-from services.timeseries.engine import Engine, EngineSettings, block
+from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query, block
 from services.timeseries.engine.partition import Partition
-from tests.timeseries.engine.model import EVERYTHING, Model, assert_same, everything, metric_set, rows
+from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, metric_set, rows
 
 NOON = 19_700 * 86_400_000 + 43_200_000
 DAY_MS = 86_400_000
@@ -161,3 +161,44 @@ async def test_a_bad_sector_is_left_out_and_a_failure_that_may_pass_is_told(
                 assert await everything(engine) == {}
         assert (await engine.status()).damaged == (0 if passes else 2)
         assert_same(await everything(engine), model.query(EVERYTHING))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["at once", "after a restart"])
+async def test_what_was_made_of_a_lost_day_stays_and_its_marks_stop_nobody(tmp_path: Path, again: bool) -> None:
+    """Its file is set aside, and rows come for it: for a bucket that was made of others, and for one that was not."""
+    model, clock = Model(), ManualClock(NOON + 2 * DAY_MS)
+    counts = Query(metrics=None, start_ms=0, end_ms=1 << 62, step_ms=300_000, aggregation=Aggregation.COUNT)
+
+    async def put(engine: Engine, *times: int, known: bool = True) -> None:
+        batch = rows(SET, [("a", time, [1.0, 2.0, 3.0]) for time in times])
+        await engine.append(batch, metric_sets=(SET,))
+        if known:
+            model.append(SET, batch)
+
+    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+        await put(engine, *range(NOON, NOON + 30_000, 1_000))
+        await engine.maintain(everything=True)
+        await put(engine, NOON + 600_000, NOON + 3_600_000)
+        engine._store.close_heads(lambda: False, everything=True)
+        assert len(engine._store.tiers[0].marks) == 2
+        engine._store.partitions.close()  # whoever has it open would not notice
+        path = files(tmp_path)[0]
+        path.with_name(f"{path.name}-wal").unlink(missing_ok=True)
+        path.write_bytes(b"this is no database" * 1_000)
+        await put(engine, NOON + 60_000, known=False)  # of a bucket whose other points are lost
+        await put(engine, NOON + 7_200_000, NOON + DAY_MS)
+        if not again:
+            await engine.maintain(everything=True)
+            assert len(engine._store.tiers[0].marks) == 0
+    if again:
+        async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+            await engine.maintain(everything=True)
+    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+        assert [path.name for path in (tmp_path / "blocks").glob("*unusable*.db*")] == []
+        assert len(list((tmp_path / "blocks").glob("*unusable-1"))) == 1
+        assert len(engine._store.tiers[0].marks) == 0
+        if not again:  # else the journal still had them when it was replayed
+            for series in model.series.values():
+                del series[NOON + 600_000], series[NOON + 3_600_000]
+        found = await ask(engine, counts)
+        assert_same(found, model.query(counts), Aggregation.COUNT)
