@@ -18,11 +18,11 @@ from runtime import folder
 from runtime.clock import SystemClock
 from runtime.errors import OpenManagerError
 from runtime.settings import SettingsError
+from services.timeseries.archive.backup import back_up, restore
+from services.timeseries.archive.manifest import BackupError
+from services.timeseries.archive.verify import Damage, Verifier
 from services.timeseries.arguments import parse
-from services.timeseries.engine.backup import back_up, restore
-from services.timeseries.engine.manifest import BackupError
 from services.timeseries.engine.tiers import RAW, TIERS
-from services.timeseries.engine.verify import Damage, Verifier
 from services.timeseries.parquet.layout import ParquetError
 from services.timeseries.progress import Reporter, count_text, size_text
 from services.timeseries.settings import TimeSeriesSettings

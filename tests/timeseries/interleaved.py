@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from runtime.clock import ManualClock
-from services.timeseries.engine import Aggregation, Engine, Query, backup
+from services.timeseries.archive import backup
+from services.timeseries.engine import Aggregation, Engine, Query
 from tests.timeseries.engine.model import Model, ask, assert_same, everything, rows
 from tests.timeseries.stores import DAY_MS, NOON, QUIET, SET, back_up, restore, verify
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import apsw
 
 from runtime.clock import ManualClock
-from services.timeseries.engine import Engine, EngineSettings, backup
-from services.timeseries.engine.verify import Damage, Verified, Verifier
+from services.timeseries.archive import backup
+from services.timeseries.archive.verify import Damage, Verified, Verifier
+from services.timeseries.engine import Engine, EngineSettings
 from tests.timeseries.engine.model import Model, assert_same, everything, metric_set, rows
 
 ROOT = Path(__file__).parents[2]

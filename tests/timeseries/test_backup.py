@@ -24,9 +24,10 @@ import pytest
 
 from runtime.clock import ManualClock
 from runtime.errors import DataLoss
-from services.timeseries.engine import Aggregation, Engine, Query, backup
-from services.timeseries.engine.journal_copy import JournalCopy
-from services.timeseries.engine.manifest import BackupError, describe
+from services.timeseries.archive import backup
+from services.timeseries.archive.journal_copy import JournalCopy
+from services.timeseries.archive.manifest import BackupError, describe
+from services.timeseries.engine import Aggregation, Engine, Query
 from tests.timeseries import appending as writer
 from tests.timeseries.engine.model import ask, assert_same
 from tests.timeseries.stores import (

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from runtime.clock import ManualClock
-from services.timeseries.engine import Engine, backup, journal_copy
+from services.timeseries.archive import backup, journal_copy
+from services.timeseries.archive.journal_copy import Gone, JournalCopy
+from services.timeseries.engine import Engine
 from services.timeseries.engine import partitions as partitions_module
-from services.timeseries.engine.journal_copy import Gone, JournalCopy
 from tests.timeseries.engine.model import rows
 from tests.timeseries.interleaved import BOTH, HOUR_MS, Interleaved, Plant, wrong_windows, wrong_with
 from tests.timeseries.stores import DAY_MS, NOON, QUIET, SET, back_up, ignore, restore

@@ -12,8 +12,9 @@ import apsw
 import pytest
 
 from runtime.clock import ManualClock
-from services.timeseries.engine import Engine, backup, journal_copy
-from services.timeseries.engine.journal_copy import Gone, JournalCopy
+from services.timeseries.archive import backup, journal_copy
+from services.timeseries.archive.journal_copy import Gone, JournalCopy
+from services.timeseries.engine import Engine
 from tests.timeseries.engine.model import everything
 from tests.timeseries.interleaved import Interleaved, Plant, wrong_with
 from tests.timeseries.stores import DAY_MS, NOON, OTHER_SET, QUIET, goes_on, ignore, restore, verify

@@ -20,7 +20,7 @@ from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
 from runtime import folder
 from runtime.channel import Channel
 from services.timeseries import commands, progress
-from services.timeseries.engine.verify import Verifier
+from services.timeseries.archive.verify import Verifier
 from tests.harness import eventually, free_port
 from tests.timeseries.engine.model import Model, rows
 from tests.timeseries.stores import (

@@ -21,8 +21,8 @@ import pytest
 
 from runtime.clock import ManualClock, SystemClock
 from services.timeseries import commands
+from services.timeseries.archive.excerpt import Excerpt, copy_range
 from services.timeseries.engine import Engine, EngineSettings
-from services.timeseries.engine.excerpt import Excerpt, copy_range
 from services.timeseries.engine.store import Store
 from tests.harness import eventually
 from tests.timeseries.engine.model import metric_set, rows

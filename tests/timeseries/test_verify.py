@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from runtime.clock import ManualClock
+from services.timeseries.archive.verify import Damage, Verifier
 from services.timeseries.engine import Engine, block
 from services.timeseries.engine.head import Chunk
 from services.timeseries.engine.rollup import FIELDS, Field
-from services.timeseries.engine.verify import Damage, Verifier
 from tests.timeseries.engine.model import rows
 from tests.timeseries.stores import NOON, OTHER_SET, QUIET, SET, as_before_roll_ups, fill, flip, verify
 

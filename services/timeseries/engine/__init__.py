@@ -61,10 +61,7 @@ each. A head's rows live in memory uncompressed (8 bytes a cell) until they clos
 pcodec costs 18 us for a column of 24 rows and 38 us for one of 720, so short blocks are dear: late rows make small
 ones, to be merged. There is no index on values and no deletion of single points: a day goes as a file.
 
-**Beside the engine**, in processes of their own: `backup` copies the files while they are written, and restores them;
-`verify` reads every byte and names what is damaged. `manifest` says what a backup holds. docs/operations.md.
-
-Formats: docs/formats/journal.md, docs/formats/block.md and docs/formats/backup.md.
+Formats: docs/formats/journal.md and docs/formats/block.md. Copies, and verifying them: `services.timeseries.archive`.
 """
 
 from services.timeseries.engine.aggregate import Aggregation as Aggregation

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 
 from fleet.model import Metric, ServerDescriptor
 from runtime.clock import Clock
-from services.timeseries.engine.backup import check_target, drafted
+from services.timeseries.archive.backup import check_target, drafted
+from services.timeseries.archive.excerpt import copy_range, partitions_of
+from services.timeseries.archive.manifest import Progress as CopyProgress
 from services.timeseries.engine.engine import Engine
-from services.timeseries.engine.excerpt import copy_range, partitions_of
-from services.timeseries.engine.manifest import Progress as CopyProgress
 from services.timeseries.engine.partition import EPOCH
 from services.timeseries.engine.query import Query, SeriesResult
 from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS, MIN_TIME_MS, EngineSettings

@@ -18,12 +18,8 @@ from typing import Final
 import apsw
 import numpy as np
 
-from services.timeseries.engine import batch as batch_codec
-from services.timeseries.engine.block_checks import LISTED, BlockCheck, Listed
-from services.timeseries.engine.catalog import Catalog, Cohort
-from services.timeseries.engine.database import FORMAT_VERSION, connect_read_only, fetch, file_bytes
-from services.timeseries.engine.journal import JournalReader, JournalRow, load_catalog
-from services.timeseries.engine.manifest import (
+from services.timeseries.archive.block_checks import LISTED, BlockCheck, Listed
+from services.timeseries.archive.manifest import (
     JOURNAL_NAME,
     MANIFEST_NAME,
     BackupError,
@@ -32,6 +28,10 @@ from services.timeseries.engine.manifest import (
     read_manifest,
     tier_files,
 )
+from services.timeseries.engine import batch as batch_codec
+from services.timeseries.engine.catalog import Catalog, Cohort
+from services.timeseries.engine.database import FORMAT_VERSION, connect_read_only, fetch, file_bytes
+from services.timeseries.engine.journal import JournalReader, JournalRow, load_catalog
 from services.timeseries.engine.partition import READABLE_VERSIONS, Partition, day_of
 from services.timeseries.engine.rollup import GENERATION_SHIFT
 from services.timeseries.engine.settings import DAY_MS

@@ -79,17 +79,8 @@ import apsw
 
 from runtime.clock import Clock
 from runtime.errors import OpenManagerError
-from services.timeseries.engine.database import (
-    DAMAGED,
-    FORMAT_VERSION,
-    connect_read_only,
-    fetch,
-    file_bytes,
-    is_unreadable,
-    sync_folder,
-)
-from services.timeseries.engine.journal_copy import JournalCopy
-from services.timeseries.engine.manifest import (
+from services.timeseries.archive.journal_copy import JournalCopy
+from services.timeseries.archive.manifest import (
     JOURNAL_NAME,
     BackedUpFile,
     BackupError,
@@ -102,6 +93,15 @@ from services.timeseries.engine.manifest import (
     store_files,
     tier_files,
     write_manifest,
+)
+from services.timeseries.engine.database import (
+    DAMAGED,
+    FORMAT_VERSION,
+    connect_read_only,
+    fetch,
+    file_bytes,
+    is_unreadable,
+    sync_folder,
 )
 from services.timeseries.engine.partition import day_of
 from services.timeseries.engine.settings import EngineSettings

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import apsw
 
-from services.timeseries.engine.backup import TierCopy, copy_journal
+from services.timeseries.archive.backup import TierCopy, copy_journal
+from services.timeseries.archive.manifest import JOURNAL_NAME, Progress, tier_files
 from services.timeseries.engine.database import DAMAGED, Transaction, connect_read_only, fetch
-from services.timeseries.engine.manifest import JOURNAL_NAME, Progress, tier_files
 from services.timeseries.engine.partition import day_of
 from services.timeseries.engine.settings import DAY_MS
 from services.timeseries.engine.tiers import RAW, TIERS
