@@ -71,7 +71,10 @@ class Merger:
                 return
             found = self._merged(tier, day, cohort_id, piles[cohort_id], complete=complete, everything=everything)
             if found is not None:
-                life, parts = found
+                of_file, parts = found
+                if closed and of_file != life:
+                    return  # it was set aside meanwhile: the numbers of the blocks that were to go are others' now
+                life = of_file
                 closed.extend(parts)
             if closed and (len(closed) >= self._store.settings.close_group_heads or number + 1 == len(wanted)):
                 tier.partitions.store(day, closed, self._store.clock.now_ms(), life=life)

@@ -1,8 +1,10 @@
 """Bytes that rot on disk: what they held is counted and left out, everything else is answered."""
 
+import asyncio
 import logging
 import random
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from runtime.clock import ManualClock
 from runtime.errors import DataLoss, Unavailable
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query, block
-from services.timeseries.engine.partition import Partition
+from services.timeseries.engine.merge import Merger
+from services.timeseries.engine.partition import Partition, UnusablePartitionError
 from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, metric_set, rows
 
 NOON = 19_700 * 86_400_000 + 43_200_000
@@ -202,3 +205,36 @@ async def test_what_was_made_of_a_lost_day_stays_and_its_marks_stop_nobody(tmp_p
                 del series[NOON + 600_000], series[NOON + 3_600_000]
         found = await ask(engine, counts)
         assert_same(found, model.query(counts), Aggregation.COUNT)
+
+
+async def test_a_file_that_is_set_aside_amid_a_merge_costs_the_new_one_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers of the blocks that were to be replaced are given again in the new file."""
+    merged, calls, many = Merger._merged, [0], range(NOON + 10, NOON + 160)  # two blocks of each server
+    async with Engine.open(tmp_path, clock=ManualClock(NOON + DAY_MS), settings=SETTINGS) as engine:
+        store = engine._store
+
+        async def put(*times: int) -> None:
+            for server in "ab":
+                await engine.append(rows(SET, [(server, t, [1.0, 2.0, 3.0]) for t in times]), metric_sets=(SET,))
+
+        def then_lost(*words: Any, **options: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == 2:
+                store.partitions._set_aside(NOON // DAY_MS, UnusablePartitionError("planted"))
+                store.close_heads(lambda: False, everything=True)
+            return merged(*words, **options)
+
+        for n in range(3):
+            await put(NOON + n)
+            store.close_heads(lambda: False, everything=True)
+        engine._close_wanted = asyncio.Event()  # nobody waits for this one: what comes now stays in the heads
+        await put(*many)
+        monkeypatch.setattr(Merger, "_merged", then_lost)
+        engine._merger.run(everything=True)
+        assert calls[0] >= 2
+        found = await everything(engine)
+    assert {name: [time for time, _ in series] for name, series in found.items() if name[1] == "cpu_usage"} == {
+        (server, "cpu_usage"): list(many) for server in "ab"
+    }
