@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import random
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -168,6 +169,7 @@ class Life:
         self.survivors: list[Survivor] = []
         self._rng = rng
         self._cut_rng = random.Random(rng.random())
+        self._numbering = threading.Lock()
         self._unique = len(history.sent) * 1_000
         self._followed = False
         self.refused = 0
@@ -234,13 +236,14 @@ class Life:
             self._lose_power(kind)
 
     def _lose_power(self, kind: str) -> None:
-        if len(self.survivors) >= self._plan.losses:
-            return
         assert self._disk is not None
         certain, followed = self._history.moment(), self._followed
-        folder = self._folder.with_name(f"{self._folder.name}-{len(self.survivors)}")
-        survivor = Survivor(folder=folder, kind=kind, moment=certain)
-        self.survivors.append(survivor)
+        with self._numbering:  # two threads may come to such a moment at once
+            if len(self.survivors) >= self._plan.losses:
+                return
+            folder = self._folder.with_name(f"{self._folder.name}-{len(self.survivors)}")
+            survivor = Survivor(folder=folder, kind=kind, moment=certain)
+            self.survivors.append(survivor)
         self._disk.lose_power(folder, self._cut_rng)
         survivor.moment = self._history.moment(certain)
         if self._remote is not None and followed:
