@@ -79,6 +79,9 @@ class JournalCopy:
         """The identity and the last sequence of the copy, which is one file from here on."""
         with closing(self._open()) as copy:
             ((identity,),) = fetch(copy, "SELECT value FROM meta WHERE key = 'identity'")
+            copy.execute(
+                "DELETE FROM meta WHERE key = 'stored_through'"
+            )  # of the live files, which may not all be here
             last_sequence = _last_sequence(copy)
             copy.pragma("wal_checkpoint", "TRUNCATE")
         return str(identity), last_sequence

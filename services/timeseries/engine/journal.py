@@ -119,6 +119,7 @@ class Journal:
             raise
         self.identity = str(self._meta("identity"))
         self.swept_through = int(str(self._meta("swept_through")))
+        self.stored_through = int(str(self._meta("stored_through") or 0))
         ((highest,),) = fetch(self._db, "SELECT max(sequence) FROM batches")
         self.last_sequence = max(self.swept_through, highest or 0)
 
@@ -137,9 +138,9 @@ class Journal:
         """Reads the catalog."""
         return load_catalog(self._db)
 
-    def rows(self) -> Iterator[JournalRow]:
-        """Every batch, in order: for the replay at start."""
-        yield from _rows(self._db.execute(f"{_SELECT} ORDER BY sequence"))
+    def rows(self, after: int = 0) -> Iterator[JournalRow]:
+        """Every batch with a higher sequence, in order: for the replay at start."""
+        yield from _rows(self._db.execute(f"{_SELECT} WHERE sequence > ? ORDER BY sequence", (after,)))
 
     def commit(self, additions: Additions, rows: Sequence[JournalRow]) -> None:
         """Stores batches and what they need in one transaction; returns after the sync, raises `apsw.Error`."""
@@ -189,6 +190,12 @@ class Journal:
                 self._db.execute("DELETE FROM evictions WHERE unlinked AND through <= ?", (last,))
             self.swept_through = last
         return count
+
+    def note_stored(self, through: int) -> None:
+        """Notes that no head needs the batches up to a sequence, so that a replay begins after it."""
+        with Transaction(self._db):
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('stored_through', ?)", (through,))
+        self.stored_through = through
 
     def begin_eviction(self, days: Iterable[int], through: int) -> None:
         """Notes durably that the rows of the days of a file up to a sequence are gone: from here on the eviction is

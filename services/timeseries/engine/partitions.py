@@ -96,6 +96,8 @@ class Partitions:
         if not folder.exists():
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
+        self.all_usable = True
+        """Whether no file was found to be unusable since the start."""
         self._points: dict[int, int] = {}
         self.found_sequence = 0
         """The highest of all rows that were there at the start."""
@@ -271,6 +273,7 @@ class Partitions:
             return 0
         except UnusablePartitionError as error:
             _log.error("a partition cannot be read and is left out: %s", error)
+            self.all_usable = False
             return 0
         return int(points)
 
@@ -406,6 +409,7 @@ class Partitions:
             db.close()
 
     def _set_aside(self, day: int, error: Exception) -> None:
+        self.all_usable = False
         path, days = self.path(day), range(day, day + self.span_of(day))
         self._forget(day)
         self.on_lost(days)

@@ -21,6 +21,7 @@ from services.timeseries.engine import partitions as partitions_module
 from services.timeseries.engine import store as store_module
 from services.timeseries.engine.database import connect
 from services.timeseries.engine.head import Heads
+from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.partition import Closed, Mark
 from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.retention import Retention
@@ -206,6 +207,12 @@ def plant_cursor_first(patches: pytest.MonkeyPatch) -> None:
     patches.setattr(Follower, "_flush", wrong)
 
 
+def plant_replay_too_little(patches: pytest.MonkeyPatch) -> None:
+    """The replay begins after the last batch that was swept past, whatever heads hold."""
+    note = Journal.note_stored
+    patches.setattr(Journal, "note_stored", lambda journal, _through: note(journal, journal.last_sequence))
+
+
 def plant_sweep_past_followers(patches: pytest.MonkeyPatch) -> None:
     real = Store.sweep_floor
     patches.setattr(Store, "sweep_floor", lambda store, over_limit: real(store, over_limit=True))
@@ -221,6 +228,7 @@ PLANTS: dict[str, tuple[Plant, str, dict[str, float]]] = {
     "an eviction's folder is not synced": (plant_no_sync_of_what_went, "came back", AT_EVICTIONS),
     "acknowledge first": (plant_acknowledge_first, "missing", CHANCES),
     "sweep past heads": (plant_sweep_past_heads, "missing", CHANCES),
+    "replay too little": (plant_replay_too_little, "missing", CHANCES),
     "sweep past followers": (plant_sweep_past_followers, "never shipped", AT_SWEEPS),
     "blocked_through first": (plant_blocked_through_first, "missing", AFTER_SYNCS),
     "blocks first": (plant_blocks_first, "there twice", AFTER_SYNCS),
