@@ -1,8 +1,9 @@
 """Short blocks become long ones: fewer to open, and long columns compress better (`decimals`, `settings`: how much).
 
 A cohort's blocks in a partition are merged when enough short ones are there, and all of them once the partition is
-complete: its days are over, no head and no mark is left of it. A single one is compressed once more then, unless it is
-a frame, which would be the same again. What came late into a complete partition waits until it is worth while.
+complete: its days are over, no head and no mark is left of it, no rows come for it. A single one is compressed once
+more then, unless it is a frame, which would be the same again. What came late into a complete partition waits until it
+is worth while.
 
 What must stay true: what is replaced and what replaces it change places in one transaction of one file; a block that
 cannot be read whole is left as it is, with its neighbours, and never tried again until the next start. Runs in the
@@ -87,9 +88,13 @@ class Merger:
         return pile.blocks > 1 and (pile.short_rows >= settings.head_rows or pile.short_blocks >= settings.merge_blocks)
 
     def _is_complete(self, tier: Tier, day: int) -> bool:
-        """Whether nothing is expected for a partition any more: its days are over for as long as a head lives."""
+        """Whether nothing is expected for a partition any more: its days are over for as long as a head lives, and no
+        rows have come lately. What is imported or played back would be merged again with each block that closes: 234 ns
+        a point instead of 88."""
         last = day + tier.partitions.span_of(day)
         store = self._store
+        if store.clock.monotonic() - tier.partitions.stored_at(day) < store.settings.late_grace_s:
+            return False
         if store.clock.now_ms() < last * DAY_MS + int(store.settings.head_age_s * 1_000):
             return False
         with store.lock:

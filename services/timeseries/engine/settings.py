@@ -55,7 +55,8 @@ class EngineSettings:
         merged_level: pcodec's for those. Measured on 511 columns of 8,640 rows: level 4 0.990 bytes a point, 8 0.959,
             both 8.4 M values/s with all else that encoding takes.
         merge_blocks: so many short blocks (under half of `head_rows`) of a cohort in a partition are merged at once.
-        late_grace_s: a day that is too old, but has got rows of an import, stays for so long after the last of them.
+        late_grace_s: a day that is too old, but has got rows of an import, stays for so long after the last of them;
+            a partition that is complete is merged so long after its last ones.
         last_lookback_days: how far behind a server's newest row `last_values` looks for a series.
         tail_read_bytes: what a tail reads from the journal at once.
         faults_remembered: distinct damaged blocks that are counted and named; further ones are only logged.

@@ -155,7 +155,7 @@ async def test_a_sweep_leaves_what_a_head_or_a_follower_needs(tmp_path: Path) ->
 
 
 async def test_over_its_limit_the_journal_waits_for_no_follower(tmp_path: Path) -> None:
-    settings = EngineSettings(maintenance_interval_s=1e9, journal_bytes_limit=500_000, sweep_rows=3)
+    settings = EngineSettings(maintenance_interval_s=1e9, journal_bytes_limit=350_000, sweep_rows=3)
     wide = metric_set(*(f"m{number}" for number in range(500)))
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
         await engine.register_follower("dead")
