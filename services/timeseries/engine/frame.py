@@ -1,6 +1,6 @@
 """The payload of a short block: few rows of many columns, compressed a group of columns at a time.
 
-pcodec costs 18 us a call, so 24 rows of 511 columns are 1.5 M values/s in a block. Here a column becomes integers
+pcodec costs some us a call, so 24 rows of 511 columns are 4.7 M values/s in a block. Here a column becomes integers
 (`value == integer / 10**digits`, checked bit by bit; else its bits), these the steps from row to row, these as many of
 their low bytes as the column needs, and the bytes of some columns (`group_columns`) one call of deflate. Drawn in
 docs/formats/block.md. What must stay true is what block.py says of its columns, and:
@@ -11,7 +11,7 @@ docs/formats/block.md. What must stay true is what block.py says of its columns,
 The encodings that were tried, all in one run, processor time of one thread, 24 rows of the simulator's 511 metrics:
 
     encoding                                           M values/s   bytes a value
-    pcodec, a call a column (block.py)                        1.5   3.2
+    pcodec, a call a column, left to try                      1.5   3.2
     blosc2: previous row XORed out, shuffle, zstd 1            25   3.9
     XOR, shuffle; zstd 1, -1, -3; igzip 0, 1    43, 57, 69; 62, 45   3.3, 3.4, 3.6; 3.9, 3.3
     difference of the bits, shuffle, zstd 1                    43   3.1
@@ -25,25 +25,24 @@ good, but of backports.zstd (0.5 MB, in the standard library from Python 3.14 on
 16, and what igzip writes the standard library of every Python reads too. It lets go of the interpreter while it works,
 a quarter of the time; the rest is numpy.
 
-Against a block of pcodec level 2 (level 4 is up to 5 % smaller), 511 metrics, turn by turn in one run; alone, with its
-caches to itself, a frame of 24 rows is encoded at 25-29 and decoded at 34 M values/s:
+Against a block of pcodec, told what to try (block.py), 511 metrics of the bench's mix, encoding of frames and blocks as
+they are written (without transposing and sorting), processor time of one thread, the best of 15:
 
     rows                                      24     48     96    192    360    720
-    bytes a value, frame                    1.40   1.30   1.25   1.21   1.19   1.19
-                   block of floats          3.24   2.23   1.65   1.35   1.25   1.18
-                   block of decimals        2.58   1.83   1.45   1.24   1.15   1.11
-    encode, M values/s, frame                 19     32     41     49     50     43
-                        block                1.8    3.0    4.6    7.0     11     15
-    decode, M values/s, frame                 23     34     42     49     52     52
-                        block                5.6     11     23     39     62     83
-    read the times and one metric, us, frame 116    158    204    341    514    977
-                                       block  46     47     48     45     49     71
+    bytes a value, frame                    1.38   1.28   1.24   1.22   1.19   1.17
+                   block                    2.68   1.86   1.46   1.26   1.15   1.09
+    encode, M values/s, frame                 43     59     73     82     87     84
+                        block                4.7    8.8     15     24     35     49
+    decode, M values/s, frame                 42     46     53     69     79     76
+                        block                6.6     13     26     47     79    129
+    read one metric, us, frame                82     86     75     74     85    106
+                         block                 4      4      4      5      5      5
 
-So a block wins by what it costs to read one metric of many, and by size from some 250 rows on (of floats 600); it
-never wins by what it costs to write. Other data: bitbrains (real machines, 96 rows) 1.1 bytes a value, full doubles
-7.3; 24 rows of roll-ups, 8 fields of 511 metrics in windows of 30 ticks, 1.15: a column of sums 84 bytes, of minima,
-maxima, first and last values 21 to 23, of times that are the same for all metrics 4 to 7, of equal counts 0.2. Sums are
-the only ones that are no decimals: rounded to the digits of their metric they cost 53.
+So a block wins by what it costs to read one metric of many, and by size from some 250 rows on; it never wins by what
+it costs to write. Other data: bitbrains (real machines, 96 rows) 1.1 bytes a value, full doubles 7.3; 24 rows of
+roll-ups, 8 fields of 511 metrics in windows of 30 ticks, 1.15: a column of sums 84 bytes, of minima, maxima, first and
+last values 21 to 23, of times that are the same for all metrics 4 to 7, of equal counts 0.2. Sums are the only ones that
+are no decimals: rounded to the digits of their metric they cost 53.
 """
 
 from bisect import bisect_left
