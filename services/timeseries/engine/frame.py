@@ -41,8 +41,8 @@ they are written (without transposing and sorting), processor time of one thread
 So a block wins by what it costs to read one metric of many, and by size from some 250 rows on; it never wins by what
 it costs to write. Other data: bitbrains (real machines, 96 rows) 1.1 bytes a value, full doubles 7.3; 24 rows of
 roll-ups, 8 fields of 511 metrics in windows of 30 ticks, 1.15: a column of sums 84 bytes, of minima, maxima, first and
-last values 21 to 23, of times that are the same for all metrics 4 to 7, of equal counts 0.2. Sums are the only ones that
-are no decimals: rounded to the digits of their metric they cost 53.
+last values 21 to 23, of times that are the same for all metrics 4 to 7, of equal counts 0.2. Sums are the only ones
+that are no decimals: rounded to the digits of their metric they cost 53.
 """
 
 from bisect import bisect_left
