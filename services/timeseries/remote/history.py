@@ -1,0 +1,33 @@
+"""What an external store must be able to answer so that history may live there.
+
+What must stay true: the answer to a query is what the engine would answer from points alone: windows are multiples of
+the step since the epoch, labelled by their start, clipped to [start, end); a window without points is absent; rows of
+one server that were tagged differently over time (it moved from staging to production) are one series.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+from fleet.model import Metric
+from services.timeseries.engine.query import Query, SeriesResult
+
+
+class RemoteHistory(Protocol):
+    """A store that holds what was shipped to it. Every call ends within a bound of its own."""
+
+    @property
+    def name(self) -> str:
+        """The store's name in the status: "influxdb", "prometheus"."""
+
+    def query(self, query: Query, metrics: Mapping[str, Metric]) -> AsyncIterator[SeriesResult]:
+        """The series that have points in the range, in order of server id and metric key.
+
+        Args:
+            query: what to read; bounds on points and series are the engine's (`max_points`, `max_series`).
+            metrics: what is known of metrics by key: unit and kind for the results, labels, what a bare name matches.
+                A metric that only the store knows has no unit and is of unspecified kind.
+
+        Raises:
+            Unavailable: the store does not answer, or refuses the token.
+            ResourceExhausted: a bound was reached; nothing is cut silently.
+        """

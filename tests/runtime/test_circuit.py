@@ -1,0 +1,102 @@
+"""The breaker: who is let through when, on a clock that stands still."""
+
+import asyncio
+import random
+
+import pytest
+
+from runtime.circuit import Circuit, CircuitState, is_open_error
+from runtime.clock import ManualClock
+from runtime.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from runtime.tasks import Backoff
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def circuit(clock: ManualClock) -> Circuit:
+    return Circuit("Redis", clock, rng=random.Random(1), pauses=Backoff(initial_s=1.0, max_s=8.0))
+
+
+def fail(circuit: Circuit, error: Exception | None = None) -> None:
+    with pytest.raises(type(error or Unavailable(""))), circuit.attempt():
+        raise error or Unavailable("no answer")
+
+
+def test_two_failures_in_a_row_open_it_and_an_answer_between_does_not(circuit: Circuit) -> None:
+    fail(circuit)
+    with circuit.attempt():
+        pass
+    fail(circuit)
+    assert circuit.state is CircuitState.CLOSED
+    fail(circuit, DeadlineExceeded("slow"))
+    assert circuit.state is CircuitState.OPEN
+    assert circuit.last_error == "slow"
+
+
+def test_a_refusal_is_an_answer(circuit: Circuit) -> None:
+    for _ in range(5):
+        fail(circuit, InvalidArgument("no"))
+    assert circuit.state is CircuitState.CLOSED
+
+
+def test_while_it_is_open_nothing_is_sent(circuit: Circuit) -> None:
+    fail(circuit)
+    fail(circuit, TimeoutError())
+    sent = False
+    with pytest.raises(Unavailable, match="Redis is away: no answer in time") as refused, circuit.attempt():
+        sent = True
+    assert not sent
+    assert is_open_error(refused.value)
+    assert 0.5 <= (refused.value.retry_after_s or 0) <= 1.0
+
+
+async def test_after_the_pause_one_trial_goes_through_and_its_answer_closes(
+    circuit: Circuit, clock: ManualClock
+) -> None:
+    fail(circuit)
+    fail(circuit)
+    clock.advance(1.0)
+    assert circuit.state is CircuitState.HALF_OPEN
+    with circuit.attempt(), pytest.raises(Unavailable), circuit.attempt():
+        pytest.fail("two trials at once")
+    assert circuit.state is CircuitState.CLOSED
+    assert circuit.last_error == ""
+
+
+async def test_each_failed_trial_doubles_the_pause_up_to_a_bound(circuit: Circuit, clock: ManualClock) -> None:
+    fail(circuit)
+    fail(circuit)
+    for longest_s in (2.0, 4.0, 8.0, 8.0):
+        clock.advance(8.0)
+        fail(circuit)
+        assert circuit.state is CircuitState.OPEN
+        clock.advance(longest_s / 2 - 0.01)
+        assert circuit.state is CircuitState.OPEN
+        clock.advance(longest_s / 2 + 0.01)
+        assert circuit.state is CircuitState.HALF_OPEN
+
+
+async def test_a_trial_whose_caller_goes_away_proves_nothing(circuit: Circuit, clock: ManualClock) -> None:
+    fail(circuit)
+    fail(circuit)
+    clock.advance(1.0)
+    with pytest.raises(asyncio.CancelledError), circuit.attempt():
+        raise asyncio.CancelledError
+    assert circuit.state is CircuitState.HALF_OPEN
+    with circuit.attempt():
+        pass
+    assert circuit.state is CircuitState.CLOSED
+
+
+def test_changes_are_told_once_each(circuit: Circuit) -> None:
+    told: list[CircuitState] = []
+    circuit.on_change(told.append)
+    for _ in range(2):
+        fail(circuit)
+    circuit.reset()
+    circuit.reset()
+    assert told == [CircuitState.OPEN, CircuitState.CLOSED]
