@@ -1,6 +1,7 @@
 """The proxy that breaks connections must break them as it says, or the tests that use it prove nothing."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -12,8 +13,9 @@ from tests.harness.fault_proxy import FaultProxy, fault_proxy
 @pytest.fixture
 async def proxy() -> AsyncIterator[FaultProxy]:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while chunk := await reader.read(65_536):
-            writer.write(chunk)
+        with contextlib.suppress(ConnectionError):  # that is what the proxy is for
+            while chunk := await reader.read(65_536):
+                writer.write(chunk)
         writer.close()
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
