@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from fleet.codec import timestamp_from_ms
+from fleet.store_figures import FreeSpace, Latencies
 from openmanager.fleet.v1 import status_pb2
 from runtime import tasks
 from runtime.clock import Clock
@@ -23,6 +24,16 @@ RECOVERY_INTERVAL_S = 0.5
 PROBE_TIMEOUT_S = 1.5
 
 StoreState = status_pb2.StoreState
+
+
+@dataclass(slots=True, kw_only=True)
+class Refusal:
+    """Points refused for one reason, and when that happened first and last."""
+
+    reason: str
+    points: int
+    first_ms: int
+    last_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +50,8 @@ class StoreProbe:
         disk_free_bytes: free on its disk, where we can see it.
         degraded: why it does not keep up although it answers; empty when it does.
         down: why it does not answer, where the adapter knows its lag all the same; a probe that knows nothing raises.
+        note: what else an operator should know.
+        refusals: points that the store has refused for good, by reason.
     """
 
     address: str = ""
@@ -50,6 +63,8 @@ class StoreProbe:
     disk_free_bytes: int = 0
     degraded: str = ""
     down: str = ""
+    note: str = ""
+    refusals: tuple[Refusal, ...] = ()
 
 
 Probe = Callable[[], Awaitable[StoreProbe]]
@@ -64,6 +79,8 @@ class _Store:
     last: StoreProbe = field(default_factory=StoreProbe)
     last_error: str = ""
     last_error_ms: int = 0
+    latencies: Latencies = field(default_factory=Latencies)
+    free: FreeSpace = field(default_factory=FreeSpace)
 
 
 class StoreMonitor:
@@ -123,6 +140,10 @@ class StoreMonitor:
             self._enter(store, StoreState.STORE_STATE_DOWN)
         else:
             store.last = probe
+            if not probe.down:
+                store.latencies.add(probe.latency_ms)
+            if probe.disk_free_bytes:
+                store.free.add(self._clock.monotonic(), probe.disk_free_bytes)
             if probe.down or probe.degraded:
                 self.record_error(name, probe.down or probe.degraded)
             if probe.down:
@@ -151,7 +172,21 @@ class StoreMonitor:
             server_version=last.server_version,
             latency_ms=last.latency_ms,
             service=self._service,
+            latency_p50_ms=store.latencies.percentile(50),
+            latency_p99_ms=store.latencies.percentile(99),
+            disk_days_left=store.free.days_left,
+            note=last.note,
+            refusals=[_refusal(refusal) for refusal in last.refusals],
         )
+
+
+def _refusal(refusal: Refusal) -> status_pb2.StoreRefusal:
+    return status_pb2.StoreRefusal(
+        reason=refusal.reason,
+        points=refusal.points,
+        first_time=timestamp_from_ms(refusal.first_ms),
+        last_time=timestamp_from_ms(refusal.last_ms),
+    )
 
 
 class StoreStatusServicer:

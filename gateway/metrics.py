@@ -3,6 +3,7 @@
 The same truth as the status call: state, lag, spool and free disk of every store, as gauges, from the last answers.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -24,6 +25,19 @@ _GAUGES: tuple[tuple[str, str, str, Read], ...] = (
     ("openmanager.store.spool", "By", "Bytes that wait for a store.", lambda status: status.spool_bytes),
     ("openmanager.store.disk.free", "By", "Bytes free on a store's disk.", lambda status: status.disk_free_bytes),
     ("openmanager.store.latency", "s", "How long the last probe took.", lambda status: status.latency_ms / 1000),
+    (
+        "openmanager.store.latency.p50",
+        "s",
+        "Half of the probes took less.",
+        lambda status: status.latency_p50_ms / 1000,
+    ),
+    ("openmanager.store.latency.p99", "s", "99 in 100 probes took less.", lambda status: status.latency_p99_ms / 1000),
+    (
+        "openmanager.store.disk.left",
+        "d",
+        "Days until a store's disk is full at the rate of the last day; +Inf: it does not fill, or is not known.",
+        lambda status: status.disk_days_left if status.HasField("disk_days_left") else math.inf,
+    ),
 )
 _UP: dict[status_pb2.StoreState.ValueType, float] = {
     status_pb2.STORE_STATE_UP: 1.0,
@@ -42,6 +56,12 @@ class OperatorMetrics:
         meter = telemetry.meter("gateway")
         for name, unit, description, read in _GAUGES:
             meter.create_observable_gauge(name, [self._observer(read)], unit=unit, description=description)
+        meter.create_observable_counter(
+            "openmanager.store.refused.points",
+            [self._refused],
+            unit="{point}",
+            description="Points a store refused for good, by reason.",
+        )
         meter.create_observable_gauge(
             "openmanager.fleet.servers", [self._servers], unit="{server}", description="Servers by status."
         )
@@ -57,6 +77,13 @@ class OperatorMetrics:
             return [Observation(read(status), {"store": status.name, "role": status.role}) for status in self._last]
 
         return observe
+
+    def _refused(self, _options: CallbackOptions) -> Iterable[Observation]:
+        return [
+            Observation(refusal.points, {"store": status.name, "reason": refusal.reason})
+            for status in self._last
+            for refusal in status.refusals
+        ]
 
     def _servers(self, _options: CallbackOptions) -> Iterable[Observation]:
         if not self._state.known:

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
 from fleet.model import MetricSet, Rows, ServerDescriptor
-from fleet.status import StoreProbe
+from fleet.status import Refusal, StoreProbe
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, OpenManagerError, Unavailable
 from runtime.tasks import Backoff, run_forever
@@ -87,10 +87,11 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendInfo:
-    """Where a store is, without secrets, and what it says it is."""
+    """Where a store is, without secrets, what it says it is, and what else an operator should know."""
 
     address: str
     version: str
+    note: str = ""
 
 
 class Backend(Protocol):
@@ -114,15 +115,6 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Ends what runs."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Refusal:
-    """Points refused for one reason."""
-
-    points: int
-    first_ms: int
-    last_ms: int
 
 
 class Lag(NamedTuple):
@@ -207,6 +199,7 @@ class Follower:
                 lag_seconds=behind.seconds,
                 spool_bytes=behind.spool_bytes,
                 down=error.message,
+                refusals=tuple(self.refusals.values()),
             )
         latency_ms = (self._clock.monotonic() - started_s) * 1_000
         behind = await self.lag()
@@ -221,6 +214,8 @@ class Follower:
             lag_seconds=behind.seconds,
             spool_bytes=behind.spool_bytes,
             degraded=degraded,
+            note=found.note,
+            refusals=tuple(self.refusals.values()),
         )
 
     async def lag(self) -> Lag:
@@ -333,7 +328,7 @@ class Follower:
             text = f"points are refused, {reason}" + (f": {message}" if message else "")
             _log.warning("%s: %s; further ones are only counted", self._backend.name, text)
             self._tell(text)
-            known = self.refusals[reason] = Refusal(points=0, first_ms=now_ms, last_ms=now_ms)
+            known = self.refusals[reason] = Refusal(reason=reason, points=0, first_ms=now_ms, last_ms=now_ms)
         known.points += points
         known.last_ms = now_ms
 
