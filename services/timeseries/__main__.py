@@ -56,6 +56,7 @@ async def serve(settings: TimeSeriesSettings, process: Process[TimeSeriesSetting
                 bind(status_pb2.DESCRIPTOR.services_by_name["StoreStatusService"], StoreStatusServicer(monitor)),
             ],
             address_setting="TIMESERIES_ADDRESS",
+            ready=lambda: not engine.needs_restart,
         )
 
 

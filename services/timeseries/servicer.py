@@ -126,6 +126,8 @@ async def probe(engine: Engine) -> StoreProbe:
 
 def _complaints(status: EngineStatus) -> Iterator[str]:
     """What an operator should know."""
+    if status.refusing:
+        yield f"rows are refused: {status.refusing}"
     if status.closing_fails:
         yield f"blocks cannot be stored: {status.last_error.message if status.last_error else 'unknown error'}"
     if status.damaged:

@@ -36,7 +36,7 @@ TARGETS = {
     "simulator": "SIMULATOR_TARGET",
     "analytics": "ANALYTICS_TARGET",
 }
-KEPT_VARIABLES = ("PATH", "HOME", "LANG", "CI")
+KEPT_VARIABLES = ("PYTHONPATH", "PATH", "HOME", "LANG", "CI")
 
 
 @dataclass(slots=True)

@@ -74,6 +74,7 @@ async def try_engine(disk: Path) -> None:
         await engine.maintain(everything=True)
         status = await engine.status()
         assert status.closing_fails and status.last_error is not None, status
+        assert "full" in status.refusing and not engine.needs_restart, status
         assert engine.first_sequence == 1 and status.head_points == model.points, "heads and journal keep everything"
         await sender.compare()
         assert not await sender.send()
@@ -88,7 +89,12 @@ async def try_engine(disk: Path) -> None:
         clock.advance(1)
         await engine.maintain(everything=True)
         status = await engine.status()
-        assert not status.closing_fails and status.head_points == 0 and status.points == model.points, status
+        assert (
+            not status.closing_fails
+            and not status.refusing
+            and status.head_points == 0
+            and status.points == model.points
+        ), status
         assert engine.first_sequence == engine.last_sequence + 1, "the journal is swept"
         await sender.compare()
 

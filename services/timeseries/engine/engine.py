@@ -342,6 +342,11 @@ class Engine:
         return self._store.last_sequence
 
     @property
+    def needs_restart(self) -> bool:
+        """Whether rows that are durable could not be applied, so that nothing can be acknowledged or answered."""
+        return self._writer.is_broken
+
+    @property
     def oldest_ms(self) -> int:
         """Rows before this instant are too late, whatever they are. The service refuses them."""
         return self._retention.oldest_ms
@@ -429,6 +434,7 @@ class Engine:
             damaged=store.faults.damaged,
             last_error=store.faults.last,
             closing_fails=store.close_failing,
+            refusing=self._writer.refusing,
             oldest_day=retention.oldest_day,
             evicted_partitions=retention.evicted,
             disk_bytes_limit=store.settings.disk_bytes_limit,

@@ -15,6 +15,7 @@ class EngineStatus:
         tier_bytes: size of the files of each tier, by its folder.
         unrolled_marks: how many runs of rows the roll-ups lack so far; reads take them from the finer tier.
         oldest_day: the oldest UTC day that has rows; None when there are none.
+        refusing: why the last batches were not taken; empty when they were.
         evicted_partitions: days that went since the start, by age or by the limit.
         disk_bytes_limit: what `disk_bytes` must not pass; None: no limit.
         disk_pressed: the limit is near, see `retention.PRESSED` and `retention.RELIEVED`.
@@ -34,6 +35,7 @@ class EngineStatus:
     damaged: int
     last_error: LastError | None
     closing_fails: bool
+    refusing: str
     oldest_day: date | None
     tier_bytes: dict[str, int]
     unrolled_marks: int

@@ -95,6 +95,8 @@ class Writer:
         self._store = store
         self._on_progress = on_progress
         self._broken = False
+        self.refusing = ""
+        """Why the last batches were not stored, for the status; empty when they were."""
         self._full = False
         self._taken_bytes = 0
         self.waiting_bytes = 0
@@ -105,6 +107,11 @@ class Writer:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="timeseries-journal", daemon=True)
         self._thread.start()
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether only a restart, which replays the journal, makes it work again."""
+        return self._broken
 
     def submit(self, append: Append) -> None:
         """Puts a batch in line; the caller keeps the bound."""
@@ -162,6 +169,7 @@ class Writer:
             error = refused
         except apsw.Error as failed:
             error = storage_error(failed)
+            self.refusing = error.message
             self._store.faults.note(f"the journal failed: {failed}")
             _log.warning("the journal failed: %s", failed)
         except Exception as fault:
@@ -197,7 +205,7 @@ class Writer:
             self._store.journal.commit(additions, [row for _, row, _ in staged])
             self._broken = True  # what is durable and not applied must neither be answered nor swept, only replayed
             self._full = self._apply(additions, staged)
-            self._broken = False
+            self._broken, self.refusing = False, ""
         self._release()
         _answer([(append, row.sequence) for append, row, _ in staged])
 
