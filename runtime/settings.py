@@ -95,6 +95,15 @@ def _target(value: str) -> str:
     return value
 
 
+def _targets(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    targets = tuple(_target(part.strip()) for part in value.split(",")) if value.strip() else ()
+    if len(set(targets)) != len(targets):
+        raise ValueError(f"{_shown(value)} names a target twice")
+    return targets
+
+
 def _duration(value: object) -> object:
     return parse_duration(value) if isinstance(value, str) else value
 
@@ -112,6 +121,8 @@ Address = Annotated[str, AfterValidator(_address)]
 """Where a process listens: "host:port", port 0 for any free one."""
 Target = Annotated[str, AfterValidator(_target)]
 """What a caller dials: "host:port" or a gRPC target ("dns:///name:port", "unix:/path")."""
+Targets = Annotated[tuple[str, ...], BeforeValidator(_targets)]
+"""Several of them, separated by commas, each once."""
 Duration = Annotated[float, BeforeValidator(_duration)]
 """Seconds; written "250ms", "10s", "5m", "1h", "7d"."""
 ByteSize = Annotated[int, BeforeValidator(_byte_size)]

@@ -49,6 +49,7 @@ class HistoryServicer:
             for series in message.series:
                 _join(response.series, series)
                 points += len(series.times)
+            response.incomplete.extend(message.incomplete)
             if len(response.series) > MAX_UNARY_SERIES:
                 raise ResourceExhausted(f"more than {MAX_UNARY_SERIES} series (MAX_UNARY_SERIES): name fewer metrics")
             if points > MAX_UNARY_POINTS:
@@ -68,7 +69,7 @@ class HistoryServicer:
         if request.HasField("percentile"):
             query.percentile = request.percentile
         async for message in self._run(query, {}):
-            yield public_pb2.QueryHistoryResponse(series=message.series)
+            yield public_pb2.QueryHistoryResponse(series=message.series, incomplete=message.incomplete)
 
     async def ListMetrics(
         self, request: public_pb2.ListMetricsRequest, _context: object

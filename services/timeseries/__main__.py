@@ -2,6 +2,7 @@
 
 import random
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -13,6 +14,9 @@ from runtime.server import bind
 from services.timeseries import commands
 from services.timeseries.engine.engine import Engine
 from services.timeseries.followers.follower import Backend, Follower, forget_others
+from services.timeseries.remote.history import RemoteHistory
+from services.timeseries.remote.reader import Reader
+from services.timeseries.remote.replica import Peer
 from services.timeseries.servicer import TimeSeriesServicer, probe
 from services.timeseries.settings import TimeSeriesSettings
 
@@ -27,6 +31,29 @@ def _backends(settings: TimeSeriesSettings) -> list[Backend]:
         org, bucket = settings.influxdb_org, settings.influxdb_bucket
         backends.append(InfluxBackend(url=settings.influxdb_url, token=token, org=org, bucket=bucket))
     return backends
+
+
+def _histories(backends: Sequence[Backend]) -> list[RemoteHistory]:
+    """The stores that history can be read back from, the one that is meant for several replicas first."""
+    return []
+
+
+async def _reader(
+    settings: TimeSeriesSettings,
+    process: Process[TimeSeriesSettings],
+    engine: Engine,
+    backends: Sequence[Backend],
+    stack: AsyncExitStack,
+) -> Reader | None:
+    """What reads elsewhere, too; None: everything is here."""
+    if settings.read == "local":
+        return None
+    max_points = settings.engine().max_points
+    peers = [
+        Peer(await stack.enter_async_context(process.open_channel(target)), process.clock, max_points)
+        for target in settings.peers
+    ]
+    return Reader(engine, _histories(backends)[0], process.clock, peers=peers, max_points=max_points)
 
 
 async def serve(settings: TimeSeriesSettings, process: Process[TimeSeriesSettings]) -> None:
@@ -51,7 +78,12 @@ async def serve(settings: TimeSeriesSettings, process: Process[TimeSeriesSetting
             [
                 bind(
                     timeseries_pb2.DESCRIPTOR.services_by_name["TimeSeriesService"],
-                    TimeSeriesServicer(engine, process.clock),
+                    TimeSeriesServicer(
+                        engine,
+                        process.clock,
+                        reader=await _reader(settings, process, engine, backends, stack),
+                        followers=tuple(followers.values()) if settings.ack == "follower" else (),
+                    ),
                 ),
                 bind(status_pb2.DESCRIPTOR.services_by_name["StoreStatusService"], StoreStatusServicer(monitor)),
             ],

@@ -1,19 +1,24 @@
 """``TimeSeriesService``: a thin skin over the engine."""
 
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 
-from fleet.codec import metric_to_pb
+from fleet.codec import metric_to_pb, timestamp_from_ms
 from fleet.model import Metric
 from fleet.status import StoreProbe
 from openmanager.fleet.v1 import metric_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, NotFound
-from services.timeseries.combine import combined
+from services.timeseries.combine import Combination, combined
 from services.timeseries.engine.engine import Engine
+from services.timeseries.engine.query import Query as EngineQuery
+from services.timeseries.engine.query import SeriesResult
 from services.timeseries.engine.status import EngineStatus
+from services.timeseries.followers.follower import Follower
+from services.timeseries.remote.reader import Reader
+from services.timeseries.remote.replica import ThisReplica
 from services.timeseries.wire import (
     combination_of,
     combined_responses,
@@ -32,9 +37,16 @@ LOW_DISK_BYTES = 1 << 30
 class TimeSeriesServicer:
     """Answers ``openmanager.timeseries.v1.TimeSeriesService``."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(
+        self, engine: Engine, clock: Clock, *, reader: Reader | None = None, followers: Sequence[Follower] = ()
+    ) -> None:
+        """Answers from the engine alone without a `reader`; acknowledges what is on the engine's disk, and where there
+        are `followers` only once they have it, too."""
         self._engine = engine
         self._clock = clock
+        self._reader = reader
+        self._followers = tuple(followers)
+        self._this = ThisReplica(engine, clock)
 
     async def Append(self, request: timeseries_pb2.AppendRequest, _context: object) -> timeseries_pb2.AppendResponse:
         """Answers once the batch is on disk."""
@@ -44,6 +56,8 @@ class TimeSeriesServicer:
             sequence = await self._engine.append(
                 batch.rows, metric_sets=batch.metric_sets, servers=batch.servers, endings=batch.endings
             )
+            for follower in self._followers:
+                await follower.shipped(sequence)
         errors = [
             metric_pb2.RowError(row=e.row, field=e.field, reason=e.reason, message=e.message) for e in batch.errors
         ]
@@ -58,14 +72,26 @@ class TimeSeriesServicer:
         """Streams series as the engine finds them."""
         query = query_of(request.query)
         combination = combination_of(request.query, query)
-        self._check_names(query.server_ids, query.metrics)
-        if combination.changes:
-            responses = combined_responses(combined(self._engine.query(query), query, combination))
-        else:
-            responses = self._engine.packed(query, query_responses)
-        async with aclosing(responses):
+        async with aclosing(self._responses(query, combination, local=request.local)) as responses:
             async for response in responses:
                 yield response
+
+    async def ReadUnshipped(
+        self, request: timeseries_pb2.ReadUnshippedRequest, _context: object
+    ) -> AsyncIterator[timeseries_pb2.ReadUnshippedResponse]:
+        """Ranges, then points."""
+        if not request.follower:
+            raise InvalidArgument("name a follower", field="follower")
+        held = await self._this.unshipped(query_of(request.query), request.follower)
+        yield timeseries_pb2.ReadUnshippedResponse(
+            ranges=[
+                timeseries_pb2.TimeRange(start_time=timestamp_from_ms(start), end_time=timestamp_from_ms(end))
+                for start, end in held.ranges
+            ]
+        )
+        for message in query_responses(held.points):
+            part = timeseries_pb2.QueryResponse.FromString(message)
+            yield timeseries_pb2.ReadUnshippedResponse(series=part.series)
 
     async def LastValues(
         self, request: timeseries_pb2.LastValuesRequest, _context: object
@@ -102,6 +128,15 @@ class TimeSeriesServicer:
                 first = False
             yield message
 
+    def _responses(self, query: EngineQuery, combination: Combination, *, local: bool) -> AsyncGenerator[bytes, None]:
+        if self._reader is not None and not local and not self._reader.is_here(query):
+            return _joined(self._reader, query, combination)
+        if not local:  # another replica has looked already
+            self._check_names(query.server_ids, query.metrics)
+        if combination.changes:
+            return combined_responses(combined(self._engine.query(query), query, combination))
+        return self._engine.packed(query, query_responses)
+
     def _check_names(self, server_ids: Iterable[str] | None, metrics: Iterable[str] | None) -> None:
         for server_id in server_ids or ():
             if not self._engine.knows_server(server_id):
@@ -109,6 +144,21 @@ class TimeSeriesServicer:
         unknown = self._engine.unknown_metrics(metrics or ())
         if unknown:
             raise InvalidArgument(f"no server has a metric {unknown[0][:255]!r}", field="metrics")
+
+
+async def _joined(reader: Reader, query: EngineQuery, combination: Combination) -> AsyncGenerator[bytes, None]:
+    """What is not all here, and at the end what could not be asked."""
+    answer = await reader.read(query)
+
+    async def results() -> AsyncIterator[SeriesResult]:
+        for result in answer.results:
+            yield result
+
+    async with aclosing(combined_responses(combined(results(), query, combination))) as responses:
+        async for response in responses:
+            yield response
+    if answer.incomplete:
+        yield timeseries_pb2.QueryResponse(incomplete=answer.incomplete).SerializeToString()
 
 
 async def probe(engine: Engine) -> StoreProbe:

@@ -1,12 +1,12 @@
 """What ``python -m services.timeseries`` can be told."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, SecretStr
 
-from runtime.settings import Address, ByteSize, CommonSettings, Duration, Target, setting
+from runtime.settings import Address, ByteSize, CommonSettings, Duration, Target, Targets, setting
 from services.timeseries.engine.settings import DAY_MS, GIB, EngineSettings
 
 
@@ -86,11 +86,33 @@ class TimeSeriesSettings(CommonSettings):
     influxdb_org: str = setting("INFLUXDB_ORG", "openmanager", "Organization of the bucket.", min_length=1)
     influxdb_bucket: str = setting("INFLUXDB_BUCKET", "metrics", "Bucket that is written; it must exist.", min_length=1)
 
+    read: Literal["local", "remote"] = setting(
+        "TIMESERIES_READ",
+        "local",
+        "Where ranges beyond local retention are read: not at all, or from the store that follows. With "
+        "TIMESERIES_PEERS the rows of other replicas are read from it, too.",
+    )
+    ack: Literal["local", "follower"] = setting(
+        "TIMESERIES_ACK",
+        "local",
+        "When a batch is acknowledged: once it is on this machine's disk, or when every store that follows has it too.",
+    )
+    peers: Targets = setting(
+        "TIMESERIES_PEERS", (), "The other replicas, gRPC targets separated by commas; needs TIMESERIES_READ=remote."
+    )
+
     def problems(self) -> Iterator[str]:
         """Also: a store that nobody could log in to."""
         yield from super().problems()
         if self.influxdb_url is not None and self.influxdb_token is None:
             yield "INFLUXDB_TOKEN: must be set too, since INFLUXDB_URL is"
+        follows = self.influxdb_url is not None
+        if self.read == "remote" and not follows:
+            yield "TIMESERIES_READ: remote needs a store to read from: set INFLUXDB_URL"
+        if self.ack == "follower" and not follows:
+            yield "TIMESERIES_ACK: follower needs a store that follows: set INFLUXDB_URL"
+        if self.peers and self.read != "remote":
+            yield "TIMESERIES_PEERS: needs TIMESERIES_READ=remote: what replicas share is the store"
         if not self.retention_raw <= self.retention_5m <= self.retention_1h:
             yield "TIMESERIES_RETENTION_RAW, _5M and _1H: each must be at least as long as the one before"
         token = self.influxdb_token.get_secret_value() if self.influxdb_token else ""

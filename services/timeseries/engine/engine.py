@@ -35,6 +35,8 @@ from services.timeseries.engine.settings import EngineSettings
 from services.timeseries.engine.status import EngineStatus
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.tail import TailBatch, TailSource
+from services.timeseries.engine.tiers import coarsest
+from services.timeseries.engine.unshipped import Ranges, Unshipped
 from services.timeseries.engine.upkeep import Rollups
 from services.timeseries.engine.writer import Append, Writer, check_rows
 
@@ -65,6 +67,7 @@ class Engine:
         self._closer = ThreadPoolExecutor(1, "timeseries-blocks")
         self._upkeep = ThreadPoolExecutor(1, "timeseries-upkeep")
         self._tails = TailSource(store)
+        self._unshipped = Unshipped(store)
         self._writer = Writer(store, lambda wanted: self._notify(close_wanted=wanted))
         self._rollups = Rollups(store, self._closing.is_set)
         self._merger = Merger(store, self._closing.is_set)
@@ -109,6 +112,7 @@ class Engine:
         for pool in (self._upkeep, self._closer, self._readers):
             await asyncio.to_thread(pool.shutdown)
         await asyncio.to_thread(self._tails.close)
+        await asyncio.to_thread(self._unshipped.close)
         await asyncio.to_thread(self._store.close)
 
     async def append(
@@ -355,6 +359,19 @@ class Engine:
     def aged_ms(self) -> int:
         """Rows before this instant may be too late: ask `too_late`."""
         return self._retention.aged_ms
+
+    def held_from_ms(self, step_ms: int) -> int:
+        """From which instant on windows of that width are made of all that was ever written here; 0: points."""
+        return self._retention.held_from_ms(coarsest(step_ms))
+
+    async def unshipped(self, follower: str) -> Ranges:
+        """The instants of what a follower has not shipped; of nothing when there is no such follower."""
+
+        def read() -> Ranges:
+            cursor = self._tails.cursor(follower)
+            return [] if cursor is None else self._unshipped.ranges(cursor)
+
+        return await self._read(read)
 
     async def too_late(self, server_ids: Sequence[str], times_ms: NDArray[np.int64]) -> tuple[NDArray[np.bool_], int]:
         """Which rows are for roll-ups whose points are gone, and what to give to `append` with the others, so that they

@@ -40,6 +40,8 @@ MAX_LAG_S: Final = 5.0
 """Behind by more than this the store shows as degraded."""
 MAX_RETRY_AFTER_S: Final = 60.0
 """A store that asks for a longer pause is asked again after this."""
+ACKNOWLEDGE_TIMEOUT_S: Final = 8.0
+"""How long a batch waits for the store where that is wanted; less than callers wait (10 s)."""
 RETRY: Final = Backoff(initial_s=0.1, max_s=5.0)
 
 _log = logging.getLogger(__name__)
@@ -161,6 +163,7 @@ class Follower:
         self._rng = rng
         self._descriptors: dict[str, ServerDescriptor] = {}
         self._cursor = 0
+        self._advanced = asyncio.Event()
         self._failures = 0
         self._last_error = ""
         self._tell: Callable[[str], None] = lambda _text: None
@@ -186,6 +189,25 @@ class Follower:
     def tell_errors(self, tell: Callable[[str], None]) -> None:
         """Has every outage, refusal and gap told to `tell`."""
         self._tell = tell
+
+    async def shipped(self, sequence: int) -> None:
+        """Returns once the store has acknowledged everything up to a sequence of the journal.
+
+        Raises:
+            Unavailable: NOT_REPLICATED: it did not within ACKNOWLEDGE_TIMEOUT_S. It is on our disk and will be shipped;
+                sending it again does no harm.
+        """
+        try:
+            async with asyncio.timeout(ACKNOWLEDGE_TIMEOUT_S):
+                while self._cursor < sequence:
+                    await self._advanced.wait()
+        except TimeoutError:
+            why = self._last_error or "it is behind"
+            raise Unavailable(
+                f"{self._backend.name} has not acknowledged the batch within {ACKNOWLEDGE_TIMEOUT_S:g} s ({why}); "
+                "TIMESERIES_ACK=follower wants that: send it again",
+                reason="NOT_REPLICATED",
+            ) from None
 
     async def probe(self) -> StoreProbe:
         """How the store is, and how far behind even when it could not take rows now."""
@@ -299,6 +321,8 @@ class Follower:
         pending.clear()
         if pending.through > self._cursor:
             self._cursor = await self._engine.advance_cursor(self._backend.name, pending.through)
+            self._advanced.set()
+            self._advanced = asyncio.Event()
         self._recovered()
 
     async def _acknowledged(self, part: Sequence[TaggedRows]) -> Receipt:

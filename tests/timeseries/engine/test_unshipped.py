@@ -1,0 +1,47 @@
+"""Which instants a follower lacks."""
+
+from pathlib import Path
+
+from runtime.clock import ManualClock
+from services.timeseries.engine import Engine, EngineSettings
+from services.timeseries.engine.unshipped import joined
+from tests.timeseries.engine.model import metric_set, rows
+
+NOON = 19_700 * 86_400_000 + 43_200_000
+SET = metric_set("cpu_usage")
+QUIET = EngineSettings(maintenance_interval_s=1e9, journal_keep_s=0.0)
+HOUR = 3_600_000
+
+
+def test_near_ranges_are_joined_and_many_are_put_together_where_the_gap_is_smallest() -> None:
+    assert joined([(50, 60), (0, 10), (5, 20)], gap_ms=0) == [(0, 20), (50, 60)]
+    assert joined([(0, 10), (15, 20)], gap_ms=5) == [(0, 20)]
+    assert joined([(0, 1), (100, 101), (150, 151), (400, 401)], gap_ms=1, limit=3) == [(0, 1), (100, 151), (400, 401)]
+
+
+async def test_ranges_shrink_with_the_cursor_and_grow_with_rows_also_late_ones(tmp_path: Path) -> None:
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
+        assert await engine.unshipped("store") == [], "no such follower lacks nothing"
+        await engine.register_follower("store")
+        assert await engine.unshipped("store") == []
+
+        first = await engine.append(rows(SET, [("a", NOON, [1.0]), ("b", NOON + 10_000, [1.0])]), metric_sets=(SET,))
+        second = await engine.append(rows(SET, [("a", NOON + HOUR, [1.0]), ("b", NOON - 5 * HOUR, [1.0])]))
+        late, now, later = (NOON - 5 * HOUR, NOON - 5 * HOUR + 1), (NOON, NOON + 10_001), (NOON + HOUR, NOON + HOUR + 1)
+        assert await engine.unshipped("store") == [late, now, later]
+
+        await engine.advance_cursor("store", first)
+        assert await engine.unshipped("store") == [late, later]
+        third = await engine.append(rows(SET, [("a", NOON + 3 * HOUR, [1.0])]))
+        assert await engine.unshipped("store") == [late, later, (NOON + 3 * HOUR, NOON + 3 * HOUR + 1)]
+        await engine.advance_cursor("store", second)
+        await engine.advance_cursor("store", third)
+        assert await engine.unshipped("store") == []
+
+
+async def test_what_waited_before_a_restart_is_found_after_it(tmp_path: Path) -> None:
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
+        await engine.register_follower("store")
+        await engine.append(rows(SET, [("a", NOON, [1.0])]), metric_sets=(SET,))
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
+        assert await engine.unshipped("store") == [(NOON, NOON + 1)]
