@@ -24,15 +24,16 @@ from opentelemetry import context as otel_context
 from fleet.codec import descriptor_to_pb, metric_set_to_pb, rows_to_pb
 from fleet.model import MetricSet, RowError, ServerDescriptor, WriteBatch
 from fleet.pending import PendingRows
+from fleet.replicas import Replicas
 from fleet.validation import metric_set_unknown
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
 from openmanager.fleet.v1 import metric_pb2
 from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
-from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
+from openmanager.timeseries.v1 import timeseries_pb2
 from runtime import tasks, telemetry
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
-from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError
+from runtime.errors import InvalidArgument, OpenManagerError
 from runtime.tasks import Backoff, run_forever
 
 MAX_HELD_METRICS = 2_000_000
@@ -81,14 +82,14 @@ class WriterCounters:
 class FleetWriter:
     """Writes batches for as long as it is entered. Safe for many concurrent calls of ``write``."""
 
-    def __init__(self, *, timeseries: Channel, cache: Channel, metadata: Channel, clock: Clock) -> None:
-        self._timeseries = timeseries_pb2_grpc.TimeSeriesServiceStub(timeseries.grpc)
+    def __init__(self, *, timeseries: Sequence[Channel], cache: Channel, metadata: Channel, clock: Clock) -> None:
+        """Takes a channel to each timeseries replica, at least one, and to the two that follow."""
+        self._timeseries = Replicas(timeseries, clock)
         self._cache = cache_pb2_grpc.CacheServiceStub(cache.grpc)
         self._registry = metadata_pb2_grpc.ServerRegistryServiceStub(metadata.grpc)
         self._clock = clock
         self._sets: OrderedDict[str, metric_pb2.MetricSet] = OrderedDict()
         self._held_metrics = 0
-        self._durable_sets: set[str] = set()  # timeseries has acknowledged them
         self._cached_sets: set[str] = set()  # cache has taken them
         self._told: dict[str, ServerDescriptor] = {}
         self._rows = PendingRows()
@@ -138,7 +139,7 @@ class FleetWriter:
         while self._held_metrics > MAX_HELD_METRICS and len(self._sets) > 1:
             dropped, oldest = self._sets.popitem(last=False)
             self._held_metrics -= len(oldest.metrics)
-            self._durable_sets.discard(dropped)
+            self._timeseries.forget_set(dropped)
             self._cached_sets.discard(dropped)
 
     def metric_count(self, metric_set_id: str) -> int | None:
@@ -176,31 +177,13 @@ class FleetWriter:
         await self.write_message(metric_pb2.MetricBatch(), servers)
 
     async def _append(
-        self, batch: metric_pb2.MetricBatch, news: Iterable[ServerDescriptor]
+        self, batch: metric_pb2.MetricBatch, news: Sequence[ServerDescriptor]
     ) -> timeseries_pb2.AppendResponse:
-        set_id = batch.metric_set_id
-        request = timeseries_pb2.AppendRequest(batch=batch, servers=[descriptor_to_pb(server) for server in news])
-        if set_id in self._sets and set_id not in self._durable_sets:
-            request.metric_sets.append(self._sets[set_id])
         try:
-            response = await self._call_append(request)
-        except FailedPrecondition as error:
-            if error.reason != "METRIC_SET_UNKNOWN" or request.metric_sets:
-                raise
-            request.metric_sets.append(self._sets[set_id])  # timeseries has lost its data since it acknowledged the set
-            response = await self._call_append(request)
-        if set_id in self._sets:
-            self._durable_sets.add(set_id)
-        return response
-
-    async def _call_append(self, request: timeseries_pb2.AppendRequest) -> timeseries_pb2.AppendResponse:
-        try:
-            async with calling("timeseries"):
-                response: timeseries_pb2.AppendResponse = await self._timeseries.Append(request)
+            return await self._timeseries.append(batch, self._sets.get(batch.metric_set_id), news, self._told)
         except OpenManagerError as error:
             self.counters.failed("timeseries", error)
             raise
-        return response
 
     def _follow(self, batch: metric_pb2.MetricBatch, news: Iterable[ServerDescriptor]) -> None:
         for server in news:

@@ -17,7 +17,7 @@ from gateway.servicers.fleet import FleetServicer
 from gateway.servicers.history import HistoryServicer
 from gateway.servicers.ingest import IngestServicer
 from gateway.servicers.passing import AiInteractionServicer, AnalyticsServicer, SimulatorServicer
-from gateway.servicers.storage import StorageServicer
+from gateway.servicers.storage import StorageServicer, replica_names
 from gateway.settings import GatewaySettings
 from gateway.state import FleetState
 from openmanager.gateway.v1 import ai_pb2, analytics_pb2, fleet_pb2, history_pb2, ingest_pb2, simulator_pb2, storage_pb2
@@ -33,23 +33,23 @@ RECONNECT = Backoff(initial_s=0.1, max_s=2.0, healthy_after_s=5.0)
 async def serve(settings: GatewaySettings, process: Process[GatewaySettings]) -> None:
     """Runs until the process is told to stop."""
     async with AsyncExitStack() as stack:
-        cache, timeseries, metadata, simulator, analytics = [
+        cache, metadata, simulator, analytics = [
             await stack.enter_async_context(process.open_channel(target))
             for target in (
                 settings.cache_target,
-                settings.timeseries_target,
                 settings.metadata_target,
                 settings.simulator_target,
                 settings.analytics_target,
             )
         ]
+        timeseries = await stack.enter_async_context(process.open_channels(settings.timeseries_targets))
         clock = process.clock
         state = FleetState(cache, clock)
         writer = await stack.enter_async_context(
             FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=clock)
         )
         registry = Registry(metadata=metadata, cache=cache, writer=writer, state=state)
-        storage = StorageServicer({"cache": cache, "timeseries": timeseries, "metadata": metadata}, clock)
+        storage = StorageServicer({"cache": cache, "metadata": metadata} | replica_names(timeseries), clock)
         operator = OperatorMetrics(storage, state, clock)
         services = [
             bind(fleet_pb2.DESCRIPTOR.services_by_name["FleetService"], FleetServicer(state, registry)),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from pydantic import SecretStr, field_validator
 
-from runtime.settings import Address, CommonSettings, Target, is_loopback, setting, split_address
+from runtime.settings import Address, CommonSettings, Target, Targets, is_loopback, setting, split_address
 
 
 class GatewaySettings(CommonSettings):
@@ -20,7 +20,9 @@ class GatewaySettings(CommonSettings):
         "TRUSTED_PROXY", None, "CIDR of a TLS-terminating proxy: the one way to listen beyond loopback without TLS."
     )
     cache_target: Target = setting("CACHE_TARGET", "127.0.0.1:50051", "Where the cache is.")
-    timeseries_target: Target = setting("TIMESERIES_TARGET", "127.0.0.1:50052", "Where timeseries is.")
+    timeseries_targets: Targets = setting(
+        "TIMESERIES_TARGET", "127.0.0.1:50052", "Where timeseries is; of several replicas, all, separated by commas."
+    )
     metadata_target: Target = setting("METADATA_TARGET", "127.0.0.1:50053", "Where metadata is.")
     simulator_target: Target = setting("SIMULATOR_TARGET", "127.0.0.1:50054", "Where the simulator is.")
     analytics_target: Target = setting("ANALYTICS_TARGET", "127.0.0.1:50055", "Where analytics is.")

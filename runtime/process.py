@@ -19,7 +19,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
@@ -97,6 +98,12 @@ class Process(Generic[S]):
     def open_channel(self, target: str) -> Channel:
         """Calls to an inner service: with the service secret, and with TLS when TLS_CA_FILE is set."""
         return Channel(target, secret=self.secret, credentials=tls.channel_credentials(self.settings))
+
+    @asynccontextmanager
+    async def open_channels(self, targets: Sequence[str]) -> AsyncIterator[tuple[Channel, ...]]:
+        """The same to each of several, closed with the block."""
+        async with AsyncExitStack() as stack:
+            yield tuple([await stack.enter_async_context(self.open_channel(target)) for target in targets])
 
 
 def _always() -> bool:

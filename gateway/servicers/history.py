@@ -4,18 +4,20 @@ The unary and the streaming method share one core: the query that timeseries che
 the defaults of the range, the limits of a unary answer, and the names that the caller used for a field.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from fleet.codec import ms_from_timestamp, timestamp_from_ms
+from gateway.readers import Readers
 from gateway.servicers.fleet import unknown_server
 from gateway.state import FleetState
 from openmanager.fleet.v1 import history_pb2
 from openmanager.gateway.v1 import history_pb2 as public_pb2
-from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
+from openmanager.timeseries.v1 import timeseries_pb2
 from runtime import paging
-from runtime.channel import Channel, calling
+from runtime.channel import Channel
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, OpenManagerError, ResourceExhausted
 
@@ -30,8 +32,9 @@ Request = public_pb2.GetServerHistoryRequest | public_pb2.QueryHistoryRequest
 class HistoryServicer:
     """Answers ``openmanager.gateway.v1.HistoryService``."""
 
-    def __init__(self, timeseries: Channel, state: FleetState, clock: Clock) -> None:
-        self._stub = timeseries_pb2_grpc.TimeSeriesServiceStub(timeseries.grpc)
+    def __init__(self, timeseries: Sequence[Channel], state: FleetState, clock: Clock) -> None:
+        """Takes a channel to each timeseries replica."""
+        self._readers = Readers(timeseries, clock)
         self._state = state
         self._clock = clock
 
@@ -76,10 +79,8 @@ class HistoryServicer:
     ) -> public_pb2.ListMetricsResponse:
         """Pages through what timeseries has."""
         size = paging.page_size(request.page_size, METRICS_PAGE_SIZE)
-        async with calling("timeseries"):
-            answer: timeseries_pb2.ListMetricsResponse = await self._stub.ListMetrics(
-                timeseries_pb2.ListMetricsRequest(server_id=request.server_id)
-            )
+        asked = timeseries_pb2.ListMetricsRequest(server_id=request.server_id)
+        answer: timeseries_pb2.ListMetricsResponse = await self._readers.call(lambda stub: stub.ListMetrics(asked))
         if request.server_id and not answer.metrics and request.server_id not in self._state:
             raise unknown_server(request.server_id)
         chosen, token = paging.page_of(
@@ -119,8 +120,9 @@ class HistoryServicer:
         self, query: history_pb2.HistoryQuery, names: Mapping[str, str]
     ) -> AsyncIterator[timeseries_pb2.QueryResponse]:
         try:
-            async with calling("timeseries"):
-                async for message in self._stub.Query(timeseries_pb2.QueryRequest(query=query)):
+            request = timeseries_pb2.QueryRequest(query=query)
+            async with aclosing(self._readers.stream(lambda stub: stub.Query(request))) as messages:
+                async for message in messages:
                     yield message
         except OpenManagerError as error:
             if error.reason == "SERVER_UNKNOWN":

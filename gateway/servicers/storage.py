@@ -5,7 +5,7 @@ last known, DOWN, with what happened as their last error.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fleet.codec import timestamp_from_ms
 from openmanager.fleet.v1 import status_pb2, status_pb2_grpc
@@ -21,6 +21,13 @@ OWNED = {"timeseries": ("engine", "primary"), "metadata": ("postgresql", "primar
 """The store that a service has in any case, and its role: shown when it never answered since the gateway started."""
 
 Statuses = list[status_pb2.StoreStatus]
+
+
+def replica_names(timeseries: Sequence[Channel]) -> dict[str, Channel]:
+    """The replicas of timeseries as owners: a single one is called as its service, several by their targets, too."""
+    if len(timeseries) == 1:
+        return {"timeseries": timeseries[0]}
+    return {f"timeseries {channel.target}": channel for channel in timeseries}
 
 
 class StorageServicer:
@@ -52,6 +59,8 @@ class StorageServicer:
             self._mark_down(owner, f"{owner} does not answer: {error.message}")
         else:
             self._last[owner] = list(response.stores)
+            for status in self._last[owner]:
+                status.service = owner
         return self._last[owner]
 
     def _mark_down(self, owner: str, text: str) -> None:
@@ -64,9 +73,10 @@ class StorageServicer:
             status.last_error_time.CopyFrom(now)
 
     def _never_seen(self, owner: str) -> Statuses:
-        if owner not in OWNED:
+        service = owner.partition(" ")[0]
+        if service not in OWNED:
             return []
-        name, role = OWNED[owner]
+        name, role = OWNED[service]
         return [
             status_pb2.StoreStatus(name=name, role=role, service=owner, since=timestamp_from_ms(self._clock.now_ms()))
         ]

@@ -10,7 +10,11 @@ class AnalyticsSettings(CommonSettings):
     """Settings of ``python -m services.analytics``."""
 
     analytics_address: Address = setting("ANALYTICS_ADDRESS", "127.0.0.1:50055", "Where the service listens.")
-    timeseries_target: Target = setting("TIMESERIES_TARGET", "127.0.0.1:50052", "Where timeseries is.")
+    timeseries_target: Target = setting(
+        "TIMESERIES_TARGET",
+        "127.0.0.1:50052",
+        "Where timeseries is; of several replicas, one: each wants an analytics.",
+    )
     checkpoint_interval_s: Duration = setting(
         "ANALYTICS_CHECKPOINT_INTERVAL",
         30.0,

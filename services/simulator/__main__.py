@@ -39,7 +39,7 @@ async def serve(settings: SimulatorSettings, process: Process[SimulatorSettings]
     """Runs until the process is told to stop."""
     feed, synthetic = _feed(settings, process)
     async with (
-        process.open_channel(settings.timeseries_target) as timeseries,
+        process.open_channels(settings.timeseries_targets) as timeseries,
         process.open_channel(settings.cache_target) as cache,
         process.open_channel(settings.metadata_target) as metadata,
         FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=process.clock) as writer,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from runtime.settings import Address, CommonSettings, Duration, Target, setting
+from runtime.settings import Address, CommonSettings, Duration, Target, Targets, setting
 from services.simulator.fleet import MAX_SERVERS
 
 MIN_INTERVAL_S = 0.1
@@ -59,7 +59,9 @@ class SimulatorSettings(CommonSettings):
     simulator_replay_times: Literal["shift", "keep"] = setting(
         "SIMULATOR_REPLAY_TIMES", "shift", "shift: move times so that the recording ends now; keep: as recorded."
     )
-    timeseries_target: Target = setting("TIMESERIES_TARGET", "127.0.0.1:50052", "Where timeseries is.")
+    timeseries_targets: Targets = setting(
+        "TIMESERIES_TARGET", "127.0.0.1:50052", "Where timeseries is; of several replicas, all, separated by commas."
+    )
     cache_target: Target = setting("CACHE_TARGET", "127.0.0.1:50051", "Where cache is.")
     metadata_target: Target = setting("METADATA_TARGET", "127.0.0.1:50053", "Where metadata is.")
 

@@ -106,7 +106,10 @@ class TimeSeriesServicer:
         self, request: timeseries_pb2.ListMetricsRequest, _context: object
     ) -> timeseries_pb2.ListMetricsResponse:
         """Lists by identity."""
-        infos = await self._engine.list_metrics(request.server_id or None)
+        if self._reader is None or request.local:
+            infos = await self._engine.list_metrics(request.server_id or None)
+        else:
+            infos = await self._reader.list_metrics(request.server_id)
         response = timeseries_pb2.ListMetricsResponse()
         for info in infos:
             metric: Metric = info.metric

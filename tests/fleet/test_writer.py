@@ -95,7 +95,7 @@ async def writing(stores: Stores) -> AsyncIterator[FleetWriter]:
     try:
         async with (
             Channel(address) as channel,
-            FleetWriter(timeseries=channel, cache=channel, metadata=channel, clock=SystemClock()) as writer,
+            FleetWriter(timeseries=[channel], cache=channel, metadata=channel, clock=SystemClock()) as writer,
         ):
             yield writer
     finally:

@@ -14,7 +14,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (settings.simulator_servers, settings.interval_ms, settings.simulator_mode) == (20, 10_000, "synthetic")
     assert settings.replay_speed == 1.0
     assert settings.simulator_replay_times == "shift"
-    assert settings.timeseries_target == "127.0.0.1:50052"
+    assert settings.timeseries_targets == ("127.0.0.1:50052",)
 
 
 def test_every_setting_is_read(tmp_path: Path) -> None:

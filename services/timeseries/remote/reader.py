@@ -20,6 +20,7 @@ replicas are asked before the store, for what is shipped in between is then in b
 
 import asyncio
 import datetime
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -30,11 +31,14 @@ from runtime.clock import Clock
 from runtime.errors import DeadlineExceeded, InvalidArgument, OpenManagerError, ResourceExhausted, Unavailable
 from services.timeseries.engine import Engine
 from services.timeseries.engine.aggregate import Aggregation, lookback_ms
+from services.timeseries.engine.catalog import MetricInfo
 from services.timeseries.engine.query import Query, SeriesResult, check_query
 from services.timeseries.engine.unshipped import Ranges, joined
 from services.timeseries.remote.history import RemoteHistory
 from services.timeseries.remote.joining import Name, concatenated, merged, windowed
 from services.timeseries.remote.replica import Held, Replica, ThisReplica
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -70,6 +74,21 @@ class Reader:
     def is_here(self, query: Query) -> bool:
         """Whether the engine alone has all there is to the query."""
         return not self._peers and all(is_here for _, _, is_here in self._parts(query))
+
+    async def list_metrics(self, server_id: str) -> list[MetricInfo]:
+        """The metrics of all replicas that answer, in order of their keys; one that is away is logged."""
+        found: dict[str, MetricInfo] = {}
+        asked = [replica.list_metrics(server_id) for replica in (self._this, *self._peers)]
+        for infos in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(infos, Unavailable | DeadlineExceeded):
+                _log.warning("its metrics are not listed: %s", infos)
+                continue
+            if isinstance(infos, BaseException):
+                raise infos
+            for info in infos:
+                before = found.get(info.key)
+                found[info.key] = replace(info, servers=info.servers + (before.servers if before else 0))
+        return [found[key] for key in sorted(found)]
 
     async def read(self, query: Query) -> Answer:
         """The whole answer.

@@ -20,6 +20,7 @@ from runtime.clock import Clock
 from runtime.errors import ResourceExhausted
 from services.timeseries.engine import Engine
 from services.timeseries.engine.aggregate import lookback_ms
+from services.timeseries.engine.catalog import MetricInfo
 from services.timeseries.engine.query import Query, SeriesResult
 from services.timeseries.engine.unshipped import Ranges
 
@@ -55,6 +56,9 @@ class Replica(Protocol):
     async def metrics(self) -> Mapping[str, Metric]:
         """The metrics that it has, by key."""
 
+    async def list_metrics(self, server_id: str) -> list[MetricInfo]:
+        """The same with how many servers have each; of one server, if it is not empty."""
+
 
 class ThisReplica:
     """The engine of this process."""
@@ -82,6 +86,9 @@ class ThisReplica:
 
     async def metrics(self) -> Mapping[str, Metric]:
         return {info.key: info.metric for info in await self._engine.list_metrics()}
+
+    async def list_metrics(self, server_id: str) -> list[MetricInfo]:
+        return await self._engine.list_metrics(server_id or None)
 
 
 class Peer:
@@ -119,12 +126,19 @@ class Peer:
     async def metrics(self) -> Mapping[str, Metric]:
         """As known for up to METRICS_KEPT_S."""
         if self._clock.monotonic() >= self._metrics_until_s:
-            with self._circuit.attempt():
-                async with calling(self.name):
-                    answer = await self._stub.ListMetrics(timeseries_pb2.ListMetricsRequest())
-            self._metrics = {info.key: metric_from_pb(info.metric) for info in answer.metrics}
+            self._metrics = {info.key: info.metric for info in await self.list_metrics("")}
             self._metrics_until_s = self._clock.monotonic() + METRICS_KEPT_S
         return self._metrics
+
+    async def list_metrics(self, server_id: str) -> list[MetricInfo]:
+        request = timeseries_pb2.ListMetricsRequest(server_id=server_id, local=True)
+        with self._circuit.attempt():
+            async with calling(self.name):
+                answer = await self._stub.ListMetrics(request, timeout=CALL_TIMEOUT_S)
+        return [
+            MetricInfo(key=info.key, metric=metric_from_pb(info.metric), servers=info.servers)
+            for info in answer.metrics
+        ]
 
     async def _asked(self, method: Any, request: Any) -> AsyncIterator[Any]:
         async with calling(self.name):

@@ -1,0 +1,197 @@
+"""Several timeseries replicas: who gets which rows, and what happens while one is away."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fleet.codec import metric_set_to_pb, rows_from_pb, rows_to_pb
+from fleet.model import Metric, MetricSet, Rows, ServerDescriptor
+from fleet.replicas import Replicas
+from openmanager.fleet.v1 import metric_pb2
+from openmanager.timeseries.v1 import timeseries_pb2
+from runtime.channel import Channel
+from runtime.clock import ManualClock
+from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, Unavailable
+from runtime.interception import Interception
+from runtime.server import GrpcServer, bind
+
+SET = MetricSet((Metric(name="a"), Metric(name="b")))
+SERVERS = [f"server-{number:02}" for number in range(30)]
+KNOWN = {name: ServerDescriptor(server_id=name, hostname=name, environment="staging") for name in SERVERS}
+
+
+class Store:
+    """A timeseries process as senders see it."""
+
+    def __init__(self) -> None:
+        self.fails: OpenManagerError | None = None
+        self.late: set[str] = set()
+        self.known_sets: set[str] = set()
+        self.told: dict[str, str] = {}
+        self.rows: dict[tuple[str, int], list[float]] = {}
+        self.calls = 0
+
+    async def Append(self, request: timeseries_pb2.AppendRequest, _context: Any) -> timeseries_pb2.AppendResponse:
+        self.calls += 1
+        if self.fails is not None:
+            raise self.fails
+        self.known_sets |= {message.id for message in request.metric_sets}
+        self.told.update((server.server_id, server.environment) for server in request.servers)
+        if request.batch.rows and request.batch.metric_set_id not in self.known_sets:
+            raise FailedPrecondition("unknown", reason="METRIC_SET_UNKNOWN")
+        response = timeseries_pb2.AppendResponse(sequence=self.calls)
+        rows = rows_from_pb(request.batch, len(SET))
+        for place, (server_id, time_ms) in enumerate(zip(rows.server_ids, rows.times_ms.tolist(), strict=True)):
+            if server_id in self.late:
+                response.errors.add(row=place, field=f"rows[{place}].time", reason="TOO_LATE", message="too late")
+                response.rejected_points += len(SET)
+            else:
+                self.rows[server_id, time_ms] = rows.values[place].tolist()
+                response.accepted_points += len(SET)
+        return response
+
+
+class Cluster:
+    def __init__(self, stores: list[Store], replicas: Replicas, clock: ManualClock) -> None:
+        self.stores = stores
+        self.replicas = replicas
+        self.clock = clock
+
+    async def send(
+        self, tick: int, news: Sequence[ServerDescriptor] = (), servers: Sequence[str] = SERVERS
+    ) -> timeseries_pb2.AppendResponse:
+        return await self.replicas.append(batch(tick, servers), metric_set_to_pb(SET), news, KNOWN)
+
+    def holders(self, server_id: str, tick: int) -> list[int]:
+        return [number for number, store in enumerate(self.stores) if (server_id, tick * 1_000) in store.rows]
+
+
+def batch(tick: int, servers: Sequence[str] = SERVERS) -> metric_pb2.MetricBatch:
+    values = np.array([[tick, place] for place in range(len(servers))], np.float64).reshape(len(servers), 2)
+    times = np.full(len(servers), tick * 1_000)
+    return rows_to_pb(Rows(metric_set_id=SET.id, server_ids=tuple(servers), times_ms=times, values=values))
+
+
+@asynccontextmanager
+async def running(count: int) -> AsyncIterator[Cluster]:
+    stores, clock = [Store() for _ in range(count)], ManualClock()
+    async with AsyncExitStack() as stack:
+        channels = []
+        for store in stores:
+            server = GrpcServer([bind("openmanager.timeseries.v1.TimeSeriesService", store)], Interception(None))
+            address = await server.start("127.0.0.1:0")
+            stack.push_async_callback(server.stop, 0)
+            channels.append(await stack.enter_async_context(Channel(address)))
+        yield Cluster(stores, Replicas(channels, clock), clock)
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    async with running(3) as made:
+        yield made
+
+
+async def test_each_server_has_one_replica_and_always_the_same(cluster: Cluster) -> None:
+    for tick in (1, 2, 3):
+        response = await cluster.send(tick)
+        assert response.accepted_points == 2 * len(SERVERS)
+    owners = {server_id: cluster.holders(server_id, 1) for server_id in SERVERS}
+    assert all(len(holders) == 1 for holders in owners.values())
+    assert {holder for holders in owners.values() for holder in holders} == {0, 1, 2}
+    assert all(cluster.holders(server_id, tick) == owners[server_id] for server_id in SERVERS for tick in (2, 3))
+    rows = {name: values for store in cluster.stores for name, values in store.rows.items()}
+    assert rows == {(name, tick * 1_000): [tick, place] for tick in (1, 2, 3) for place, name in enumerate(SERVERS)}
+
+
+async def test_of_two_senders_both_choose_alike(cluster: Cluster) -> None:
+    await cluster.send(1)
+    other = Replicas([Channel(replica.target) for replica in reversed(cluster.replicas._replicas)], ManualClock())
+    await other.append(batch(2), metric_set_to_pb(SET), (), KNOWN)
+    assert all(cluster.holders(name, 1) == cluster.holders(name, 2) for name in SERVERS)
+
+
+async def test_rows_of_a_replica_that_is_away_go_to_the_next_with_set_and_descriptors(cluster: Cluster) -> None:
+    await cluster.send(1)
+    cluster.stores[1].fails = Unavailable("away")
+    response = await cluster.send(2)
+    assert response.accepted_points == 2 * len(SERVERS), "all rows are acknowledged"
+    moved = [name for name in SERVERS if cluster.holders(name, 1) == [1]]
+    assert moved
+    for name in SERVERS:
+        (holder,) = cluster.holders(name, 2)
+        assert (holder == cluster.holders(name, 1)[0]) == (name not in moved)
+        assert cluster.stores[holder].told[name] == "staging", "its tags are known where its rows are"
+    assert {cluster.holders(name, 2)[0] for name in moved} == {0, 2}, "its servers are spread over the rest"
+
+
+async def test_a_replica_that_is_away_is_left_alone_until_a_trial_succeeds(cluster: Cluster) -> None:
+    cluster.stores[1].fails = Unavailable("away")
+    await cluster.send(1)
+    await cluster.send(2)
+    calls = cluster.stores[1].calls
+    await cluster.send(3)
+    assert cluster.stores[1].calls == calls, "its circuit is open"
+    cluster.stores[1].fails = None
+    cluster.clock.advance(60)
+    await cluster.send(4)
+    assert {cluster.holders(name, 4)[0] for name in SERVERS} == {0, 1, 2}, "it has its servers back"
+
+
+async def test_nobody_acknowledges_what_no_replica_takes(cluster: Cluster) -> None:
+    for store in cluster.stores:
+        store.fails = Unavailable("away")
+    with pytest.raises(Unavailable):
+        await cluster.send(1)
+    with pytest.raises(Unavailable):
+        await cluster.send(1)
+    cluster.clock.advance(60)
+    for store in cluster.stores:
+        store.fails = None
+    assert (await cluster.send(1)).accepted_points == 2 * len(SERVERS)
+
+
+async def test_errors_name_the_rows_as_they_were_sent(cluster: Cluster) -> None:
+    late = {"server-03", "server-17", "server-29"}
+    for store in cluster.stores:
+        store.late = late
+    response = await cluster.send(1)
+    assert {(error.row, error.field) for error in response.errors} == {
+        (int(name[-2:]), f"rows[{int(name[-2:])}].time") for name in late
+    }
+    assert (response.accepted_points, response.rejected_points) == (2 * (len(SERVERS) - 3), 6)
+
+
+async def test_news_reach_the_replica_of_the_server_even_without_rows(cluster: Cluster) -> None:
+    await cluster.send(1)
+    moved = ServerDescriptor(server_id="server-05", hostname="server-05", environment="production")
+    await cluster.replicas.append(metric_pb2.MetricBatch(), None, [moved], KNOWN)
+    (holder,) = cluster.holders("server-05", 1)
+    assert cluster.stores[holder].told["server-05"] == "production"
+
+
+async def test_a_structural_fault_is_found_before_anything_is_sent(cluster: Cluster) -> None:
+    message = batch(1)
+    message.values.append(1.0)
+    with pytest.raises(InvalidArgument, match="values"):
+        await cluster.replicas.append(message, metric_set_to_pb(SET), (), KNOWN)
+    assert [store.calls for store in cluster.stores] == [0, 0, 0]
+
+
+async def test_a_replica_that_lost_its_data_is_told_the_set_again(cluster: Cluster) -> None:
+    await cluster.send(1)
+    for store in cluster.stores:
+        store.known_sets.clear()
+    assert (await cluster.send(2)).accepted_points == 2 * len(SERVERS)
+
+
+async def test_a_single_replica_is_asked_each_time_whatever_happened_before() -> None:
+    async with running(1) as cluster:
+        cluster.stores[0].fails = Unavailable("away")
+        for _ in range(4):
+            with pytest.raises(Unavailable):
+                await cluster.send(1)
+        cluster.stores[0].fails = None
+        assert (await cluster.send(1)).accepted_points == 2 * len(SERVERS)
