@@ -13,7 +13,7 @@ PROTOS := $(shell find protos/openmanager -name '*.proto')
 ROUNDS ?= 500
 CODE := runtime fleet services gateway launcher tools deploy bench tests
 
-.PHONY: help setup run test test-full crash bench check format lock gen docs clean
+.PHONY: help setup run test test-full crash faults bench check format lock gen docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ test-full: $(STAMPS)/gen-dev ## the long tests that `make test` leaves out
 
 crash: $(STAMPS)/gen-dev ## kill -9 a writing engine 500 times and check what is left each time; ROUNDS=, ARGS="--seed N"
 	@$(BIN)/python -m tests.timeseries.engine.crash --rounds $(ROUNDS) $(ARGS)
+
+faults: $(STAMPS)/gen-dev ## break each store in each way for FAULT_TICKS ticks (an hour's worth) and print what came of it
+	@FAULT_TICKS=$${FAULT_TICKS:-360} $(BIN)/python -m pytest tests/faults $(ARGS)
 
 bench: $(STAMPS)/gen-dev ## measure beside VictoriaMetrics and InfluxDB; ARGS="--quick", "--only queries", "--help"
 	@$(BIN)/python -m bench $(ARGS)
