@@ -34,6 +34,7 @@ from services.timeseries.engine.retention import Retention
 from services.timeseries.engine.settings import EngineSettings
 from services.timeseries.engine.status import EngineStatus
 from services.timeseries.engine.store import Store
+from services.timeseries.engine.stored import StoredRows, stored
 from services.timeseries.engine.tail import TailBatch, TailSource
 from services.timeseries.engine.tiers import coarsest
 from services.timeseries.engine.unshipped import Ranges, Unshipped
@@ -404,6 +405,26 @@ class Engine:
             if not batches:
                 await progress.wait()
 
+    async def stored(self, after: int, through: int) -> AsyncGenerator[StoredRows, None]:
+        """The rows of batches of `(after, through]` out of blocks, for what the journal does not have any more; not in
+        the order of their sequences.
+
+        Raises:
+            Unavailable: STORAGE_FAILED, CLOSING.
+        """
+        gone = threading.Event()
+
+        def check() -> None:
+            if gone.is_set() or self._closing.is_set():
+                raise Cancelled("the reader went away")
+
+        found = stored(self._store, after, through, check)
+        try:
+            while (rows := await self._read(lambda: next(found, None))) is not None:
+                yield rows
+        finally:
+            gone.set()
+
     async def register_follower(self, name: str) -> int:
         """Adds a follower, for which the journal is kept from here on, or finds it; returns its cursor: the last
         sequence it has shipped, so that it goes on with `tail(cursor + 1)`."""
@@ -454,6 +475,7 @@ class Engine:
             refusing=self._writer.refusing,
             oldest_day=retention.oldest_day,
             evicted_partitions=retention.evicted,
+            evicted_unshipped=dict(retention.evicted_unshipped),
             disk_bytes_limit=store.settings.disk_bytes_limit,
             disk_pressed=retention.pressed,
             disk_over_limit=retention.over,

@@ -120,6 +120,7 @@ class Journal:
         self.identity = str(self._meta("identity"))
         self.swept_through = int(str(self._meta("swept_through")))
         self.stored_through = int(str(self._meta("stored_through") or 0))
+        self._descriptors_from = min([self.swept_through, *self.followers().values()])
         ((highest,),) = fetch(self._db, "SELECT max(sequence) FROM batches")
         self.last_sequence = max(self.swept_through, highest or 0)
 
@@ -186,10 +187,17 @@ class Journal:
             with Transaction(self._db):
                 self._db.execute("DELETE FROM batches WHERE sequence <= ?", (last,))
                 self._db.execute("UPDATE meta SET value = ? WHERE key = 'swept_through'", (last,))
-                self._db.execute(_FORGET_DESCRIPTORS, (self.swept_through, last + 1))
+                self._forget_descriptors(last + 1)
                 self._db.execute("DELETE FROM evictions WHERE unlinked AND through <= ?", (last,))
             self.swept_through = last
         return count
+
+    def _forget_descriptors(self, kept_from: int) -> None:
+        """Forgets what no batch that is kept, and none that a follower may be sent from blocks, was written under."""
+        first = min([kept_from, *(cursor + 1 for cursor in self.followers().values())])
+        if first > self._descriptors_from:
+            self._db.execute(_FORGET_DESCRIPTORS, (self._descriptors_from, first))
+            self._descriptors_from = first
 
     def note_stored(self, through: int) -> None:
         """Notes that no head needs the batches up to a sequence, so that a replay begins after it."""
@@ -340,6 +348,13 @@ class JournalReader:
         )
         return [catalog_codec.decode_descriptor(text) for text, _ in rows]
 
+    def descriptors_of(self, server: int) -> list[tuple[int, ServerDescriptor]]:
+        """What a server said of itself, and from which sequence on, in order; as far back as a follower may ask."""
+        rows = self._db.execute(
+            "SELECT sequence, descriptor FROM descriptors WHERE server = ? ORDER BY sequence", (server,)
+        )
+        return [(sequence, catalog_codec.decode_descriptor(text)) for sequence, text in rows]
+
     def followers(self) -> dict[str, int]:
         """The followers' names and the last sequence each has shipped."""
         return dict(fetch(self._db, "SELECT name, cursor FROM followers"))
@@ -357,8 +372,8 @@ class JournalReader:
 
 _SELECT: Final = "SELECT sequence, received_ms, metric_set, row_count, points, payload FROM batches"
 
-# A descriptor is forgotten when a newer one of its server is valid for every batch that is still kept, the first of
-# which is ?2; only servers with a descriptor newer than the last sweep, ?1, can have one to forget.
+# A descriptor is forgotten when a newer one of its server is valid for every batch that is still wanted, the first of
+# which is ?2; only servers with a descriptor newer than the last time's, ?1, can have one to forget.
 _FORGET_DESCRIPTORS: Final = """
 DELETE FROM descriptors WHERE server IN (SELECT server FROM descriptors WHERE sequence BETWEEN ?1 AND ?2)
     AND sequence < (SELECT max(sequence) FROM descriptors AS newer

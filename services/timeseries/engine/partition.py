@@ -175,6 +175,25 @@ class Partition:
             for number, first, last, count, size in rows
         ]
 
+    def cohorts_between(self, after: int, through: int) -> list[int]:
+        """The cohorts that have a block with sequences of `(after, through]`, those with newer rows last."""
+        rows = fetch(
+            self.db,
+            "SELECT cohort FROM blocks WHERE max_sequence > ? AND min_sequence <= ?"
+            " GROUP BY cohort ORDER BY max(max_sequence)",
+            (after, through),
+        )
+        return [cohort_id for (cohort_id,) in rows]
+
+    def points_between(self, after: int, through: int) -> int:
+        """The points of those blocks, which may have others, too."""
+        ((points,),) = fetch(
+            self.db,
+            "SELECT total(points) FROM blocks WHERE max_sequence > ? AND min_sequence <= ?",
+            (after, through),
+        )
+        return int(points)
+
     def reader(
         self, info: BlockInfo, cohort: Cohort, columns: int | None = None, opened: Opened | None = None
     ) -> BlockReader | FrameReader:

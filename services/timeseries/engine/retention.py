@@ -68,6 +68,7 @@ class Retention:
         self._unfinished: dict[int, range] = {}
         self._kept_from_day = 0
         self.evicted = 0
+        self.evicted_unshipped: dict[str, int] = {}
         self.pressed = False
         self.over = False
 
@@ -224,8 +225,10 @@ class Retention:
         store, day = self._store, days.start
         if tier.level == RAW:
             with store.moving:
+                unshipped = self._unshipped(day)
                 if not self._on_writer(partial(store.forget, day, len(days), force=force)):
                     return False
+                self._count_unshipped(day, unshipped)
                 self._unfinished[day] = days
                 self._finish(day)
         else:
@@ -234,6 +237,23 @@ class Retention:
             tier.partitions.evict(day)
             tier.partitions.release(day)
         return True
+
+    def _unshipped(self, day: int) -> dict[str, int]:
+        """By follower, the points of a day that it has not shipped and that are in blocks alone."""
+        cursors, swept = self._on_writer(self._store.journal.followers), self._store.swept_through
+        behind = {name: cursor for name, cursor in cursors.items() if cursor < swept}
+        if not behind:
+            return {}
+        with self._store.partitions.lend(day) as partition:
+            points = {name: partition.points_between(cursor, swept) for name, cursor in behind.items()}
+        return {name: count for name, count in points.items() if count}
+
+    def _count_unshipped(self, day: int, points: dict[str, int]) -> None:
+        for name, count in points.items():
+            self.evicted_unshipped[name] = self.evicted_unshipped.get(name, 0) + count
+            text = f"{self._store.partitions.path(day).name} went before {name} had shipped up to {count} points of it"
+            self._store.faults.note(text)
+            _log.error("%s", text)
 
     def _finish(self, day: int) -> None:
         self._store.partitions.evict(day)

@@ -17,6 +17,8 @@ class EngineStatus:
         oldest_day: the oldest UTC day that has rows; None when there are none.
         refusing: why the last batches were not taken; empty when they were.
         evicted_partitions: days that went since the start, by age or by the limit.
+        evicted_unshipped: by follower, how many points went with their day since the start before it had shipped them;
+            an estimate from above, by whole blocks.
         disk_bytes_limit: what `disk_bytes` must not pass; None: no limit.
         disk_pressed: the limit is near, see `retention.PRESSED` and `retention.RELIEVED`.
         disk_over_limit: the limit is passed and there is no day left that may go.
@@ -40,6 +42,7 @@ class EngineStatus:
     tier_bytes: dict[str, int]
     unrolled_marks: int
     evicted_partitions: int
+    evicted_unshipped: dict[str, int]
     disk_bytes_limit: int | None
     disk_pressed: bool
     disk_over_limit: bool

@@ -7,7 +7,7 @@ take a repeated row as the same row.
 
 What must stay true: an append never waits for a follower; what is held in memory is bounded however long the store is
 away (the rest waits in the journal); a row that the store refuses for good is counted and does not stop those behind
-it; what was swept from the journal before it was shipped is counted and told.
+it; what left the journal before it was shipped comes from blocks; what retention took before that is counted and told.
 """
 
 import asyncio
@@ -40,6 +40,8 @@ MAX_LAG_S: Final = 5.0
 """Behind by more than this the store shows as degraded."""
 MAX_RETRY_AFTER_S: Final = 60.0
 """A store that asks for a longer pause is asked again after this."""
+EVICTED: Final = "EVICTED_UNSHIPPED"
+"""The reason of points that went with their day before the store took them."""
 ACKNOWLEDGE_TIMEOUT_S: Final = 8.0
 """How long a batch waits for the store where that is wanted; less than callers wait (10 s)."""
 RETRY: Final = Backoff(initial_s=0.1, max_s=5.0)
@@ -125,6 +127,8 @@ class Lag(NamedTuple):
     points: int
     seconds: float
     spool_bytes: int
+    batches_in_blocks: int = 0
+    """Batches that left the journal before they were shipped; their points are in blocks and are not counted."""
 
 
 class _Pending:
@@ -169,7 +173,7 @@ class Follower:
         self._tell: Callable[[str], None] = lambda _text: None
         self._task: asyncio.Task[None] | None = None
         self.shipped_points = 0
-        self.missed_sequences = 0
+        self.resent_points = 0
         self.refusals: dict[str, Refusal] = {}
 
     async def __aenter__(self) -> Self:
@@ -226,6 +230,8 @@ class Follower:
         latency_ms = (self._clock.monotonic() - started_s) * 1_000
         behind = await self.lag()
         degraded = self._last_error if self._failures else ""
+        if not degraded and behind.batches_in_blocks:
+            degraded = f"{behind.batches_in_blocks} batches behind the journal, catching up from blocks"
         if not degraded and behind.seconds > MAX_LAG_S:
             degraded = f"{behind.seconds:.1f} s behind"
         return StoreProbe(
@@ -241,15 +247,20 @@ class Follower:
         )
 
     async def lag(self) -> Lag:
-        """What the store does not have yet, by the durable cursor."""
+        """What the store does not have yet, by the durable cursor; also counts what can never be there any more."""
         status = await self._engine.status()
+        evicted = status.evicted_unshipped.get(self._backend.name, 0)
+        known = self.refusals.get(EVICTED)
+        self._refuse(EVICTED, evicted - (known.points if known else 0))
         for follower in status.followers:
-            if follower.name == self._backend.name and follower.oldest_ms is not None:
+            if follower.name == self._backend.name:
                 kept = status.last_sequence - status.first_sequence + 1
+                waited_ms = 0 if follower.oldest_ms is None else self._clock.now_ms() - follower.oldest_ms
                 return Lag(
                     points=follower.points,
-                    seconds=max(0.0, (self._clock.now_ms() - follower.oldest_ms) / 1_000),
-                    spool_bytes=status.journal_bytes * follower.batches // max(kept, follower.batches),
+                    seconds=max(0.0, waited_ms / 1_000),
+                    spool_bytes=status.journal_bytes * follower.batches // max(kept, follower.batches, 1),
+                    batches_in_blocks=max(0, status.first_sequence - 1 - follower.cursor),
                 )
         return Lag(points=0, seconds=0.0, spool_bytes=0)
 
@@ -266,9 +277,12 @@ class Follower:
         self._cursor = await self._engine.register_follower(self._backend.name)
         self._descriptors.clear()  # the first batch of a tail brings all that are valid before it
         pending = _Pending()
+        if self._cursor + 1 < self._engine.first_sequence:
+            await self._go_on_from_blocks(self._engine.first_sequence)
         async with aclosing(self._engine.tail(self._cursor + 1)) as tail:  # type: ignore[type-var]  # an async generator
             async for batch in tail:
-                self._note_gap(batch)
+                if batch.missed:
+                    await self._go_on_from_blocks(batch.sequence)
                 was_full = False
                 for rows in self._tagged(batch):
                     if pending.rows and not pending.fits(rows):
@@ -282,12 +296,23 @@ class Follower:
                     if not was_full:
                         await self._clock.sleep_until(started_s + SHIP_INTERVAL_S)
 
-    def _note_gap(self, batch: TailBatch) -> None:
-        if batch.missed:
-            self.missed_sequences += batch.missed
-            text = f"{batch.missed} batches before sequence {batch.sequence} left the journal before they were shipped"
-            _log.error("%s: a gap: %s", self._backend.name, text)
-            self._tell(text)
+    async def _go_on_from_blocks(self, first: int) -> None:
+        """Ships what left the journal before it was shipped; the batch `first` is the oldest that it has."""
+        after, through = self._cursor, first - 1
+        text = f"{through - after} batches left the journal before they were shipped: going on from blocks"
+        _log.warning("%s: %s", self._backend.name, text)
+        self._tell(text)
+        pending = _Pending()
+        async with aclosing(self._engine.stored(after, through)) as found:
+            async for stored in found:
+                everything = TaggedRows(metric_set=stored.metric_set, rows=stored.rows, descriptors=stored.descriptors)
+                for rows in _parts(everything):
+                    if pending.rows and not pending.fits(rows):
+                        await self._flush(pending)
+                    pending.add(rows)
+                    self.resent_points += rows.rows.points
+        pending.through = through  # as a whole: blocks are not in the order of sequences
+        await self._flush(pending)
 
     def _tagged(self, batch: TailBatch) -> Iterator[TaggedRows]:
         """The rows of a batch in parts that keep the bounds, with what was valid at its sequence."""
@@ -295,11 +320,7 @@ class Follower:
         if batch.rows is None or batch.metric_set is None:
             return
         told = tuple(map(self._descriptors.get, batch.rows.server_ids))
-        everything = TaggedRows(metric_set=batch.metric_set, rows=batch.rows, descriptors=told)
-        a_row = max(1, len(batch.metric_set))
-        step = max(1, min(MAX_SHIP_ROWS, MAX_SHIP_POINTS // a_row, MAX_SHIP_BYTES // (8 * a_row + 8)))
-        for start, stop in pairwise([*range(0, len(told), step), len(told)]):
-            yield everything.part(start, stop)
+        yield from _parts(TaggedRows(metric_set=batch.metric_set, rows=batch.rows, descriptors=told))
 
     async def _flush(self, pending: _Pending) -> None:
         """Ships what is collected, however long that takes, then moves the cursor."""
@@ -355,6 +376,14 @@ class Follower:
             known = self.refusals[reason] = Refusal(reason=reason, points=0, first_ms=now_ms, last_ms=now_ms)
         known.points += points
         known.last_ms = now_ms
+
+
+def _parts(rows: TaggedRows) -> Iterator[TaggedRows]:
+    """The rows in parts that keep the bounds."""
+    a_row = max(1, len(rows.metric_set))
+    step = max(1, min(MAX_SHIP_ROWS, MAX_SHIP_POINTS // a_row, MAX_SHIP_BYTES // (8 * a_row + 8)))
+    for start, stop in pairwise([*range(0, len(rows), step), len(rows)]):
+        yield rows.part(start, stop)
 
 
 def _halves(part: Sequence[TaggedRows]) -> tuple[list[TaggedRows], list[TaggedRows]] | None:

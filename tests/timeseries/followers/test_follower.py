@@ -127,30 +127,6 @@ async def test_a_refused_row_is_found_counted_and_passed(tmp_path: Path, caplog:
     assert len([record for record in caplog.records if "BAD" in record.message]) == 1
 
 
-async def test_what_left_the_journal_unshipped_is_a_counted_gap(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    small = EngineSettings(maintenance_interval_s=1e9, journal_bytes_limit=1, journal_keep_s=0.0, sweep_rows=2)
-    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
-    told: list[str] = []
-    async with Engine.open(tmp_path, clock=clock, settings=small) as engine:
-        assert await engine.register_follower("played") == 0
-        for number in range(6):
-            await engine.append(tick(SET, number), metric_sets=(SET,))
-        clock.advance(1)
-        await engine.maintain(everything=True)
-        first = engine.first_sequence
-        assert first > 1
-        follower = Follower(engine, backend, CLOCK, random.Random(1))
-        follower.tell_errors(told.append)
-        async with follower:
-            await engine.append(tick(SET, 6))
-            await caught_up(engine)
-            assert follower.missed_sequences == first - 1
-    assert backend.times == list(range(first - 1, 7))
-    assert len(told) == 1 and f"{first - 1} batches" in told[0] and "gap" in caplog.text
-
-
 async def test_a_fault_of_the_adapter_is_shown_and_shipping_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,188 @@
+"""A follower so far behind that the journal let its rows go: they come from blocks, and what is gone is counted."""
+
+import logging
+import random
+from pathlib import Path
+
+import pytest
+
+from fleet.model import Rows, ServerDescriptor
+from runtime.clock import ManualClock
+from runtime.errors import Unavailable
+from services.timeseries.engine import Engine, EngineSettings
+from services.timeseries.followers.follower import EVICTED, Follower, TaggedRows
+from tests.harness import eventually
+from tests.timeseries.followers.samples import NOON_MS, caught_up, metric_set, rows, tick
+from tests.timeseries.followers.test_follower import PlayedBackend
+
+SET = metric_set("cpu_usage", "requests_total")
+NAN = float("nan")
+SMALL = EngineSettings(
+    maintenance_interval_s=1e9,
+    journal_bytes_limit=1,
+    journal_keep_s=0.0,
+    sweep_rows=2,
+    sparse_points_a_day=0,
+    late_grace_s=0.0,
+)
+
+
+def told(environment: str) -> ServerDescriptor:
+    return ServerDescriptor(server_id="a", hostname="a", environment=environment)
+
+
+async def swept(engine: Engine, clock: ManualClock) -> None:
+    """Puts all rows into blocks, after which the journal, over its limit, lets them go."""
+    clock.advance(1)
+    await engine.maintain(everything=True)
+    assert engine.first_sequence == engine.last_sequence + 1
+
+
+def values(backend: PlayedBackend) -> dict[tuple[str, int], tuple[list[float], str]]:
+    """What a store would have: of equal times the values that came last, with the environment they were tagged with."""
+    found: dict[tuple[str, int], tuple[list[float], str]] = {}
+    for part in (part for batch in backend.batches for part in batch):
+        for server_id, time_ms, row, descriptor in zip(
+            part.rows.server_ids, part.rows.times_ms.tolist(), part.rows.values.tolist(), part.descriptors, strict=True
+        ):
+            before = found.get((server_id, time_ms - NOON_MS), ([NAN, NAN], ""))[0]
+            joined = [new if new == new else old for old, new in zip(before, row, strict=True)]
+            found[server_id, time_ms - NOON_MS] = joined, descriptor.environment if descriptor else ""
+    return found
+
+
+async def test_everything_comes_with_the_tags_of_its_time_and_then_the_journal_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    errors: list[str] = []
+    async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
+        await engine.register_follower("played")
+        for number in range(6):
+            descriptor = told("staging" if number < 3 else "production")
+            await engine.append(tick(SET, number, "a"), metric_sets=(SET,), servers=(descriptor,))
+            await engine.append(tick(SET, number, "b"))
+        await swept(engine, clock)
+        await engine.append(tick(SET, 6, "a"))
+        follower = Follower(engine, backend, clock, random.Random(1))
+        follower.tell_errors(errors.append)
+        lag = await follower.lag()
+        assert (lag.batches_in_blocks, lag.points) == (12, 2)
+        async with follower:
+            await caught_up(engine)
+            assert follower.resent_points == 24
+            assert (await follower.lag()).batches_in_blocks == 0
+    found = values(backend)
+    assert {name: tags for name, (_, tags) in found.items()} == {
+        **{("a", number): "staging" if number < 3 else "production" for number in range(7)},
+        **{("b", number): "" for number in range(6)},
+    }
+    assert len(backend.times) == 13, "nothing twice"
+    assert "12 batches left the journal" in errors[0] and "going on from blocks" in caplog.text
+
+
+async def test_of_rows_of_one_time_the_newest_stays(tmp_path: Path) -> None:
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+
+    def at(time_ms: int, *cells: float) -> Rows:
+        return rows(SET, [("a", NOON_MS + time_ms, list(cells))])
+
+    async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
+        await engine.register_follower("played")
+        await engine.append(at(0, 1.0, 1.0), metric_sets=(SET,))
+        await engine.append(at(1, 1.0, 1.0))
+        await engine.append(at(0, 2.0, NAN))
+        await swept(engine, clock)
+        await engine.append(at(1, 3.0, 3.0))  # a newer one, still in the journal
+        async with Follower(engine, backend, clock, random.Random(1)):
+            await caught_up(engine)
+    assert {name: row for name, (row, _) in values(backend).items()} == {("a", 0): [2.0, 1.0], ("a", 1): [3.0, 3.0]}
+
+
+async def test_what_was_shipped_before_is_not_shipped_again(tmp_path: Path) -> None:
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
+        for number in range(4):
+            await engine.append(tick(SET, number), metric_sets=(SET,))
+        async with Follower(engine, backend, clock, random.Random(1)):
+            await caught_up(engine)
+        for number in range(4, 8):
+            await engine.append(tick(SET, number))
+        await swept(engine, clock)
+        async with Follower(engine, backend, clock, random.Random(1)):
+            await caught_up(engine)
+    assert backend.times == list(range(8))
+
+
+async def test_an_end_in_between_begins_the_rest_again(tmp_path: Path) -> None:
+    class Breaks(PlayedBackend):
+        room = 1
+
+        async def ship(self, batch: list[TaggedRows]) -> object:  # type: ignore[override]
+            if len(self.batches) >= self.room:
+                self.asked.append(0)
+                raise Unavailable("no room")
+            return await super().ship(batch)
+
+    backend, clock = Breaks(), ManualClock(NOON_MS)
+    async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
+        await engine.register_follower("played")
+        for day in range(3):  # three files, which are more than one request
+            big = [("a", NOON_MS + day * 86_400_000 + number, [1.0, 1.0]) for number in range(3_000)]
+            await engine.append(rows(SET, big), metric_sets=(SET,))
+        await swept(engine, clock)
+        async with Follower(engine, backend, clock, random.Random(1)):
+            await eventually(lambda: backend.asked)
+            assert (await engine.status()).followers[0].cursor == 0
+        backend.room = 1_000
+        async with Follower(engine, backend, clock, random.Random(1)):
+            await caught_up(engine)
+    assert len(values(backend)) == 9_000
+
+
+async def test_what_retention_took_before_it_was_shipped_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    settings = EngineSettings(
+        maintenance_interval_s=1e9,
+        journal_bytes_limit=1,
+        journal_keep_s=0.0,
+        sweep_rows=2,
+        sparse_points_a_day=0,
+        late_grace_s=0.0,
+        raw_retention_s=86_400,
+    )
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        await engine.register_follower("played")
+        for number in range(5):
+            await engine.append(tick(SET, number), metric_sets=(SET,))
+        await swept(engine, clock)
+        clock.advance(3 * 86_400)
+        await engine.append(tick(SET, 3 * 86_400_000))
+        await engine.maintain(everything=True)
+        assert (await engine.status()).evicted_partitions == 1
+        follower = Follower(engine, backend, clock, random.Random(1))
+        async with follower:
+            await caught_up(engine)
+            (refusal,) = (await follower.probe()).refusals
+            assert (refusal.reason, refusal.points) == (EVICTED, 10)
+    assert backend.times == [3 * 86_400_000]
+    assert any("had shipped" in record.message and record.levelno == logging.ERROR for record in caplog.records)
+
+
+async def test_a_batch_is_acknowledged_when_the_store_has_it_where_that_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    monkeypatch.setattr("services.timeseries.followers.follower.ACKNOWLEDGE_TIMEOUT_S", 0.2)
+    async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
+        sequence = await engine.append(tick(SET, 1), metric_sets=(SET,))
+        async with Follower(engine, backend, clock, random.Random(1)) as follower:
+            await follower.shipped(sequence)
+            assert backend.times == [1]
+            backend.room = 1
+            sequence = await engine.append(tick(SET, 2))
+            with pytest.raises(Unavailable, match=r"played has not acknowledged the batch .*TIMESERIES_ACK") as refused:
+                await follower.shipped(sequence)
+            assert refused.value.reason == "NOT_REPLICATED"
