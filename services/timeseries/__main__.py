@@ -2,7 +2,6 @@
 
 import random
 import sys
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -13,36 +12,18 @@ from runtime.process import Process, run_process
 from runtime.server import bind
 from services.timeseries import commands
 from services.timeseries.engine.engine import Engine
-from services.timeseries.followers.follower import Backend, Follower, forget_others
-from services.timeseries.remote.history import RemoteHistory
+from services.timeseries.external import backends, history
+from services.timeseries.followers.follower import Follower, forget_others
 from services.timeseries.remote.reader import Reader
 from services.timeseries.remote.replica import Peer
 from services.timeseries.servicer import TimeSeriesServicer, probe
 from services.timeseries.settings import TimeSeriesSettings
 
 
-def _backends(settings: TimeSeriesSettings) -> list[Backend]:
-    """The external stores that are set up. A driver is loaded only for one: influxdb_client takes 0.8 s."""
-    backends: list[Backend] = []
-    if settings.influxdb_url is not None and settings.influxdb_token is not None:
-        from services.timeseries.followers.influxdb import InfluxBackend  # noqa: PLC0415
-
-        token = settings.influxdb_token.get_secret_value()
-        org, bucket = settings.influxdb_org, settings.influxdb_bucket
-        backends.append(InfluxBackend(url=settings.influxdb_url, token=token, org=org, bucket=bucket))
-    return backends
-
-
-def _histories(backends: Sequence[Backend]) -> list[RemoteHistory]:
-    """The stores that history can be read back from, the one that is meant for several replicas first."""
-    return []
-
-
 async def _reader(
     settings: TimeSeriesSettings,
     process: Process[TimeSeriesSettings],
     engine: Engine,
-    backends: Sequence[Backend],
     stack: AsyncExitStack,
 ) -> Reader | None:
     """What reads elsewhere, too; None: everything is here."""
@@ -53,7 +34,9 @@ async def _reader(
         Peer(await stack.enter_async_context(process.open_channel(target)), process.clock, max_points)
         for target in settings.peers
     ]
-    return Reader(engine, _histories(backends)[0], process.clock, peers=peers, max_points=max_points)
+    remote = history(settings, process.clock)
+    stack.push_async_callback(remote.close)
+    return Reader(engine, remote, process.clock, peers=peers, max_points=max_points)
 
 
 async def serve(settings: TimeSeriesSettings, process: Process[TimeSeriesSettings]) -> None:
@@ -63,10 +46,10 @@ async def serve(settings: TimeSeriesSettings, process: Process[TimeSeriesSetting
             Engine.open(process.folder, clock=process.clock, settings=settings.engine())
         )
         probes: dict[str, tuple[str, Probe]] = {"engine": ("primary", partial(probe, engine))}
-        backends = _backends(settings)
-        await forget_others(engine, {backend.name for backend in backends})
+        followed = backends(settings, process.clock)
+        await forget_others(engine, {backend.name for backend in followed})
         followers: dict[str, Follower] = {}
-        for backend in backends:
+        for backend in followed:
             follower = Follower(engine, backend, process.clock, random.Random())  # noqa: S311  jitter
             followers[backend.name] = await stack.enter_async_context(follower)
             probes[backend.name] = ("follower", follower.probe)
@@ -81,7 +64,7 @@ async def serve(settings: TimeSeriesSettings, process: Process[TimeSeriesSetting
                     TimeSeriesServicer(
                         engine,
                         process.clock,
-                        reader=await _reader(settings, process, engine, backends, stack),
+                        reader=await _reader(settings, process, engine, stack),
                         followers=tuple(followers.values()) if settings.ack == "follower" else (),
                     ),
                 ),

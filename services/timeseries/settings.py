@@ -29,6 +29,31 @@ def _influxdb_url(url: str) -> str:
 InfluxUrl = Annotated[str, AfterValidator(_influxdb_url)]
 
 
+def _prometheus_urls(urls: str) -> str:
+    """Refuses what is no list of URLs; no message holds any part of it, since it may hold a password."""
+    for url in split_urls(urls):
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise ValueError("is not a URL such as http://host:9090") from None
+        if parts.scheme not in ("http", "https"):
+            raise ValueError("must begin with http:// or https://, also behind each comma")
+        if not parts.hostname or port == 0 or set(url) & set(" \t\r\n"):
+            raise ValueError(f"names no host or port, such as {parts.scheme}://host:9090")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError("must hold no user, password or options: the token is PROMETHEUS_BEARER_TOKEN")
+    return urls
+
+
+def split_urls(urls: str) -> list[str]:
+    """The addresses of one store, in the order in which they are tried."""
+    return [url.strip() for url in urls.split(",")]
+
+
+PrometheusUrls = Annotated[str, AfterValidator(_prometheus_urls)]
+
+
 class TimeSeriesSettings(CommonSettings):
     """Settings of the timeseries process."""
 
@@ -86,6 +111,26 @@ class TimeSeriesSettings(CommonSettings):
     influxdb_org: str = setting("INFLUXDB_ORG", "openmanager", "Organization of the bucket.", min_length=1)
     influxdb_bucket: str = setting("INFLUXDB_BUCKET", "metrics", "Bucket that is written; it must exist.", min_length=1)
 
+    prometheus_write_url: PrometheusUrls | None = setting(
+        "PROMETHEUS_WRITE_URL",
+        None,
+        "Remote write of a Prometheus-compatible store that follows the history, such as "
+        "http://prometheus:9090/api/v1/write or http://mimir:8080/api/v1/push; unset: none. Several addresses of one "
+        "store, with commas between them, are tried in turn.",
+    )
+    prometheus_query_url: PrometheusUrls | None = setting(
+        "PROMETHEUS_QUERY_URL",
+        None,
+        "Base of the same store's query API, such as http://prometheus:9090 or http://mimir:8080/prometheus; several "
+        "as above.",
+    )
+    prometheus_bearer_token: SecretStr | None = setting(
+        "PROMETHEUS_BEARER_TOKEN", None, "Bearer token for both addresses, where the store wants one."
+    )
+    prometheus_tenant: str = setting(
+        "PROMETHEUS_TENANT", "", "Sent as X-Scope-OrgID, by which Mimir, Cortex and others tell tenants apart."
+    )
+
     read: Literal["local", "remote"] = setting(
         "TIMESERIES_READ",
         "local",
@@ -106,18 +151,24 @@ class TimeSeriesSettings(CommonSettings):
         yield from super().problems()
         if self.influxdb_url is not None and self.influxdb_token is None:
             yield "INFLUXDB_TOKEN: must be set too, since INFLUXDB_URL is"
-        follows = self.influxdb_url is not None
-        if self.read == "remote" and not follows:
-            yield "TIMESERIES_READ: remote needs a store to read from: set INFLUXDB_URL"
-        if self.ack == "follower" and not follows:
-            yield "TIMESERIES_ACK: follower needs a store that follows: set INFLUXDB_URL"
+        if self.read == "remote" and self.influxdb_url is None and self.prometheus_query_url is None:
+            yield "TIMESERIES_READ: remote needs a store to read from: set PROMETHEUS_QUERY_URL or INFLUXDB_URL"
+        if self.ack == "follower" and self.influxdb_url is None and self.prometheus_write_url is None:
+            yield "TIMESERIES_ACK: follower needs a store that follows: set PROMETHEUS_WRITE_URL or INFLUXDB_URL"
+        if self.prometheus_query_url is not None and self.prometheus_write_url is None:
+            yield "PROMETHEUS_WRITE_URL: must be set too, since PROMETHEUS_QUERY_URL is"
         if self.peers and self.read != "remote":
             yield "TIMESERIES_PEERS: needs TIMESERIES_READ=remote: what replicas share is the store"
         if not self.retention_raw <= self.retention_5m <= self.retention_1h:
             yield "TIMESERIES_RETENTION_RAW, _5M and _1H: each must be at least as long as the one before"
         token = self.influxdb_token.get_secret_value() if self.influxdb_token else ""
-        if token and not (token.isascii() and token.isprintable() and " " not in token):
+        if not _fits_header(token):
             yield "INFLUXDB_TOKEN: has characters that no header can hold"
+        token = self.prometheus_bearer_token.get_secret_value() if self.prometheus_bearer_token else ""
+        if not _fits_header(token):
+            yield "PROMETHEUS_BEARER_TOKEN: has characters that no header can hold"
+        if not _fits_header(self.prometheus_tenant):
+            yield "PROMETHEUS_TENANT: has characters that no header can hold"
 
     def engine(self) -> EngineSettings:
         """The engine's bounds."""
@@ -131,3 +182,7 @@ class TimeSeriesSettings(CommonSettings):
             hour_retention_s=self.retention_1h,
             disk_bytes_limit=self.disk_limit,
         )
+
+
+def _fits_header(text: str) -> bool:
+    return not text or (text.isascii() and text.isprintable() and " " not in text)

@@ -31,3 +31,6 @@ class RemoteHistory(Protocol):
             Unavailable: the store does not answer, or refuses the token.
             ResourceExhausted: a bound was reached; nothing is cut silently.
         """
+
+    async def close(self) -> None:
+        """Ends connections; no query may run."""

@@ -38,6 +38,9 @@ class OracleStore:
         self.away = False
         self.asked: list[Query] = []
 
+    async def close(self) -> None:
+        """Nothing is open."""
+
     async def query(self, query: Query, metrics: Mapping[str, Metric]) -> AsyncIterator[SeriesResult]:
         self.asked.append(query)
         if self.away:

@@ -1,0 +1,402 @@
+"""History read from a Prometheus-compatible store: Prometheus, Mimir, Thanos, Cortex, VictoriaMetrics.
+
+What must stay true: the answers are the engine's (`history.py`). AVG, MIN, MAX, SUM and COUNT are computed by the
+store, and LAST where a window has points of one series only; RATE (Prometheus' own extrapolates), FIRST and the rest
+are made of points that are read back, by the engine's own functions. Points are counted before they are read, and every
+request, answer and wait has a bound. A store that answers with less than it has, since a part of it is away, has not
+answered.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet.model import Metric, MetricKind
+from runtime.circuit import Circuit
+from runtime.clock import Clock
+from runtime.errors import InvalidArgument, ResourceExhausted
+from services.timeseries.engine.aggregate import Aggregation, Windows, lookback_ms
+from services.timeseries.engine.query import Query, SeriesResult, check_query
+from services.timeseries.engine.settings import MAX_TIME_MS, MIN_TIME_MS
+from services.timeseries.prometheus.client import Nodes
+from services.timeseries.prometheus.labels import NAME, SERVER_ID, escaped_name, labels_of, name_of
+from services.timeseries.remote import promql
+from services.timeseries.remote.prometheus_answers import Found, Points, data_of, decoded, distinct, in_order, joined
+from services.timeseries.remote.promql import Part, Term
+
+QUERY_TIMEOUT_S: Final = 30.0
+"""For the whole answer of one node to one request; Prometheus itself gives a query 2 min."""
+QUERY_THREADS: Final = 4
+MAX_ANSWER_BYTES: Final = 128 << 20
+MAX_STEPS: Final = 10_000
+"""Windows of one request; Prometheus refuses more than 11,000."""
+POINTS_TOGETHER: Final = 200_000
+"""About what one request brings: 7 MB of JSON."""
+SERVERS_TOGETHER: Final = 100
+TERMS_TOGETHER: Final = 16
+EXACT_TERMS: Final = 20
+"""So many labelled metrics of one name are asked for by labels; of more, all of that name are, and picked here."""
+MAX_AHEAD_MS: Final = 7_200_000
+"""No row is further ahead of our clock; it keeps ranges without an end from being asked for by the century."""
+SLICES: Final = 64
+MAX_POINTS: Final = 10_000_000
+MAX_READ_POINTS: Final = 10_000_000
+MAX_SERIES: Final = 20_000
+
+
+@dataclass(slots=True)
+class _Run:
+    """One query as it runs. `selectors` are the wanted keys and names, None for all."""
+
+    query: Query
+    metrics: Mapping[str, Metric]
+    start_ms: int
+    end_ms: int
+    selectors: frozenset[str] | None
+    cancel: threading.Event = field(default_factory=threading.Event)
+    read: int = 0
+    returned: int = 0
+    series: int = 0
+
+    @property
+    def read_from_ms(self) -> int:
+        """Where points are read back from."""
+        return max(MIN_TIME_MS, self.start_ms - lookback_ms(self.query.aggregation, self.query.step_ms))
+
+    def wants(self, found: Found) -> bool:
+        if self.selectors is None:
+            return True
+        return not self.selectors.isdisjoint((found.identity[1], name_of(found.labels)))
+
+
+class PrometheusHistory:
+    """The history that a store holds; see `RemoteHistory`."""
+
+    def __init__(
+        self,
+        *,
+        query_urls: Sequence[str],
+        bearer_token: str = "",
+        tenant: str = "",
+        clock: Clock,
+        max_points: int = MAX_POINTS,
+        max_read_points: int = MAX_READ_POINTS,
+        max_series: int = MAX_SERIES,
+    ) -> None:
+        """Prepares connections; none is made before the first query.
+
+        Args:
+            query_urls: bases of the query API, tried in turn.
+            bearer_token: sent with every request when not empty.
+            tenant: sent as X-Scope-OrgID when not empty.
+            clock: of the circuit, and of what cannot have been written yet.
+            max_points: of one answer.
+            max_read_points: that one query may read back to make windows of them.
+            max_series: of one answer.
+        """
+        self._nodes = Nodes(query_urls, bearer_token=bearer_token, tenant=tenant)
+        self._clock = clock
+        self._circuit = Circuit("PROMETHEUS_QUERY_URL", clock)
+        self._pool = ThreadPoolExecutor(QUERY_THREADS, "prometheus-query")
+        self._max_points, self._max_read_points, self._max_series = max_points, max_read_points, max_series
+        self._closed_left: bool | None = None
+
+    @property
+    def name(self) -> str:
+        return "prometheus"
+
+    async def close(self) -> None:
+        """A request that runs ends by itself, within QUERY_TIMEOUT_S for each node."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._nodes.close()
+
+    async def query(self, query: Query, metrics: Mapping[str, Metric]) -> AsyncIterator[SeriesResult]:
+        """See `RemoteHistory.query`."""
+        check_query(query)
+        run = _Run(
+            query=query,
+            metrics=metrics,
+            start_ms=max(query.start_ms, MIN_TIME_MS),
+            end_ms=min(query.end_ms, MAX_TIME_MS + 1, self._clock.now_ms() + MAX_AHEAD_MS),
+            selectors=None if query.metrics is None else frozenset(query.metrics),
+        )
+        _check_rate(run)
+        if run.start_ms >= run.end_ms or query.server_ids == () or query.metrics == ():
+            return
+        try:
+            await self._learn_edges(run)
+            terms = await self._terms(run)
+            servers = await self._servers(run, terms) if terms else []
+            for at in range(0, len(servers), SERVERS_TOGETHER):
+                found = await self._answered(run, terms, servers[at : at + SERVERS_TOGETHER])
+                for (server_id, key), (times, values) in sorted(found.items(), key=lambda item: item[0]):
+                    if len(times):
+                        yield self._result(run, server_id, key, times, values)
+        finally:
+            run.cancel.set()  # a caller that is gone: what is on its way is not read to its end
+
+    def _result(
+        self, run: _Run, server_id: str, key: str, times: NDArray[np.int64], values: NDArray[np.float64]
+    ) -> SeriesResult:
+        run.series += 1
+        run.returned += len(times)
+        if run.series > self._max_series:
+            raise ResourceExhausted(f"more than max_series = {self._max_series} series", reason="MAX_SERIES")
+        if run.returned > self._max_points:
+            raise self._too_many_points()
+        metric = run.metrics.get(key)
+        return SeriesResult(
+            server_id=server_id,
+            metric_key=key,
+            unit=metric.unit if metric else "",
+            kind=metric.kind if metric else MetricKind.UNSPECIFIED,
+            times_ms=times,
+            values=values,
+        )
+
+    def _too_many_points(self) -> ResourceExhausted:
+        return ResourceExhausted(
+            f"the answer has more than max_points = {self._max_points} points", reason="MAX_POINTS"
+        )
+
+    # What there is
+
+    async def _learn_edges(self, run: _Run) -> None:
+        """Whether a range includes its left edge, as before Prometheus 3; asked once, with a query of no data."""
+        if self._closed_left is None:
+            fields = [("query", "count_over_time(vector(1)[2s:1s])"), ("time", "2001-01-01T00:00:00Z")]
+            found = await self._series(run, "/api/v1/query", fields)
+            self._closed_left = bool(found) and bool(found[0].values[-1] == 3)
+
+    async def _terms(self, run: _Run) -> list[Term]:
+        """The metrics that may match, by name; what they bring is looked at again."""
+        if run.query.metrics is None:
+            servers = run.query.server_ids
+            few = servers if servers is not None and len(servers) <= SERVERS_TOGETHER else None
+            names = await self._label_values(run, NAME, [promql.of_servers(few)])
+            return [Term(name) for name in names]
+        exact: dict[str, list[Term]] = {}
+        whole: set[str] = set()
+        for wanted in run.query.metrics:
+            known = run.metrics.get(wanted)
+            labels = labels_of(known.name, known.labels) if known is not None and known.labels else None
+            if labels is not None:
+                name = labels.pop(NAME)
+                exact.setdefault(name, []).append(Term(name, tuple(sorted(labels.items()))))
+            else:  # a name; or the key of a metric that only the store knows, whose name ends before some brace
+                whole.add(escaped_name(wanted))
+                whole.update(escaped_name(wanted[:at]) for at, found in enumerate(wanted) if found == "{" and at)
+        whole.update(name for name, terms in exact.items() if len(terms) > EXACT_TERMS)
+        terms = [Term(name) for name in whole]
+        terms += [term for name, of_name in exact.items() if name not in whole for term in of_name]
+        return sorted(terms)
+
+    async def _servers(self, run: _Run, terms: Sequence[Term]) -> list[str]:
+        if run.query.server_ids is not None:
+            return sorted(set(run.query.server_ids))
+        matchers = [promql.of_servers(None)]
+        names = sorted({term.name for term in terms})
+        if len(names) <= TERMS_TOGETHER:
+            matchers.append(promql.any_of(NAME, names))
+        return await self._label_values(run, SERVER_ID, matchers)
+
+    async def _label_values(self, run: _Run, label: str, matchers: Sequence[str]) -> list[str]:
+        """What may have points in the range, and perhaps more. Up to now: of a past range Prometheus does not name
+        the series whose samples came out of order."""
+        fields = [("match[]", promql.selector(matchers)), ("start", promql.instant(run.read_from_ms))]
+        fields.append(("end", promql.instant(max(run.end_ms, self._clock.now_ms()))))
+        found = await self._ask(run, "GET", f"/api/v1/label/{label}/values", fields)
+        return sorted(map(str, found or []))
+
+    # What it comes to
+
+    async def _answered(
+        self, run: _Run, terms: Sequence[Term], servers: Sequence[str]
+    ) -> dict[tuple[str, str], Points]:
+        query = run.query
+        if query.step_ms and query.aggregation in promql.PUSHED_DOWN:
+            return await self._pushed_down(run, terms, servers)
+        if query.step_ms and query.aggregation is Aggregation.LAST:
+            return await self._last(run, terms, servers)
+        found = await self._points(run, terms, servers, run.read_from_ms, run.end_ms)
+        return found if not query.step_ms else _windowed(run, found)
+
+    async def _pushed_down(
+        self, run: _Run, terms: Sequence[Term], servers: Sequence[str]
+    ) -> dict[tuple[str, str], Points]:
+        pieces: dict[tuple[str, str], list[Points]] = {}
+        matcher = promql.of_servers(servers)
+        for some in _chunks(terms, TERMS_TOGETHER):
+            for part in self._parts(run, len(some) * len(servers)):
+                text = promql.windows(some, matcher, run.query.aggregation, self._width(part))
+                self._collect(run, pieces, await self._evaluated(run, text, part))
+        return {identity: joined(of_one) for identity, of_one in pieces.items()}
+
+    async def _last(self, run: _Run, terms: Sequence[Term], servers: Sequence[str]) -> dict[tuple[str, str], Points]:
+        """Each series' last points; where a window has those of several, their points tell which is the last."""
+        pieces: dict[tuple[str, str], list[Points]] = {}
+        names: dict[tuple[str, str], str] = {}
+        matcher = promql.of_servers(servers)
+        for matchers, count in promql.selections(terms):
+            for part in self._parts(run, count * len(servers)):
+                text = f"last_over_time({promql.ranged([*matchers, matcher], self._width(part))})"
+                series = await self._evaluated(run, text, part)
+                self._collect(run, pieces, series)
+                names.update((one.identity, one.labels[NAME]) for one in series)
+        found = {}
+        for identity, of_one in pieces.items():
+            times, values = in_order(of_one)
+            twice = times[1:][times[1:] == times[:-1]]
+            if len(twice):
+                step_ms = run.query.step_ms
+                start, end = max(int(twice[0]), run.start_ms), min(int(twice[-1]) + step_ms, run.end_ms)
+                points = (await self._points(run, [Term(names[identity])], identity[:1], start, end)).get(identity)
+                if points is not None:
+                    labels, last = Windows(start, step_ms, Aggregation.LAST).of(*points)
+                    kept = ~np.isin(times, labels)
+                    times, values = in_order([(times[kept], values[kept]), (labels, last)])
+            found[identity] = times, values
+        return found
+
+    def _collect(self, run: _Run, pieces: dict[tuple[str, str], list[Points]], found: Sequence[Found]) -> None:
+        """Keeps what is wanted; the bound of the answer is looked at while it grows."""
+        for series in found:
+            if run.wants(series):
+                pieces.setdefault(series.identity, []).append((series.times_ms, series.values))
+                run.read += len(series.times_ms)
+        if run.read > self._max_points:
+            raise self._too_many_points()
+
+    def _parts(self, run: _Run, series: int) -> list[Part]:
+        most = max(1, min(MAX_STEPS, POINTS_TOGETHER // max(1, series)))
+        return promql.parts(run.start_ms, run.end_ms, run.query.step_ms, most)
+
+    def _width(self, part: Part) -> int:
+        return max(1, part.width_ms - 1) if self._closed_left else part.width_ms
+
+    async def _evaluated(self, run: _Run, text: str, part: Part) -> list[Found]:
+        """The windows of a part, labelled as ours are."""
+        if part.count == 1:
+            fields = [("query", text), ("time", promql.instant(part.at_ms))]
+            found = await self._series(run, "/api/v1/query", fields)
+            return [series._replace(times_ms=np.full(len(series.values), part.label_ms)) for series in found]
+        last_ms = part.at_ms + (part.count - 1) * part.step_ms
+        fields = [("query", text), ("start", promql.instant(part.at_ms)), ("end", promql.instant(last_ms))]
+        found = await self._series(run, "/api/v1/query_range", [*fields, ("step", f"{part.step_ms}ms")])
+        return [series._replace(times_ms=series.times_ms - part.at_ms + part.label_ms) for series in found]
+
+    # Points
+
+    async def _points(
+        self, run: _Run, terms: Sequence[Term], servers: Sequence[str], start_ms: int, end_ms: int
+    ) -> dict[tuple[str, str], Points]:
+        """The points of some series in a range, each time once."""
+        pieces: dict[tuple[str, str], list[Points]] = {}
+        matcher = promql.of_servers(servers)
+        for some in _chunks(terms, TERMS_TOGETHER):
+            for start, end in await self._slices(run, some, matcher, start_ms, end_ms):
+                width = self._width(Part(start, start, end, end - start))
+                for matchers, _ in promql.selections(some):
+                    text = promql.ranged([*matchers, matcher], width)
+                    fields = [("query", text), ("time", promql.instant(end - 1))]
+                    for series in await self._series(run, "/api/v1/query", fields):
+                        if run.wants(series):
+                            pieces.setdefault(series.identity, []).append((series.times_ms, series.values))
+        return {identity: distinct(*in_order(of_one)) for identity, of_one in pieces.items()}
+
+    async def _slices(
+        self, run: _Run, terms: Sequence[Term], servers: str, start_ms: int, end_ms: int
+    ) -> list[tuple[int, int]]:
+        """Cuts a range where points are many; those without any are left out. Counts against the bounds."""
+        whole = Part(start_ms, start_ms, end_ms, end_ms - start_ms)
+        counted = await self._evaluated(run, promql.total(terms, servers, self._width(whole)), whole)
+        points = int(sum(series.values.sum() for series in counted))
+        run.read += points
+        if not run.query.step_ms and run.read > self._max_points:
+            raise self._too_many_points()
+        if run.read > self._max_read_points:
+            raise ResourceExhausted(
+                f"the query reads back more than max_read_points = {self._max_read_points} points",
+                reason="MAX_SCANNED_POINTS",
+            )
+        return await self._cut(run, terms, servers, start_ms, end_ms, points)
+
+    async def _cut(
+        self, run: _Run, terms: Sequence[Term], servers: str, start_ms: int, end_ms: int, points: int
+    ) -> list[tuple[int, int]]:
+        if not points:
+            return []
+        width = -(-(end_ms - start_ms) // SLICES)
+        if points <= POINTS_TOGETHER or width < 2:
+            return [(start_ms, end_ms)]
+        part = Part(start_ms, start_ms, start_ms + width, width, SLICES)
+        counts: dict[int, int] = {}
+        for series in await self._evaluated(run, promql.total(terms, servers, self._width(part)), part):
+            for label, count in zip(series.times_ms.tolist(), series.values.tolist(), strict=True):
+                counts[label] = counts.get(label, 0) + int(count)
+        found: list[tuple[int, int]] = []
+        held = 0
+        for label in sorted(counts):
+            end = min(label + width, end_ms)
+            if counts[label] > POINTS_TOGETHER:
+                found += await self._cut(run, terms, servers, label, end, counts[label])
+                held = POINTS_TOGETHER
+            elif found and held + counts[label] <= POINTS_TOGETHER:
+                found[-1], held = (found[-1][0], end), held + counts[label]
+            else:
+                found.append((label, end))
+                held = counts[label]
+        return found
+
+    # Requests
+
+    async def _series(self, run: _Run, path: str, fields: list[tuple[str, str]]) -> list[Found]:
+        """The series of an answer, NaN left out."""
+        # nocache and latency_offset: VictoriaMetrics would align the range, and repeat old values in its last 30 s
+        exact = [("nocache", "1"), ("latency_offset", "1ms")]
+        complete = [("deny_partial_response", "1"), ("partial_response", "false")]
+        data = await self._ask(run, "POST", path, [*fields, *exact, *complete])
+        found: list[Found] = await self._in_thread(decoded, data)
+        return found
+
+    async def _ask(self, run: _Run, method: str, path: str, fields: list[tuple[str, str]]) -> Any:
+        with self._circuit.attempt():
+            return await self._in_thread(self._request, run, method, path, fields)
+
+    async def _in_thread(self, work: Any, *arguments: object) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    def _request(self, run: _Run, method: str, path: str, fields: list[tuple[str, str]]) -> Any:
+        answer = self._nodes.request(
+            method,
+            path,
+            fields=fields,
+            timeout_s=QUERY_TIMEOUT_S,
+            max_bytes=MAX_ANSWER_BYTES,
+            cancel=run.cancel,
+        )
+        return data_of(answer)
+
+
+def _windowed(run: _Run, found: Mapping[tuple[str, str], Points]) -> dict[tuple[str, str], Points]:
+    windows = Windows(run.start_ms, run.query.step_ms, run.query.aggregation)
+    return {identity: windows.of(times, values) for identity, (times, values) in found.items()}
+
+
+def _check_rate(run: _Run) -> None:
+    if run.query.aggregation is Aggregation.RATE and run.query.step_ms:
+        for key, metric in run.metrics.items():
+            wanted = run.selectors is None or not run.selectors.isdisjoint((key, metric.name))
+            if wanted and metric.kind is MetricKind.GAUGE:
+                raise InvalidArgument(f"RATE wants a counter, {key} is a gauge", field="aggregation")
+
+
+def _chunks(terms: Sequence[Term], size: int) -> Iterator[Sequence[Term]]:
+    for at in range(0, len(terms), size):
+        yield terms[at : at + size]

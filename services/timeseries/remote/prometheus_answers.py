@@ -1,0 +1,91 @@
+"""What a query API answers, as numpy columns.
+
+What must stay true: an answer that lacks something, since a part of the store is away, is none; NaN is no value.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from runtime.errors import ResourceExhausted, Unavailable
+from services.timeseries.prometheus.client import Answer
+from services.timeseries.prometheus.labels import SERVER_ID, key_of
+
+Points = tuple[NDArray[np.int64], NDArray[np.float64]]
+
+
+class Found(NamedTuple):
+    """A series of an answer."""
+
+    labels: Mapping[str, str]
+    times_ms: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        return self.labels.get(SERVER_ID, ""), key_of(self.labels)
+
+
+def data_of(answer: Answer) -> Any:
+    """The `data` of an answer."""
+    status = answer.status
+    if status in {401, 403}:
+        raise Unavailable(
+            f"PROMETHEUS_QUERY_URL refuses PROMETHEUS_BEARER_TOKEN or PROMETHEUS_TENANT: {status} {answer.text}",
+            reason="STORE_REFUSED",
+        )
+    if status == 422:
+        raise ResourceExhausted(f"the store does not answer so large a query: {answer.text}", reason="MAX_POINTS")
+    try:
+        found = orjson.loads(answer.data)
+        data = found["data"] if status == 200 and found["status"] == "success" else None
+        is_partial = bool(found.get("isPartial"))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        found = data = None
+        is_partial = False
+    if is_partial:
+        raise Unavailable("a part of the store at PROMETHEUS_QUERY_URL is away", reason="STORE_UNAVAILABLE")
+    if found is None or status != 200:
+        raise Unavailable(
+            f"PROMETHEUS_QUERY_URL is no base of a query API: it answers {status} {answer.text}",
+            reason="STORE_UNREADABLE",
+        )
+    return data
+
+
+def decoded(data: Mapping[str, Any]) -> list[Found]:
+    found = []
+    for series in data["result"]:
+        pairs = series["values"] if "values" in series else [series["value"]]
+        times = np.rint(np.array([pair[0] for pair in pairs], np.float64) * 1_000).astype(np.int64)
+        values = np.array([float(pair[1]) for pair in pairs])
+        there = ~np.isnan(values)
+        if there.any():
+            found.append(Found(series["metric"], times[there], values[there]))
+    return found
+
+
+def in_order(pieces: Sequence[Points]) -> Points:
+    """All points in order of time; equal times keep their order."""
+    times, values = joined(pieces)
+    if (times[1:] < times[:-1]).any():
+        order = np.argsort(times, kind="stable")
+        times, values = times[order], values[order]
+    return times, values
+
+
+def joined(pieces: Sequence[Points]) -> Points:
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate([times for times, _ in pieces]), np.concatenate([values for _, values in pieces])
+
+
+def distinct(times: NDArray[np.int64], values: NDArray[np.float64]) -> Points:
+    """One point of equal times, which a row has that was sent again after its server's tags changed."""
+    if (times[1:] == times[:-1]).any():
+        last = np.append(times[1:] != times[:-1], True)
+        return times[last], values[last]
+    return times, values

@@ -1,0 +1,371 @@
+"""The Prometheus-compatible follower against real stores: everything there, once, and what is not there is counted."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from runtime.errors import Unavailable
+from services.timeseries.engine import Engine
+from services.timeseries.followers import prometheus as adapter
+from services.timeseries.followers.follower import Follower, TaggedRows
+from services.timeseries.followers.prometheus import PrometheusBackend
+from services.timeseries.followers.remote_write_labels import Version
+from tests.harness import eventually, free_port
+from tests.harness.fault_proxy import fault_proxy
+from tests.harness.prometheus import PrometheusServer, StoreServer, prometheus_server
+from tests.harness.victoria import VictoriaServer, victoria_server
+from tests.timeseries.followers.samples import CLOCK, caught_up, descriptor, metric_set, rows
+
+SET = metric_set("cpu_usage", "memory_usage", "disk_usage")
+WIDE = metric_set(*(f"metric_{number}" for number in range(511)))
+SERVERS = tuple(f"server-{number:02}" for number in range(20))
+SECRET = "a-bearer-token-nobody-may-see"
+
+
+@pytest_asyncio.fixture(scope="module")
+async def prometheus() -> AsyncIterator[PrometheusServer]:
+    async with prometheus_server() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module")
+async def strict() -> AsyncIterator[PrometheusServer]:
+    """As Prometheus comes: nothing out of order is taken."""
+    async with prometheus_server(out_of_order="0s") as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module")
+async def victoria() -> AsyncIterator[VictoriaServer]:
+    async with victoria_server() as server:
+        yield server
+
+
+def backend(*urls: str, query_urls: Sequence[str] = (), token: str = "") -> PrometheusBackend:
+    return PrometheusBackend(write_urls=urls, query_urls=query_urls, bearer_token=token, clock=CLOCK)
+
+
+@asynccontextmanager
+async def following(folder: Path, *urls: str, token: str = "") -> AsyncIterator[tuple[Engine, Follower]]:
+    async with (
+        Engine.open(folder, clock=CLOCK) as engine,
+        Follower(engine, backend(*urls, token=token), CLOCK, random.Random(1)) as follower,
+    ):
+        yield engine, follower
+
+
+def tagged(lines: list[tuple[str, int, list[float]]], of_set: Any = SET, environment: str = "production") -> TaggedRows:
+    batch = rows(of_set, lines)
+    told = tuple(descriptor(server, environment) for server in batch.server_ids)
+    return TaggedRows(metric_set=of_set, rows=batch, descriptors=told)
+
+
+@pytest.fixture(params=["prometheus", "victoria"])
+def server(request: pytest.FixtureRequest) -> StoreServer:
+    found: StoreServer = request.getfixturevalue(request.param)
+    return found
+
+
+async def test_every_point_is_there_under_the_tags_of_its_time(server: StoreServer, tmp_path: Path) -> None:
+    now_ms = CLOCK.now_ms() - 60_000
+    ids = tuple(f"tags-{name}" for name in SERVERS)
+
+    def tick(number: int, servers: Sequence[str]) -> Any:
+        return rows(SET, [(name, now_ms + number, [float(number)] * 3) for name in servers])
+
+    async with following(tmp_path, server.write_url) as (engine, follower):
+        told = [descriptor(name, "staging") for name in ids]
+        for number in range(30):
+            servers = told if number == 0 else [descriptor(ids[0], role="db")] if number == 10 else []
+            await engine.append(tick(number, ids), metric_sets=(SET,), servers=servers)
+        await engine.append(servers=[descriptor(ids[1], environment="", role="")])
+        await engine.append(tick(30, (*ids, "never-told")))
+        await caught_up(engine)
+        assert follower.shipped_points == (30 * 20 + 21) * 3 and not follower.refusals
+    expected = {(name, "staging", "web"): 31 * 3 for name in ids[2:]}
+    expected |= {(ids[0], "staging", "web"): 10 * 3, (ids[0], "production", "db"): 21 * 3}
+    expected |= {(ids[1], "staging", "web"): 30 * 3, (ids[1], "", ""): 3, ("never-told", "", ""): 3}
+    if isinstance(server, VictoriaServer):
+        await server.flush()
+    found = await server.points(CLOCK.now_ms())
+    assert {name: count for name, count in found.items() if name[0] in {*ids, "never-told"}} == expected
+    (series,) = await server.ask(f'memory_usage{{server_id="{ids[0]}",environment="staging"}}[1h]', CLOCK.now_ms())
+    assert [(round(at * 1000) - now_ms, value) for at, value in series["values"]] == [(n, str(n)) for n in range(10)]
+
+
+async def test_a_killed_store_stops_nobody_and_gets_everything_once(
+    prometheus: PrometheusServer, tmp_path: Path
+) -> None:
+    now_ms, number, slowest_s = CLOCK.now_ms() - 600_000, 0, 0.0
+    ids = tuple(f"kill-{name}" for name in SERVERS)
+    async with following(tmp_path, prometheus.write_url) as (engine, follower):
+
+        async def write(ticks: int, pause_s: float = 0.0) -> None:
+            nonlocal slowest_s, number
+            for _ in range(ticks):
+                started_s = time.monotonic()
+                environment = "staging" if number < 30 else "production"
+                told = [descriptor(name, environment) for name in ids] if number in (0, 30) else []
+                lines = [(name, now_ms + number, [float(number)] * 511) for name in ids]
+                await engine.append(rows(WIDE, lines), metric_sets=(WIDE,), servers=told)
+                slowest_s = max(slowest_s, time.monotonic() - started_s)
+                number += 1
+                await asyncio.sleep(pause_s)
+
+        streaming = asyncio.create_task(write(20, 0.01))
+        await eventually(lambda: follower.shipped_points > 0)
+        prometheus.kill()
+        await streaming
+        await write(30)
+        assert slowest_s < 2.0
+        away = await follower.probe()
+        assert "does not answer" in away.down and away.lag_points > 30 * 10_220
+        shipped_before = follower.shipped_points
+    # the follower restarts while the store is still away: the tags of what was not shipped must come back too
+    async with following(tmp_path, prometheus.write_url) as (engine, follower):
+        await write_one(engine, ids, now_ms + number)
+        await prometheus.start()
+        await caught_up(engine, within_s=30)
+        assert follower.shipped_points == 51 * 10_220 - shipped_before, "the cursor resumes"
+        assert not follower.refusals and (await follower.probe()).lag_points == 0
+    counts = await prometheus.points(CLOCK.now_ms())
+    of_environment = [
+        sum(counts[name, environment, "web"] for name in ids) for environment in ("staging", "production")
+    ]
+    assert of_environment == [30 * 10_220, 21 * 10_220]
+
+
+async def write_one(engine: Engine, ids: Sequence[str], at_ms: int) -> None:
+    await engine.append(rows(WIDE, [(name, at_ms, [1.0] * 511) for name in ids]), metric_sets=(WIDE,))
+
+
+@pytest.mark.parametrize("version", [None, Version.V1], ids=["counted by the answer", "searched for"])
+async def test_what_is_refused_for_good_is_counted_exactly_and_stops_nobody(
+    strict: PrometheusServer, version: Version | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = backend(strict.write_url)
+    monkeypatch.setattr(store, "_version", version)
+    now_ms = CLOCK.now_ms()
+    a, b, late, new = (f"{name}-{version}" for name in ("a", "b", "late", "new"))
+    await store.ship([tagged([(a, now_ms, [1.0, 2.0, 3.0]), (b, now_ms, [1.0, 2.0, 3.0]), (late, now_ms, [1.0] * 3)])])
+    receipt = await store.ship(
+        [
+            tagged([(late, now_ms - 90_000 + at, [1.0, 2.0, 3.0]) for at in range(5)]),
+            tagged([(a, now_ms, [1.0, 7.0, 3.0]), (b, now_ms, [1.0, 2.0, 3.0])]),
+            tagged([(new, now_ms + at, [1.0, 2.0, 3.0]) for at in range(4)]),
+        ]
+    )
+    assert dict(receipt.refused) == {"OUT_OF_ORDER": 15, "DUPLICATE_TIMESTAMP": 1}
+    assert receipt.shipped == 5 + 12
+    receipt = await store.ship([tagged([(late, now_ms - 2 * 86_400_000, [1.0] * 3), (new, now_ms + 9, [1.0] * 3)])])
+    assert (receipt.shipped, dict(receipt.refused)) == (3, {"TOO_OLD": 3})
+    assert store._version is (version or Version.V2)
+    counts = await strict.points(now_ms + 1_000)
+    assert [counts[name, "production", "web"] for name in (a, b, late, new)] == [3, 3, 3, 15]
+    await store.close()
+
+
+async def test_the_search_for_refused_samples_has_a_bound(
+    strict: PrometheusServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "MAX_SEARCH_REQUESTS", 8)
+    store = backend(strict.write_url)
+    monkeypatch.setattr(store, "_version", Version.V1)
+    now_ms = CLOCK.now_ms()
+    await store.ship([tagged([("bound", now_ms, [1.0] * 511)], WIDE)])
+    late = tagged([("bound", now_ms - 5_000, [1.0] * 511), ("bound-new", now_ms, [1.0] * 511)], WIDE)
+    receipt = await store.ship([late])
+    assert receipt.refused["OUT_OF_ORDER"] >= 511 and receipt.shipped + receipt.refused["OUT_OF_ORDER"] == 2 * 511
+    await store.close()
+
+
+async def test_refusals_reach_the_follower_with_reason_and_time(
+    strict: PrometheusServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_ms = CLOCK.now_ms()
+    async with following(tmp_path, strict.write_url) as (engine, follower):
+        for at in (0, -50_000, 1):
+            await engine.append(rows(SET, [("told", now_ms + at, [1.0, 2.0, 3.0])]), metric_sets=(SET,))
+            await caught_up(engine)
+        refusal = follower.refusals["OUT_OF_ORDER"]
+        assert refusal.points == 3 and now_ms <= refusal.first_ms <= refusal.last_ms
+        assert follower.shipped_points == 6
+    assert len([record for record in caplog.records if "OUT_OF_ORDER" in record.message]) == 1
+
+
+async def test_the_status_says_whether_late_rows_are_taken(
+    prometheus: PrometheusServer, strict: PrometheusServer, victoria: VictoriaServer
+) -> None:
+    for server, takes, version in (
+        (prometheus, "takes samples that are out of order, by an hour at least", "2.0"),
+        (victoria, "takes samples that are out of order, by an hour at least", "1.0"),
+        (strict, "takes no samples that are out of order, late rows are refused: set storage.tsdb.out_of_order", "2.0"),
+    ):
+        store = backend(server.write_url, query_urls=[server.query_url()])
+        before = await store.probe()
+        assert before.note == "", "a sample of now would make an hour's backlog too old"
+        # an hour's backlog, which a strict Prometheus takes only as long as nothing newer is there
+        await store.ship([tagged([(f"order-{at}", CLOCK.now_ms() - at, [1.0] * 3) for at in (5_000, 4_000)])])
+        found = await store.probe()
+        assert found.note.startswith(takes)
+        assert found.address == server.write_url
+        assert found.version.startswith("Prometheus API ") and found.version.endswith(f", remote write {version}")
+        await store.close()
+
+
+async def test_a_store_whose_clock_of_samples_lags_loses_no_backlog_to_the_probe(tmp_path: Path) -> None:
+    """Prometheus takes nothing an hour older than its newest sample: the probe must not write that one."""
+    async with (
+        prometheus_server(out_of_order="0s") as server,
+        following(tmp_path, server.write_url) as (engine, follower),
+    ):
+        begin_ms = CLOCK.now_ms() - 6 * 3_600_000
+        for hour in range(6):
+            await engine.append(rows(SET, [("a", begin_ms + hour * 3_600_000, [1.0] * 3)]), metric_sets=(SET,))
+            await caught_up(engine)
+            await follower.probe()
+        assert follower.shipped_points == 18 and not follower.refusals
+
+
+class PlayedStore:
+    """Answers as it is told to; what was asked is kept."""
+
+    def __init__(self, *answers: tuple[str, dict[str, str]]) -> None:
+        self.answers = list(answers)
+        self.asked: list[dict[str, str]] = []
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                lines = head.decode().splitlines()[1:-1]
+                headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+                await reader.readexactly(int(headers.get("content-length", "0")))
+                self.asked.append(headers)
+                status, more = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                text = "".join(f"{name}: {value}\r\n" for name, value in more.items())
+                writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 5\r\n{text}\r\nwords".encode())
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def played(*answers: tuple[str, dict[str, str]]) -> AsyncIterator[PlayedStore]:
+    store = PlayedStore(*answers)
+    server = await asyncio.start_server(store.serve, "127.0.0.1", 0)
+    store.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/write"
+    yield store
+    server.close()
+
+
+WRITTEN = "X-Prometheus-Remote-Write-Samples-Written"
+
+
+@pytest.mark.parametrize(
+    ("answers", "versions", "shipped"),
+    [
+        ([("204 No", {WRITTEN: "0"}), ("204 No", {WRITTEN: "3"})], ["2.0.0", "2.0.0"], 3),
+        ([("204 No", {})], ["2.0.0", "0.1.0"], 3),
+        ([("415 No", {}), ("200 OK", {})], ["2.0.0", "0.1.0"], 3),
+        ([("400 No", {}), ("200 OK", {})], ["2.0.0", "0.1.0"], 3),
+        ([("204 No", {WRITTEN: "0"}), ("415 No", {}), ("204 No", {})], ["2.0.0", "2.0.0", "0.1.0"], 3),
+        ([("204 No", {WRITTEN: "0"}), ("204 No", {}), ("204 No", {})], ["2.0.0", "2.0.0", "0.1.0"], 3),
+    ],
+)
+async def test_only_a_receiver_that_counts_is_written_to_by_2_0(
+    answers: list[tuple[str, dict[str, str]]], versions: list[str], shipped: int
+) -> None:
+    async with played(*answers) as store:
+        writing = backend(store.url)
+        receipt = await writing.ship([tagged([("a", 1, [1.0, 2.0, 3.0])])])
+        assert (receipt.shipped, dict(receipt.refused)) == (shipped, {})
+        assert [headers["x-prometheus-remote-write-version"] for headers in store.asked] == versions
+        await writing.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "said", "after_s"),
+    [
+        ("503 Away", "STORE_UNAVAILABLE", "answers 503", 7.0),
+        ("429 Too Many", "STORE_THROTTLES", "answers 429", 7.0),
+        ("401 No", "STORE_REFUSED", "PROMETHEUS_BEARER_TOKEN", None),
+        ("403 No", "STORE_REFUSED", "PROMETHEUS_TENANT", None),
+        ("404 No", "STORE_REFUSED", "PROMETHEUS_WRITE_URL is no address of remote write", None),
+        ("302 Found", "STORE_REFUSED", "PROMETHEUS_WRITE_URL is no address of remote write", None),
+    ],
+)
+async def test_what_an_operator_mends_is_an_outage_and_shows_no_secret(
+    status: str, reason: str, said: str, after_s: float | None
+) -> None:
+    async with played((status, {"Retry-After": "7"})) as store:
+        writing = PrometheusBackend(write_urls=[store.url], bearer_token=SECRET, tenant="fleet", clock=CLOCK)
+        for call in (writing.ship([tagged([("a", 1, [1.0, 2.0, 3.0])])]), writing.probe()):
+            with pytest.raises(Unavailable) as caught:
+                await call
+            assert (caught.value.reason, caught.value.retry_after_s) == (reason, after_s)
+            assert said in caught.value.message and SECRET not in caught.value.message
+        assert {headers["authorization"] for headers in store.asked} == {f"Bearer {SECRET}"}
+        assert {headers["x-scope-orgid"] for headers in store.asked} == {"fleet"}
+        await writing.close()
+
+
+async def test_the_next_address_takes_over_and_keeps_the_work(strict: PrometheusServer) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}/api/v1/write"
+    async with played(("503 Away", {})) as away, fault_proxy(strict.port) as proxy:
+        first = f"http://127.0.0.1:{proxy.port}/api/v1/write"
+        store = backend(first, nowhere, away.url, strict.write_url)
+        now_ms = CLOCK.now_ms()
+        assert (await store.ship([tagged([("next", now_ms, [1.0] * 3)])])).shipped == 3
+        assert (proxy.accepted, len(away.asked)) == (1, 0), "the first is asked as long as it answers"
+        await proxy.cut()
+        assert (await store.ship([tagged([("next", now_ms + 1, [1.0] * 3)])])).shipped == 3
+        asked = len(away.asked)
+        assert asked == 1
+        await proxy.restore()
+        assert (await store.ship([tagged([("next", now_ms + 2, [1.0] * 3)])])).shipped == 3
+        assert (proxy.accepted, len(away.asked)) == (1, 1), "the one that works keeps it"
+        await store.probe()
+        await store.close()
+    assert (await strict.points(now_ms + 10))["next", "production", "web"] == 9
+
+
+async def test_a_slow_or_silent_store_is_away_and_holds_nobody_up(
+    prometheus: PrometheusServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(adapter, "WRITE_TIMEOUT_S", 2.0)
+    now_ms = CLOCK.now_ms()
+    async with fault_proxy(prometheus.port) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}/api/v1/write"
+        async with following(tmp_path, url, token=SECRET) as (engine, follower):
+            for number in range(2):
+                if number == 0:
+                    proxy.delay_s = 5.0
+                else:
+                    proxy.half_open()
+                async with asyncio.timeout(5):
+                    for at in range(20):
+                        lines = [(f"slow-{number}", now_ms + at, [1.0] * 3)]
+                        await engine.append(rows(SET, lines), metric_sets=(SET,))
+                started_s = time.monotonic()
+                probe = await follower.probe()
+                assert "does not answer" in probe.down and time.monotonic() - started_s < 1.5
+                assert probe.lag_points == 60
+                await eventually(lambda: follower._failures > 0)
+                await proxy.restore()
+                await caught_up(engine, within_s=30)
+                assert (await follower.probe()).down == ""
+        assert follower.shipped_points == 120
+    counts = await prometheus.points(CLOCK.now_ms())
+    assert [counts[f"slow-{number}", "", ""] for number in range(2)] == [60, 60]
+    assert SECRET not in caplog.text
