@@ -46,7 +46,7 @@ class TimeSeriesServicer:
         self._clock = clock
         self._reader = reader
         self._followers = tuple(followers)
-        self._this = ThisReplica(engine, clock)
+        self._this = ThisReplica(engine)
 
     async def Append(self, request: timeseries_pb2.AppendRequest, _context: object) -> timeseries_pb2.AppendResponse:
         """Answers once the batch is on disk."""

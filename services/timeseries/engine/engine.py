@@ -68,7 +68,7 @@ class Engine:
         self._closer = ThreadPoolExecutor(1, "timeseries-blocks")
         self._upkeep = ThreadPoolExecutor(1, "timeseries-upkeep")
         self._tails = TailSource(store)
-        self._unshipped = Unshipped(store)
+        self._unshipped: dict[str, Unshipped] = {}
         self._writer = Writer(store, lambda wanted: self._notify(close_wanted=wanted))
         self._rollups = Rollups(store, self._closing.is_set)
         self._merger = Merger(store, self._closing.is_set)
@@ -113,7 +113,8 @@ class Engine:
         for pool in (self._upkeep, self._closer, self._readers):
             await asyncio.to_thread(pool.shutdown)
         await asyncio.to_thread(self._tails.close)
-        await asyncio.to_thread(self._unshipped.close)
+        for unshipped in self._unshipped.values():
+            await asyncio.to_thread(unshipped.close)
         await asyncio.to_thread(self._store.close)
 
     async def append(
@@ -366,13 +367,9 @@ class Engine:
         return self._retention.held_from_ms(coarsest(step_ms))
 
     async def unshipped(self, follower: str) -> Ranges:
-        """The instants of what a follower has not shipped; of nothing when there is no such follower."""
-
-        def read() -> Ranges:
-            cursor = self._tails.cursor(follower)
-            return [] if cursor is None else self._unshipped.ranges(cursor)
-
-        return await self._read(read)
+        """The instants of what a follower's store may not show yet; of nothing when it was not registered."""
+        found = self._unshipped.get(follower)
+        return [] if found is None else await self._read(found.ranges)
 
     async def too_late(self, server_ids: Sequence[str], times_ms: NDArray[np.int64]) -> tuple[NDArray[np.bool_], int]:
         """Which rows are for roll-ups whose points are gone, and what to give to `append` with the others, so that they
@@ -429,7 +426,12 @@ class Engine:
         """Adds a follower, for which the journal is kept from here on, or finds it; returns its cursor: the last
         sequence it has shipped, so that it goes on with `tail(cursor + 1)`."""
         now_ms = self._store.clock.now_ms()
-        return await asyncio.wrap_future(self._writer.call(lambda: self._store.journal.register_follower(name, now_ms)))
+        cursor: int = await asyncio.wrap_future(
+            self._writer.call(lambda: self._store.journal.register_follower(name, now_ms))
+        )
+        if name not in self._unshipped:
+            self._unshipped[name] = await self._read(lambda: Unshipped(self._store, cursor))
+        return cursor
 
     async def advance_cursor(self, name: str, sequence: int) -> int:
         """Notes durably that a follower has shipped up to `sequence`; never goes back. Returns where it is.
@@ -438,9 +440,12 @@ class Engine:
             InvalidArgument: field name or sequence.
         """
         now_ms = self._store.clock.now_ms()
-        return await asyncio.wrap_future(
+        cursor: int = await asyncio.wrap_future(
             self._writer.call(lambda: self._store.journal.advance_cursor(name, sequence, now_ms))
         )
+        if name in self._unshipped:
+            self._unshipped[name].shipped(cursor)
+        return cursor
 
     async def forget_follower(self, name: str) -> None:
         """Drops a follower, so that the journal no longer waits for it."""

@@ -98,14 +98,6 @@ class TailSource:
             missed=missed,
         )
 
-    def cursor(self, follower: str) -> int | None:
-        """The last sequence that a follower has shipped; None: there is no such follower."""
-        try:
-            with self._lock:
-                return self._reader.followers().get(follower)
-        except apsw.Error as error:
-            raise storage_error(error) from error
-
     def followers(self) -> tuple[FollowerStatus, ...]:
         """How far each follower is."""
         try:

@@ -67,7 +67,7 @@ class Reader:
         self._engine = engine
         self._remote = remote
         self._peers = tuple(peers)
-        self._this = ThisReplica(engine, clock)
+        self._this = ThisReplica(engine)
         self._max_points = max_points
         self._circuit = Circuit(remote.name, clock)
 

@@ -24,11 +24,6 @@ from services.timeseries.engine.catalog import MetricInfo
 from services.timeseries.engine.query import Query, SeriesResult
 from services.timeseries.engine.unshipped import Ranges
 
-VISIBLE_AFTER_MS: Final = 60_000
-"""A store may have acknowledged points and not show them yet: VictoriaMetrics takes up to 5 s, its caches 30. What is
-not older than this is taken from its replica in any case."""
-AHEAD_MS: Final = 2 * 3_600_000
-"""Rows may be 1 h ahead of our clock, and clocks differ."""
 CALL_TIMEOUT_S: Final = 20.0
 METRICS_KEPT_S: Final = 30.0
 
@@ -65,17 +60,14 @@ class ThisReplica:
 
     name = "this replica"
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._clock = clock
 
     async def query(self, query: Query) -> list[SeriesResult]:
         return [result async for result in self._engine.query(query)]
 
     async def unshipped(self, query: Query, follower: str) -> Held:
         ranges = await self._engine.unshipped(follower)
-        now_ms = self._clock.now_ms()
-        ranges = [*ranges, (now_ms - VISIBLE_AFTER_MS, now_ms + AHEAD_MS)]
         start_ms = query.start_ms - lookback_ms(query.aggregation, query.step_ms)
         points: list[SeriesResult] = []
         for start, end in ranges:

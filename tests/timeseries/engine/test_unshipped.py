@@ -4,7 +4,7 @@ from pathlib import Path
 
 from runtime.clock import ManualClock
 from services.timeseries.engine import Engine, EngineSettings
-from services.timeseries.engine.unshipped import joined
+from services.timeseries.engine.unshipped import VISIBLE_AFTER_S, joined
 from tests.timeseries.engine.model import metric_set, rows
 
 NOON = 19_700 * 86_400_000 + 43_200_000
@@ -20,7 +20,8 @@ def test_near_ranges_are_joined_and_many_are_put_together_where_the_gap_is_small
 
 
 async def test_ranges_shrink_with_the_cursor_and_grow_with_rows_also_late_ones(tmp_path: Path) -> None:
-    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
+    clock = ManualClock(NOON)
+    async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:
         assert await engine.unshipped("store") == [], "no such follower lacks nothing"
         await engine.register_follower("store")
         assert await engine.unshipped("store") == []
@@ -31,11 +32,15 @@ async def test_ranges_shrink_with_the_cursor_and_grow_with_rows_also_late_ones(t
         assert await engine.unshipped("store") == [late, now, later]
 
         await engine.advance_cursor("store", first)
+        clock.advance(VISIBLE_AFTER_S - 1)
+        assert await engine.unshipped("store") == [late, now, later], "the store may not show it yet"
+        clock.advance(1)
         assert await engine.unshipped("store") == [late, later]
         third = await engine.append(rows(SET, [("a", NOON + 3 * HOUR, [1.0])]))
         assert await engine.unshipped("store") == [late, later, (NOON + 3 * HOUR, NOON + 3 * HOUR + 1)]
         await engine.advance_cursor("store", second)
         await engine.advance_cursor("store", third)
+        clock.advance(VISIBLE_AFTER_S)
         assert await engine.unshipped("store") == []
 
 
@@ -44,4 +49,17 @@ async def test_what_waited_before_a_restart_is_found_after_it(tmp_path: Path) ->
         await engine.register_follower("store")
         await engine.append(rows(SET, [("a", NOON, [1.0])]), metric_sets=(SET,))
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
+        await engine.register_follower("store")
         assert await engine.unshipped("store") == [(NOON, NOON + 1)]
+
+
+async def test_followers_do_not_disturb_each_other(tmp_path: Path) -> None:
+    clock = ManualClock(NOON)
+    async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:
+        for name in ("fast", "slow"):
+            await engine.register_follower(name)
+        sequence = await engine.append(rows(SET, [("a", NOON, [1.0])]), metric_sets=(SET,))
+        await engine.advance_cursor("fast", sequence)
+        clock.advance(VISIBLE_AFTER_S)
+        assert await engine.unshipped("fast") == []
+        assert await engine.unshipped("slow") == [(NOON, NOON + 1)]

@@ -89,7 +89,7 @@ class Cluster:
         self.rng = random.Random(seed)
         self.store = OracleStore()
         self.everything = Model()
-        self.neighbour = Neighbour(engines[1], clock)
+        self.neighbour = Neighbour(engines[1])
         self.reader = Reader(engines[0], self.store, clock, peers=[self.neighbour], max_points=1_000_000)
         self.waiting: list[list[tuple[int, MetricSet, Rows]]] = [[] for _ in engines]
         self.counter = dict.fromkeys("abcd", 0.0)
