@@ -39,6 +39,8 @@ PROBE_TIMEOUT_S: Final = 1.2
 """For all nodes together, less than the monitor's 1.5 s, so that the error says what it is."""
 MAX_BODY_BYTES: Final = 8 << 20
 """Of a request before compression; receivers take 32 MiB."""
+MAX_ANSWER_BYTES: Final = 4 << 20
+"""Prometheus answers with a line for each refused sample; a longer answer is cut."""
 MAX_SEARCH_REQUESTS: Final = 500
 """So many requests look for the refused samples of one; what is not told apart by then is counted as refused, so the
 count is then too high. Nothing is lost by it: the store has what it takes."""
@@ -203,6 +205,8 @@ class PrometheusBackend:
                 "X-Prometheus-Remote-Write-Version": number,
             },
             timeout_s=timeout_s,
+            max_bytes=MAX_ANSWER_BYTES,
+            may_cut=True,
         )
         status = answer.status
         if 200 <= status < 300 or status in _PERMANENT:

@@ -84,6 +84,7 @@ class Nodes:
         headers: Mapping[str, str] | None = None,
         timeout_s: float,
         max_bytes: int = 1 << 20,
+        may_cut: bool = False,
         cancel: threading.Event | None = None,
     ) -> Answer:
         """One request to the node that answered last, else to the next one; `timeout_s` is for each of them.
@@ -96,6 +97,7 @@ class Nodes:
             headers: further ones.
             timeout_s: until the whole answer is there.
             max_bytes: of the answer.
+            may_cut: a longer one is cut, and no error.
             cancel: when it is set, the answer is no longer wanted.
 
         Raises:
@@ -108,7 +110,7 @@ class Nodes:
         for offset in range(len(self._urls)):
             number = (first + offset) % len(self._urls)
             try:
-                answer = self._ask(number, method, path, body, fields, headers, timeout_s, max_bytes, cancel)
+                answer = self._ask(number, method, path, body, fields, headers, timeout_s, max_bytes, may_cut, cancel)
             except Unavailable as error:
                 failure = error
                 if error.reason == "STORE_THROTTLES":
@@ -133,6 +135,7 @@ class Nodes:
         headers: Mapping[str, str] | None,
         timeout_s: float,
         max_bytes: int,
+        may_cut: bool,
         cancel: threading.Event | None,
     ) -> Answer:
         url = self._urls[number]
@@ -156,7 +159,10 @@ class Nodes:
             except BaseException:
                 response.close()  # not drained: the connection cannot be used again
                 raise
-            response.release_conn()
+            if len(data) <= max_bytes:
+                response.release_conn()
+            else:
+                response.close()
         except (HTTPError, OSError) as error:
             raise Unavailable(f"{url} does not answer: {_words(error)}", reason="STORE_UNAVAILABLE") from error
         if response.status == 429 or response.status >= 500:
@@ -165,20 +171,23 @@ class Nodes:
                 reason="STORE_THROTTLES" if response.status == 429 else "STORE_UNAVAILABLE",
                 retry_after_s=_seconds(response.headers.get("Retry-After")),
             )
-        return Answer(status=response.status, headers=response.headers, data=data)
+        if len(data) > max_bytes and not may_cut:
+            raise ResourceExhausted(
+                f"the answer of {url} is longer than {max_bytes} bytes: a shorter range, or fewer servers or metrics",
+                reason="MAX_POINTS",
+            )
+        return Answer(status=response.status, headers=response.headers, data=data[:max_bytes])
 
 
 def _read(
     response: urllib3.BaseHTTPResponse, url: str, ends: float, max_bytes: int, cancel: threading.Event | None
 ) -> bytes:
+    """The answer, or a little more of it than `max_bytes`."""
     chunks = bytearray()
     for chunk in response.stream(READ_CHUNK_BYTES):
         chunks += chunk
         if len(chunks) > max_bytes:
-            raise ResourceExhausted(
-                f"the answer of {url} is longer than {max_bytes} bytes: a shorter range, or fewer servers or metrics",
-                reason="MAX_POINTS",
-            )
+            break
         if cancel is not None and cancel.is_set():
             raise Cancelled("the reader went away")
         if time.monotonic() > ends:

@@ -9,7 +9,7 @@ answered.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -30,16 +30,23 @@ from services.timeseries.remote import promql
 from services.timeseries.remote.prometheus_answers import Found, Points, data_of, decoded, distinct, in_order, joined
 from services.timeseries.remote.promql import Part, Term
 
-QUERY_TIMEOUT_S: Final = 30.0
-"""For the whole answer of one node to one request; Prometheus itself gives a query 2 min."""
+QUERY_TIMEOUT_S: Final = 8.0
+"""For the whole answer of one node to one request. Less than the 10 s that a caller waits by default: one that gave up
+before would tell the circuit nothing."""
 QUERY_THREADS: Final = 4
 MAX_ANSWER_BYTES: Final = 128 << 20
 MAX_STEPS: Final = 10_000
 """Windows of one request; Prometheus refuses more than 11,000."""
 POINTS_TOGETHER: Final = 200_000
 """About what one request brings: 7 MB of JSON."""
+SCANNED_TOGETHER: Final = 20_000_000
+"""About how many samples one request makes the store look at, of one in 10 s: a second's work."""
+MAX_WINDOWS: Final = 1_000_000
 SERVERS_TOGETHER: Final = 100
 TERMS_TOGETHER: Final = 16
+MAX_SERVERS_BYTES: Final = 4_000
+MAX_QUERY_BYTES: Final = 15_000
+"""Of a query's text: VictoriaMetrics refuses more than 16 KiB."""
 EXACT_TERMS: Final = 20
 """So many labelled metrics of one name are asked for by labels; of more, all of that name are, and picked here."""
 MAX_AHEAD_MS: Final = 7_200_000
@@ -133,8 +140,8 @@ class PrometheusHistory:
             await self._learn_edges(run)
             terms = await self._terms(run)
             servers = await self._servers(run, terms) if terms else []
-            for at in range(0, len(servers), SERVERS_TOGETHER):
-                found = await self._answered(run, terms, servers[at : at + SERVERS_TOGETHER])
+            for some in promql.servers_together(servers, SERVERS_TOGETHER, MAX_SERVERS_BYTES):
+                found = await self._answered(run, terms, some)
                 for (server_id, key), (times, values) in sorted(found.items(), key=lambda item: item[0]):
                     if len(times):
                         yield self._result(run, server_id, key, times, values)
@@ -178,8 +185,10 @@ class PrometheusHistory:
         """The metrics that may match, by name; what they bring is looked at again."""
         if run.query.metrics is None:
             servers = run.query.server_ids
-            few = servers if servers is not None and len(servers) <= SERVERS_TOGETHER else None
-            names = await self._label_values(run, NAME, [promql.of_servers(few)])
+            matcher = promql.of_servers(servers)
+            if len(matcher) > MAX_SERVERS_BYTES:
+                matcher = promql.of_servers(None)
+            names = await self._label_values(run, NAME, [matcher])
             return [Term(name) for name in names]
         exact: dict[str, list[Term]] = {}
         whole: set[str] = set()
@@ -192,7 +201,11 @@ class PrometheusHistory:
             else:  # a name; or the key of a metric that only the store knows, whose name ends before some brace
                 whole.add(escaped_name(wanted))
                 whole.update(escaped_name(wanted[:at]) for at, found in enumerate(wanted) if found == "{" and at)
-        whole.update(name for name, terms in exact.items() if len(terms) > EXACT_TERMS)
+        whole.update(
+            name
+            for name, terms in exact.items()
+            if len(terms) > EXACT_TERMS or max(term.bytes for term in terms) > MAX_SERVERS_BYTES // 2
+        )
         terms = [Term(name) for name in whole]
         terms += [term for name, of_name in exact.items() if name not in whole for term in of_name]
         return sorted(terms)
@@ -201,9 +214,9 @@ class PrometheusHistory:
         if run.query.server_ids is not None:
             return sorted(set(run.query.server_ids))
         matchers = [promql.of_servers(None)]
-        names = sorted({term.name for term in terms})
-        if len(names) <= TERMS_TOGETHER:
-            matchers.append(promql.any_of(NAME, names))
+        named = promql.any_of(NAME, sorted({term.name for term in terms}))
+        if len(named) <= MAX_SERVERS_BYTES:
+            matchers.append(named)
         return await self._label_values(run, SERVER_ID, matchers)
 
     async def _label_values(self, run: _Run, label: str, matchers: Sequence[str]) -> list[str]:
@@ -232,7 +245,7 @@ class PrometheusHistory:
     ) -> dict[tuple[str, str], Points]:
         pieces: dict[tuple[str, str], list[Points]] = {}
         matcher = promql.of_servers(servers)
-        for some in _chunks(terms, TERMS_TOGETHER):
+        for some in promql.terms_together(terms, TERMS_TOGETHER, MAX_QUERY_BYTES, matcher):
             for part in self._parts(run, len(some) * len(servers)):
                 text = promql.windows(some, matcher, run.query.aggregation, self._width(part))
                 self._collect(run, pieces, await self._evaluated(run, text, part))
@@ -243,7 +256,7 @@ class PrometheusHistory:
         pieces: dict[tuple[str, str], list[Points]] = {}
         names: dict[tuple[str, str], str] = {}
         matcher = promql.of_servers(servers)
-        for matchers, count in promql.selections(terms):
+        for matchers, count in promql.selections(terms, TERMS_TOGETHER, MAX_SERVERS_BYTES):
             for part in self._parts(run, count * len(servers)):
                 text = f"last_over_time({promql.ranged([*matchers, matcher], self._width(part))})"
                 series = await self._evaluated(run, text, part)
@@ -274,8 +287,13 @@ class PrometheusHistory:
             raise self._too_many_points()
 
     def _parts(self, run: _Run, series: int) -> list[Part]:
-        most = max(1, min(MAX_STEPS, POINTS_TOGETHER // max(1, series)))
-        return promql.parts(run.start_ms, run.end_ms, run.query.step_ms, most)
+        step_ms = run.query.step_ms
+        if (run.end_ms - run.start_ms) // step_ms > MAX_WINDOWS:
+            raise ResourceExhausted(
+                f"more than {MAX_WINDOWS} windows (MAX_WINDOWS): a longer step or a shorter range", reason="MAX_POINTS"
+            )
+        most = min(MAX_STEPS, POINTS_TOGETHER // series, SCANNED_TOGETHER * 10_000 // (series * step_ms))
+        return promql.parts(run.start_ms, run.end_ms, step_ms, max(1, most))
 
     def _width(self, part: Part) -> int:
         return max(1, part.width_ms - 1) if self._closed_left else part.width_ms
@@ -299,10 +317,10 @@ class PrometheusHistory:
         """The points of some series in a range, each time once."""
         pieces: dict[tuple[str, str], list[Points]] = {}
         matcher = promql.of_servers(servers)
-        for some in _chunks(terms, TERMS_TOGETHER):
+        for some in promql.terms_together(terms, TERMS_TOGETHER, MAX_QUERY_BYTES, matcher):
             for start, end in await self._slices(run, some, matcher, start_ms, end_ms):
                 width = self._width(Part(start, start, end, end - start))
-                for matchers, _ in promql.selections(some):
+                for matchers, _ in promql.selections(some, TERMS_TOGETHER, MAX_SERVERS_BYTES):
                     text = promql.ranged([*matchers, matcher], width)
                     fields = [("query", text), ("time", promql.instant(end - 1))]
                     for series in await self._series(run, "/api/v1/query", fields):
@@ -395,8 +413,3 @@ def _check_rate(run: _Run) -> None:
             wanted = run.selectors is None or not run.selectors.isdisjoint((key, metric.name))
             if wanted and metric.kind is MetricKind.GAUGE:
                 raise InvalidArgument(f"RATE wants a counter, {key} is a gauge", field="aggregation")
-
-
-def _chunks(terms: Sequence[Term], size: int) -> Iterator[Sequence[Term]]:
-    for at in range(0, len(terms), size):
-        yield terms[at : at + size]

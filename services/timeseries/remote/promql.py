@@ -8,10 +8,10 @@ What must stay true: a server whose tags changed is one series, so everything is
 metrics would be taken for each other.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from services.timeseries.engine.aggregate import Aggregation
 from services.timeseries.prometheus.labels import ENVIRONMENT, METRIC, NAME, ROLE, SERVER_ID
@@ -26,7 +26,9 @@ _FUNCTIONS: Final = {
     Aggregation.SUM: _TOGETHER + "(sum_over_time(%s))",
     Aggregation.COUNT: _TOGETHER + "(count_over_time(%s))",
 }
-NAMES_TOGETHER: Final = 16
+_EXPRESSION_BYTES: Final = 260
+"""Of what stands around a selector, at most."""
+_T = TypeVar("_T")
 PUSHED_DOWN: Final = frozenset({*_FUNCTIONS, Aggregation.AVG})
 """What the store computes; all else is made of points that are read back, LAST of each series' last ones."""
 
@@ -41,6 +43,11 @@ class Term(NamedTuple):
     def matchers(self) -> list[str]:
         """It alone."""
         return [equal(label, value) for label, value in ((NAME, self.name), *self.labels)]
+
+    @property
+    def bytes(self) -> int:
+        """Of its matchers."""
+        return sum(len(matcher.encode()) + 1 for matcher in self.matchers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +144,34 @@ def _named(name: str, expression: str) -> str:
     return f'label_replace({expression}, "{METRIC}", {quoted(name)}, "", "")'
 
 
-def selections(terms: Sequence[Term]) -> Iterator[tuple[list[str], int]]:
+def servers_together(server_ids: Sequence[str], most: int, max_bytes: int) -> Iterator[Sequence[str]]:
+    """Servers whose matcher is no longer than that, or one."""
+    return _together(server_ids, most, max_bytes, lambda server_id: 2 * len(server_id.encode()) + 1)
+
+
+def terms_together(terms: Sequence[Term], most: int, max_bytes: int, servers: str) -> Iterator[Sequence[Term]]:
+    """Terms whose expression is no longer than that, or one: each names the servers once or, for AVG, twice."""
+    each = 2 * len(servers.encode()) + _EXPRESSION_BYTES
+    return _together(terms, most, max_bytes, lambda term: each + 2 * term.bytes)
+
+
+def selections(terms: Sequence[Term], most: int, max_bytes: int) -> Iterator[tuple[list[str], int]]:
     """Matchers of all terms, as few as there can be, and how many metrics each is about."""
     names = [term.name for term in terms if not term.labels]
-    for at in range(0, len(names), NAMES_TOGETHER):
-        some = names[at : at + NAMES_TOGETHER]
+    for some in _together(names, most, max_bytes, len):
         yield [any_of(NAME, some)], len(some)
     for term in terms:
         if term.labels:
             yield term.matchers, 1
+
+
+def _together(things: Sequence[_T], most: int, max_bytes: int, size_of: Callable[[_T], int]) -> Iterator[Sequence[_T]]:
+    start = size = 0
+    for at, thing in enumerate(things):
+        more = size_of(thing)
+        if at > start and (size + more > max_bytes or at - start >= most):
+            yield things[start:at]
+            start, size = at, 0
+        size += more
+    if start < len(things):
+        yield things[start:]

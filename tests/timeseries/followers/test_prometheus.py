@@ -187,6 +187,22 @@ async def test_the_search_for_refused_samples_has_a_bound(
     await store.close()
 
 
+@pytest.mark.parametrize("answer_bytes", [adapter.MAX_ANSWER_BYTES, 20_000])
+async def test_an_answer_that_names_every_refused_sample_may_be_long(
+    strict: PrometheusServer, monkeypatch: pytest.MonkeyPatch, answer_bytes: int
+) -> None:
+    monkeypatch.setattr(adapter, "MAX_ANSWER_BYTES", answer_bytes)
+    store, now_ms = backend(strict.write_url), CLOCK.now_ms()
+    ids = [f"long-{answer_bytes}-{number}" for number in range(8)]
+    await store.ship([tagged([(name, now_ms, [1.0] * 511) for name in ids], WIDE)])
+    late = [(name, now_ms - 9_000 + at, [1.0] * 511) for name in ids for at in range(5)]
+    twice = [(ids[0], now_ms, [2.0, 2.0, *[1.0] * 509])]
+    receipt = await store.ship([tagged(late, WIDE), tagged(twice, WIDE)])
+    assert dict(receipt.refused) == {"OUT_OF_ORDER": 8 * 5 * 511, "DUPLICATE_TIMESTAMP": 2}
+    assert receipt.shipped == 509
+    await store.close()
+
+
 async def test_refusals_reach_the_follower_with_reason_and_time(
     strict: PrometheusServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -369,3 +385,24 @@ async def test_a_slow_or_silent_store_is_away_and_holds_nobody_up(
     counts = await prometheus.points(CLOCK.now_ms())
     assert [counts[f"slow-{number}", "", ""] for number in range(2)] == [60, 60]
     assert SECRET not in caplog.text
+
+
+async def test_of_two_values_for_a_time_each_store_keeps_one(
+    prometheus: PrometheusServer, victoria: VictoriaServer
+) -> None:
+    """What docs/operations.md says of rows that are sent again with another value."""
+    now_ms = CLOCK.now_ms() - 10_000
+    for server, kept, refused in ((prometheus, ["5", "5", "5"], 2), (victoria, ["5", "9", "5"], 0)):
+        store = backend(server.write_url)
+        await store.ship([tagged([("twice", now_ms, [5.0, 5.0, 5.0])])])
+        receipt = await store.ship([tagged([("twice", now_ms, [3.0, 9.0, 5.0])])])
+        assert receipt.refused.get("DUPLICATE_TIMESTAMP", 0) == refused and receipt.shipped == 3 - refused
+        if isinstance(server, VictoriaServer):
+            await server.flush()
+        found = []
+        for metric in SET.keys:
+            (series,) = await server.ask(f'{metric}{{server_id="twice"}}[1h]', CLOCK.now_ms())
+            ((_, value),) = series["values"]
+            found.append(value)
+        assert found == kept
+        await store.close()
