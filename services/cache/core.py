@@ -17,12 +17,14 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from fleet.model import MetricSet
 from fleet.status import StoreMonitor
+from runtime.circuit import Circuit
 from runtime.clock import Clock
 from runtime.errors import NotFound, OpenManagerError
-from runtime.tasks import run_forever
+from runtime.tasks import Backoff, cancel, run_forever
 from services.cache.follower import Follower
 from services.cache.metric_sets import MetricSets
-from services.cache.model import FleetSummary, ServerState
+from services.cache.model import FleetSummary, ServerState, Stored
+from services.cache.peers import Peers
 from services.cache.state import LiveState, Outcome, Update
 from services.cache.store import StateStore
 from services.cache.watch import Watchers
@@ -31,6 +33,8 @@ from services.cache.wire import Encoder
 SWEEP_INTERVAL_S: Final = 1.0
 LOAD_TIMEOUT_S: Final = 2.0
 """How long a start waits for the store to be read back; what has come by then is used."""
+STORE_PAUSES: Final = Backoff(initial_s=0.1, max_s=2.0)
+"""Between two attempts at a store that is away, whoever makes them: its return shows within 2 s."""
 ROWS_PER_SLICE: Final = 250
 """Rows that are applied before other calls get their turn; 3-5 ms."""
 
@@ -55,11 +59,14 @@ class Cache:
         self._live = LiveState(clock, self.sets, epoch=epoch)
         self._watchers = Watchers(self._live, self.encoder, clock)
         self._store = store
-        self.follower = Follower(store, self._live, clock, rng)
+        circuit = Circuit("the store", clock, rng=rng, pauses=STORE_PAUSES)
+        self._peers = Peers(store, self._live, circuit, clock, rng, absorb=self._absorb, missing=self._mark)
+        self.follower = Follower(store, self._live, circuit, self._peers, clock, rng, absorb=self._absorb)
         self._sweeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self._read_back()
+        await self._peers.__aenter__()
         await self.follower.__aenter__()
         work = run_forever("cache-sweep", self._sweep_forever, clock=self.clock)
         self._sweeper = asyncio.create_task(work, name="cache-sweep")
@@ -70,11 +77,16 @@ class Cache:
     ) -> None:
         try:
             if self._sweeper is not None:
-                self._sweeper.cancel()
-                await asyncio.gather(self._sweeper, return_exceptions=True)
+                await cancel(self._sweeper)
             await self.follower.__aexit__(kind, error, trace)
+            await self._peers.__aexit__(kind, error, trace)
         finally:
             await self._store.close()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether everything that other replicas wrote to the store is known here, but for what is on its way."""
+        return self._peers.is_current
 
     def monitor(self, store_name: str | None) -> StoreMonitor:
         """The monitor of the follower's store under that name, of no store for None."""
@@ -138,24 +150,37 @@ class Cache:
             self._watchers.notify()
             self.follower.mark(server_ids)
 
+    def _absorb(self, stored: Iterable[Stored], *, at_start: bool = False) -> None:
+        """Takes in what others wrote, and has written what they lack."""
+        absorbed = self._live.absorb(stored, at_start=at_start)
+        if absorbed.changed:
+            self.encoder.forget(server_id for server_id in absorbed.changed if self._live.is_removed(server_id))
+            self._watchers.notify()
+            self.follower.list_again()
+        if absorbed.ahead:
+            self.follower.mark(absorbed.ahead)
+
+    def _mark(self, server_ids: Iterable[str]) -> None:
+        self.follower.mark(server_ids)
+
     async def _read_back(self) -> None:
-        restored = 0
         try:
             with suppress_instrumentation():
-                async with asyncio.timeout(LOAD_TIMEOUT_S), aclosing(self._store.load()) as parts:
+                async with asyncio.timeout(LOAD_TIMEOUT_S), aclosing(self._store.differences({})) as parts:
                     async for part in parts:
-                        restored += len(self._live.restore(part))
+                        self._absorb(part.found, at_start=True)
         except (OpenManagerError, TimeoutError) as error:
             text = str(error) or f"no answer within {LOAD_TIMEOUT_S:g} s"
-            _log.warning("the store could not be read back: %s", text, extra={"servers": restored})
-        if restored:
-            _log.info("%d servers were read back from the store", restored)
+            _log.warning("the store could not be read back: %s", text, extra={"servers": len(self._live)})
+        if len(self._live):
+            _log.info("%d servers were read back from the store", len(self._live))
         self.follower.mark_everything()
 
     async def _sweep_forever(self) -> None:
         while True:
             await self.clock.sleep(SWEEP_INTERVAL_S)
-            self._publish(self._live.sweep())
+            self._publish(self._live.sweep(deaf=not self._peers.is_current))
+            self._peers.tick()
             self.follower.tick()
 
 

@@ -3,11 +3,22 @@
 `server:{id}` is one flat object: who the server is, its status in lower case, and each metric under its identity as
 text. `servers:all` is an array of the same objects with only the headline metrics. Times are RFC 3339 in UTC.
 
-What must stay true: reading a document back gives what it was made from, but for how metrics were split into sets and
-for their units and kinds, which documents do not hold; a metric that is called like one of our own keys is left out.
+Beside each document lies a note of ours, which other programs need not read: the document's version, a space, and JSON
+with what two replicas need to join what they know:
+
+    {"life": .., "described": .., "sets": [[metric set id, metrics of it in the document, time, receive time], ..]}
+    {"removed": life}                                                                                 no document
+
+The metrics of a document are in the order of `sets`, each with the newest set that has a value for it.
+
+What must stay true: reading a document back gives what it was made from, but for the units and kinds of metrics, which
+documents do not hold; without its note also for how metrics were split into sets. A metric that is called like one of
+our own keys is left out.
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -16,7 +27,7 @@ import orjson
 
 from fleet.health import ServerStatus
 from fleet.model import HEADLINE_METRICS, Metric, MetricSet, ServerDescriptor
-from services.cache.model import Sample, ServerState, headline_columns, headline_of
+from services.cache.model import STAMP_DIGITS, Removal, Sample, ServerState, Stored, headline_columns, headline_of
 
 _OWN_KEYS: Final = frozenset(
     (
@@ -35,18 +46,69 @@ _STATUS_TEXT: Final = {status: status.name.lower() for status in ServerStatus}
 _STATUS_OF_TEXT: Final = {text: status for status, text in _STATUS_TEXT.items()}
 
 
-def full_document(state: ServerState) -> bytes:
-    """The object of `server:{id}`; 0.1 ms for 511 metrics."""
+Sets = dict[tuple[str, ...], MetricSet]
+"""Sets made of documents, by their keys: servers with the same metrics share one."""
+
+
+def full_document(state: ServerState) -> tuple[bytes, bytes]:
+    """The object of `server:{id}` and its note; 0.1 ms for 511 metrics."""
     document: dict[str, Any] = _identity(state)
-    metrics = state.metrics()
-    for key in _OWN_KEYS:
-        metrics.pop(key, None)
     if state.received_ms is not None:
         document["receive_time"] = _time_text(state.received_ms)
     if state.descriptor.report_interval_ms:
         document["report_interval_ms"] = state.descriptor.report_interval_ms
+    metrics, counts = _grouped(state)
     document.update(metrics)
-    return orjson.dumps(document)
+    sets = [
+        [sample.set_id, count, sample.time_ms, sample.received_ms]
+        for sample, count in zip(state.samples, counts, strict=True)
+    ]
+    return orjson.dumps(document), _note(state, {"life": state.life, "described": state.described, "sets": sets})
+
+
+def removal_note(removal: Removal) -> bytes:
+    """The note where there is no document."""
+    return _note(removal, {"removed": removal.life})
+
+
+def note_version(note: bytes | None) -> str:
+    """The version of what a note lies beside; empty without a note."""
+    return note.partition(b" ")[0].decode("utf-8", "replace") if note else ""
+
+
+def parse_stored(server_id: str, note: bytes | None, document: Any, sets: Sets) -> Stored | None:
+    """What a note and its document were made from; None for a state that has expired; ValueError for what is not ours.
+
+    Args:
+        server_id: whose they are.
+        note: as it lies there; without it the document has no version.
+        document: the parsed JSON object, or None.
+        sets: sets made before; new ones are added.
+    """
+    version, _, text = (note or b"").partition(b" ")
+    stamp, _, writer = version.decode().partition(".")
+    if note is not None and (len(stamp) != STAMP_DIGITS or not writer):
+        raise ValueError("not the note of a server's document")
+    try:
+        facts: dict[str, Any] = dict(orjson.loads(text)) if text else {}
+        if "removed" in facts:
+            return Removal(server_id=server_id, stamp=int(stamp, 16), writer=writer, life=int(facts["removed"]))
+        if document is None:
+            return None
+        state = parse_document(document, sets)
+        if not facts:
+            return state
+        pairs = [(key, value * 1.0) for key, value in document.items() if key not in _OWN_KEYS]
+        return replace(
+            state,
+            samples=tuple(_split(pairs, facts["sets"], sets)),
+            stamp=int(stamp, 16),
+            writer=writer,
+            life=int(facts["life"]),
+            described=int(facts["described"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not the note of a server's document: {error!r}") from error
 
 
 def basic_document(state: ServerState) -> bytes:
@@ -58,12 +120,12 @@ def basic_document(state: ServerState) -> bytes:
     return orjson.dumps(document)
 
 
-def parse_document(document: dict[str, Any], sets: dict[tuple[str, ...], MetricSet]) -> ServerState:
+def parse_document(document: dict[str, Any], sets: Sets) -> ServerState:
     """The state that a document was made from; ValueError when it is not one of ours.
 
     Args:
         document: the parsed JSON object.
-        sets: sets made before, by their keys; servers with the same metrics share one.
+        sets: sets made before; new ones are added.
     """
     try:
         descriptor = ServerDescriptor(
@@ -110,9 +172,37 @@ def parse_metric_key(key: str) -> Metric:
     return Metric(name=key)
 
 
-def _restored(
-    pairs: dict[str, float], observed_ms: int, received_ms: int, sets: dict[tuple[str, ...], MetricSet]
-) -> Sample:
+def _note(stored: Stored, facts: dict[str, Any]) -> bytes:
+    return stored.version.encode() + b" " + orjson.dumps(facts)
+
+
+def _grouped(state: ServerState) -> tuple[dict[str, float], list[int]]:
+    """The metrics in the order of the samples that their values are of, and how many are of each."""
+    if len(state.samples) == 1:
+        metrics = state.metrics()
+        for key in _OWN_KEYS:
+            metrics.pop(key, None)
+        return metrics, [len(metrics)]
+    groups: list[dict[str, float]] = []
+    taken: set[str] = set(_OWN_KEYS)
+    for sample in reversed(state.samples):
+        pairs = zip(sample.metric_set.keys, sample.values.tolist(), strict=True)
+        groups.append({key: value for key, value in pairs if math.isfinite(value) and key not in taken})
+        taken.update(groups[-1])
+    groups.reverse()
+    return {key: value for group in groups for key, value in group.items()}, [len(group) for group in groups]
+
+
+def _split(pairs: list[tuple[str, float]], facts: list[list[Any]], sets: Sets) -> Iterator[Sample]:
+    """The samples that a document's metrics are of, the newest last."""
+    start = 0
+    for set_id, count, time_ms, received_ms in facts:
+        sample = _restored(dict(pairs[start : start + count]), int(time_ms), int(received_ms), sets)
+        yield replace(sample, origin=str(set_id))
+        start += count
+
+
+def _restored(pairs: dict[str, float], observed_ms: int, received_ms: int, sets: Sets) -> Sample:
     keys = tuple(pairs)
     metric_set = sets.get(keys)
     if metric_set is None:

@@ -4,10 +4,12 @@ Each changed server has one slot, its id; what is written is its state at that m
 one slot a server, and afterwards everything current is written, not everything that happened.
 
 What must stay true: `mark` never waits and never fails; after a failed write, and when the store has lost what it held,
-every server is written again; what is in the store does not expire while this runs.
+every server is written again; what is in the store does not expire while this runs; what the store has and we have not
+seen is taken in and never overwritten; nothing is written about the whole fleet while others may not have been heard.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -20,11 +22,14 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from fleet.status import StoreProbe
 from runtime import telemetry
+from runtime.circuit import Circuit, is_open_error
 from runtime.clock import Clock
 from runtime.errors import OpenManagerError
-from runtime.tasks import Backoff, run_forever
+from runtime.tasks import Backoff, cancel, run_forever
+from services.cache.model import Fleet, Stored
+from services.cache.peers import Peers
 from services.cache.state import LiveState
-from services.cache.store import StateStore
+from services.cache.store import StateStore, Written
 
 REFRESH_INTERVAL_S: Final = 20.0
 """What is known of all servers is written at least this often; it expires after 60 s."""
@@ -32,11 +37,21 @@ REWRITE_AGE_S: Final = 120.0
 """A server that does not change is written again once it is older than this; it expires after 300 s."""
 FLUSH_INTERVAL_S: Final = 0.25
 """The least time from one write to the next. A change after a longer pause is written at once."""
-MAX_FLUSH_SHARE: Final = 0.2
-"""The largest share of the time that is spent writing: a large fleet is written less often, not a fleet at a time."""
-MAX_FLUSH_PAUSE_S: Final = 5.0
-FLUSH_TIMEOUT_S: Final = 10.0
-FLUSH_TIMEOUT_PER_SERVER_S: Final = 0.002
+MAX_FLUSH_SHARE: Final = 0.5
+"""The largest share of the time that is spent writing, where that asks for no pause over a second: each change costs
+the same whenever it is written, so longer ones would only make data older."""
+MAX_FLUSH_PAUSE_S: Final = 1.0
+PART_SERVERS: Final = 100
+"""Servers that are written together, before other work gets its turn; 10 ms of JSON."""
+PART_TIMEOUT_S: Final = 5.0
+SPREAD_OVER_SERVERS: Final = 2_000
+SPREAD_PAUSE_S: Final = 0.032
+MAX_SPREAD_S: Final = 8.0
+"""A write of more servers than that goes out as a part each 32 ms, 20,000 servers in 6.4 s, so that a large fleet whose
+rows come all at once does not stop other work; it takes no longer than 8 s, less than a tick."""
+LIST_SERVERS_PER_S: Final = 4_000
+MAX_LIST_PAUSE_S: Final = 5.0
+"""What is known of all servers is written at most once for each 4,000 servers and second: twice a second for 2,000."""
 STOP_TIMEOUT_S: Final = 1.0
 MAX_LAG_S: Final = 5.0
 """Behind by more than this the store shows as degraded."""
@@ -53,15 +68,42 @@ _tracer = telemetry.tracer("services.cache")
 class Follower:
     """Writes what was marked, for as long as it is entered."""
 
-    def __init__(self, store: StateStore, live: LiveState, clock: Clock, rng: random.Random) -> None:
+    def __init__(
+        self,
+        store: StateStore,
+        live: LiveState,
+        circuit: Circuit,
+        peers: Peers,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        absorb: Callable[[Iterable[Stored]], None],
+    ) -> None:
+        """Prepares.
+
+        Args:
+            store: what is kept up to date.
+            live: what it is to hold.
+            circuit: before the store.
+            peers: who know whether others were heard.
+            clock: of the schedule.
+            rng: jitter of the retries.
+            absorb: takes in what the store has and we have not seen.
+        """
         self._store = store
         self._live = live
+        self._circuit = circuit
+        self._peers = peers
         self._clock = clock
         self._rng = rng
+        self._absorb = absorb
         self._dirty: dict[str, float] = {}  # id -> since when, monotonic; the oldest first
         self._writing: dict[str, float] = {}
         self._written_at: dict[str, float] = {}
         self._everything = False
+        self._must_list = False
+        self._listed_at = -MAX_LIST_PAUSE_S
+        self._has_listed = False
         self._life = ""
         self._failures = 0
         self._last_error = ""
@@ -70,6 +112,7 @@ class Follower:
         self._causes: list[trace.SpanContext] = []
         self._task: asyncio.Task[None] | None = None
         self._tell: Callable[[str], None] = lambda _text: None
+        peers.on_current(self.list_again)
 
     async def __aenter__(self) -> Self:
         work = run_forever("cache-follower", self._run, RETRY, clock=self._clock, rng=self._rng)
@@ -80,10 +123,12 @@ class Follower:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._dirty and not self._failures:
-            await self._flush(STOP_TIMEOUT_S)  # the next process starts from it
+            await cancel(self._task)
+        if (self._dirty or self._must_list) and not self._failures:  # the next process starts from it
+            self._listed_at = -MAX_LIST_PAUSE_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await self._round(spread=False)
 
     def tell_errors(self, tell: Callable[[str], None]) -> None:
         """Has every failed write's error told to `tell`."""
@@ -104,9 +149,16 @@ class Follower:
         self._everything = True
         self._wake.set()
 
+    def list_again(self) -> None:
+        """Says that the fleet is not what it was, though no server was marked."""
+        self._must_list = True
+        self._wake.set()
+
     def tick(self) -> None:
         """Once a second: starts the refresh when it is due."""
         now_s = self._clock.monotonic()
+        if self._must_list:
+            self._wake.set()
         if now_s < self._refresh_at:
             return
         self._refresh_at = now_s + REFRESH_INTERVAL_S
@@ -114,26 +166,30 @@ class Follower:
         for server_id, written_s in self._written_at.items():
             if written_s <= written_before_s and server_id not in self._writing:
                 self._dirty.setdefault(server_id, now_s)
-        self._wake.set()
+        self.list_again()
 
     async def probe(self) -> StoreProbe:
         """How the store is, and how far it is behind even when it does not answer."""
         started_s = self._clock.monotonic()
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                with suppress_instrumentation():
-                    identity = await self._store.ping()
+            with self._circuit.attempt():
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    with suppress_instrumentation():
+                        identity = await self._store.ping()
         except (TimeoutError, OpenManagerError) as error:
             reason = error.message if isinstance(error, OpenManagerError) else f"no answer within {PROBE_TIMEOUT_S} s"
             lag_points, lag_s = self.lag()
             return StoreProbe(address=self._store.address, lag_points=lag_points, lag_seconds=lag_s, down=reason)
         now_s = self._clock.monotonic()
         if self._life not in ("", identity.life):
-            _log.info("%s was started again: everything is written again", identity.version)
+            _log.info("%s is another one than before: everything is written again", identity.version)
+            self._peers.distrust()
             self.mark_everything()
         self._life = identity.life
         lag_points, lag_s = self.lag()
-        degraded = self._last_error if self._failures else ""
+        degraded = identity.trouble or (self._last_error if self._failures else "")
+        if not degraded and not self._peers.is_current and self._peers.last_error:
+            degraded = f"what other replicas write is not heard: {self._peers.last_error}"
         if not degraded and lag_s > MAX_LAG_S:
             degraded = f"{lag_s:.1f} s behind"
         return StoreProbe(
@@ -159,65 +215,109 @@ class Follower:
             await self._wake.wait()
             self._wake.clear()
             started_s = self._clock.monotonic()
-            if await self._flush(FLUSH_TIMEOUT_S + FLUSH_TIMEOUT_PER_SERVER_S * len(self._live)):
-                took_s = self._clock.monotonic() - started_s
-                pause_s = max(FLUSH_INTERVAL_S, min(MAX_FLUSH_PAUSE_S, took_s / MAX_FLUSH_SHARE))
+            busy_s = await self._round(spread=True)
+            if not self._failures:
+                pause_s = max(FLUSH_INTERVAL_S, min(MAX_FLUSH_PAUSE_S, busy_s / MAX_FLUSH_SHARE))
                 await self._clock.sleep_until(started_s + pause_s)
             else:
                 await self._clock.sleep(RETRY.delay_s(self._failures, self._rng))
                 self._wake.set()
 
-    async def _flush(self, timeout_s: float) -> bool:
-        """Writes everything that waits; False when that failed, and it all waits again."""
+    async def _round(self, *, spread: bool) -> float:
+        """Writes everything that waits, in parts; what fails waits again. Returns the seconds that it was at work."""
         causes, self._causes = self._causes, []
         self._writing, self._dirty = self._dirty, {}
         everything, self._everything = self._everything, False
+        ids = list(dict.fromkeys(self._live.ids()) | self._writing if everything else self._writing)
+        parts = [ids[at : at + PART_SERVERS] for at in range(0, len(ids), PART_SERVERS)] or [[]]
+        pause_s = min(SPREAD_PAUSE_S, MAX_SPREAD_S / len(parts)) if spread and len(ids) > SPREAD_OVER_SERVERS else 0.0
+        failures_before, error, busy_s = self._failures, "", 0.0
+        start_s = self._clock.monotonic()
         try:
-            async with asyncio.timeout(timeout_s):
-                with _span(causes, len(self._writing)):
-                    await self._write(everything)
-        except (OpenManagerError, TimeoutError) as error:
-            self._failed(error.message if isinstance(error, OpenManagerError) else f"no answer within {timeout_s:g} s")
-            return False
+            with _span(causes, len(ids)):
+                for place, part in enumerate(parts):
+                    if pause_s:
+                        await self._clock.sleep_until(start_s + place * pause_s)
+                    part_start_s = self._clock.monotonic()
+                    fleet = self._fleet(changed=bool(ids)) if place == len(parts) - 1 else None
+                    if part or fleet is not None:
+                        error = await self._write_part(part, fleet, everything=everything) or error
+                    busy_s += self._clock.monotonic() - part_start_s
+        except (OpenManagerError, TimeoutError) as raised:
+            self._wait_again(everything=True)
+            self._peers.distrust()
+            error = raised.message if isinstance(raised, OpenManagerError) else f"no answer within {PART_TIMEOUT_S:g} s"
+            self._failed(error, is_new=not (isinstance(raised, OpenManagerError) and is_open_error(raised)))
         except BaseException:
-            self._wait_again()
+            self._wait_again(everything=True)
             raise
-        if self._failures:
-            _log.info("the store is back: everything current was written", extra={"store": self._store.address})
-        self._writing, self._failures = {}, 0
-        return True
+        else:
+            self._wait_again(everything=False)
+            if error:
+                self._failed(error, is_new=True)
+            elif failures_before:
+                self._failures = 0
+                _log.info("the store is back: everything current was written", extra={"store": self._store.address})
+        return busy_s
 
-    async def _write(self, everything: bool) -> None:
-        ids = dict.fromkeys(self._live.ids()) | self._writing if everything else self._writing
-        states, removed = [], []
-        for server_id in ids:
-            state = self._live.get(server_id)
-            if state is None:
-                removed.append(server_id)
-            else:
-                states.append(state)
+    def _fleet(self, *, changed: bool) -> Fleet | None:
+        """What to write of all servers; None when there is nothing to say, or it is not the time to say it."""
+        self._must_list |= changed
         now_s = self._clock.monotonic()
-        self._refresh_at = now_s + REFRESH_INTERVAL_S
-        intact = await self._store.write(states, removed, self._live.fleet())
-        if not intact and not everything:
+        pause_s = min(MAX_LIST_PAUSE_S, len(self._live) / LIST_SERVERS_PER_S)
+        if not self._must_list or not self._peers.is_current or now_s < self._listed_at + pause_s:
+            return None
+        self._listed_at, self._refresh_at = now_s, now_s + REFRESH_INTERVAL_S
+        return self._live.fleet()
+
+    async def _write_part(self, part: list[str], fleet: Fleet | None, *, everything: bool) -> str:
+        """Writes some servers as they are now; returns what went wrong with a part of the store."""
+        states = [stored for server_id in part if (stored := self._live.stored(server_id)) is not None]
+        for server_id in part:
+            if (since_s := self._dirty.pop(server_id, None)) is not None:  # it changed since the round began
+                self._writing.setdefault(server_id, since_s)
+        now_s = self._clock.monotonic()
+        with self._circuit.attempt():
+            async with asyncio.timeout(PART_TIMEOUT_S):
+                written = await self._store.write(states, self._live.bases, fleet)
+        self._note(written, states, set(part), now_s)
+        if fleet is not None:
+            self._must_list = not written.listed or bool(written.error)
+        if not everything and (written.lost or (self._has_listed and not written.intact)):
             _log.info("the store has lost what it held: everything is written again")
             self.mark_everything()
-        self._written_at.update((state.server_id, now_s) for state in states)
-        for server_id in removed:
-            self._written_at.pop(server_id, None)
+        self._has_listed |= fleet is not None
+        return written.error
 
-    def _failed(self, text: str) -> None:
-        self._wait_again()
+    def _note(self, written: Written, states: Iterable[Stored], part: set[str], now_s: float) -> None:
+        """Remembers what the store has now, and takes in what it had already."""
+        others = {stored.server_id for stored in written.newer}
+        failed = set(written.failed)
+        for stored in states:
+            if stored.server_id not in others and stored.server_id not in failed:
+                self._live.bases[stored.server_id] = stored.version
+                self._written_at[stored.server_id] = now_s
+                if self._live.get(stored.server_id) is None:
+                    self._written_at.pop(stored.server_id)
+        for server_id in failed:
+            self._writing.setdefault(server_id, now_s)
+        for server_id in part - failed:
+            self._writing.pop(server_id, None)
+        if written.newer:
+            self._absorb(written.newer)
+
+    def _failed(self, text: str, *, is_new: bool) -> None:
         self._failures += 1
         self._last_error = text
-        self._tell(text)
+        if is_new:
+            self._tell(text)
         if self._failures == 1:
             _log.warning("the store is away, memory goes on: %s", text, extra={"store": self._store.address})
 
-    def _wait_again(self) -> None:
+    def _wait_again(self, *, everything: bool) -> None:
         later = {server_id: since for server_id, since in self._dirty.items() if server_id not in self._writing}
         self._dirty, self._writing = self._writing | later, {}
-        self._everything = True
+        self._everything |= everything
 
 
 @contextmanager

@@ -31,7 +31,8 @@ class Sample:
         received_s: the same on our monotonic clock, which alone measures how old the sample is.
         values: float64, shape (len(metric_set),), owned by this sample; NaN means no value.
         headline: the headline metrics among them.
-        restored: read back from a store, which keeps the metrics' identities but not how they were split into sets.
+        restored: read back from a store, which keeps the metrics' identities but not their units and kinds.
+        origin: the id of the set that a restored sample came in, where the store kept it.
     """
 
     metric_set: MetricSet
@@ -41,6 +42,12 @@ class Sample:
     values: NDArray[np.float64]
     headline: Headline
     restored: bool = False
+    origin: str = ""
+
+    @property
+    def set_id(self) -> str:
+        """The set that its sender calls it by."""
+        return self.origin or self.metric_set.id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,6 +60,11 @@ class ServerState:
         heard_s: when the server was last heard of, on our monotonic clock; what silence is measured from.
         samples: at most one for each metric set, the newest last.
         sequence: orders this state among all states of this life of the process.
+        stamp: when it became as it is, in ms by the clock of the replica that says so, but later than every state of
+            this server that went into it; 0 when it was read from a store that did not say.
+        writer: that replica.
+        life: when the server was admitted, in ms; 0 when it was never removed. What belongs to an older life is void.
+        described: the stamp of its descriptor.
     """
 
     descriptor: ServerDescriptor
@@ -62,10 +74,19 @@ class ServerState:
     heard_s: float
     samples: tuple[Sample, ...]
     sequence: int
+    stamp: int = 0
+    writer: str = ""
+    life: int = 0
+    described: int = 0
 
     @property
     def server_id(self) -> str:
         return self.descriptor.server_id
+
+    @property
+    def version(self) -> str:
+        """Names this content of the state among all replicas; empty for what no replica vouches for."""
+        return version_of(self.stamp, self.writer)
 
     @property
     def cells(self) -> int:
@@ -89,6 +110,32 @@ class ServerState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """That a server was removed, and stays so until it is admitted again: until a state of a later life."""
+
+    server_id: str
+    stamp: int
+    writer: str
+    life: int
+
+    @property
+    def version(self) -> str:
+        """As that of a state."""
+        return version_of(self.stamp, self.writer)
+
+
+Stored = ServerState | Removal
+"""What there is to know of one server."""
+
+STAMP_DIGITS = 12
+
+
+def version_of(stamp: int, writer: str) -> str:
+    """A stamp and who gave it, as a text that orders like the stamp."""
+    return f"{stamp:0{STAMP_DIGITS}x}.{writer}" if stamp else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSummary:
     """Servers by status. `total` also counts those that nothing is known of yet."""
 
@@ -101,10 +148,18 @@ class FleetSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fleet:
-    """All servers at one moment, in order of id."""
+    """All servers at one moment.
+
+    Attributes:
+        states: in order of id.
+        version: names this content, by the latest stamp of anything that went into it.
+        bases: versions that others wrote of the fleet and that went into it.
+    """
 
     states: Sequence[ServerState]
     summary: FleetSummary
+    version: str = ""
+    bases: tuple[str, ...] = ()
 
 
 def newest_headline(samples: Sequence[Sample]) -> Headline:

@@ -2,25 +2,41 @@
 
 Everything that changes gets the next sequence number, and the servers are kept in the order of their last change. So
 "what changed since n" is a walk from the end, and a watcher or a store that is behind by any number of changes finds
-each server once, as it is now.
+each server once, as it is now. Other replicas change it too: what they wrote is joined with what is known here.
 
 What must stay true:
 
 * a row that is not newer than the sample of its set changes nothing, so every update may be sent again;
 * silence is measured on our monotonic clock from when rows arrived, never by the sender's time or the wall clock;
-* a removed server stays removed, whatever is sent of it, until it is admitted again.
+* a removed server stays removed, whatever is sent of it, until it is admitted again;
+* a server's stamp only grows, and what was absorbed of it is never lost again.
 """
 
+import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+
+import numpy as np
 
 from fleet.health import DEFAULT_RULES, HealthRules, ServerStatus, judge, offline_after_ms
 from fleet.model import MetricSet, Rows, ServerDescriptor
 from runtime.clock import Clock
 from runtime.errors import ResourceExhausted
+from services.cache.merge import SAMPLE_LIFETIME_MS, join
 from services.cache.metric_sets import MetricSets
-from services.cache.model import Fleet, FleetSummary, Sample, ServerState, headline_of, newest_headline
+from services.cache.model import (
+    Fleet,
+    FleetSummary,
+    Removal,
+    Sample,
+    ServerState,
+    Stored,
+    headline_of,
+    newest_headline,
+    version_of,
+)
 
 MAX_SERVERS = 50_000
 MAX_SAMPLES_PER_SERVER = 64
@@ -29,8 +45,9 @@ MAX_LIVE_VALUES = 50_000_000
 """Values of all samples, 8 bytes each; 20,000 servers x 511 metrics take a fifth."""
 MAX_REMOVED_SERVERS = 100_000
 """Removed servers that are remembered; the one removed longest ago is forgotten first."""
-SAMPLE_LIFETIME_S = 300.0
-"""A set that its server has stopped reporting, while it reports others, is dropped after this."""
+SAMPLE_LIFETIME_S = SAMPLE_LIFETIME_MS / 1_000
+MAX_FLEET_BASES = 16
+"""Of each replica the last few; an older one of them is in no store any more."""
 _MAX_COVERINGS = 1_024
 
 
@@ -55,6 +72,14 @@ class Outcome:
     ignored_rows: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absorbed:
+    """Whose state or removal changed by what others wrote, and of whom we know more than they wrote."""
+
+    changed: tuple[str, ...] = ()
+    ahead: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class _Arrival:
     """A row that is news: where it lies in its batch, and the headline metrics in it."""
@@ -74,14 +99,17 @@ class LiveState:
     """The state of every server. Not safe for threads; no method waits."""
 
     def __init__(self, clock: Clock, sets: MetricSets, *, epoch: str, rules: HealthRules = DEFAULT_RULES) -> None:
-        self.epoch = epoch
+        self.epoch = epoch  # also the writer of every change that is made here
         self.sequence = 0
+        self.stamp = 0  # the latest one that went into this
+        self.bases: dict[str, str] = {}  # by id: the version of the store's copy that went into what is known here
+        self.fleet_bases: deque[str] = deque(maxlen=MAX_FLEET_BASES)  # the same of the fleet, the newest last
         self.oldest_removal = 0  # removals up to this sequence may be forgotten
         self._clock = clock
         self._sets = sets
         self._rules = rules
         self._states: dict[str, ServerState] = {}  # in order of sequence
-        self._removed: dict[str, int] = {}  # id -> sequence of the removal, in that order
+        self._removed: dict[str, tuple[int, Removal]] = {}  # with the sequence of the removal, in that order
         self._silent_at: dict[str, float] = {}  # monotonic; servers that are not offline
         self._by_status = [0] * len(ServerStatus)
         self._values = 0
@@ -97,61 +125,93 @@ class LiveState:
             ResourceExhausted: MAX_SERVERS or MAX_LIVE_VALUES; nothing was changed.
         """
         described = {descriptor.server_id: descriptor for descriptor in update.descriptors}
+        lives: dict[str, tuple[int, int]] = {}
         if update.admit_removed:
-            self._admit(described)
-            self._admit(server_id for _, rows in update.batches for server_id in rows.server_ids)
+            lives = self._admit(
+                (*described, *(server_id for _, rows in update.batches for server_id in rows.server_ids))
+            )
         arrivals, ignored = self._arrivals(update.batches)
         news = {
             server_id: descriptor
             for server_id, descriptor in described.items()
             if server_id not in self._removed and not self._is_known(descriptor)
         }
-        touched = dict.fromkeys((*news, *arrivals))
+        touched = dict.fromkeys((*news, *arrivals, *(server_id for server_id in lives if server_id in self._states)))
         self._check_room(touched, arrivals)
         now_ms, now_s = self._clock.now_ms(), self._clock.monotonic()
         for server_id in touched:
-            self._renew(server_id, news.get(server_id), arrivals.get(server_id, {}), now_ms, now_s)
+            state = self._renewed(server_id, news.get(server_id), arrivals.get(server_id, {}), now_ms, now_s)
+            if server_id in lives:
+                life, after = lives[server_id]
+                state = replace(state, life=life, stamp=max(state.stamp, after))
+            self._put(state)
         return Outcome(changed=tuple(touched), ignored_rows=ignored)
 
-    def sweep(self) -> tuple[str, ...]:
-        """Marks the servers offline that have been silent for too long, and returns their ids."""
-        now_s = self._clock.monotonic()
-        silent = tuple(server_id for server_id, at_s in self._silent_at.items() if at_s <= now_s)
-        for server_id in silent:
-            self._put(replace(self._states[server_id], status=ServerStatus.OFFLINE, sequence=self._next()))
-        return silent
+    def sweep(self, *, deaf: bool = False) -> tuple[str, ...]:
+        """Marks the servers offline that have been silent for too long, and returns their ids.
+
+        While we are `deaf` to other replicas, servers that were last heard by them are given time: the silence is ours.
+        """
+        now_ms, now_s = self._clock.now_ms(), self._clock.monotonic()
+        silent = [server_id for server_id, at_s in self._silent_at.items() if at_s <= now_s]
+        for place, server_id in reversed(list(enumerate(silent))):
+            state = self._states[server_id]
+            if deaf and state.writer != self.epoch:
+                del silent[place]
+                self._silent_at[server_id] = now_s + offline_after_ms(state.descriptor.report_interval_ms) / 1_000
+                continue
+            judged = replace(state, status=ServerStatus.OFFLINE, sequence=self._next())
+            self._put(replace(judged, stamp=max(now_ms, state.stamp + 1), writer=self.epoch))
+        return tuple(silent)
 
     def remove(self, server_ids: Iterable[str]) -> int:
         """Forgets servers and remembers that they are removed. Returns how many were there."""
         there = 0
+        now_ms = self._clock.now_ms()
         for server_id in server_ids:
-            state = self._states.pop(server_id, None)
-            if state is not None:
-                there += 1
-                self._uncount(state)
-                self._ids = None
+            state = self._states.get(server_id)
+            there += state is not None
             if state is not None or server_id not in self._removed:
-                self._removed.pop(server_id, None)
-                self._removed[server_id] = self._next()
-        while len(self._removed) > MAX_REMOVED_SERVERS:
-            self.oldest_removal = self._removed.pop(next(iter(self._removed)))
+                life, stamp = (max(now_ms, state.life + 1), max(now_ms, state.stamp + 1)) if state else (now_ms, now_ms)
+                self._drop(Removal(server_id=server_id, stamp=stamp, writer=self.epoch, life=life))
         return there
 
-    def restore(self, states: Iterable[ServerState]) -> tuple[str, ...]:
-        """Takes states that a store kept, of servers that nothing newer is known of. Returns their ids.
+    def absorb(self, stored: Iterable[Stored], *, at_start: bool = False) -> Absorbed:
+        """Joins what was read from the store with what is known here.
 
-        Their silence counts from now: while we were away, nobody could have been heard.
+        The silence of a server that others have heard since counts from now.
+
+        Args:
+            stored: what others wrote, or what was written before this start.
+            at_start: its values are as good as new: while we were away, nobody could have been heard.
         """
-        now_s = self._clock.monotonic()
-        taken = []
-        for state in states:
-            server_id = state.server_id
-            if server_id in self._states or server_id in self._removed or len(self._states) >= MAX_SERVERS:
-                continue
-            samples = tuple(replace(sample, received_s=now_s) for sample in state.samples)
-            self._put(replace(state, samples=samples, heard_s=now_s, sequence=self._next()))
-            taken.append(server_id)
-        return tuple(taken)
+        now_ms, now_s = self._clock.now_ms(), self._clock.monotonic()
+        changed, ahead = [], []
+        for theirs in stored:
+            server_id = theirs.server_id
+            mine = self._states.get(server_id) or self.removal(server_id)
+            if mine is None:
+                if isinstance(theirs, ServerState) and len(self._states) >= MAX_SERVERS:
+                    continue
+                joined: Stored = theirs
+                if isinstance(theirs, ServerState) and not theirs.version:
+                    joined = replace(theirs, stamp=theirs.received_ms or 1, writer=self.epoch)
+            elif not theirs.version:
+                joined = mine  # nobody vouches for it, and how its metrics were split is not known
+            else:
+                joined = join(mine, theirs, now_ms=now_ms, writer=self.epoch, rules=self._rules)
+            if theirs.version:
+                self.bases[server_id] = theirs.version
+            if joined is not mine:
+                changed.append(server_id)
+                if isinstance(joined, Removal):
+                    self._drop(joined)
+                else:
+                    self._removed.pop(server_id, None)
+                    self._put(self._local(joined, mine, now_ms, now_s, at_start=at_start))
+            if joined.version != theirs.version:
+                ahead.append(server_id)
+        return Absorbed(changed=tuple(changed), ahead=tuple(ahead))
 
     # --- reading
 
@@ -162,11 +222,22 @@ class LiveState:
     def is_removed(self, server_id: str) -> bool:
         return server_id in self._removed
 
+    def removal(self, server_id: str) -> Removal | None:
+        """That a server was removed; None when it was not, or when that is forgotten."""
+        found = self._removed.get(server_id)
+        return found[1] if found else None
+
+    def stored(self, server_id: str) -> Stored | None:
+        """What a store is to hold of a server; None when nothing is known of it."""
+        return self._states.get(server_id) or self.removal(server_id)
+
     def fleet(self) -> Fleet:
         """All states in order of id, and the counts."""
         if self._ids is None:
             self._ids = sorted(self._states)
-        return Fleet(states=[self._states[server_id] for server_id in self._ids], summary=self.summary())
+        states = [self._states[server_id] for server_id in self._ids]
+        version = version_of(self.stamp or 1, self.epoch)
+        return Fleet(states=states, summary=self.summary(), version=version, bases=tuple(self.fleet_bases))
 
     def summary(self) -> FleetSummary:
         return FleetSummary(
@@ -187,7 +258,8 @@ class LiveState:
 
     def removed_after(self, sequence: int) -> list[tuple[str, int]]:
         """Ids and sequences of later removals, in order; complete for a `sequence` of at least `oldest_removal`."""
-        newest_first = takewhile(lambda removal: removal[1] > sequence, reversed(self._removed.items()))
+        all_newest_first = ((server_id, removed_at) for server_id, (removed_at, _) in reversed(self._removed.items()))
+        newest_first = takewhile(lambda removal: removal[1] > sequence, all_newest_first)
         return list(newest_first)[::-1]
 
     def __len__(self) -> int:
@@ -195,9 +267,15 @@ class LiveState:
 
     # --- how
 
-    def _admit(self, server_ids: Iterable[str]) -> None:
-        for server_id in server_ids:
+    def _admit(self, server_ids: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Begins a new life for each, later than any removal; by id, its time and the first stamp of it."""
+        now_ms = self._clock.now_ms()
+        lives = {}
+        for server_id in dict.fromkeys(server_ids):
+            known = self.stored(server_id)
             self._removed.pop(server_id, None)
+            lives[server_id] = (max(now_ms, known.life + 1), known.stamp + 1) if known else (now_ms, now_ms)
+        return lives
 
     def _is_known(self, descriptor: ServerDescriptor) -> bool:
         state = self._states.get(descriptor.server_id)
@@ -223,7 +301,7 @@ class LiveState:
         state = self._states.get(server_id)
         if state is not None:
             for sample in state.samples:
-                if sample.metric_set.id == set_id:
+                if sample.set_id == set_id:
                     return sample.time_ms
         return None
 
@@ -245,32 +323,68 @@ class LiveState:
                 metadata={"limit": "MAX_LIVE_VALUES"},
             )
 
-    def _renew(
+    def _renewed(
         self,
         server_id: str,
         descriptor: ServerDescriptor | None,
         arrivals: dict[str, _Arrival],
         now_ms: int,
         now_s: float,
-    ) -> None:
+    ) -> ServerState:
         old = self._states.get(server_id)
+        stamp = max(now_ms, old.stamp + 1) if old else now_ms
+        described = stamp if descriptor is not None else old.described if old else 0
         if descriptor is None:
             descriptor = old.descriptor if old else ServerDescriptor(server_id=server_id, hostname=server_id)
         samples, status = (old.samples, old.status) if old else ((), ServerStatus.OFFLINE)
         if arrivals:
             samples = self._merged(samples, arrivals, now_ms, now_s)
             status = judge(status, *newest_headline(samples), self._rules)
-        self._put(
-            ServerState(
-                descriptor=descriptor,
-                status=status,
-                observed_ms=samples[-1].time_ms if samples else None,
-                received_ms=samples[-1].received_ms if samples else None,
-                heard_s=now_s if arrivals or old is None else old.heard_s,
-                samples=samples,
-                sequence=self._next(),
-            )
+        return ServerState(
+            descriptor=descriptor,
+            status=status,
+            observed_ms=samples[-1].time_ms if samples else None,
+            received_ms=samples[-1].received_ms if samples else None,
+            heard_s=now_s if arrivals or old is None else old.heard_s,
+            samples=samples,
+            sequence=self._next(),
+            stamp=stamp,
+            writer=self.epoch,
+            life=old.life if old else 0,
+            described=described,
         )
+
+    def _local(
+        self, joined: ServerState, mine: Stored | None, now_ms: int, now_s: float, *, at_start: bool
+    ) -> ServerState:
+        """A state that others had a part in, in this replica's own time."""
+        known = {sample.set_id: sample for sample in mine.samples} if isinstance(mine, ServerState) else {}
+        samples: list[Sample] = []
+        was_heard = not isinstance(mine, ServerState)
+        for sample in joined.samples:
+            mine_one = known.get(sample.set_id)
+            if mine_one is not None and (mine_one.time_ms, mine_one.received_ms) == (
+                sample.time_ms,
+                sample.received_ms,
+            ):
+                samples.append(mine_one)
+                continue
+            was_heard |= mine_one is None or sample.time_ms > mine_one.time_ms
+            age_s = 0.0 if at_start else max(0, now_ms - sample.received_ms) / 1_000
+            samples.append(self._named(replace(sample, received_s=now_s - age_s)))
+        heard_s = now_s if was_heard or not isinstance(mine, ServerState) else mine.heard_s
+        return replace(joined, samples=tuple(samples), heard_s=heard_s, sequence=self._next())
+
+    def _named(self, sample: Sample) -> Sample:
+        """A restored sample under the set that its sender uses, with units and kinds, where that is known."""
+        metric_set = self._sets.get(sample.origin) if sample.restored else None
+        if metric_set is None:
+            return sample
+        values = sample.values
+        if metric_set.keys != sample.metric_set.keys:
+            by_key = dict(zip(sample.metric_set.keys, values.tolist(), strict=True))
+            values = np.array([by_key.get(key, math.nan) for key in metric_set.keys], np.float64)
+        return replace(sample, metric_set=metric_set, values=values, restored=False, origin="")
 
     def _merged(
         self, samples: tuple[Sample, ...], arrivals: dict[str, _Arrival], now_ms: int, now_s: float
@@ -278,7 +392,7 @@ class LiveState:
         kept = [
             sample
             for sample in samples
-            if sample.metric_set.id not in arrivals
+            if sample.set_id not in arrivals
             and now_s - sample.received_s < SAMPLE_LIFETIME_S
             and not (sample.restored and self._is_covered(sample, arrivals))
         ]
@@ -317,8 +431,23 @@ class LiveState:
         self.sequence += 1
         return self.sequence
 
+    def _drop(self, removal: Removal) -> None:
+        server_id = removal.server_id
+        state = self._states.pop(server_id, None)
+        if state is not None:
+            self._uncount(state)
+            self._ids = None
+        self._removed.pop(server_id, None)
+        self._removed[server_id] = self._next(), removal
+        self.stamp = max(self.stamp, removal.stamp)
+        while len(self._removed) > MAX_REMOVED_SERVERS:
+            forgotten = next(iter(self._removed))
+            self.oldest_removal, _ = self._removed.pop(forgotten)
+            self.bases.pop(forgotten, None)
+
     def _put(self, state: ServerState) -> None:
         server_id = state.server_id
+        self.stamp = max(self.stamp, state.stamp)
         old = self._states.pop(server_id, None)  # so that the new one goes to the end of the order
         if old is None:
             self._ids = None

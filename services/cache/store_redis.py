@@ -1,55 +1,94 @@
 """The follower's store on Redis, with the exact keys that other programs rely on.
 
-    servers:all      JSON array, every server with its headline metrics        60 s
-    servers:count    number                                                   300 s
-    servers:healthy  number                                                    60 s
-    server:{id}      JSON object, one server with all its metrics             300 s
+    servers:all                  JSON array, every server with its headline metrics        60 s
+    servers:count                number                                                   300 s
+    servers:healthy              number                                                    60 s
+    server:{id}                  JSON object, one server with all its metrics             300 s
+    openmanager:{<a key>}        our note beside that key, in its slot: its version
+    openmanager:changes          the channel on which replicas tell what they wrote
 
-What must stay true: a write is one round trip (a further one for each 100 servers beyond the first 100); commands touch
-one key each, so that they work on a cluster; JSON that would hold the event loop up is made in a thread; redis-py's own
-retries are off, because a failed write is how an outage is noticed (one too short for that shows by a missing count).
+A server's note is compared and replaced in one script with the document (services.cache.documents has its form): a
+writer that has not seen what is there gets it back instead. The three keys of the fleet are compared likewise: whoever
+has not heard of the fleet that is there, with all that it was made of, leaves it.
+
+What must stay true: a write is one round trip (a further one for each 100 servers beyond the first 100); a command
+touches keys of one slot, so that they work on a cluster; JSON that would hold the event loop up is made in a thread;
+an outage too short for a failed command shows by a missing note or count.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
 
 import orjson
-from opentelemetry.trace import Span
-from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.crc import key_slot
 
-from fleet.model import MetricSet
-from runtime import telemetry
-from runtime.errors import Unavailable
-from runtime.redaction import redact, remember_secret
-from services.cache.documents import basic_document, full_document, parse_document
-from services.cache.model import Fleet, ServerState
-from services.cache.store import LIFETIMES, Lifetimes, StoreIdentity
+from runtime.errors import OpenManagerError, Unavailable
+from services.cache.documents import (
+    Sets,
+    basic_document,
+    full_document,
+    note_version,
+    parse_document,
+    parse_stored,
+    removal_note,
+)
+from services.cache.model import Fleet, Removal, ServerState, Stored
+from services.cache.redis_link import Answer, Command, connect
+from services.cache.redis_url import parse_redis_url
+from services.cache.store import LIFETIMES, Difference, Heard, Lifetimes, StoreIdentity, Written
 
 ALL_KEY: Final = "servers:all"
 COUNT_KEY: Final = "servers:count"
 HEALTHY_KEY: Final = "servers:healthy"
 SERVER_KEY_PREFIX: Final = "server:"
+CHANNEL: Final = "openmanager:changes"
 
-CONNECT_TIMEOUT_S: Final = 1.0
-SOCKET_TIMEOUT_S: Final = 2.0
-MAX_CONNECTIONS: Final = 8
 SERVERS_PER_PIPELINE: Final = 100
 """About 1.3 MB of JSON with 511 metrics each: the driver packs and sends a pipeline in one go, 5 ms."""
-SERVERS_PER_READ: Final = 100
+SERVERS_PER_READ: Final = 50
+"""Documents that are parsed before other calls get their turn; 8 ms."""
+NOTES_PER_READ: Final = 500
 MAX_KEYS_PER_SCAN: Final = 1_000
 CELLS_ON_LOOP: Final = 25_000
 STATES_ON_LOOP: Final = 500
 """JSON of more values (5 ms), of more servers' headlines (3 ms), is made in a thread."""
 
-_Sets = dict[tuple[str, ...], MetricSet]
+_WRITE_SERVER: Final = """
+local note = redis.call('GET', KEYS[2])
+local seen = note and string.match(note, '^%S*') or ''
+if seen ~= '' and seen ~= ARGV[1] and not (string.sub(seen, 14) == ARGV[3] and seen <= ARGV[2]) then
+  return {note, redis.call('MGET', KEYS[1])[1]}
+end
+if ARGV[5] == '' then
+  redis.call('UNLINK', KEYS[1])
+else
+  redis.call('SET', KEYS[1], ARGV[5], 'PX', ARGV[6])
+end
+redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[7])
+return seen == '' and ARGV[1] ~= '' and 0 or 1
+"""
+"""Document and note; KEYS document, note; ARGV base, version, writer, note, document, their lifetimes in ms. Answers 1;
+0 when a note should have been there; or note and document that the writer has not seen. EVAL and not EVALSHA: Redis
+keeps the compiled script either way, the text is 4 % of a document, and no server can be without it."""
+_WRITE_FLEET: Final = """
+local seen = redis.call('GET', KEYS[2])
+local may = not seen or string.sub(seen, 14) == string.sub(ARGV[1], 14) and seen <= ARGV[1]
+for place = 4, #ARGV do
+  may = may or seen == ARGV[place]
+end
+if not may then
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3])
+return 1
+"""
+"""One key of the fleet and its note; KEYS key, note; ARGV version, value, lifetime in ms, bases. Answers 0 for what the
+writer has not seen."""
 
 _log = logging.getLogger(__name__)
 
@@ -59,97 +98,158 @@ def server_key(server_id: str) -> str:
     return f"{SERVER_KEY_PREFIX}{server_id}"
 
 
+def note_key(key: str) -> str:
+    """The key of the note beside a key, in the same slot of a cluster."""
+    if "}" not in key:
+        return f"openmanager:{{{key}}}"
+    return _note_key_of_braces(key)
+
+
+@lru_cache(maxsize=10_000)
+def _note_key_of_braces(key: str) -> str:
+    """Redis hashes what stands in the first braces, so a key that has some cannot be put into others: the first number
+    that lies in its slot takes their place (10 ms)."""
+    slot = key_slot(key.encode())
+    number = next(number for number in range(1 << 24) if key_slot(b"%d" % number) == slot)
+    return f"openmanager:{{{number}}}:{key}"
+
+
 class RedisStateStore:
-    """A StateStore on one Redis server."""
+    """A StateStore on one Redis server, behind Sentinels or on a cluster."""
 
     def __init__(self, url: str, lifetimes: Lifetimes = LIFETIMES) -> None:
         """Prepares connections; none is made before the first call.
 
         Args:
-            url: redis:// or rediss://, checked by the settings.
+            url: REDIS_URL, checked by the settings.
             lifetimes: how long keys live, to the millisecond.
         """
-        parts = urlsplit(url)
-        if parts.password:
-            remember_secret(unquote(parts.password))
-        self._address = f"{parts.hostname}:{parts.port or 6379}{parts.path if parts.path != '/' else ''}"
+        target = parse_redis_url(url)
+        self._address = target.address
+        self._link = connect(target)
         self._lifetimes = lifetimes
         self._basic: dict[str, tuple[ServerState, bytes]] = {}  # the part of servers:all that each state made
-        self._client = _connect(url)
 
     @property
     def address(self) -> str:
         return self._address
 
-    async def write(self, changed: Sequence[ServerState], removed: Sequence[str], fleet: Fleet) -> bool:
-        answers: list[Any] = []
+    async def write(self, changed: Sequence[Stored], bases: Mapping[str, str], fleet: Fleet | None) -> Written:
         parts = [changed[at : at + SERVERS_PER_PIPELINE] for at in range(0, len(changed), SERVERS_PER_PIPELINE)] or [()]
-        with _as_ours():
-            for part in parts:
-                documents = await _encoded(part)
-                pipeline = self._client.pipeline(transaction=False)
-                pipeline.exists(COUNT_KEY)
-                for state, document in zip(part, documents, strict=True):
-                    pipeline.set(server_key(state.server_id), document, px=_ms(self._lifetimes.server_s))
-                if part is parts[-1]:
-                    await self._add_fleet(pipeline, removed, fleet)
-                answers = await pipeline.execute(raise_on_error=False)
-                for answer in answers:
-                    if isinstance(answer, Exception):
-                        raise answer
-        return bool(answers[0])
+        intact, lost, listed, error = True, False, True, ""
+        newer: list[Stored] = []
+        failed: list[str] = []
+        for part in parts:
+            commands: list[Command] = [(COUNT_KEY, ("EXISTS", COUNT_KEY))]
+            commands += await self._server_commands(part, bases)
+            if fleet is not None and part is parts[-1]:
+                commands += await self._fleet_commands(fleet)
+            is_last = fleet is not None and part is parts[-1]
+            versions = {stored.server_id: stored.version for stored in part}
+            told = {"servers": versions, "fleet": fleet.version if fleet is not None and is_last else ""}
+            commands.append((None, ("PUBLISH", CHANNEL, orjson.dumps(told))))
+            answers = await self._link.run(commands)
+            refusal = next((one for one in answers if isinstance(one, OpenManagerError)), None)
+            if refusal is not None:
+                if not isinstance(refusal, Unavailable):
+                    raise refusal
+                error = refusal.message
+            intact &= answers[0] != 0
+            lost |= 0 in answers[1 : 1 + len(part)]
+            listed &= 0 not in answers[1 + len(part) : -1]
+            is_untold = isinstance(answers[-1], OpenManagerError)
+            for stored, answer in zip(part, answers[1:], strict=False):
+                if is_untold or isinstance(answer, OpenManagerError):
+                    failed.append(stored.server_id)
+                elif isinstance(answer, list) and (found := _parsed(stored.server_id, answer, {})) is not None:
+                    newer.append(found)
+        return Written(intact=intact, lost=lost, listed=listed, newer=newer, failed=failed, error=error)
 
-    async def get(self, server_id: str) -> ServerState | None:
-        with _as_ours():
-            raw = await self._client.get(server_key(server_id))
-        return None if raw is None else _parsed(raw, {})
+    async def read(self, server_ids: Sequence[str]) -> Sequence[Stored]:
+        sets: Sets = {}
+        found: list[Stored] = []
+        for at in range(0, len(server_ids), SERVERS_PER_READ):
+            part = server_ids[at : at + SERVERS_PER_READ]
+            keys = [server_key(server_id) for server_id in part]
+            answers = await self._link.run([(key, ("MGET", note_key(key), key)) for key in keys])
+            for server_id, answer in zip(part, answers, strict=True):
+                if isinstance(answer, OpenManagerError):
+                    raise answer
+                stored = _parsed(server_id, answer, sets)
+                if stored is not None:
+                    found.append(stored)
+            await asyncio.sleep(0)
+        return found
+
+    async def differences(self, versions: Mapping[str, str]) -> AsyncGenerator[Difference, None]:
+        fleets = [await self._get(note_key(key)) for key in (ALL_KEY, COUNT_KEY, HEALTHY_KEY)]
+        yield Difference(fleets=[note_version(note) for note in fleets if note is not None])
+        basic = await self._listed()
+        there = list(basic) or await self._scan()  # servers:all lives 60 s, server:{id} 300 s
+        ids = list(dict.fromkeys((*there, *versions)))
+        for at in range(0, len(ids), NOTES_PER_READ):
+            part = ids[at : at + NOTES_PER_READ]
+            missing: list[str] = []
+            differs = [server_id for server_id in part if server_id not in versions]
+            known = [server_id for server_id in part if server_id in versions]
+            keys = [server_key(server_id) for server_id in known]
+            answers = await self._link.run([(key, ("GET", note_key(key))) for key in keys]) if known else []
+            for server_id, note in zip(known, answers, strict=True):
+                if isinstance(note, OpenManagerError):
+                    raise note
+                if note is None:
+                    missing.append(server_id)
+                elif note_version(note) != versions[server_id]:
+                    differs.append(server_id)
+            found = {stored.server_id: stored for stored in await self.read(differs)}
+            for server_id in differs:
+                if server_id not in found and server_id in basic and server_id not in versions:
+                    found[server_id] = parse_document(basic[server_id], {})
+            yield Difference(found=list(found.values()), missing=missing)
+
+    async def heard(self) -> AsyncGenerator[Heard, None]:
+        async with aclosing(self._link.listen(CHANNEL)) as messages:
+            async for message in messages:
+                yield Heard() if message is None else _told(message)
 
     async def list_basic(self) -> Sequence[ServerState] | None:
-        with _as_ours():
-            raw = await self._client.get(ALL_KEY)
+        raw = await self._get(ALL_KEY)
         return None if raw is None else _parsed_all(raw)
 
     async def count(self) -> int | None:
-        with _as_ours():
-            return _number(await self._client.get(COUNT_KEY))
+        return _number(await self._get(COUNT_KEY))
 
     async def healthy(self) -> int | None:
-        with _as_ours():
-            return _number(await self._client.get(HEALTHY_KEY))
-
-    async def load(self) -> AsyncGenerator[Sequence[ServerState], None]:
-        basic = {state.server_id: state for state in await self.list_basic() or ()}
-        sets: _Sets = {}
-        ids = list(basic) or await self._scan()  # servers:all lives 60 s, server:{id} 300 s
-        for at in range(0, len(ids), SERVERS_PER_READ):
-            part = ids[at : at + SERVERS_PER_READ]
-            with _as_ours():
-                pipeline = self._client.pipeline(transaction=False)
-                for server_id in part:
-                    pipeline.get(server_key(server_id))
-                found = await pipeline.execute(raise_on_error=False)
-            states = []
-            for server_id, raw in zip(part, found, strict=True):
-                state = _readable(server_key(server_id), raw, sets) or basic.get(server_id)
-                if state is not None and state.server_id == server_id:
-                    states.append(state)
-            yield states
+        return _number(await self._get(HEALTHY_KEY))
 
     async def ping(self) -> StoreIdentity:
-        with _as_ours():
-            info: dict[str, Any] = await self._client.info("server")
-        return StoreIdentity(version=f"Redis {info.get('redis_version', '?')}", life=str(info.get("run_id", "")))
+        version, life, trouble = await self._link.info()
+        return StoreIdentity(version=f"Redis {version}", life=life, trouble=trouble)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._link.close()
 
-    async def _add_fleet(self, pipeline: Any, removed: Sequence[str], fleet: Fleet) -> None:
+    async def _server_commands(self, part: Sequence[Stored], bases: Mapping[str, str]) -> list[Command]:
+        lives = _ms(self._lifetimes.server_s), _ms(self._lifetimes.note_s)
+        commands: list[Command] = []
+        for stored, (document, note) in zip(part, await _encoded(part), strict=True):
+            key = server_key(stored.server_id)
+            base = bases.get(stored.server_id, "")
+            arguments = (base, stored.version, stored.writer, note, document, *lives)
+            commands.append((key, ("EVAL", _WRITE_SERVER, 2, key, note_key(key), *arguments)))
+        return commands
+
+    async def _fleet_commands(self, fleet: Fleet) -> list[Command]:
         lives = self._lifetimes
-        for server_id in removed:
-            pipeline.unlink(server_key(server_id))
-        pipeline.set(ALL_KEY, await self._all(fleet), px=_ms(lives.all_s))
-        pipeline.set(COUNT_KEY, fleet.summary.total, px=_ms(lives.count_s))
-        pipeline.set(HEALTHY_KEY, fleet.summary.healthy, px=_ms(lives.healthy_s))
+        values = (
+            (ALL_KEY, await self._all(fleet), lives.all_s),
+            (COUNT_KEY, fleet.summary.total, lives.count_s),
+            (HEALTHY_KEY, fleet.summary.healthy, lives.healthy_s),
+        )
+        return [
+            (key, ("EVAL", _WRITE_FLEET, 2, key, note_key(key), fleet.version, value, _ms(life_s), *fleet.bases))
+            for key, value, life_s in values
+        ]
 
     async def _all(self, fleet: Fleet) -> bytes:
         """servers:all, of which only the states that changed are encoded again (3 us each)."""
@@ -165,98 +265,77 @@ class RedisStateStore:
         self._basic = encode() if len(fleet.states) <= STATES_ON_LOOP else await asyncio.to_thread(encode)
         return b"[" + b",".join(document for _, document in self._basic.values()) + b"]"
 
+    async def _get(self, key: str) -> bytes | None:
+        (answer,) = await self._link.run([(key, ("GET", key))])
+        if isinstance(answer, OpenManagerError):
+            raise answer
+        found: bytes | None = answer
+        return found
+
+    async def _listed(self) -> dict[str, Any]:
+        """The documents in servers:all by id, as they lie there; none where they are not ours."""
+        raw = await self._get(ALL_KEY)
+        if raw is None:
+            return {}
+        try:
+            return {str(one["id"]): one for one in await asyncio.to_thread(orjson.loads, raw)}
+        except (ValueError, KeyError, TypeError):
+            _log.warning("%s in Redis is not ours, and will be replaced", ALL_KEY)
+            return {}
+
     async def _scan(self) -> list[str]:
-        with _as_ours():
-            match = f"{SERVER_KEY_PREFIX}*"
-            keys = [key async for key in self._client.scan_iter(match=match, count=MAX_KEYS_PER_SCAN)]
+        keys = await self._link.scan(f"{SERVER_KEY_PREFIX}*", MAX_KEYS_PER_SCAN)
         return [key.decode("utf-8", "replace").removeprefix(SERVER_KEY_PREFIX) for key in keys]
 
 
-def _readable(key: str, answer: bytes | Exception | None, sets: _Sets) -> ServerState | None:
-    """A server read back; None, and said so, for what somebody else may have put there."""
-    try:
-        if isinstance(answer, Exception):
-            raise answer
-        return None if answer is None else _parsed(answer, sets)
-    except (Unavailable, ResponseError) as error:
-        _log.warning("%s in Redis cannot be read back: %s", key, error)
+def _parsed(server_id: str, answer: Answer, sets: Sets) -> Stored | None:
+    """A note and its document; None, and said so, for what somebody else may have put there."""
+    note, raw = answer
+    if note is None and raw is None:
         return None
-
-
-def _parsed_all(raw: bytes | str) -> list[ServerState]:
-    sets: _Sets = {}
-    documents = _json(raw)
-    return [_parsed(document, sets) for document in documents] if isinstance(documents, list) else []
-
-
-def _parsed(document: Any, sets: _Sets) -> ServerState:
     try:
-        return parse_document(_json(document) if isinstance(document, bytes | str) else document, sets)
+        found = parse_stored(server_id, note, None if raw is None else orjson.loads(raw), sets)
+        if found is not None and found.server_id != server_id:
+            raise ValueError(f"the document is of {found.server_id[:100]!r}")
+    except ValueError as error:
+        _log.warning("%s in Redis cannot be read back: %s", server_key(server_id), error)
+        return None
+    return found
+
+
+def _told(message: bytes) -> Heard:
+    """What is in a message."""
+    try:
+        told = orjson.loads(message)
+        versions = {str(server_id): str(version) for server_id, version in told["servers"].items()}
+        return Heard(versions=versions, fleet=str(told["fleet"]))
+    except (ValueError, AttributeError, KeyError, TypeError):
+        _log.warning("a message on %s is not one of ours", CHANNEL)
+        return Heard()
+
+
+def _parsed_all(raw: bytes) -> list[ServerState]:
+    sets: Sets = {}
+    try:
+        documents = orjson.loads(raw)
+        return [parse_document(document, sets) for document in documents] if isinstance(documents, list) else []
     except ValueError as error:
         raise Unavailable(f"Redis holds what is not ours: {error}", reason="STORE_UNREADABLE") from error
 
 
-def _json(raw: bytes | str) -> Any:
-    try:
-        return orjson.loads(raw)
-    except ValueError as error:
-        raise Unavailable(f"Redis holds what is not JSON: {error}", reason="STORE_UNREADABLE") from error
+async def _encoded(part: Sequence[Stored]) -> list[tuple[bytes, bytes]]:
+    """Document and note of each; no document for a removal."""
 
+    def encode() -> list[tuple[bytes, bytes]]:
+        return [(b"", removal_note(one)) if isinstance(one, Removal) else full_document(one) for one in part]
 
-def _connect(url: str) -> "Redis":
-    """The client, traced when tracing is on."""
-    client = Redis.from_url(
-        url,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-        max_connections=MAX_CONNECTIONS,
-        client_name="openmanager-cache",
-        protocol=2,
-    )
-    if telemetry.tracing_enabled():
-        from opentelemetry.instrumentation.redis import RedisInstrumentor  # noqa: PLC0415  only when tracing
-
-        RedisInstrumentor.instrument_client(client, response_hook=_name_span)
-    return client
-
-
-def _name_span(span: Span, instance: object, _response: object) -> None:
-    """The instrumentation names the span of a pipeline by all its commands, which may be a hundred."""
-    if isinstance(instance, Pipeline):
-        span.update_name("PIPELINE")
-
-
-async def _encoded(states: Sequence[ServerState]) -> list[bytes]:
-    def encode() -> list[bytes]:
-        return [full_document(state) for state in states]
-
-    return encode() if sum(state.cells for state in states) <= CELLS_ON_LOOP else await asyncio.to_thread(encode)
-
-
-@contextmanager
-def _as_ours() -> Iterator[None]:
-    """The border where the driver's exceptions become ours.
-
-    On Python 3.11 asyncio.wait_for, which the driver uses, returns normally when it is cancelled in the very moment
-    that it is done. A task that lost its cancellation this way would never end, so what was lost is raised here.
-    """
-    task = asyncio.current_task()
-    cancelled_before = task.cancelling() if task is not None else 0
-    try:
-        yield
-        if task is not None and task.cancelling() > cancelled_before:
-            raise asyncio.CancelledError
-    except ResponseError as error:
-        text = redact(f"Redis refuses: {type(error).__name__}: {error}")
-        raise Unavailable(text, reason="STORE_REFUSED") from error
-    except (RedisError, OSError) as error:
-        raise Unavailable(redact(f"{type(error).__name__}: {error}"), reason="STORE_UNAVAILABLE") from error
+    cells = sum(stored.cells for stored in part if isinstance(stored, ServerState))
+    return encode() if cells <= CELLS_ON_LOOP else await asyncio.to_thread(encode)
 
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1_000)
 
 
-def _number(raw: bytes | str | None) -> int | None:
+def _number(raw: bytes | None) -> int | None:
     return None if raw is None else int(raw)

@@ -66,9 +66,9 @@ def request(
 class World:
     """A live state and the time it lives in."""
 
-    def __init__(self) -> None:
+    def __init__(self, epoch: str = "e1") -> None:
         self.clock = ManualClock()
-        self.live = LiveState(self.clock, MetricSets(), epoch="e1")
+        self.live = LiveState(self.clock, MetricSets(), epoch=epoch)
 
     def report(self, server_id: str, cpu: float, memory: float = 10, disk: float = 10, at_ms: int = 0) -> Outcome:
         """A row of the headline metrics, measured now or at `at_ms`."""

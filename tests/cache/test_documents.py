@@ -22,7 +22,7 @@ def test_the_full_document_is_flat_and_complete() -> None:
     world.clock.advance(0)
     state = world.live.get("a")
     assert state is not None
-    assert orjson.loads(full_document(state)) == {
+    assert orjson.loads(full_document(state)[0]) == {
         "id": "a",
         "hostname": "a.example",
         "environment": "production",
@@ -53,7 +53,7 @@ def test_a_metric_called_like_one_of_our_keys_does_not_replace_it() -> None:
     world.rows(rows_of(set_of("id", "status", "x"), {"a": (1, 2, 3)}, T0))
     state = world.live.get("a")
     assert state is not None
-    document = orjson.loads(full_document(state))
+    document = orjson.loads(full_document(state)[0])
     assert (document["id"], document["status"], document["x"]) == ("a", "healthy", 3)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import orjson
@@ -17,9 +17,9 @@ from runtime.clock import Clock, ManualClock, SystemClock
 from runtime.errors import Unavailable
 from services.cache import core as core_module
 from services.cache.core import Cache
-from services.cache.model import Fleet, ServerState
+from services.cache.model import Fleet, ServerState, Stored
 from services.cache.state import Update
-from services.cache.store import StateStore
+from services.cache.store import Difference, StateStore, Written
 from services.cache.store_memory import MemoryStateStore
 from services.cache.store_redis import RedisStateStore
 from tests.cache.samples import HEADLINE, WIDE, World, descriptor, ids, rows_of, tick
@@ -59,7 +59,7 @@ async def agrees(raw: Redis, cache: Cache) -> bool:
         document = orjson.loads(await raw.get(f"server:{state.server_id}") or b"{}")
         assert document.get("status") == state.status.name.lower()
         assert {key: document.get(key) for key in state.metrics()} == state.metrics()
-    keys = {key.decode() async for key in raw.scan_iter()}
+    keys = {key.decode() async for key in raw.scan_iter() if not key.startswith(b"openmanager:{")}
     assert keys == {"servers:all", "servers:count", "servers:healthy", *(f"server:{s.server_id}" for s in states)}
     return True
 
@@ -100,7 +100,7 @@ async def test_a_tick_is_one_round_trip(redis: RedisServer, monkeypatch: pytest.
         pipelines.clear()
         await report(cache, 11)
         await eventually(lambda: agrees(raw, cache))
-        assert pipelines == [SERVERS + 4]  # each server, the three keys of the fleet, and whether the count is there
+        assert pipelines == [SERVERS + 5]  # the servers, three keys of the fleet, is the count there, telling it
 
 
 async def test_a_removed_server_leaves_redis(redis: RedisServer) -> None:
@@ -115,6 +115,8 @@ async def test_a_removed_server_leaves_redis(redis: RedisServer) -> None:
 async def test_offline_servers_are_told_to_redis(redis: RedisServer) -> None:
     clock = ManualClock()
     async with caching(RedisStateStore(redis.url), clock) as cache, redis.client() as raw:
+        await eventually(lambda: cache.is_current)
+        clock.advance(1)
         await cache.update(Update(batches=[rows_of(HEADLINE, {"a": (1, 1, 1)}, clock.now_ms())]), [HEADLINE])
         await eventually(lambda: agrees(raw, cache))
         clock.advance(31)
@@ -286,23 +288,27 @@ class FailingStore(MemoryStateStore):
     last_written: tuple[str, ...] = ()
     gate: asyncio.Event | None = None
 
-    async def write(self, changed: list[ServerState], removed: list[str], fleet: Fleet) -> bool:  # type: ignore[override]
+    async def write(self, changed: Sequence[Stored], bases: Mapping[str, str], fleet: Fleet | None) -> Written:
         self.writes += 1
         if self.gate is not None:
             await self.gate.wait()
-        self.last_written = tuple(state.server_id for state in changed)
+        self.last_written = tuple(stored.server_id for stored in changed)
         if self.down:
             raise Unavailable("down")
-        return await super().write(changed, removed, fleet)
+        return await super().write(changed, bases, fleet)
+
+    async def get(self, server_id: str) -> ServerState | None:
+        found = [one for one in await self.read([server_id]) if isinstance(one, ServerState)]
+        return found[0] if found else None
 
 
 class HangingStore(MemoryStateStore):
     """A memory store that gives one server back and then nothing more."""
 
-    async def load(self) -> AsyncGenerator[list[ServerState], None]:  # type: ignore[override]
+    async def differences(self, versions: Mapping[str, str]) -> AsyncGenerator[Difference, None]:
         world = World()
         world.report("a", 10)
-        yield list(world.fleet().states)
+        yield Difference(found=list(world.fleet().states))
         await asyncio.Event().wait()
 
 

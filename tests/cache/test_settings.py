@@ -17,6 +17,10 @@ def test_the_defaults() -> None:
         "redis://127.0.0.1",
         "redis://[::1]:6379/3",
         "rediss://user:pa%2Fss@redis.example:6380/0?ssl_ca_certs=/etc/ca.pem&ssl_check_hostname=true",
+        "redis+sentinel://user:pa%2Fss@a,b:1,[::1]:2/mymaster/3?sentinel_password=pa%2Fss",
+        "rediss+sentinel://a/mymaster?ssl_ca_certs=/etc/ca.pem",
+        "redis+cluster://user:pa%2Fss@a:7000,b:7001",
+        "rediss+cluster://a",
     ],
 )
 def test_urls_of_redis(url: str) -> None:
@@ -39,7 +43,13 @@ def test_urls_of_redis(url: str) -> None:
         "redis://user:hunter2@host:1?socket_timeout=hunter2",
         "rediss://user:hunter2@host:1?hunter2=1",
         "unix:///tmp/hunter2.sock",
-        "redis+sentinel://:hunter2@host:1/service",
+        "redis+sentinel://:hunter2@host:1",
+        "redis+sentinel://:hunter2@host:1/service/hunter2",
+        "redis+sentinel://:hunter2@host:1,/service",
+        "redis+cluster://:hunter2@host:1/0",
+        "redis+cluster://:hunter2@host:1?sentinel_password=hunter2",
+        "redis+hunter2://host:1",
+        "redis://:hunter2@a,b",
     ],
 )
 def test_what_is_no_url_of_redis_is_refused_by_name_and_without_its_text(url: str) -> None:

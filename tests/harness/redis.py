@@ -7,6 +7,7 @@ It keeps nothing on disk, so that a killed one comes back empty, which is the ha
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
@@ -54,6 +55,16 @@ class RedisServer:
             self.end()
         raise AssertionError(f"redis-server did not start: {(self._folder / 'redis.log').read_text()[-1000:]}")
 
+    def pause(self) -> None:
+        """SIGSTOP: connections stay, nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Goes on after `pause`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """SIGKILL: connections are reset and everything is lost."""
         assert self._process is not None
@@ -69,6 +80,9 @@ class RedisServer:
     def _launch(self) -> None:
         command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         command += ["--dir", str(self._folder), "--logfile", str(self._folder / "redis.log"), *self._options]
+        self._start(command)
+
+    def _start(self, command: list[str]) -> None:
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     async def _answers(self) -> bool:
@@ -86,14 +100,20 @@ class RedisServer:
         return self._process is not None and self._process.poll() is None
 
 
-@contextlib.asynccontextmanager
-async def redis_server(*options: str) -> AsyncIterator[RedisServer]:
-    """A running server with extra options of its command line, ended with the block."""
+def found_program() -> str:
+    """Where redis-server is; without it the test is skipped, and in CI fails."""
     program = shutil.which("redis-server")
     if program is None:
         if os.environ.get("CI") == "true":
             pytest.fail("redis-server is not installed, and CI may not skip")
         pytest.skip("redis-server is not installed (Debian: redis-server)")
+    return program
+
+
+@contextlib.asynccontextmanager
+async def redis_server(*options: str) -> AsyncIterator[RedisServer]:
+    """A running server with extra options of its command line, ended with the block."""
+    program = found_program()
     with tempfile.TemporaryDirectory(prefix="openmanager-redis-") as folder:
         server = RedisServer(program, Path(folder), options)
         await server.start()

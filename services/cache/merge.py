@@ -1,0 +1,104 @@
+"""What two replicas know of one server, joined.
+
+Every replica takes rows, and what it knows of a server may hold something that another one lacks: a row, a descriptor,
+a removal. Joining keeps the newest of each part, so whoever joins in whatever order ends with the same:
+
+    life         the later one wins whole: a removal voids every earlier state, an admission every earlier removal
+    descriptor   the one given last
+    samples      of each metric set the one measured last
+    status       of the side that has the newer samples; of the later judgement where both have the same; judged anew
+                 where each side has something newer
+
+What must stay true: `join` is the same in either order but for the objects it is made of, joining again changes
+nothing, and a joined state that is not simply one of the two has a later stamp than both.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+from fleet.health import HealthRules, judge
+from services.cache.model import Removal, Sample, ServerState, Stored, newest_headline
+
+SAMPLE_LIFETIME_MS: Final = 300_000
+"""A set that its server has stopped reporting, while it reports others, is dropped after this."""
+
+
+def join(mine: Stored, theirs: Stored, *, now_ms: int, writer: str, rules: HealthRules) -> Stored:
+    """What both know together.
+
+    Args:
+        mine: what this replica knows.
+        theirs: what another one wrote.
+        now_ms: our clock, for the stamp of what is new.
+        writer: this replica.
+        rules: of health.
+
+    Returns:
+        A value of the version of `theirs` when theirs holds all of it; `mine`, or something newer, otherwise.
+    """
+    if mine.version == theirs.version:
+        return mine
+    stamp = max(now_ms, mine.stamp + 1, theirs.stamp + 1)
+    if mine.life != theirs.life or isinstance(mine, Removal) or isinstance(theirs, Removal):
+        if _rank(theirs) >= _rank(mine):
+            return theirs
+        return replace(mine, stamp=stamp, writer=writer)
+    return _joined(mine, theirs, stamp, writer, rules)
+
+
+def _rank(known: Stored) -> tuple[int, bool, str]:
+    """Which of two lives wins; of an admission and a removal in the same millisecond the removal."""
+    return known.life, isinstance(known, Removal), known.version
+
+
+def _joined(mine: ServerState, theirs: ServerState, stamp: int, writer: str, rules: HealthRules) -> ServerState:
+    later = theirs if theirs.version > mine.version else mine
+    samples, i_have_news, they_have_news = _samples(mine, theirs)
+    my_description = (mine.described, str(mine.descriptor))
+    their_description = (theirs.described, str(theirs.descriptor))
+    described = theirs if their_description >= my_description else mine
+    if i_have_news and they_have_news:
+        status = judge(later.status, *newest_headline(samples), rules)
+    elif i_have_news or they_have_news:
+        status = (mine if i_have_news else theirs).status
+    else:
+        status = later.status
+    joined = replace(
+        described,
+        status=status,
+        observed_ms=samples[-1].time_ms if samples else None,
+        received_ms=samples[-1].received_ms if samples else None,
+        heard_s=mine.heard_s,
+        samples=samples,
+    )
+    nothing_of_mine = not i_have_news and my_description <= their_description and status == theirs.status
+    if nothing_of_mine and theirs.version:
+        return replace(joined, stamp=theirs.stamp, writer=theirs.writer)
+    nothing_of_theirs = not they_have_news and their_description <= my_description and status == mine.status
+    if nothing_of_theirs and mine.version > theirs.version:
+        return mine
+    return replace(joined, stamp=stamp, writer=writer)
+
+
+def _samples(mine: ServerState, theirs: ServerState) -> tuple[tuple[Sample, ...], bool, bool]:
+    """The newest sample of each set, the newest last, and whether either side has one that the other lacks."""
+    i_have_news = they_have_news = False
+    joined = {sample.set_id: sample for sample in mine.samples}
+    their_ids = {sample.set_id for sample in theirs.samples}
+    newest_ms = max((sample.received_ms for sample in (*mine.samples, *theirs.samples)), default=0)
+    for theirs_one in theirs.samples:
+        mine_one = joined.get(theirs_one.set_id)
+        if mine_one is not None and mine_one.time_ms > theirs_one.time_ms:
+            i_have_news = True
+        elif mine_one is None or mine_one.time_ms < theirs_one.time_ms:
+            joined[theirs_one.set_id] = theirs_one
+            they_have_news |= newest_ms - theirs_one.received_ms < SAMPLE_LIFETIME_MS
+        elif mine_one.received_ms != theirs_one.received_ms and theirs.version > mine.version:
+            joined[theirs_one.set_id] = theirs_one  # two rows of the same time: the one that was taken later
+    for set_id, sample in list(joined.items()):
+        if newest_ms - sample.received_ms >= SAMPLE_LIFETIME_MS:
+            del joined[set_id]
+        elif set_id not in their_ids:
+            i_have_news = True
+    ordered = sorted(joined.values(), key=lambda sample: (sample.time_ms, sample.received_ms, sample.set_id))
+    return tuple(ordered), i_have_news, they_have_news

@@ -1,0 +1,206 @@
+"""Two replicas of the cache with one real Redis: they agree, and an old memory never overwrites a newer state."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet.health import ServerStatus
+from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
+from runtime.channel import Channel
+from services.cache import peers as peers_module
+from services.cache.state import Update
+from tests.cache.replicas import agree, content, holds, now_ms, recording, replica, report, report_tick
+from tests.cache.samples import HEADLINE, descriptor, ids, request, rows_of, set_of
+from tests.cache.test_process import SECRET, answered, process
+from tests.harness import eventually, free_port
+from tests.harness.fault_proxy import fault_proxy
+from tests.harness.redis import RedisServer
+
+OTHER = set_of("x", "y")
+
+
+async def test_what_one_replica_is_told_the_other_knows(redis: RedisServer) -> None:
+    async with replica(redis.url, "e1") as first, replica(redis.url, "e2") as second, redis.client() as raw:
+        await eventually(lambda: first.is_current and second.is_current)
+        await report_tick(first, 30, 10)
+        await eventually(lambda: agree(first, second))
+        assert len(content(second)) == 30
+        await report_tick(second, 20, 97)
+        await first.update(Update(descriptors=[descriptor(ids(25)[24], role="moved")]))
+        await eventually(lambda: agree(first, second))
+        assert first.summary().critical == 20
+        assert second.get(ids(25)[24]).descriptor.role == "moved"
+        first.remove(ids(5))
+        await eventually(lambda: agree(first, second))
+        assert second.summary().total == 25
+        await report(second, ids(1)[0])  # its rows are ignored there too
+        assert second.summary().total == 25
+        await second.update(Update(descriptors=[descriptor(ids(1)[0])], admit_removed=True))
+        await report(second, ids(1)[0])
+        await eventually(lambda: agree(first, second))
+        assert first.summary().total == 26
+        await eventually(lambda: holds(raw, first))
+
+
+async def test_a_change_reaches_the_other_replica_within_a_second(redis: RedisServer) -> None:
+    async with replica(redis.url, "e1") as first, replica(redis.url, "e2") as second:
+        await eventually(lambda: first.is_current and second.is_current)
+        waits_s = []
+        for step in range(10):
+            await report(first, "a", cpu=10 + step)
+            started_s = time.monotonic()
+            await eventually(lambda step=step: second.get("a").headline()[0] == 10 + step if step else _knows(second))
+            waits_s.append(time.monotonic() - started_s)
+        assert sorted(waits_s)[5] < 1  # the median: the machine may be busy
+
+
+def _knows(cache: Any) -> bool:
+    return bool(cache.summary().total)
+
+
+async def test_sets_and_descriptors_told_to_different_replicas_at_once_are_all_kept(redis: RedisServer) -> None:
+    async with replica(redis.url, "e1") as first, replica(redis.url, "e2") as second, redis.client() as raw:
+        for step in range(10):
+            time_ms = now_ms()
+            left = rows_of(HEADLINE, {"a": (step, 1, 1)}, time_ms)
+            right = rows_of(OTHER, {"a": (step, step)}, time_ms)
+            moved = [descriptor("a", role=f"role-{step}")]
+            await asyncio.gather(
+                first.update(Update(batches=[left]), [HEADLINE]),
+                second.update(Update(batches=[right], descriptors=moved), [OTHER]),
+            )
+            both = {"cpu_usage": step, "memory_usage": 1, "disk_usage": 1, "x": step, "y": step}
+            await eventually(lambda both=both: first.get("a").metrics() == second.get("a").metrics() == both)
+            await eventually(lambda step=step: first.get("a").descriptor.role == f"role-{step}")
+        await eventually(lambda: holds(raw, first))
+        await eventually(lambda: agree(first, second))
+
+
+@pytest.mark.parametrize("fault", ["cut", "half_open"])
+async def test_an_old_memory_that_comes_back_overwrites_nothing_newer(redis: RedisServer, fault: str) -> None:
+    async with (
+        fault_proxy(redis.port) as proxy,
+        replica(redis.url, "e1") as first,
+        replica(f"redis://127.0.0.1:{proxy.port}", "e2") as second,
+        redis.client() as raw,
+    ):
+        await report(second, "a", "b", "removed", cpu=10)
+        await eventually(lambda: first.summary().total == 3)
+        await eventually(lambda: agree(first, second))
+        await (proxy.cut() if fault == "cut" else asyncio.to_thread(proxy.half_open))
+        await eventually(lambda: not second.is_current)
+        async with recording(redis) as recorder:
+            await report(second, "b", cpu=20)  # news of its own, so that it has something to write ...
+            await second.update(Update(descriptors=[descriptor("a", role="told-while-away")]))
+            await report(first, "a", cpu=30)  # ... and what it does not know of
+            first.remove(["removed"])
+            await eventually(lambda: recorder.cpus("a") == [30.0])
+            await eventually(lambda: len(recorder.fleets) >= 1)
+            await eventually(lambda: holds(raw, first))
+            await proxy.restore()
+            await eventually(lambda: first.get("a").descriptor.role == "told-while-away", within_s=20)
+            await eventually(lambda: first.get("b").headline()[0] == 20, within_s=20)
+            await eventually(lambda: agree(first, second))
+            await eventually(lambda: holds(raw, second))
+        assert set(recorder.cpus("a")) == {30.0}
+        assert recorder.cpus("removed") == []
+        assert all("a=30.0" in fleet for fleet in recorder.fleets)
+        assert first.summary().total == second.summary().total == 2
+
+
+async def test_a_replica_that_was_stopped_takes_in_what_it_missed_before_anyone_sees_its_memory(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    ports = free_port(), free_port()
+    async with (
+        process(tmp_path / "1", ports[0], REDIS_URL=redis.url),
+        process(tmp_path / "2", ports[1], REDIS_URL=redis.url) as second,
+        Channel(f"127.0.0.1:{ports[0]}", secret=SECRET) as to_first,
+        Channel(f"127.0.0.1:{ports[1]}", secret=SECRET) as to_second,
+        redis.client() as raw,
+    ):
+        stubs: list[Any] = [cache_pb2_grpc.CacheServiceStub(channel.grpc) for channel in (to_first, to_second)]
+
+        async def cpus(stub: Any) -> dict[str, float]:
+            answer = await stub.ListServerStates(cache_pb2.ListServerStatesRequest())
+            return {state.descriptor.server_id: state.samples[0].values[0] for state in answer.states}
+
+        await answered(lambda: stubs[1].UpdateServers(_headline({"a": 10, "b": 10, "removed": 10})))
+
+        async def know_all() -> bool:
+            return [len(await cpus(stub)) for stub in stubs] == [3, 3]
+
+        await answered(know_all)
+        os.kill(second.pid, signal.SIGSTOP)
+        async with recording(redis) as recorder:
+            waiting = asyncio.create_task(_call(stubs[1], _headline({"b": 20})), name="queued")
+            await stubs[0].UpdateServers(_headline({"a": 30}))
+            await stubs[0].RemoveServers(cache_pb2.RemoveServersRequest(server_ids=["removed"]))
+
+            async def removed() -> bool:
+                return not await raw.exists("server:removed") and recorder.cpus("a") == [30.0]
+
+            await eventually(removed)
+            os.kill(second.pid, signal.SIGCONT)
+            await waiting
+
+            async def both_know() -> bool:
+                return [await cpus(stub) for stub in stubs] == [{"a": 30.0, "b": 20.0}] * 2
+
+            await eventually(both_know, within_s=20)
+            await eventually(lambda: recorder.fleets and recorder.fleets[-1] == ["a=30.0", "b=20.0"], within_s=20)
+        assert set(recorder.cpus("a")) == {30.0}
+        assert recorder.cpus("removed") == []
+        assert all("a=10.0" not in fleet for fleet in recorder.fleets)
+
+
+def _headline(cpus: dict[str, float]) -> cache_pb2.UpdateServersRequest:
+    return request(rows_of(HEADLINE, {name: (cpu, 1, 1) for name, cpu in cpus.items()}, now_ms()))
+
+
+async def _call(stub: Any, message: cache_pb2.UpdateServersRequest) -> None:
+    await stub.UpdateServers(message)
+
+
+async def test_what_a_dying_writer_did_not_tell_is_found_by_comparing(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with replica(redis.url, "e1") as first, redis.client() as raw:
+        await report(first, "a")
+        await eventually(lambda: holds(raw, first))
+        kept = {key: await raw.get(key) async for key in raw.scan_iter()}
+    async with redis.client() as raw:
+        await raw.flushall()
+    monkeypatch.setattr(peers_module, "REREAD_INTERVAL_S", 0.5)
+    async with replica(redis.url, "e2") as second:
+        await eventually(lambda: second.is_current)
+        async with redis.client() as raw:
+            for key, value in kept.items():
+                await raw.set(key, value)  # written, but not told
+        await eventually(lambda: second.summary().total == 1, within_s=10)
+
+
+async def test_a_replica_does_not_call_silent_what_it_cannot_hear(redis: RedisServer) -> None:
+    async with (
+        fault_proxy(redis.port) as proxy,
+        replica(redis.url, "e1") as first,
+        replica(f"redis://127.0.0.1:{proxy.port}", "e2") as second,
+    ):
+        short = [descriptor("a", report_interval_ms=300)]
+        await first.update(Update(descriptors=short))
+        await report(first, "a")
+        await eventually(lambda: _knows(second) and second.get("a").status == ServerStatus.HEALTHY)
+        await proxy.cut()
+        await eventually(lambda: not second.is_current)
+        await eventually(lambda: first.get("a").status == ServerStatus.OFFLINE)  # it heard nothing itself
+        await second.update(Update(descriptors=[descriptor("b", report_interval_ms=300)]))
+        await report(second, "b")
+        await eventually(lambda: second.get("b").status == ServerStatus.OFFLINE)  # it does judge what it heard
+        assert second.get("a").status == ServerStatus.HEALTHY
+        await proxy.restore()
+        await eventually(lambda: second.get("a").status == ServerStatus.OFFLINE, within_s=10)
