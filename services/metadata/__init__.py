@@ -1,7 +1,10 @@
 """The record: which servers there are and what the AI said, in PostgreSQL.
 
 The database is the embedded one (``embedded``) unless ``DATABASE_URL`` names another. The files from the outside in:
-``__main__`` joins the parts, ``servicer`` speaks gRPC, ``store`` is the contract, ``store_postgres`` the SQL,
-``store_connection`` the only border to the driver, ``store_migrate`` the schema's history; ``embedded``, ``postmaster``
-and ``account`` run a PostgreSQL of our own.
+``__main__`` joins the parts, ``servicer`` speaks gRPC, ``store`` is the contract. ``store_local`` keeps it whether the
+database is there or not: with ``facts`` (``journal``, ``kinds``, ``interactions``), which are on our own disk before
+they are in PostgreSQL, and ``server_copy``, which is read while it is away. ``store_postgres`` is the SQL, ``queries``
+what listings ask of either; ``store_connection`` the only border to the driver (``hosts``, ``line``,
+``driver_errors``), ``store_migrate`` the schema's history; ``embedded``, ``postmaster`` and ``account`` run a
+PostgreSQL of our own. ``commands`` is what operators type.
 """

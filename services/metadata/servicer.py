@@ -1,6 +1,7 @@
 """gRPC to the store and back: decode, call, encode. Every rule is in the store."""
 
 from datetime import datetime
+from typing import Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -17,6 +18,15 @@ from services.metadata.store import (
 
 SERVER_REGISTRY = "openmanager.metadata.v1.ServerRegistryService"
 INTERACTION_STORE = "openmanager.metadata.v1.InteractionStoreService"
+STALE_SINCE = "openmanager-stale-since"
+"""Trailing metadata of a listing of interactions that was answered without the database."""
+
+
+class MetadataContext(Protocol):
+    """What is needed of a call."""
+
+    def set_trailing_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        """Sends key and value pairs after the answer."""
 
 
 class ServerRegistryServicer:
@@ -34,10 +44,12 @@ class ServerRegistryServicer:
             servers=[_record(server) for server in page.items],
             next_page_token=page.next_page_token,
             total_size=page.total_size,
+            stale_since=_maybe_time(page.stale_since),
         )
 
     async def GetServerRecord(self, request: pb.GetServerRecordRequest, _context: object) -> pb.GetServerRecordResponse:
-        return pb.GetServerRecordResponse(server=_record(await self._store.get_server(request.server_id)))
+        server = await self._store.get_server(request.server_id)
+        return pb.GetServerRecordResponse(server=_record(server), stale_since=_maybe_time(server.stale_since))
 
     async def CreateServerRecord(
         self, request: pb.CreateServerRecordRequest, _context: object
@@ -90,10 +102,12 @@ class InteractionStoreServicer:
         return pb.LoadInteractionResponse(interaction=_interaction(await self._store.get_interaction(request.id)))
 
     async def QueryInteractions(
-        self, request: pb.QueryInteractionsRequest, _context: object
+        self, request: pb.QueryInteractionsRequest, context: MetadataContext
     ) -> pb.QueryInteractionsResponse:
         filters = InteractionFilter(session_id=request.session_id, min_rating=request.min_rating)
         page = await self._store.list_interactions(filters, page_size=request.page_size, page_token=request.page_token)
+        if page.stale_since is not None:
+            context.set_trailing_metadata(((STALE_SINCE, page.stale_since.isoformat()),))
         return pb.QueryInteractionsResponse(
             interactions=[_interaction(interaction) for interaction in page.items],
             next_page_token=page.next_page_token,
@@ -107,12 +121,16 @@ def _time(instant: datetime) -> Timestamp:
     return message
 
 
+def _maybe_time(instant: datetime | None) -> Timestamp | None:
+    return None if instant is None else _time(instant)
+
+
 def _record(server: ServerRecord) -> pb.ServerRecord:
     return pb.ServerRecord(
         descriptor=descriptor_to_pb(server.descriptor),
         create_time=_time(server.create_time),
         update_time=_time(server.update_time),
-        delete_time=_time(server.delete_time) if server.delete_time is not None else None,
+        delete_time=_maybe_time(server.delete_time),
     )
 
 

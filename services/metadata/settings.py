@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, SecretStr
 
-from runtime.settings import Address, CommonSettings, setting
+from runtime.settings import Address, ByteSize, CommonSettings, setting
 from services.metadata.target import target_of_url
 
 
@@ -22,4 +22,11 @@ class MetadataSettings(CommonSettings):
         None,
         "The PostgreSQL (15 to 18) that keeps the record, postgresql://user:password@host:port/database; of several "
         "hosts, separated by commas, the first that takes writes. Unset: one of our own under DATA_DIR/metadata.",
+    )
+    metadata_journal_limit: ByteSize = setting(
+        "METADATA_JOURNAL_LIMIT",
+        "1GiB",
+        "Size of the journal of facts (AI interactions) at which new ones are refused while PostgreSQL is away. What "
+        "PostgreSQL has goes first, before its 24 hours are over.",
+        ge=1 << 20,
     )

@@ -1,9 +1,12 @@
 """The contract of the record: what every store of servers and AI interactions promises, whatever it is made of.
 
 Common to all methods: every change is durable when the method returns and visible to every later call; arguments are
-checked before anything is kept (``InvalidArgument`` names the field); a store that is away raises ``Unavailable``
-within 16 s (the caller's deadline is usually nearer) and never hangs; lost races raise ``Aborted``. All times are UTC
+checked before anything is kept (``InvalidArgument`` names the field); lost races raise ``Aborted``. All times are UTC
 with microseconds.
+
+While the database is away: changes of servers raise ``Unavailable``, the first callers within 16 s (their deadline is
+usually nearer), later ones at once; interactions are recorded all the same; what is read says so by ``stale_since``,
+and what cannot be answered at all raises ``Unavailable``.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,12 +23,18 @@ UPDATABLE_FIELDS = ("hostname", "environment", "role", "location", "report_inter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRecord:
-    """A server as recorded; ``delete_time`` is None unless it is deleted."""
+    """A server as recorded.
+
+    Attributes:
+        delete_time: None unless it is deleted.
+        stale_since: when this was known to be the record; None: it is.
+    """
 
     descriptor: ServerDescriptor
     create_time: datetime
     update_time: datetime
     delete_time: datetime | None = None
+    stale_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +88,20 @@ class InteractionFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page(Generic[T]):
-    """Some rows of a listing, where it goes on (empty: nowhere) and how many rows match in all."""
+    """Some rows of a listing.
+
+    Attributes:
+        next_page_token: where it goes on; empty: nowhere.
+        total_size: how many rows match in all.
+        stale_since: None: it is the record. Else the database is away since about then, or was never there; servers are
+            as of that time; of interactions there are only those recorded here that are still in the journal (24 hours
+            at least), and ``total_size`` counts only these.
+    """
 
     items: tuple[T, ...]
     next_page_token: str
     total_size: int
+    stale_since: datetime | None = None
 
 
 class MetadataStore(Protocol):
@@ -159,7 +177,13 @@ class MetadataStore(Protocol):
         ...
 
     async def record_interaction(self, interaction: NewInteraction) -> Interaction:
-        """Records an interaction, once: one that is there under this id is returned unchanged."""
+        """Records an interaction, once: one that is there under this id is returned unchanged.
+
+        While the database is away only those of the last 24 hours are known; an older one stays as it is all the same.
+
+        Raises:
+            ResourceExhausted: so many wait for the database that the journal, or the disk, is full.
+        """
         ...
 
     async def get_interaction(self, interaction_id: str) -> Interaction:
@@ -175,6 +199,7 @@ class MetadataStore(Protocol):
     ) -> Page[Interaction]:
         """Lists interactions, newest first, those of one instant in descending order of id; paged as servers are.
 
-        A ``min_rating`` above 0 leaves out interactions that nobody rated.
+        A ``min_rating`` above 0 leaves out interactions that nobody rated. While the database is away the page after
+        the last one that is local raises ``Unavailable``, with OLDER_UNAVAILABLE.
         """
         ...

@@ -1,27 +1,22 @@
 # ruff: noqa: S608  every statement is put together at import, from constants of this file
-"""The record in PostgreSQL: `store.MetadataStore` as SQL.
+"""The record in PostgreSQL, as SQL. What is done when it does not answer is in `store_local`.
 
 What must stay true: every value is a bound parameter, every statement a constant text; the SQL runs on PostgreSQL 15 to
 18 without extensions; a missing text is NULL in the table and empty outside.
 """
 
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from fleet.model import ServerDescriptor
-from runtime import paging
 from runtime.errors import AlreadyExists, InvalidArgument, NotFound
 from services.metadata import checks
+from services.metadata.queries import InteractionQuery, ServerQuery
 from services.metadata.store import (
     UPDATABLE_FIELDS,
     Interaction,
-    InteractionFilter,
-    MetadataStore,
-    NewInteraction,
-    Page,
-    ServerFilter,
     ServerRecord,
 )
 from services.metadata.store_connection import Database
@@ -32,6 +27,8 @@ _SERVER_MATCHES = """($1 = '' OR environment = $1) AND ($2 = '' OR role = $2)
 _LIST_SERVERS = f"""SELECT {_SERVER_COLUMNS} FROM servers WHERE {_SERVER_MATCHES}
     AND id COLLATE "C" > $5 ORDER BY id COLLATE "C" LIMIT $6"""
 _COUNT_SERVERS = f"SELECT count(*) FROM servers WHERE {_SERVER_MATCHES}"
+_NOW_AND_TOTAL = "SELECT now(), (SELECT count(*) FROM servers)"
+_CHANGED_SERVERS = f"SELECT {_SERVER_COLUMNS} FROM servers WHERE updated_at >= $1"
 _GET_SERVER = f"SELECT {_SERVER_COLUMNS} FROM servers WHERE id = $1 AND deleted_at IS NULL"
 _CREATE_SERVER = f"""INSERT INTO servers (id, hostname, environment, role, location, report_interval_ms)
     VALUES ($1, $2, NULLIF($3, ''), NULLIF($4, ''), NULLIF($5, ''), NULLIF($6::integer, 0))
@@ -73,48 +70,44 @@ _UNDELETE_SERVER = f"""UPDATE servers SET deleted_at = NULL, updated_at = now()
 
 _INTERACTION_COLUMNS = "id, session_id, query, response, confidence, user_rating, created_at"
 _INTERACTION_MATCHES = "($1 = '' OR session_id = $1) AND ($2::integer = 0 OR user_rating >= $2)"
-_RECORD_INTERACTION = f"""INSERT INTO ai_interactions (id, session_id, query, response, confidence, user_rating)
-    VALUES (coalesce($1, gen_random_uuid()), NULLIF($2, ''), $3, $4, $5, $6)
-    ON CONFLICT (id) DO NOTHING RETURNING {_INTERACTION_COLUMNS}"""
 _GET_INTERACTION = f"SELECT {_INTERACTION_COLUMNS} FROM ai_interactions WHERE id = $1"
 _LIST_INTERACTIONS = f"""SELECT {_INTERACTION_COLUMNS} FROM ai_interactions WHERE {_INTERACTION_MATCHES}
     AND ($3::timestamptz IS NULL OR (created_at, id) < ($3, $4::uuid)) ORDER BY created_at DESC, id DESC LIMIT $5"""
-_COUNT_INTERACTIONS = f"SELECT count(*) FROM ai_interactions WHERE {_INTERACTION_MATCHES}"
+# One statement, so that what is inserted meanwhile is in both numbers or in none.
+_COUNT_INTERACTIONS = f"""SELECT (SELECT count(*) FROM ai_interactions WHERE {_INTERACTION_MATCHES}),
+    (SELECT count(*) FROM ai_interactions WHERE id = ANY ($3::uuid[]))"""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
+class PostgresStore:
+    """The record in a `Database`: `MetadataStore`'s changes and what its reads need.
 
-class PostgresStore(MetadataStore):
-    """The record in a `Database`."""
+    Every method raises Unavailable while the database is away; `within_s` bounds the wait for it.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def list_servers(
-        self, filters: ServerFilter, *, page_size: int = 0, page_token: str = ""
-    ) -> Page[ServerRecord]:
-        checks.check_text(filters.environment, "environment", max_characters=checks.MAX_ENVIRONMENT_CHARACTERS)
-        checks.check_text(filters.role, "role", max_characters=checks.MAX_ROLE_CHARACTERS)
-        if len(filters.ids) > checks.MAX_FILTER_IDS:
-            raise InvalidArgument(f"more than {checks.MAX_FILTER_IDS} ids", field="ids")
-        ids = [checks.check_server_id(server_id, f"ids[{i}]") for i, server_id in enumerate(filters.ids)] or None
-        limit = paging.page_size(page_size)
-        bound = [filters.environment, filters.role, ids, filters.show_deleted]
-        last = paging.position("servers", bound, page_token, (str,))
-        after = "" if last is None else _text_in_token(last[0])
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(_LIST_SERVERS, *bound, after, limit + 1)
+        self, query: ServerQuery, *, within_s: float | None = None
+    ) -> tuple[list[ServerRecord], int]:
+        """One server more than the page has, and how many match in all."""
+        bound = query.filters
+        async with self._database.connection(within_s=within_s) as connection:
+            rows = await connection.fetch(_LIST_SERVERS, *bound, query.after, query.limit + 1)
             total = await connection.fetchval(_COUNT_SERVERS, *bound)
-        more = len(rows) > limit
-        return Page(
-            items=tuple(_server(row) for row in rows[:limit]),
-            next_page_token=paging.page_token("servers", bound, [rows[limit - 1]["id"]]) if more else "",
-            total_size=total,
-        )
+        return [_server(row) for row in rows], total
 
-    async def get_server(self, server_id: str) -> ServerRecord:
-        return await self._one_server(_GET_SERVER, checks.check_server_id(server_id))
+    async def changed_servers(self, since: datetime | None) -> tuple[list[ServerRecord], int, datetime]:
+        """The servers that changed since a time of the database (None: none), how many there are, its time now."""
+        async with self._database.connection() as connection:
+            now, total = await connection.fetchrow(_NOW_AND_TOTAL)
+            rows = await connection.fetch(_CHANGED_SERVERS, since)
+        return [_server(row) for row in rows], total, now
+
+    async def get_server(self, server_id: str, *, within_s: float | None = None) -> ServerRecord:
+        async with self._database.connection(within_s=within_s) as connection:
+            row = await connection.fetchrow(_GET_SERVER, checks.check_server_id(server_id))
+        return _found(row, server_id)
 
     async def create_server(self, descriptor: ServerDescriptor) -> ServerRecord:
         checks.check_descriptor(descriptor, "descriptor")
@@ -168,49 +161,21 @@ class PostgresStore(MetadataStore):
                 raise AlreadyExists(f"the server {server_id!r} is not deleted", field="server_id")
         return _found(row, server_id)
 
-    async def record_interaction(self, interaction: NewInteraction) -> Interaction:
-        new = interaction
-        new_id = checks.check_interaction_id(new.id) if new.id else None
-        checks.check_text(new.session_id, "session_id", max_characters=checks.MAX_SESSION_ID_CHARACTERS)
-        checks.check_text(new.query, "query", max_bytes=checks.MAX_TEXT_BYTES)
-        checks.check_text(new.response, "response", max_bytes=checks.MAX_TEXT_BYTES)
-        confidence = checks.check_confidence(new.confidence, "confidence")
-        rating = checks.check_rating(new.user_rating, "user_rating")
-        values = (new_id, new.session_id, new.query, new.response, confidence, rating)
-        async with self._database.connection() as connection:
-            row = await connection.fetchrow(_RECORD_INTERACTION, *values)
-            if row is None:  # a statement of its own, since the first does not see a row committed after it began
-                row = await connection.fetchrow(_GET_INTERACTION, new_id)
-        return _interaction(row)
+    async def get_interaction(self, interaction_id: UUID, *, within_s: float | None = None) -> Interaction | None:
+        async with self._database.connection(within_s=within_s) as connection:
+            row = await connection.fetchrow(_GET_INTERACTION, interaction_id)
+        return None if row is None else _interaction(row)
 
-    async def get_interaction(self, interaction_id: str) -> Interaction:
-        wanted = checks.check_interaction_id(interaction_id)
+    async def newest_interactions(
+        self, query: InteractionQuery, asked_ids: Sequence[str] = ()
+    ) -> tuple[list[Interaction], int, int]:
+        """One interaction more than the page has, how many match in all, and how many of `asked_ids` are there."""
+        bound = [query.session_id, query.min_rating]
+        before = query.before or (None, None)
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(_GET_INTERACTION, wanted)
-        if row is None:
-            raise NotFound(f"there is no interaction {wanted}", field="id")
-        return _interaction(row)
-
-    async def list_interactions(
-        self, filters: InteractionFilter, *, page_size: int = 0, page_token: str = ""
-    ) -> Page[Interaction]:
-        checks.check_text(filters.session_id, "session_id", max_characters=checks.MAX_SESSION_ID_CHARACTERS)
-        if filters.min_rating:
-            checks.check_rating(filters.min_rating, "min_rating")
-        limit = paging.page_size(page_size)
-        bound = [filters.session_id, filters.min_rating]
-        last = paging.position("interactions", bound, page_token, (int, str))
-        before = (None, None) if last is None else _instant_in_token(*last)
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(_LIST_INTERACTIONS, *bound, *before, limit + 1)
-            total = await connection.fetchval(_COUNT_INTERACTIONS, *bound)
-        token = ""
-        if len(rows) > limit:
-            end = rows[limit - 1]
-            token = paging.page_token(
-                "interactions", bound, [(end["created_at"] - _EPOCH) // _MICROSECOND, str(end["id"])]
-            )
-        return Page(items=tuple(_interaction(row) for row in rows[:limit]), next_page_token=token, total_size=total)
+            rows = await connection.fetch(_LIST_INTERACTIONS, *bound, *before, query.limit + 1)
+            total, asked = await connection.fetchrow(_COUNT_INTERACTIONS, *bound, asked_ids)
+        return [_interaction(row) for row in rows], total, asked
 
     async def _one_server(self, statement: str, server_id: str, *values: Any) -> ServerRecord:
         async with self._database.connection() as connection:
@@ -262,17 +227,3 @@ def _interaction(row: Any) -> Interaction:
         user_rating=row["user_rating"],
         create_time=row["created_at"],
     )
-
-
-def _text_in_token(part: str | int) -> str:
-    try:
-        return checks.check_server_id(str(part))
-    except InvalidArgument:
-        raise paging.bad_token() from None
-
-
-def _instant_in_token(microseconds: str | int, interaction_id: str | int) -> tuple[datetime, UUID]:
-    try:
-        return _EPOCH + timedelta(microseconds=int(microseconds)), UUID(str(interaction_id))
-    except (ValueError, OverflowError):
-        raise paging.bad_token() from None

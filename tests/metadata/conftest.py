@@ -9,9 +9,11 @@ import pytest
 from runtime.clock import SystemClock
 from services.metadata import postmaster
 from services.metadata.store_connection import Database
-from services.metadata.store_postgres import PostgresStore
+from services.metadata.store_local import LocalFirstStore
 from services.metadata.target import DatabaseTarget, target_of_url
 from tests.harness.postgres import PostgresServer, debian_postgres, embedded_postgres, scratch_folder
+from tests.metadata.parts import Parts, assemble, opened
+from tests.metadata.service import postmasters
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +51,15 @@ def made_cluster() -> Iterator[Path]:
     shutil.rmtree(made, ignore_errors=True)
 
 
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    made = scratch_folder()
+    yield made
+    for process in postmasters(made):
+        process.kill()
+    shutil.rmtree(made, ignore_errors=True)
+
+
 @pytest.fixture(params=["embedded-18", "debian-15"])
 def server(request: pytest.FixtureRequest) -> PostgresServer:
     found: PostgresServer = request.getfixturevalue(f"{request.param.partition('-')[0]}_server")
@@ -68,11 +79,18 @@ async def database(target: DatabaseTarget) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-def blind_store() -> PostgresStore:
+def blind_store(tmp_path: Path) -> LocalFirstStore:
     """A store without a database, for calls that must be refused before one is asked: all others are Unavailable."""
-    return PostgresStore(Database(target_of_url("postgresql://127.0.0.1:1/none"), clock=SystemClock()))
+    return assemble(target_of_url("postgresql://127.0.0.1:1/none"), tmp_path).store
 
 
 @pytest.fixture
-def store(database: Database) -> PostgresStore:
-    return PostgresStore(database)
+async def parts(target: DatabaseTarget, tmp_path: Path) -> AsyncIterator[Parts]:
+    """The store of the product on a fresh database, and what it is made of."""
+    async with opened(target, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def store(parts: Parts) -> LocalFirstStore:
+    return parts.store

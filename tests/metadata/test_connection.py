@@ -17,13 +17,13 @@ from fleet.model import ServerDescriptor
 from runtime import telemetry
 from runtime.clock import SystemClock
 from runtime.errors import Aborted, FailedPrecondition, Internal, Unavailable
-from services.metadata.store import ServerFilter
 from services.metadata.store_connection import MAX_CONNECTIONS, Bounds, Database
 from services.metadata.store_migrate import Migration
 from services.metadata.store_postgres import PostgresStore
 from services.metadata.target import DatabaseTarget, target_of_url
 from tests.harness import eventually, free_port
 from tests.harness.postgres import OWNER, PostgresServer
+from tests.metadata.parts import EVERYTHING
 
 QUICK = Bounds(acquire_s=0.6, command_s=0.8, probe_s=0.5)
 WORST_S = QUICK.acquire_s * 2 + QUICK.command_s + 0.5
@@ -36,7 +36,7 @@ def open_database(target: DatabaseTarget, bounds: Bounds = QUICK) -> Database:
 
 async def answers(store: PostgresStore) -> bool:
     try:
-        await store.list_servers(ServerFilter())
+        await store.list_servers(EVERYTHING)
     except Unavailable:
         return False
     return True
@@ -55,7 +55,7 @@ async def test_the_service_starts_without_its_database_and_finds_it_later(
     async with open_database(own_target) as database:
         assert time.monotonic() - started < WORST_S
         store = PostgresStore(database)
-        for call in (store.list_servers(ServerFilter()), database.probe()):
+        for call in (store.list_servers(EVERYTHING), database.probe()):
             with pytest.raises(Unavailable):
                 await call
         own_server.start()
@@ -68,7 +68,7 @@ async def test_a_restarted_server_is_found_again_by_the_pool(
 ) -> None:
     async with open_database(own_target) as database:
         store = PostgresStore(database)
-        await asyncio.gather(*(store.list_servers(ServerFilter()) for _ in range(MAX_CONNECTIONS)))
+        await asyncio.gather(*(store.list_servers(EVERYTHING) for _ in range(MAX_CONNECTIONS)))
         own_server.stop(signal.SIGQUIT)
         started = time.monotonic()
         with pytest.raises(Unavailable, match="does not answer") as away:
@@ -118,7 +118,7 @@ async def test_a_first_host_that_swallows_packets_does_not_hide_the_second(debia
             assert time.monotonic() - started < Bounds().acquire_s
             assert await answers(store)
             started = time.monotonic()  # the host that served is asked first from now on
-            await asyncio.gather(*(store.list_servers(ServerFilter()) for _ in range(MAX_CONNECTIONS)))
+            await asyncio.gather(*(store.list_servers(EVERYTHING) for _ in range(MAX_CONNECTIONS)))
             assert time.monotonic() - started < 0.8
 
 
@@ -149,7 +149,7 @@ async def test_a_server_that_became_read_only_is_left_until_it_takes_writes(
         try:
             await eventually(refused, 3.0)
             with pytest.raises(Unavailable):  # the demoted connection is gone and no other host takes writes
-                await store.list_servers(ServerFilter())
+                await store.list_servers(EVERYTHING)
         finally:
             await set_read_only("off")
         await eventually(accepted, 3.0)
@@ -237,7 +237,7 @@ async def test_a_database_that_was_set_up_anew_is_migrated_anew(target: Database
         async with database.connection() as connection:
             await connection.execute("DROP TABLE servers, ai_interactions, schema_version")
         with pytest.raises(Unavailable):
-            await store.list_servers(ServerFilter())
+            await store.list_servers(EVERYTHING)
         await eventually(lambda: answers(store), 3.0)
 
 
@@ -319,7 +319,7 @@ async def test_calls_are_traced_when_tracing_is_on_and_probes_never(target: Data
             await database.probe()
             assert exporter.get_finished_spans() == ()
             with telemetry.tracer("test").start_as_current_span("caller") as caller:
-                await PostgresStore(database).list_servers(ServerFilter(environment="in-a-parameter"))
+                await PostgresStore(database).list_servers(replace(EVERYTHING, environment="in-a-parameter"))
             spans = [span for span in exporter.get_finished_spans() if span.name != "caller"]
         assert spans
         assert all(span.parent and span.parent.span_id == caller.get_span_context().span_id for span in spans)

@@ -1,115 +1,21 @@
 """The metadata service as a real process: started, called over gRPC, killed, started again."""
 
 import asyncio
-import contextlib
-import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
-import grpc
-import psutil
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from openmanager.fleet.v1 import metric_pb2, status_pb2, status_pb2_grpc
 from openmanager.metadata.v1 import metadata_pb2 as pb
-from openmanager.metadata.v1 import metadata_pb2_grpc as pb_grpc
-from runtime.channel import Channel, calling
-from runtime.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
-from tests.harness import eventually, free_port
-from tests.harness.postgres import PostgresServer, scratch_folder
-
-ROOT = Path(__file__).resolve().parents[2]
-SECRET = "a-secret-for-this-test"
-UP, DOWN = status_pb2.STORE_STATE_UP, status_pb2.STORE_STATE_DOWN
-ENVIRONMENT = {"PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "PATH": os.environ["PATH"], "SERVICE_SECRET": SECRET}
-
-
-class Service:
-    """One process of `python -m services.metadata` and a client of it."""
-
-    def __init__(self, data_dir: Path, **environment: str) -> None:
-        self.address = f"127.0.0.1:{free_port()}"
-        self._environment = ENVIRONMENT | {"DATA_DIR": str(data_dir), "METADATA_ADDRESS": self.address} | environment
-        self.log = data_dir / "service.log"
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "services.metadata"], cwd=ROOT, env=self._environment, stdout=log, stderr=log
-            )
-        self.channel = Channel(self.address, secret=SECRET, default_deadline_s=9.0)
-        self.servers = pb_grpc.ServerRegistryServiceStub(self.channel.grpc)
-        self.interactions = pb_grpc.InteractionStoreServiceStub(self.channel.grpc)
-        self.stores = status_pb2_grpc.StoreStatusServiceStub(self.channel.grpc)
-
-    async def healthy(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()[-2_000:]
-        async with grpc.aio.insecure_channel(self.address) as channel:
-            with contextlib.suppress(grpc.RpcError):
-                request = health_pb2.HealthCheckRequest(service="openmanager.metadata.v1.ServerRegistryService")
-                answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=1.0)
-                return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-        return False
-
-    async def size(self) -> int:
-        try:
-            async with calling("metadata"):
-                return int((await self.servers.ListServerRecords(pb.ListServerRecordsRequest())).total_size)
-        except Unavailable:
-            return -1
-
-    async def status(self) -> status_pb2.StoreStatus:
-        async with calling("metadata"):
-            answer = await self.stores.ListStoreStatuses(status_pb2.ListStoreStatusesRequest())
-        (store,) = answer.stores
-        return store
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(15.0)
-
-
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
-    made = scratch_folder()
-    yield made
-    for process in postmasters(made):
-        process.kill()
-    shutil.rmtree(made, ignore_errors=True)
-
-
-@contextlib.asynccontextmanager
-async def running(data_dir: Path, **environment: str) -> AsyncIterator[Service]:
-    service = Service(data_dir, **environment)
-    try:
-        await eventually(service.healthy, 20.0)
-        yield service
-    except BaseException:
-        sys.stderr.write(service.log.read_text()[-6_000:])
-        raise
-    finally:
-        await service.channel.close()
-        if service.process.poll() is None:
-            service.process.kill()
-            service.process.wait()
-
-
-def postmasters(data_dir: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if str(data_dir.resolve() / "metadata" / "postgresql") in process.cmdline():
-                found.append(process)
-    return found
-
-
-def server(server_id: str, **fields: str) -> metric_pb2.ServerDescriptor:
-    return metric_pb2.ServerDescriptor(server_id=server_id, **fields)
+from runtime.channel import calling
+from runtime.errors import AlreadyExists, InvalidArgument, NotFound
+from tests.harness import eventually
+from tests.harness.postgres import PostgresServer
+from tests.metadata.service import DOWN, ENVIRONMENT, ROOT, UP, Service, postmasters, running, server
 
 
 async def test_killed_with_9_it_serves_the_same_data_within_10_s(data_dir: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from runtime import paging
 from runtime.errors import InvalidArgument, NotFound
 from services.metadata.store import InteractionFilter, MetadataStore, NewInteraction
-from services.metadata.store_connection import Database
+from tests.metadata.parts import Parts
 
 
 async def test_an_interaction_comes_back_as_it_was_recorded(store: MetadataStore) -> None:
@@ -36,14 +36,14 @@ async def test_recording_is_idempotent_by_id_even_at_once(store: MetadataStore) 
     assert (await store.list_interactions(InteractionFilter())).total_size == 1
 
 
-async def test_interactions_are_listed_newest_first_by_session_and_rating(
-    store: MetadataStore, database: Database
-) -> None:
+async def test_interactions_are_listed_newest_first_by_session_and_rating(parts: Parts) -> None:
+    store, database = parts.store, parts.database
     made = []
     for number in range(30):
         rating = (number % 6) or None
         new = NewInteraction(session_id=f"s{number % 2}", query=str(number), user_rating=rating)
         made.append(await store.record_interaction(new))
+    await parts.all_inserted()
     async with database.connection() as connection:  # the same instant for some: the id decides
         await connection.execute(
             "UPDATE ai_interactions SET created_at = '2026-01-01T00:00:00.123456Z' WHERE query < '2'"

@@ -1,0 +1,60 @@
+"""What the driver's exceptions mean: the database is away, a race was lost, a value is refused, or it is set up wrong.
+
+What must stay true: a refusal is about the one fact that was sent, so that others may go; whatever would befall every
+fact alike (a missing table, a missing right, a full disk) is never a refusal.
+"""
+
+from typing import Final
+
+import asyncpg
+
+from runtime.errors import clip
+from runtime.redaction import redact
+
+MAX_ERROR_TEXT_BYTES: Final = 300
+
+UNAVAILABLE: Final = (
+    OSError,  # refused, reset, no such socket, TLS; TimeoutError is one too
+    EOFError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shut down, killed, starting, statement timeout
+    asyncpg.InsufficientResourcesError,  # too many connections, disk full, out of memory
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.LockNotAvailableError,
+    # No host takes writes; also what the driver says of a connection that is used between the server's last words
+    # ("terminating connection ...") and the end of the stream.
+    asyncpg.InternalClientError,
+    asyncpg.UndefinedTableError,
+    asyncpg.InterfaceError,
+)
+DISK_FULL: Final = asyncpg.DiskFullError
+"""One of them, but of inserting only: it reads all the same."""
+ABORTED: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+CANNOT_SAY: Final = (
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.FeatureNotSupportedError,
+    asyncpg.UndefinedFunctionError,
+)
+"""A server of another make that does not tell which database it is."""
+
+_SET_UP_WRONG: Final = frozenset({"0A", "3F", "40", "42", "55", "58"})
+"""SQLSTATE classes that say nothing of the values: features, schemas, races, rights and names, states, its disk."""
+
+
+def describe(error: BaseException) -> str:
+    """The fault for the status call and the log: kind and text, no secrets, no user, no row (DETAIL quotes it)."""
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+        return f"{type(error).__name__}: the database refuses the user or the password"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    text = error.args[0] if isinstance(error, asyncpg.PostgresError) and error.args else error
+    return clip(redact(f"{type(error).__name__}: {text}"), MAX_ERROR_TEXT_BYTES)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the database answered that it will not keep these values; repeating them would be answered alike."""
+    if not isinstance(error, asyncpg.PostgresError) or isinstance(error, (*UNAVAILABLE, *ABORTED)):
+        return False
+    return (error.sqlstate or "")[:2] not in _SET_UP_WRONG

@@ -1,0 +1,255 @@
+"""Append-only facts: kept on our own disk first, then given to PostgreSQL, and again when another one answers.
+
+A fact is acknowledged once it is in the journal (`journal.py`), whether PostgreSQL is there or not; recordings that
+come at once share one sync. One task ships what waits, in order, and is the only one that notes what was inserted. What
+must stay true:
+
+* a fact is noted as inserted only into the database that the journal names: each batch asks its own connection which
+  one it leads to, first, and another one makes everything of the last 24 hours wait again;
+* a fact that PostgreSQL refuses does not hold up those behind it, and is kept for a person to see;
+* what is not about a fact (no right, a missing table, a full disk) refuses none: all wait.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from runtime import tasks
+from runtime.clock import Clock
+from runtime.errors import FailedPrecondition, OpenManagerError, ResourceExhausted, Unavailable
+from runtime.tasks import Backoff, run_forever
+from services.metadata.driver_errors import ABORTED, DISK_FULL, UNAVAILABLE, describe, is_refusal
+from services.metadata.journal import FILE_NAME, Backlog, Fact, Journal, Newest, Waiting
+from services.metadata.kinds import KINDS, FactKind
+from services.metadata.local_file import FileThread
+from services.metadata.store_connection import Database
+
+MAX_UNCOMMITTED_BYTES: Final = 64 << 20
+"""Facts in memory that wait for the sync; 2 MB each at most."""
+BATCH_FACTS: Final = 500
+BATCH_BYTES: Final = 4 << 20
+INSERT_TIMEOUT_S: Final = 20.0
+"""For sending a batch over a slow line; how long the server may work on it is its statement_timeout."""
+SHIP_BACKOFF: Final = Backoff(initial_s=0.2, max_s=2.0)
+SWEEP_INTERVAL_S: Final = 60.0
+IN_FLIGHT_FACTS: Final = 4 * BATCH_FACTS
+"""So many may be inserted between the two questions that a listing is made of."""
+LATE_S: Final = 10.0
+"""A fact that waits longer although PostgreSQL answers makes the store degraded."""
+
+log = logging.getLogger(__name__)
+
+
+class Facts:
+    """The journal and the way from it to PostgreSQL, entered for as long as the service runs."""
+
+    def __init__(
+        self,
+        folder: Path,
+        database: Database,
+        *,
+        clock: Clock,
+        limit_bytes: int,
+        kinds: Mapping[str, FactKind] = KINDS,
+    ) -> None:
+        """Prepares it.
+
+        Args:
+            folder: the service's own; facts.db is in it.
+            database: where facts go.
+            clock: of notes and pauses.
+            limit_bytes: size of the journal at which facts are refused.
+            kinds: how each kind is inserted.
+        """
+        self._path = folder / FILE_NAME
+        self._database = database
+        self._clock = clock
+        self._limit_bytes = limit_bytes
+        self._kinds = kinds
+        self._write_thread, self._read_thread = FileThread("facts-write"), FileThread("facts-read")
+        self._writer: Journal
+        self._reader: Journal
+        self._identity: str | None = None
+        self._looked = False  # since the start, whether the database is the one that the journal names
+        self._group: list[tuple[Fact, asyncio.Future[Fact]]] = []
+        self._group_bytes = 0
+        self._arrived, self._wake = asyncio.Event(), asyncio.Event()
+        self._batch_facts = BATCH_FACTS
+        self._fault = ""
+        self._tasks: list[asyncio.Task[None]] = []
+        database.on_return(self._wake.set)
+
+    async def __aenter__(self) -> Self:
+        """Opens the journal; raises as `Journal` does, and what `FileThread.run` raises."""
+        self._writer = await self._write_thread.run(Journal, self._path)
+        self._reader = await self._read_thread.run(Journal, self._path)
+        self._identity = await self._write_thread.run(lambda: self._writer.identity)
+        self._wake.set()
+        for name, work in (("commit", self._commit_all), ("ship", self._ship_all), ("sweep", self._sweep_all)):
+            guarded = run_forever(f"facts-{name}", work, SHIP_BACKOFF, clock=self._clock)
+            self._tasks.append(tasks.start(f"facts-{name}", guarded))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await tasks.cancel(*self._tasks)
+        self._answer_group([Unavailable("the service is stopping", reason="CLOSING")] * len(self._group))
+        for thread, journal in ((self._read_thread, self._reader), (self._write_thread, self._writer)):
+            await thread.run(journal.close)
+            thread.close()
+
+    async def record(self, fact: Fact) -> Fact:
+        """Stores a fact durably, once; returns what is stored under its id, which may be an earlier one.
+
+        Raises:
+            ResourceExhausted: JOURNAL_FULL, DISK_FULL, TOO_MANY_WAITING; nothing was kept.
+            Unavailable: STORAGE_FAILED, CLOSING; nothing is known.
+        """
+        if self._group_bytes + fact.bytes > MAX_UNCOMMITTED_BYTES:
+            raise ResourceExhausted("too many facts wait for the disk", reason="TOO_MANY_WAITING", retry_after_s=1.0)
+        done: asyncio.Future[Fact] = asyncio.get_running_loop().create_future()
+        self._group.append((fact, done))
+        self._group_bytes += fact.bytes
+        self._arrived.set()
+        return await done
+
+    async def find(self, kind: str, fact_id: str, *, unwritten: bool = False) -> Fact | None:
+        """The fact with an id, if the journal has it; `unwritten`: only if PostgreSQL does not."""
+        return await self._read_thread.run(self._reader.find, kind, fact_id, unwritten=unwritten)
+
+    async def newest(
+        self, wanted: Newest, before: tuple[int, str] | None, limit: int
+    ) -> tuple[list[Fact], int, list[str]]:
+        """Facts in descending order of (time, id); how many there are in all; the ids of those first in line."""
+
+        def read() -> tuple[list[Fact], int, list[str]]:
+            total = self._reader.count(wanted)
+            if not total:
+                return [], 0, []
+            return (
+                self._reader.newest(wanted, before, limit),
+                total,
+                self._reader.first_ids(wanted, IN_FLIGHT_FACTS),
+            )
+
+        return await self._read_thread.run(read)
+
+    async def backlog(self) -> Backlog:
+        """What PostgreSQL lacks. Has the shipping look too: the command line may have put facts back."""
+        backlog = await self._read_thread.run(self._reader.backlog)
+        if backlog.waiting:
+            self._wake.set()
+        return backlog
+
+    def degraded(self, backlog: Backlog) -> str:
+        """Why PostgreSQL does not have all facts although it answers; empty when it does or soon will."""
+        late_s = 0.0 if backlog.oldest_us is None else self._clock.now_ms() / 1e3 - backlog.oldest_us / 1e6
+        if late_s > LATE_S and self._fault:
+            return f"{backlog.waiting} facts wait since {late_s:.0f} s: {self._fault}"
+        if backlog.refused:
+            facts = "1 fact" if backlog.refused == 1 else f"{backlog.refused} facts"
+            return f"PostgreSQL refused {facts}: see `python -m services.metadata dead-letters list`"
+        return ""
+
+    async def _commit_all(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            group, self._group, self._group_bytes = self._group, [], 0
+            answers: Sequence[Fact | OpenManagerError]
+            try:
+                answers = await self._write_thread.run(
+                    self._writer.append, [fact for fact, _ in group], self._limit_bytes
+                )
+            except OpenManagerError as error:
+                log.warning("%d facts could not be stored: %s", len(group), error.message)
+                answers = [error] * len(group)
+            except BaseException:
+                _answer(group, [Unavailable("the service is stopping", reason="CLOSING")] * len(group))
+                raise
+            _answer(group, answers)
+            self._wake.set()
+
+    def _answer_group(self, answers: Sequence[Fact | OpenManagerError]) -> None:
+        group, self._group, self._group_bytes = self._group, [], 0
+        _answer(group, answers)
+
+    async def _ship_all(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._database.usable and await self._ship_batch():
+                    self._batch_facts = min(2 * self._batch_facts, BATCH_FACTS)
+                if self._database.usable:
+                    self._fault = ""
+        except OpenManagerError as error:
+            self._batch_facts = max(1, self._batch_facts // 2)  # a slow line may carry fewer in time
+            self._fault = error.message
+            self._wake.set()
+            raise
+
+    async def _ship_batch(self) -> bool:
+        """Gives PostgreSQL what waits first; False when nothing does and the database is the one we know."""
+        batch = await self._read_thread.run(self._reader.waiting, self._batch_facts, BATCH_BYTES)
+        if not batch and self._looked and self._database.identity in {None, self._identity}:
+            return False
+        async with self._database.connection() as connection:
+            identity = await self._database.identity_of(connection)
+            self._looked = True
+            if identity not in {None, self._identity}:
+                again = await self._write_thread.run(self._writer.begin_identity, identity)
+                log.warning("facts go to %s, before to %s: %d are sent again", identity, self._identity, again)
+                self._identity = identity
+                return True
+            for name, run in groupby(batch, key=lambda waiting: waiting.fact.kind):
+                await self._insert(connection, self._kinds.get(name), list(run))
+        return bool(batch)
+
+    async def _insert(self, connection: Any, kind: FactKind | None, batch: Sequence[Waiting]) -> None:
+        """Inserts facts of one kind; where one is refused, halves are tried until it stands alone."""
+        if kind is None:
+            for waiting in batch:
+                await self._refuse(waiting, f"this version knows no facts of the kind {waiting.fact.kind}")
+            return
+        payloads = f"[{','.join(waiting.fact.payload for waiting in batch)}]"
+        try:
+            await connection.execute(kind.insert, payloads, timeout=INSERT_TIMEOUT_S)
+        except Exception as error:
+            if isinstance(error, (*UNAVAILABLE, *ABORTED)) and not isinstance(error, DISK_FULL):
+                raise
+            if not is_refusal(error):
+                raise FailedPrecondition(f"PostgreSQL takes no facts: {describe(error)}") from error
+            if len(batch) == 1:
+                await self._refuse(batch[0], describe(error))
+                return
+            middle = len(batch) // 2
+            for half in (batch[:middle], batch[middle:]):
+                await self._insert(connection, kind, half)
+            return
+        sequences = [waiting.sequence for waiting in batch]
+        await self._write_thread.run(self._writer.note_inserted, sequences, self._clock.now_ms())
+
+    async def _refuse(self, waiting: Waiting, reason: str) -> None:
+        log.error("PostgreSQL refused the %s %s: %s", waiting.fact.kind, waiting.fact.id, reason)
+        await self._write_thread.run(self._writer.note_refused, waiting.sequence, reason, self._clock.now_ms())
+
+    async def _sweep_all(self) -> None:
+        while True:
+            await self._write_thread.run(self._writer.sweep, self._clock.now_ms())
+            await self._clock.sleep(SWEEP_INTERVAL_S)
+
+
+def _answer(group: Sequence[tuple[Fact, "asyncio.Future[Fact]"]], answers: Sequence[Fact | OpenManagerError]) -> None:
+    for (_, done), answer in zip(group, answers, strict=True):
+        if done.done():  # the caller went away
+            continue
+        if isinstance(answer, OpenManagerError):
+            done.set_exception(answer)
+        else:
+            done.set_result(answer)

@@ -1,0 +1,365 @@
+"""facts.db: append-only facts on our own disk, from before they are acknowledged until a day after PostgreSQL has them.
+
+    waiting ──inserted──> inserted ──24 h──> gone
+       │ ^                   │
+       │ └───── replay ──────┘  another timeline, system or database answers than the one they were inserted into
+    refused ──> dead_letters: PostgreSQL answered that it will not keep this one; a person retries or drops it
+
+What must stay true:
+
+* a fact has its id and its time before it is stored here, so that inserting it again is a no-op; `append` returns after
+  the sync;
+* nothing but sweeping, making room and `drop` deletes, the first two only what was inserted;
+* sequences are never used again, so that a late note cannot meet another fact.
+
+Synchronous, one thread for each connection. The command line opens the same file beside the service.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import apsw
+
+from runtime.errors import DataLoss, FailedPrecondition, OpenManagerError, ResourceExhausted
+from services.metadata.local_file import DAMAGED, Transaction, connect, fetch
+
+FILE_NAME: Final = "facts.db"
+FORMAT_VERSION: Final = 1
+KEPT_MS: Final = 24 * 3_600_000
+"""A standby that took over may lack what its primary acknowledged; one that lags by more than a day is no standby."""
+ROW_OVERHEAD_BYTES: Final = 400
+"""A fact's share of the indexes and of half-empty pages."""
+ROOM_FACTS: Final = 1_000
+SHRINK_PAGES: Final = 4_096
+
+WAITING, INSERTED, REFUSED = 0, 1, 2
+
+_SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE facts (sequence INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, id TEXT NOT NULL,
+    subject TEXT NOT NULL, created_us INTEGER NOT NULL, payload TEXT NOT NULL, state INTEGER NOT NULL DEFAULT 0,
+    inserted_ms INTEGER, UNIQUE (kind, id)) STRICT;
+CREATE INDEX facts_waiting ON facts (sequence, created_us) WHERE state = 0;
+CREATE INDEX facts_inserted ON facts (inserted_ms) WHERE state = 1;
+CREATE INDEX facts_unwritten ON facts (kind, created_us, id) WHERE state <> 1;
+CREATE INDEX facts_newest ON facts (kind, created_us, id, subject);
+CREATE TABLE dead_letters (sequence INTEGER PRIMARY KEY, reason TEXT NOT NULL, first_ms INTEGER NOT NULL,
+    last_ms INTEGER NOT NULL, attempts INTEGER NOT NULL) STRICT;
+"""
+_FACT: Final = "kind, id, subject, created_us, payload"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """Something that happened and is never changed.
+
+    Attributes:
+        kind: which of `kinds.KINDS` knows how it is inserted.
+        id: unique in its kind, given before it is stored.
+        subject: what listings of its kind filter by; empty: nothing.
+        created_us: when it happened, UTC, microseconds since the Unix epoch.
+        payload: JSON object with the columns of its row.
+    """
+
+    kind: str
+    id: str
+    subject: str
+    created_us: int
+    payload: str
+
+    @property
+    def bytes(self) -> int:
+        """About what it takes on disk."""
+        return len(self.payload.encode()) + ROW_OVERHEAD_BYTES
+
+
+class Waiting(NamedTuple):
+    """A fact that PostgreSQL does not have yet."""
+
+    sequence: int
+    fact: Fact
+
+
+class Backlog(NamedTuple):
+    """What PostgreSQL lacks: facts, the time of the first of them, dead letters, bytes of the whole journal."""
+
+    waiting: int
+    oldest_us: int | None
+    refused: int
+    bytes: int
+
+
+class DeadLetter(NamedTuple):
+    """A fact that PostgreSQL refused, why, when first and last, and how often."""
+
+    fact: Fact
+    reason: str
+    first_ms: int
+    last_ms: int
+    attempts: int
+
+
+class Newest(NamedTuple):
+    """A question for facts, newest first.
+
+    Attributes:
+        kind: of which kind.
+        subject: of which subject; empty: all.
+        at_least: (name, number) that the payload must have at least; None: no such condition.
+        unwritten: only those that PostgreSQL does not have.
+    """
+
+    kind: str
+    subject: str = ""
+    at_least: tuple[str, int] | None = None
+    unwritten: bool = True
+
+
+class Journal:
+    """A connection to the file."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or creates it.
+
+        Raises:
+            DataLoss: the file is no journal any more.
+            FailedPrecondition: it is another version's.
+            apsw.Error: the disk failed.
+        """
+        try:
+            self._db = connect(path)
+            with Transaction(self._db):
+                if not self._db.table_exists("main", "meta"):
+                    self._db.execute(_SCHEMA)
+                    self._db.execute("INSERT INTO meta VALUES ('format_version', ?)", (FORMAT_VERSION,))
+        except DAMAGED as error:
+            raise DataLoss(f"{path} is damaged ({error}); move it away to start without the facts in it") from error
+        version = self._meta("format_version")
+        if version != FORMAT_VERSION:
+            self.close()
+            raise FailedPrecondition(f"{path} has format {version}, this program reads {FORMAT_VERSION}")
+
+    @property
+    def identity(self) -> str | None:
+        """The database that the inserted facts are in."""
+        found = self._meta("identity")
+        return None if found is None else str(found)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the pages in use; the file may be larger."""
+        used = int(self._db.pragma("page_count")) - int(self._db.pragma("freelist_count"))
+        return used * int(self._db.pragma("page_size"))
+
+    def append(self, facts: Sequence[Fact], limit_bytes: int) -> list[Fact | OpenManagerError]:
+        """Stores facts in one transaction; returns after the sync what is stored under each one's id.
+
+        That is an earlier fact where there is one; or why this one alone was not taken.
+        """
+        answers: list[Fact | OpenManagerError] = []
+        with Transaction(self._db):
+            room = limit_bytes - self.used_bytes
+            wanted = sum(fact.bytes for fact in facts)
+            while room < wanted and self._make_room():
+                room = limit_bytes - self.used_bytes
+            for fact in facts:
+                if room < fact.bytes and self.find(fact.kind, fact.id) is None:
+                    answers.append(_full(limit_bytes))
+                    continue
+                self._db.execute(
+                    f"INSERT INTO facts ({_FACT}) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",  # noqa: S608
+                    (fact.kind, fact.id, fact.subject, fact.created_us, fact.payload),
+                )
+                if self._db.changes():
+                    room -= fact.bytes
+                    answers.append(fact)
+                else:
+                    answers.append(self.find(fact.kind, fact.id) or fact)
+        return answers
+
+    def _make_room(self) -> int:
+        """Deletes the oldest of what PostgreSQL has, before its 24 hours are over; returns how many."""
+        self._db.execute(
+            "DELETE FROM facts WHERE sequence IN (SELECT sequence FROM facts WHERE state = 1 ORDER BY inserted_ms"
+            " LIMIT ?)",
+            (ROOM_FACTS,),
+        )
+        return self._db.changes()
+
+    def find(self, kind: str, fact_id: str, *, unwritten: bool = False) -> Fact | None:
+        """The fact with an id; `unwritten`: only if PostgreSQL does not have it."""
+        condition = "AND state <> 1" if unwritten else ""
+        rows = fetch(
+            self._db,
+            f"SELECT {_FACT} FROM facts WHERE kind = ? AND id = ? {condition}",  # noqa: S608  a constant
+            (kind, fact_id),
+        )
+        return _fact(rows[0]) if rows else None
+
+    def waiting(self, limit: int, limit_bytes: int) -> list[Waiting]:
+        """The first facts that wait, in order, at least one if there is any."""
+        found: list[Waiting] = []
+        size = 0
+        cursor = self._db.execute(
+            f"SELECT sequence, {_FACT} FROM facts WHERE state = 0 ORDER BY sequence LIMIT ?",  # noqa: S608
+            (limit,),
+        )
+        for sequence, *values in cursor:
+            fact = _fact(values)
+            size += fact.bytes
+            if found and size > limit_bytes:
+                break
+            found.append(Waiting(sequence, fact))
+        cursor.close(True)
+        return found
+
+    def note_inserted(self, sequences: Sequence[int], now_ms: int) -> None:
+        """PostgreSQL has these."""
+        with Transaction(self._db):
+            self._db.executemany(
+                "UPDATE facts SET state = 1, inserted_ms = ? WHERE sequence = ? AND state = 0",
+                [(now_ms, sequence) for sequence in sequences],
+            )
+            self._db.executemany("DELETE FROM dead_letters WHERE sequence = ?", [(one,) for one in sequences])
+
+    def note_refused(self, sequence: int, reason: str, now_ms: int) -> None:
+        """PostgreSQL will not keep this one."""
+        with Transaction(self._db):
+            self._db.execute("UPDATE facts SET state = 2 WHERE sequence = ?", (sequence,))
+            self._db.execute(
+                "INSERT INTO dead_letters VALUES (?, ?, ?, ?, 1) ON CONFLICT (sequence) DO UPDATE SET"
+                " reason = excluded.reason, last_ms = excluded.last_ms, attempts = attempts + 1",
+                (sequence, reason, now_ms, now_ms),
+            )
+
+    def begin_identity(self, identity: str) -> int:
+        """Another database answers from now on: what was inserted into the last one waits again. Returns how many."""
+        with Transaction(self._db):
+            again = 0
+            if self.identity not in {None, identity}:
+                self._db.execute("UPDATE facts SET state = 0, inserted_ms = NULL WHERE state = 1")
+                again = self._db.changes()
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('identity', ?)", (identity,))
+        return again
+
+    def sweep(self, now_ms: int) -> int:
+        """Deletes what PostgreSQL has for 24 hours and gives free pages back; returns how many facts went.
+
+        What a wrong clock stamped with a far time goes too, after 24 hours of the right one at most.
+        """
+        with Transaction(self._db):
+            self._db.execute("UPDATE facts SET inserted_ms = ?1 WHERE state = 1 AND inserted_ms > ?1", (now_ms,))
+            self._db.execute("DELETE FROM facts WHERE state = 1 AND inserted_ms < ?", (now_ms - KEPT_MS,))
+            gone = self._db.changes()
+        if int(self._db.pragma("freelist_count")) > int(self._db.pragma("page_count")) // 2:
+            fetch(self._db, f"PRAGMA incremental_vacuum({SHRINK_PAGES})")
+        return gone
+
+    def backlog(self) -> Backlog:
+        """What PostgreSQL lacks now."""
+        ((waiting, oldest_us),) = fetch(
+            self._db,
+            "SELECT count(*), (SELECT created_us FROM facts WHERE state = 0 ORDER BY sequence LIMIT 1)"
+            " FROM facts WHERE state = 0",
+        )
+        ((refused,),) = fetch(self._db, "SELECT count(*) FROM facts WHERE state <> 1 AND state = 2")
+        return Backlog(waiting, oldest_us, refused, self.used_bytes)
+
+    def newest(self, wanted: Newest, before: tuple[int, str] | None, limit: int) -> list[Fact]:
+        """Facts in descending order of (time, id), those before a (time, id) only."""
+        condition, values = _condition(wanted)
+        if before is not None:
+            condition += " AND (created_us, id) < (?, ?)"
+            values += before
+        rows = fetch(
+            self._db,
+            f"SELECT {_FACT} FROM facts WHERE {condition} ORDER BY created_us DESC, id DESC LIMIT ?",  # noqa: S608
+            (*values, limit),
+        )
+        return [_fact(row) for row in rows]
+
+    def count(self, wanted: Newest) -> int:
+        """How many there are."""
+        condition, values = _condition(wanted)
+        ((found,),) = fetch(
+            self._db,
+            f"SELECT count(*) FROM facts WHERE {condition}",  # noqa: S608
+            values,
+        )
+        return int(found)
+
+    def first_ids(self, wanted: Newest, limit: int) -> list[str]:
+        """The ids of those that came first: the next to be inserted, or just being so."""
+        condition, values = _condition(wanted)
+        rows = fetch(
+            self._db,
+            f"SELECT id FROM facts WHERE {condition} ORDER BY sequence LIMIT ?",  # noqa: S608
+            (*values, limit),
+        )
+        return [text for (text,) in rows]
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Every refused fact, in order."""
+        rows = fetch(
+            self._db,
+            "SELECT kind, id, subject, created_us, payload, reason, first_ms, last_ms, attempts"
+            " FROM dead_letters JOIN facts USING (sequence) WHERE state = 2 ORDER BY sequence",
+        )
+        return [DeadLetter(_fact(row[:5]), *row[5:]) for row in rows]
+
+    def retry(self, ids: Sequence[str] | None) -> list[str]:
+        """Has refused facts wait again, all of them for None; returns the ids of those that do."""
+        return self._for_refused("UPDATE facts SET state = 0 WHERE sequence = ?", ids)
+
+    def drop(self, ids: Sequence[str] | None) -> list[str]:
+        """Deletes refused facts for good, all of them for None; returns their ids."""
+        return self._for_refused("DELETE FROM facts WHERE sequence = ?", ids)
+
+    def _for_refused(self, statement: str, ids: Sequence[str] | None) -> list[str]:
+        with Transaction(self._db):
+            rows = fetch(self._db, "SELECT sequence, id FROM facts WHERE state <> 1 AND state = 2")
+            chosen = [(sequence, text) for sequence, text in rows if ids is None or text in ids]
+            self._db.executemany(statement, [(sequence,) for sequence, _ in chosen])
+            self._db.execute("DELETE FROM dead_letters WHERE sequence NOT IN (SELECT sequence FROM facts)")
+        return [text for _, text in chosen]
+
+    def _meta(self, key: str) -> object:
+        rows = fetch(self._db, "SELECT value FROM meta WHERE key = ?", (key,))
+        return rows[0][0] if rows else None
+
+    def close(self) -> None:
+        """Ends the connection."""
+        with suppress(apsw.Error):  # what is committed is durable; a log that could not be copied is at the next start
+            self._db.close()
+
+
+def _condition(wanted: Newest) -> tuple[str, tuple[str | int, ...]]:
+    condition, values = "kind = ?", [wanted.kind]
+    if wanted.unwritten:
+        condition += " AND state <> 1"
+    if wanted.subject:
+        condition += " AND subject = ?"
+        values.append(wanted.subject)
+    more: list[str | int] = []
+    if wanted.at_least is not None:
+        condition += " AND payload ->> ? >= ?"
+        more += wanted.at_least
+    return condition, (*values, *more)
+
+
+def _fact(row: Sequence[object]) -> Fact:
+    kind, fact_id, subject, created_us, payload = row
+    return Fact(
+        kind=str(kind), id=str(fact_id), subject=str(subject), created_us=int(str(created_us)), payload=str(payload)
+    )
+
+
+def _full(limit_bytes: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"the journal of facts that wait for PostgreSQL has its {limit_bytes} bytes (METADATA_JOURNAL_LIMIT): bring"
+        " PostgreSQL back, or raise the limit",
+        reason="JOURNAL_FULL",
+    )

@@ -1,0 +1,90 @@
+"""The one connection over which the database is asked how it is, beside the pool.
+
+A pool of which every connection is busy, or half-open, says nothing about the database; so this one is its own. What
+must stay true: an answer comes from a server that takes writes, and says which database it is.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+from opentelemetry import trace
+
+from services.metadata.driver_errors import CANNOT_SAY, UNAVAILABLE
+
+# The timeline grows by one with every promotion; the name of the file being written says it at once, where
+# pg_control_checkpoint() says the old one until the first checkpoint after the promotion.
+_ASK: Final = """SELECT current_setting('server_version') AS version,
+    pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on' AS read_only,
+    CASE WHEN pg_is_in_recovery() THEN NULL ELSE
+        (SELECT system_identifier FROM pg_control_system()) || '-' ||
+        substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) || '-' ||
+        (SELECT oid FROM pg_database WHERE datname = current_database()) END AS identity"""
+_ASK_LESS: Final = """SELECT current_setting('server_version') AS version,
+    current_setting('transaction_read_only') = 'on' AS read_only, NULL AS identity"""
+
+
+class Answer(NamedTuple):
+    """What a server says of itself; `identity` (system identifier, timeline, database) is None where it cannot."""
+
+    version: str
+    identity: str | None
+
+
+async def question(connection: Any) -> Answer:
+    """Asks a server what it is; raises as the driver does, and ReadOnlySQLTransactionError if it takes no writes."""
+    with _untraced():
+        try:
+            row = await connection.fetchrow(_ASK)
+        except CANNOT_SAY:
+            row = await connection.fetchrow(_ASK_LESS)
+    if row["read_only"]:
+        raise asyncpg.ReadOnlySQLTransactionError("it takes no writes: a standby, or set to read-only")
+    return Answer(row["version"], row["identity"])
+
+
+class Line:
+    """Kept open between questions, connected anew when it broke."""
+
+    def __init__(self, connect: Callable[[float], Awaitable[Any]], within_s: float) -> None:
+        """`connect` makes a connection within the seconds given; `within_s` bounds a question with it."""
+        self._connect = connect
+        self._within_s = within_s
+        self._connection: Any = None
+        self._asking = asyncio.Lock()
+
+    async def ask(self) -> Answer:
+        """Raises as `question` does, and TimeoutError."""
+        async with self._asking:
+            line, self._connection = self._connection, None
+            try:
+                async with asyncio.timeout(self._within_s):
+                    if line is not None:
+                        try:
+                            answer = await question(line)
+                        except UNAVAILABLE:  # it broke since the last time, which says little of the database
+                            line.terminate()
+                            line = None
+                    if line is None:
+                        line = await self._connect(self._within_s)
+                        answer = await question(line)
+            except BaseException:
+                if line is not None:
+                    line.terminate()
+                raise
+            self._connection = line
+            return answer
+
+    def drop(self) -> None:
+        """Ends the connection, if there is one."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+
+def _untraced() -> AbstractContextManager[trace.Span]:
+    """Makes spans of nothing inside: a parent that is not sampled. A probe every 2 s would bury the traces of calls."""
+    unsampled = trace.SpanContext(trace_id=1, span_id=1, is_remote=False, trace_flags=trace.TraceFlags(0))
+    return trace.use_span(trace.NonRecordingSpan(unsampled))

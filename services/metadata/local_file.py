@@ -1,0 +1,108 @@
+"""SQLite files of this service: how they are opened, which thread uses them, and what their errors mean to a caller.
+
+What must stay true: COMMIT returns after the sync (WAL, `synchronous=FULL`) unless the file is only a copy; a
+connection is used by one thread; no exception of apsw passes `FileThread.run`.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+
+import apsw
+
+from runtime.errors import DataLoss, OpenManagerError, ResourceExhausted, Unavailable
+
+BUSY_TIMEOUT_MS: Final = 10_000
+LOG_KEPT_BYTES: Final = 16 << 20
+DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def connect(path: Path, *, durable: bool = True) -> apsw.Connection:
+    """Opens or creates a file; one that is not `durable` may lose its last commits with the power, never its order."""
+    new = not path.exists()
+    connection = apsw.Connection(str(path))
+    try:
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        if new:
+            connection.pragma("auto_vacuum", 2)
+        connection.pragma("journal_mode", "wal")
+        connection.pragma("synchronous", 2 if durable else 1)
+        connection.pragma("journal_size_limit", LOG_KEPT_BYTES)
+        if new:
+            path.chmod(0o600)
+            sync_folder(path.parent)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def fetch(db: apsw.Connection, query: str, bindings: Sequence[int | str | None] = ()) -> list[Any]:
+    """All rows of an answer; the statement is finished when it returns, so that it holds no snapshot."""
+    return db.execute(query, bindings).fetchall()
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable: a new file is lost with its directory entry."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Transaction:
+    """BEGIN IMMEDIATE to COMMIT; a failed COMMIT is rolled back, so that the connection can go on."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+
+def storage_error(error: apsw.Error) -> OpenManagerError:
+    """What a caller whose write or read failed is told."""
+    if isinstance(error, apsw.FullError):
+        return ResourceExhausted("the disk of DATA_DIR is full; nothing of this was kept", reason="DISK_FULL")
+    if isinstance(error, DAMAGED):
+        return DataLoss(f"a file in DATA_DIR/metadata is damaged: {error}", reason="STORAGE_FAILED")
+    return Unavailable(f"the disk of DATA_DIR failed: {error}", reason="STORAGE_FAILED")
+
+
+class FileThread:
+    """The one thread that uses a connection; calls run in order."""
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
+    async def run(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Runs `work` in the thread; what has begun runs to its end also when the caller goes away.
+
+        Raises:
+            ResourceExhausted: DISK_FULL.
+            Unavailable, DataLoss: STORAGE_FAILED.
+        """
+        future = self._executor.submit(work, *args, **options)
+        try:
+            return await asyncio.wrap_future(future)
+        except apsw.Error as error:
+            raise storage_error(error) from error
+
+    def close(self) -> None:
+        """Waits for what runs and ends the thread."""
+        self._executor.shutdown(wait=True)

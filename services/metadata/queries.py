@@ -1,0 +1,127 @@
+"""What a listing asks, checked, and the page that answers it: the same whether PostgreSQL or a local copy has the rows.
+
+What must stay true: a token that PostgreSQL's page carries goes on in the copy, and the other way round.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, Self
+from uuid import UUID
+
+from runtime import paging
+from runtime.errors import InvalidArgument
+from services.metadata import checks
+from services.metadata.store import Interaction, InteractionFilter, Page, ServerFilter, ServerRecord
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def microseconds_of(instant: datetime) -> int:
+    """Since the Unix epoch."""
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+def instant_of(microseconds: int) -> datetime:
+    """The inverse; raises OverflowError for what is no time of this calendar."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerQuery:
+    """A page of servers: those that match, with ids after `after`, `limit` at most."""
+
+    environment: str
+    role: str
+    ids: list[str] | None
+    show_deleted: bool
+    limit: int
+    after: str
+
+    @classmethod
+    def of(cls, filters: ServerFilter, page_size: int, page_token: str) -> Self:
+        """Raises InvalidArgument as ``MetadataStore.list_servers`` says."""
+        checks.check_text(filters.environment, "environment", max_characters=checks.MAX_ENVIRONMENT_CHARACTERS)
+        checks.check_text(filters.role, "role", max_characters=checks.MAX_ROLE_CHARACTERS)
+        if len(filters.ids) > checks.MAX_FILTER_IDS:
+            raise InvalidArgument(f"more than {checks.MAX_FILTER_IDS} ids", field="ids")
+        ids = [checks.check_server_id(server_id, f"ids[{i}]") for i, server_id in enumerate(filters.ids)] or None
+        query = cls(
+            environment=filters.environment,
+            role=filters.role,
+            ids=ids,
+            show_deleted=filters.show_deleted,
+            limit=paging.page_size(page_size),
+            after="",
+        )
+        last = paging.position("servers", query.filters, page_token, (str,))
+        return query if last is None else query._going_on(str(last[0]))
+
+    def _going_on(self, after: str) -> Self:
+        try:
+            checks.check_server_id(after)
+        except InvalidArgument:
+            raise paging.bad_token() from None
+        return type(self)(
+            environment=self.environment,
+            role=self.role,
+            ids=self.ids,
+            show_deleted=self.show_deleted,
+            limit=self.limit,
+            after=after,
+        )
+
+    @property
+    def filters(self) -> list[object]:
+        """What a token is bound to."""
+        return [self.environment, self.role, self.ids, self.show_deleted]
+
+    def page(
+        self, found: Sequence[ServerRecord], total: int, *, stale_since: datetime | None = None
+    ) -> Page[ServerRecord]:
+        """The page of what was found with one row more than `limit`."""
+        token = ""
+        if len(found) > self.limit:
+            token = paging.page_token("servers", self.filters, [found[self.limit - 1].descriptor.server_id])
+        return Page(items=tuple(found[: self.limit]), next_page_token=token, total_size=total, stale_since=stale_since)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InteractionQuery:
+    """A page of interactions: those that match, before the (time, id) `before`, `limit` at most."""
+
+    session_id: str
+    min_rating: int
+    limit: int
+    before: tuple[datetime, UUID] | None
+
+    @classmethod
+    def of(cls, filters: InteractionFilter, page_size: int, page_token: str) -> Self:
+        """Raises InvalidArgument as ``MetadataStore.list_interactions`` says."""
+        checks.check_text(filters.session_id, "session_id", max_characters=checks.MAX_SESSION_ID_CHARACTERS)
+        if filters.min_rating:
+            checks.check_rating(filters.min_rating, "min_rating")
+        limit = paging.page_size(page_size)
+        bound = [filters.session_id, filters.min_rating]
+        last = paging.position("interactions", bound, page_token, (int, str))
+        before = None if last is None else _instant_in_token(*last)
+        return cls(session_id=filters.session_id, min_rating=filters.min_rating, limit=limit, before=before)
+
+    def page(
+        self, found: Sequence[Interaction], total: int, *, stale_since: datetime | None = None
+    ) -> Page[Interaction]:
+        """The page of what was found with one row more than `limit`; a stale one always goes on."""
+        token = ""
+        if found and (len(found) > self.limit or stale_since is not None):
+            last = found[: self.limit][-1]
+            key: list[str | int] = [microseconds_of(last.create_time), last.id]
+            token = paging.page_token("interactions", [self.session_id, self.min_rating], key)
+        return Page(items=tuple(found[: self.limit]), next_page_token=token, total_size=total, stale_since=stale_since)
+
+
+def _instant_in_token(microseconds: str | int, interaction_id: str | int) -> tuple[datetime, UUID]:
+    try:
+        return instant_of(int(microseconds)), UUID(str(interaction_id))
+    except (ValueError, OverflowError):
+        raise paging.bad_token() from None

@@ -1,0 +1,302 @@
+"""Facts reach PostgreSQL once, whatever happens on the way: refusals, deaths between two notes, another database."""
+
+import asyncio
+import dataclasses
+import signal
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from runtime.errors import NotFound, OpenManagerError, ResourceExhausted, Unavailable
+from services.metadata import interactions
+from services.metadata.journal import Fact, Journal
+from services.metadata.store import InteractionFilter, NewInteraction
+from services.metadata.target import DatabaseTarget
+from tests.harness import eventually
+from tests.harness.postgres import PostgresServer
+from tests.metadata.parts import Parts, opened
+from tests.metadata.test_connection import QUICK
+
+ALL = InteractionFilter()
+
+
+async def in_database(parts: Parts) -> list[str]:
+    async with parts.database.connection() as connection:
+        return [str(row["id"]) for row in await connection.fetch("SELECT id FROM ai_interactions")]
+
+
+async def forbid(parts: Parts, condition: str) -> None:
+    async with parts.database.connection() as connection:
+        await connection.execute(f"ALTER TABLE ai_interactions ADD CONSTRAINT forbidden CHECK ({condition})")
+
+
+def fact(query: str, fact_id: str = "") -> Fact:
+    made = interactions.checked_fact(NewInteraction(id=fact_id, query="placeholder"), 1_700_000_000_000_000)
+    return dataclasses.replace(made, payload=made.payload.replace("placeholder", query))
+
+
+async def dead(folder: Path) -> dict[str, str]:
+    def read() -> dict[str, str]:
+        journal = Journal(folder / "facts.db")
+        try:
+            return {letter.fact.id: letter.reason for letter in journal.dead_letters()}
+        finally:
+            journal.close()
+
+    return await asyncio.to_thread(read)
+
+
+async def test_a_refused_fact_is_a_dead_letter_and_holds_nobody_up(
+    parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await forbid(parts, "query <> 'refused'")
+    good = [await parts.store.record_interaction(NewInteraction(query=f"{n}")) for n in range(20)]
+    bad = await parts.store.record_interaction(NewInteraction(query="refused", response="between you and me"))
+    good += [await parts.store.record_interaction(NewInteraction(query=f"{n}")) for n in range(20)]
+    with_nul = await parts.facts.record(fact("a\\u0000b"))  # as no check of ours would let it through
+    good.append(await parts.store.record_interaction(NewInteraction(query="last")))
+    await parts.all_inserted()
+    assert sorted(await in_database(parts)) == sorted(one.id for one in good)
+    reasons = await dead(tmp_path)
+    assert reasons.keys() == {bad.id, with_nul.id}
+    assert "forbidden" in reasons[bad.id]
+    assert "UntranslatableCharacterError" in reasons[with_nul.id]
+    assert "between you and me" not in str(reasons) + caplog.text
+    assert (await parts.store.get_interaction(bad.id)) == bad, "it was acknowledged, so it is read"
+    assert (await parts.store.list_interactions(ALL)).total_size == len(good) + 2
+    probe = await parts.store.probe()
+    assert "refused 2 facts" in probe.degraded
+    assert probe.lag_points == 0
+
+
+async def test_what_befalls_every_fact_alike_makes_no_dead_letters(parts: Parts, tmp_path: Path) -> None:
+    async with parts.database.connection() as connection:
+        await connection.execute("ALTER TABLE ai_interactions RENAME COLUMN query TO question")
+    made = await parts.store.record_interaction(NewInteraction(query="kept"))
+
+    async def told() -> bool:
+        return "UndefinedColumnError" in parts.facts._fault
+
+    await eventually(told, 10.0)
+    assert await dead(tmp_path) == {}
+    async with parts.database.connection() as connection:
+        await connection.execute("ALTER TABLE ai_interactions RENAME COLUMN question TO query")
+    await parts.all_inserted()
+    assert await in_database(parts) == [made.id]
+
+
+async def test_a_full_disk_of_the_database_holds_facts_up_and_no_reads(parts: Parts, tmp_path: Path) -> None:
+    async with parts.database.connection() as connection:
+        await connection.execute(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'no space left on device' USING ERRCODE = '53100'; END $$"
+        )
+        await connection.execute(
+            "CREATE TRIGGER full_disk BEFORE INSERT ON ai_interactions FOR EACH ROW EXECUTE FUNCTION full_disk()"
+        )
+    made = await parts.store.record_interaction(NewInteraction(query="kept"))
+    await eventually(lambda: "DiskFullError" in parts.facts._fault, 10.0)
+    assert parts.database.usable
+    assert await dead(tmp_path) == {}
+    async with parts.database.connection() as connection:
+        await connection.execute("DROP TRIGGER full_disk ON ai_interactions")
+    await parts.all_inserted()
+    assert await in_database(parts) == [made.id]
+
+
+async def test_a_death_between_insertion_and_note_doubles_nothing(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = parts.facts._writer.note_inserted
+    deaths = []
+
+    def dies(*arguments: object) -> None:
+        deaths.append(arguments)
+        if len(deaths) <= 2:
+            raise Unavailable("as if the process had ended here")
+        noted(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(parts.facts._writer, "note_inserted", dies)
+    made = await asyncio.gather(*(parts.store.record_interaction(NewInteraction(query=f"{n}")) for n in range(50)))
+    await eventually(lambda: len(deaths) > 2, 10.0)
+    await parts.all_inserted()
+    assert sorted(await in_database(parts)) == sorted(one.id for one in made)
+    assert (await parts.facts.backlog()).refused == 0
+
+
+async def test_one_that_is_in_the_database_already_stays_as_it_is(parts: Parts) -> None:
+    chosen = str(uuid4())
+    async with parts.database.connection() as connection:
+        await connection.execute("INSERT INTO ai_interactions (id, query) VALUES ($1, 'first')", chosen)
+    answer = await parts.store.record_interaction(NewInteraction(id=chosen, query="second"))
+    assert answer.query == "first"
+    await parts.facts.record(fact("second", chosen))  # as recorded while it was away
+    await parts.all_inserted()
+    assert (await parts.store.get_interaction(chosen)).query == "first"
+    assert (await parts.store.list_interactions(ALL)).total_size == 1
+
+
+async def test_another_database_gets_what_the_last_one_had(
+    embedded_server: PostgresServer, debian_server: PostgresServer, tmp_path: Path
+) -> None:
+    first, second = await embedded_server.fresh_database(), await debian_server.fresh_database()
+    async with opened(first, tmp_path) as parts:
+        made = [await parts.store.record_interaction(NewInteraction(query=f"{n}")) for n in range(700)]
+        await parts.all_inserted()
+    for target in (second, first, second):  # and back: there is nothing to double there
+        async with opened(target, tmp_path) as parts:
+
+            async def all_there() -> bool:
+                return len(await in_database(parts)) == len(made)
+
+            await eventually(all_there, 10.0)
+            await parts.all_inserted()
+            assert sorted(await in_database(parts)) == sorted(one.id for one in made)
+            page = await parts.store.list_interactions(ALL, page_size=1_000)
+            assert [one.query for one in page.items] == [f"{n}" for n in reversed(range(700))]
+            assert (page.total_size, page.stale_since) == (700, None)
+
+
+@pytest.fixture
+async def away_target(own_server: PostgresServer) -> DatabaseTarget:
+    return await own_server.fresh_database()
+
+
+async def test_recording_and_reading_while_the_database_is_away(
+    own_server: PostgresServer, away_target: DatabaseTarget, tmp_path: Path
+) -> None:
+    async with opened(away_target, tmp_path, bounds=QUICK) as parts:
+        store = parts.store
+        before = [await store.record_interaction(NewInteraction(session_id="s", query=f"b{n}")) for n in range(3)]
+        await parts.all_inserted()
+        own_server.stop(signal.SIGQUIT)
+        made = [
+            await store.record_interaction(NewInteraction(session_id="s", query=f"w{n}", user_rating=n % 5 + 1))
+            for n in range(2_500)
+        ]
+        assert await store.get_interaction(made[7].id) == made[7]
+        assert await store.get_interaction(before[0].id) == before[0], "from the journal, which keeps it for a day"
+        with pytest.raises(Unavailable):
+            await store.get_interaction(str(uuid4()))
+        rated = await store.list_interactions(InteractionFilter(session_id="s", min_rating=5))
+        assert rated.total_size == 500
+        assert rated.stale_since is not None
+        found, token = [], ""
+        while True:
+            page = await store.list_interactions(InteractionFilter(session_id="s"), page_size=1_000, page_token=token)
+            assert page.stale_since is not None
+            found += [one.id for one in page.items]
+            token = page.next_page_token
+            assert token, "the database may have older ones"
+            if len(found) == 2_503:
+                break
+        assert found == [one.id for one in reversed([*before, *made])]
+        with pytest.raises(Unavailable) as older:
+            await store.list_interactions(InteractionFilter(session_id="s"), page_token=token)
+        assert older.value.reason == "OLDER_UNAVAILABLE"
+        probe = await store.probe()
+        assert probe.down
+        assert (probe.lag_points, probe.lag_seconds > 0, probe.spool_bytes > 500_000) == (2_500, True, True)
+        own_server.start()
+
+        pages = 0
+        while (await parts.facts.backlog()).waiting or not pages:  # a listing is whole all the while
+            page = await store.list_interactions(ALL, page_size=7)
+            if page.stale_since is None:
+                pages += 1
+                assert [one.id for one in page.items] == [one.id for one in reversed(made[-7:])]
+                assert page.total_size == 2_503
+        await parts.all_inserted()
+        assert sorted(await in_database(parts)) == sorted(one.id for one in [*before, *made])
+        assert (await store.list_interactions(ALL)).total_size == 2_503
+        with pytest.raises(NotFound):
+            await store.get_interaction(str(uuid4()))
+
+
+async def test_a_full_journal_refuses_by_name_and_takes_facts_again_later(
+    own_server: PostgresServer, away_target: DatabaseTarget, tmp_path: Path
+) -> None:
+    async with opened(away_target, tmp_path, bounds=QUICK, limit_bytes=1 << 20) as parts:
+        own_server.stop(signal.SIGQUIT)
+        large = NewInteraction(query="x" * 50_000)
+        made = []
+        with pytest.raises(ResourceExhausted, match="METADATA_JOURNAL_LIMIT") as full:
+            for _ in range(100):
+                made.append(await parts.store.record_interaction(large))  # noqa: PERF401  some are kept
+        assert full.value.reason == "JOURNAL_FULL"
+        assert 10 < len(made) < 25
+        own_server.start()
+        await parts.all_inserted(20.0)
+        # What the database has gives way before its 24 hours are over: a day's worth need not fit.
+        made += [await parts.store.record_interaction(large) for _ in range(60)]
+        await parts.all_inserted(20.0)
+        assert sorted(await in_database(parts)) == sorted(one.id for one in made)
+        assert (await parts.facts.backlog()).bytes <= 1 << 20
+
+
+async def test_recordings_at_once_share_a_sync(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = []
+    append = parts.facts._writer.append
+
+    def counted(facts: list[Fact], limit_bytes: int) -> list[Fact | OpenManagerError]:
+        groups.append(len(facts))
+        return append(facts, limit_bytes)
+
+    monkeypatch.setattr(parts.facts._writer, "append", counted)
+    await asyncio.gather(*(parts.store.record_interaction(NewInteraction()) for _ in range(300)))
+    assert sum(groups) == 300
+    assert len(groups) < 30
+
+
+async def test_a_caller_that_goes_away_harms_nobody(parts: Parts) -> None:
+    calls = [asyncio.create_task(parts.store.record_interaction(NewInteraction())) for _ in range(20)]
+    await asyncio.sleep(0)
+    for call in calls[::2]:
+        call.cancel()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
+    kept = {one.id for one in answers[1::2] if not isinstance(one, BaseException)}
+    assert len(kept) == 10
+    await parts.all_inserted()
+    assert kept <= set(await in_database(parts))
+
+
+async def test_a_dead_letter_that_is_retried_goes_when_the_database_takes_it(parts: Parts, tmp_path: Path) -> None:
+    await forbid(parts, "query <> 'refused'")
+    bad = await parts.store.record_interaction(NewInteraction(query="refused"))
+
+    async def is_dead() -> bool:
+        return bad.id in await dead(tmp_path)
+
+    await eventually(is_dead, 10.0)
+    other = Journal(tmp_path / "facts.db")  # as the command line does
+    assert other.retry(None) == [bad.id]
+
+    async def tried_again() -> bool:
+        await parts.facts.backlog()  # the status asks every 2 s
+        letters = other.dead_letters()
+        return bool(letters) and letters[0].attempts == 2
+
+    await eventually(tried_again, 10.0)
+    async with parts.database.connection() as connection:
+        await connection.execute("ALTER TABLE ai_interactions DROP CONSTRAINT forbidden")
+    assert other.retry([bad.id]) == [bad.id]
+    await parts.all_inserted()
+    assert await in_database(parts) == [bad.id]
+    assert other.dead_letters() == []
+    other.close()
+
+
+async def test_a_server_that_cannot_say_which_it_is_gets_facts_all_the_same(
+    debian_server: PostgresServer, tmp_path: Path
+) -> None:
+    target = await debian_server.fresh_database()
+    name = target.address.rpartition("/")[2]
+    await debian_server.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC", database=name)
+    async with opened(target, tmp_path) as parts:
+        made = await parts.store.record_interaction(NewInteraction())
+        await parts.all_inserted()
+        assert await in_database(parts) == [made.id]
+        assert parts.database.identity is None
+        assert (await parts.store.probe()).server_version.startswith("PostgreSQL 15")
