@@ -283,7 +283,7 @@ async def _redis(stack: AsyncExitStack) -> Store:
 async def _postgres(stack: AsyncExitStack) -> Store:
     server = stack.enter_context(debian_postgres())
     target = await server.fresh_database()
-    return Postgres(server, str(target.options["database"]))
+    return Postgres(server, target.address.rpartition("/")[2])
 
 
 OPEN: Final[dict[str, Open]] = {

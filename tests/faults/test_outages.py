@@ -44,7 +44,7 @@ async def test_an_outage_loses_nothing_and_stops_nobody(tmp_path: Path, report: 
     assert TICKS * POINTS_A_TICK >= 5 * MAX_SHIP_POINTS
     names = ALL if store == "all" else (store,)
     row = Row(fault=f"{store} {how}")
-    async with stand(tmp_path, *names, ticks=TICKS + 2 * BEFORE) as made, _in_use(made):
+    async with stand(tmp_path, *names, ticks=TICKS + 4 * BEFORE) as made, _in_use(made):
         with made.readers.phase() as healthy:
             await _go_on(made, BEFORE // 2)
         with made.readers.phase() as ill:

@@ -447,6 +447,21 @@ class Engine:
             self._unshipped[name].shipped(cursor)
         return cursor
 
+    async def rewind_cursor(self, name: str, sequence: int) -> int:
+        """Notes durably that a follower's store may lack what comes after `sequence`; never goes forward. Returns where
+        the cursor is.
+
+        Raises:
+            InvalidArgument: field name.
+        """
+        now_ms = self._store.clock.now_ms()
+        cursor: int = await asyncio.wrap_future(
+            self._writer.call(lambda: self._store.journal.rewind_cursor(name, sequence, now_ms))
+        )
+        if name in self._unshipped:
+            self._unshipped[name].lost(cursor)
+        return cursor
+
     async def forget_follower(self, name: str) -> None:
         """Drops a follower, so that the journal no longer waits for it."""
         await asyncio.wrap_future(self._writer.call(lambda: self._store.journal.forget_follower(name)))

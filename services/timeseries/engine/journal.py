@@ -271,6 +271,16 @@ class Journal:
             )
         return self.followers()[name]
 
+    def rewind_cursor(self, name: str, sequence: int, now_ms: int) -> int:
+        """Moves a cursor back, never forward; returns where it is."""
+        if name not in self.followers():
+            raise InvalidArgument(f"no follower {name!r} is registered", field="name")
+        with Transaction(self._db):
+            self._db.execute(
+                "UPDATE followers SET cursor = min(cursor, ?), updated_ms = ? WHERE name = ?", (sequence, now_ms, name)
+            )
+        return self.followers()[name]
+
     def forget_follower(self, name: str) -> None:
         """Drops a follower, so that it no longer holds the journal back."""
         with Transaction(self._db):

@@ -47,6 +47,14 @@ class Unshipped:
         with self._lock:
             self._shipped.append((self._store.clock.monotonic(), cursor))
 
+    def lost(self, cursor: int) -> None:
+        """The store may have lost what came after a cursor."""
+        with self._lock:
+            self._shipped.clear()
+            if cursor < self._settled:
+                self._known.clear()  # what it dropped is read again
+                self._through = self._settled = cursor
+
     def ranges(self) -> Ranges:
         """The instants of the rows of all batches that the store may not show."""
         with self._lock:

@@ -5,6 +5,8 @@ journal from there on, tags each row with the descriptor valid at its sequence, 
 cursor only afterwards. So a crash on either side repeats some rows, with the same tags, and loses none; a store must
 take a repeated row as the same row.
 
+After an outage the cursor goes back a minute, for what a store has acknowledged and holds in memory dies with it.
+
 What must stay true: an append never waits for a follower; what is held in memory is bounded however long the store is
 away (the rest waits in the journal); a row that the store refuses for good is counted and does not stop those behind
 it; what left the journal before it was shipped comes from blocks; what retention took before that is counted and told.
@@ -13,6 +15,7 @@ it; what left the journal before it was shipped comes from blocks; what retentio
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -44,6 +47,9 @@ EVICTED: Final = "EVICTED_UNSHIPPED"
 """The reason of points that went with their day before the store took them."""
 ACKNOWLEDGE_TIMEOUT_S: Final = 8.0
 """How long a batch waits for the store where that is wanted; less than callers wait (10 s)."""
+SETTLED_AFTER_S: Final = 60.0
+"""What a store acknowledged so shortly before an outage is shipped again after it: VictoriaMetrics holds rows in memory
+for 5 s, Prometheus and others acknowledge before their sync. The same rows change nothing."""
 RETRY: Final = Backoff(initial_s=0.1, max_s=5.0)
 
 _log = logging.getLogger(__name__)
@@ -168,6 +174,10 @@ class Follower:
         self._descriptors: dict[str, ServerDescriptor] = {}
         self._cursor = 0
         self._advanced = asyncio.Event()
+        self._acknowledgements: deque[tuple[float, int]] = deque()  # (when, cursor), those that are not settled
+        self._settled_cursor = 0
+        self._has_gone_back = False
+        self._may_go_back_s = float("-inf")
         self._failures = 0
         self._last_error = ""
         self._tell: Callable[[str], None] = lambda _text: None
@@ -275,13 +285,20 @@ class Follower:
 
     async def _follow(self) -> None:
         self._cursor = await self._engine.register_follower(self._backend.name)
-        self._descriptors.clear()  # the first batch of a tail brings all that are valid before it
-        pending = _Pending()
+        if not self._acknowledgements:
+            self._settled_cursor = self._cursor
         if self._cursor + 1 < self._engine.first_sequence:
             await self._go_on_from_blocks(self._engine.first_sequence)
-        async with aclosing(self._engine.tail(self._cursor + 1)) as tail:  # type: ignore[type-var]  # an async generator
+        while True:
+            await self._follow_from(self._cursor + 1)
+
+    async def _follow_from(self, sequence: int) -> None:
+        """Ships what the journal has from a sequence on; returns to be called with an earlier one after an outage."""
+        self._descriptors.clear()  # the first batch of a tail brings all that are valid before it
+        pending = _Pending()
+        async with aclosing(self._engine.tail(sequence)) as tail:  # type: ignore[type-var]  # an async generator
             async for batch in tail:
-                if batch.missed:
+                if batch.missed and self._cursor + 1 < batch.sequence:
                     await self._go_on_from_blocks(batch.sequence)
                 was_full = False
                 for rows in self._tagged(batch):
@@ -295,6 +312,9 @@ class Follower:
                     await self._flush(pending)
                     if not was_full:
                         await self._clock.sleep_until(started_s + SHIP_INTERVAL_S)
+                if self._has_gone_back:
+                    self._has_gone_back = False
+                    return
 
     async def _go_on_from_blocks(self, first: int) -> None:
         """Ships what left the journal before it was shipped; the batch `first` is the oldest that it has."""
@@ -340,8 +360,10 @@ class Follower:
                 for reason, points in receipt.refused.items():
                     self._refuse(reason, points)
         pending.clear()
-        if pending.through > self._cursor:
+        if pending.through > self._cursor and not self._has_gone_back:
             self._cursor = await self._engine.advance_cursor(self._backend.name, pending.through)
+            self._acknowledgements.append((self._clock.monotonic(), self._cursor))
+            self._settle()
             self._advanced.set()
             self._advanced = asyncio.Event()
         self._recovered()
@@ -353,11 +375,29 @@ class Follower:
             except Unavailable as error:
                 if not self._failures:
                     _log.warning("%s is away, the journal keeps its rows: %s", self._backend.name, error.message)
+                elif self._failures == 1 and error.retry_after_s is None:  # neither a lost connection nor throttling
+                    await self._go_back()
                 self._last_error = error.message
                 self._tell(error.message)
                 pause_s = RETRY.delay_s(self._failures, self._rng)
                 self._failures += 1
                 await self._clock.sleep(max(pause_s, min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S)))
+
+    def _settle(self) -> None:
+        settled_s = self._clock.monotonic() - SETTLED_AFTER_S
+        while self._acknowledgements and self._acknowledgements[0][0] <= settled_s:
+            self._settled_cursor = self._acknowledgements.popleft()[1]
+
+    async def _go_back(self) -> None:
+        """Takes the cursor back to where it was SETTLED_AFTER_S ago: what the store acknowledged since then it may have
+        lost with what has befallen it. Durably, so that it holds however this process ends; and not more often, so that
+        a store that comes and goes gets on, too."""
+        self._settle()
+        now_s = self._clock.monotonic()
+        if self._acknowledgements and now_s >= self._may_go_back_s:
+            self._acknowledgements.clear()
+            self._cursor = await self._engine.rewind_cursor(self._backend.name, self._settled_cursor)
+            self._has_gone_back, self._may_go_back_s = True, now_s + SETTLED_AFTER_S
 
     def _recovered(self) -> None:
         if self._failures:
