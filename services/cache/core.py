@@ -59,7 +59,7 @@ class Cache:
         self._live = LiveState(clock, self.sets, epoch=epoch)
         self._watchers = Watchers(self._live, self.encoder, clock)
         self._store = store
-        circuit = Circuit("the store", clock, rng=rng, pauses=STORE_PAUSES)
+        circuit = Circuit("Redis", clock, rng=rng, pauses=STORE_PAUSES)
         self._peers = Peers(store, self._live, circuit, clock, rng, absorb=self._absorb, missing=self._mark)
         self.follower = Follower(store, self._live, circuit, self._peers, clock, rng, absorb=self._absorb)
         self._sweeper: asyncio.Task[None] | None = None

@@ -52,6 +52,8 @@ rows come all at once does not stop other work; it takes no longer than 8 s, les
 LIST_SERVERS_PER_S: Final = 4_000
 MAX_LIST_PAUSE_S: Final = 5.0
 """What is known of all servers is written at most once for each 4,000 servers and second: twice a second for 2,000."""
+MAX_REFUSED_S: Final = 2.0
+"""So long a fleet that was not heard of may stand in the way; what was told takes milliseconds."""
 STOP_TIMEOUT_S: Final = 1.0
 MAX_LAG_S: Final = 5.0
 """Behind by more than this the store shows as degraded."""
@@ -104,6 +106,7 @@ class Follower:
         self._must_list = False
         self._listed_at = -MAX_LIST_PAUSE_S
         self._has_listed = False
+        self._refused_since_s: float | None = None
         self._life = ""
         self._failures = 0
         self._last_error = ""
@@ -283,11 +286,22 @@ class Follower:
         self._note(written, states, set(part), now_s)
         if fleet is not None:
             self._must_list = not written.listed or bool(written.error)
+            self._note_refusal(is_refused=not written.listed, now_s=now_s)
         if not everything and (written.lost or (self._has_listed and not written.intact)):
             _log.info("the store has lost what it held: everything is written again")
             self.mark_everything()
         self._has_listed |= fleet is not None
         return written.error
+
+    def _note_refusal(self, *, is_refused: bool, now_s: float) -> None:
+        """Whoever wrote the fleet may have died before telling: then everything is read, and nobody waits for it."""
+        if not is_refused:
+            self._refused_since_s = None
+        elif self._refused_since_s is None:
+            self._refused_since_s = now_s
+        elif now_s - self._refused_since_s > MAX_REFUSED_S:
+            self._refused_since_s = None
+            self._peers.distrust()
 
     def _note(self, written: Written, states: Iterable[Stored], part: set[str], now_s: float) -> None:
         """Remembers what the store has now, and takes in what it had already."""

@@ -13,10 +13,15 @@ What must stay true: `join` is the same in either order but for the objects it i
 nothing, and a joined state that is not simply one of the two has a later stamp than both.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
+
 from fleet.health import HealthRules, judge
+from fleet.model import MetricSet
 from services.cache.model import Removal, Sample, ServerState, Stored, newest_headline
 
 SAMPLE_LIFETIME_MS: Final = 300_000
@@ -44,6 +49,49 @@ def join(mine: Stored, theirs: Stored, *, now_ms: int, writer: str, rules: Healt
             return theirs
         return replace(mine, stamp=stamp, writer=writer)
     return _joined(mine, theirs, stamp, writer, rules)
+
+
+def in_local_time(
+    joined: ServerState,
+    mine: Stored | None,
+    known_set: Callable[[str], MetricSet | None],
+    now_ms: int | None,
+    now_s: float,
+) -> ServerState:
+    """A state that others had a part in, on this replica's monotonic clock; news in it count as heard now.
+
+    Args:
+        joined: the state.
+        mine: what was known here before.
+        known_set: the metric set of an id, where rows named it here: with units and kinds.
+        now_ms: our clock, from which samples are as old as they are; None: as old as if they had come now.
+        now_s: our monotonic clock.
+    """
+    before = {sample.set_id: sample for sample in mine.samples} if isinstance(mine, ServerState) else {}
+    samples: list[Sample] = []
+    heard_s = mine.heard_s if isinstance(mine, ServerState) else now_s
+    for sample in joined.samples:
+        kept = before.get(sample.set_id)
+        if kept is not None and (kept.time_ms, kept.received_ms) == (sample.time_ms, sample.received_ms):
+            samples.append(kept)
+            continue
+        if kept is None or sample.time_ms > kept.time_ms:
+            heard_s = now_s
+        age_s = max(0, now_ms - sample.received_ms) / 1_000 if now_ms is not None else 0.0
+        samples.append(_named(replace(sample, received_s=now_s - age_s), known_set))
+    return replace(joined, samples=tuple(samples), heard_s=heard_s)
+
+
+def _named(sample: Sample, known_set: Callable[[str], MetricSet | None]) -> Sample:
+    """A restored sample under the set that its sender uses, where that is known."""
+    metric_set = known_set(sample.origin) if sample.restored else None
+    if metric_set is None:
+        return sample
+    values = sample.values
+    if metric_set.keys != sample.metric_set.keys:
+        by_key = dict(zip(sample.metric_set.keys, values.tolist(), strict=True))
+        values = np.array([by_key.get(key, math.nan) for key in metric_set.keys], np.float64)
+    return replace(sample, metric_set=metric_set, values=values, restored=False, origin="")
 
 
 def _rank(known: Stored) -> tuple[int, bool, str]:

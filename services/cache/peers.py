@@ -10,8 +10,8 @@ current writes nothing about the fleet as a whole.
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import Final, Self
 
@@ -19,7 +19,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from runtime.circuit import Circuit
 from runtime.clock import Clock
-from runtime.errors import OpenManagerError
+from runtime.errors import OpenManagerError, Unavailable
 from runtime.tasks import Backoff, cancel, run_forever
 from services.cache.model import Stored
 from services.cache.state import MAX_FLEET_BASES, LiveState
@@ -27,7 +27,7 @@ from services.cache.store import StateStore
 
 SUBSCRIBE_TIMEOUT_S: Final = 3.0
 READ_TIMEOUT_S: Final = 10.0
-READ_TIMEOUT_PER_SERVER_S: Final = 0.002
+"""For some servers; reading everything goes on for as long as some come within this."""
 REREAD_INTERVAL_S: Final = 60.0
 """So often all versions are compared, for what a writer that died did not tell; 20,000 take 0.3 s of work."""
 MAX_READ_AT_ONCE: Final = 500
@@ -113,7 +113,7 @@ class Peers:
         try:
             with suppress_instrumentation():
                 async with aclosing(self._store.heard()) as heard:
-                    with self._circuit.attempt():
+                    with self._circuit.attempt(), _bounded():
                         async with asyncio.timeout(SUBSCRIBE_TIMEOUT_S):
                             await anext(heard)
                     self._is_listening = True
@@ -149,7 +149,7 @@ class Peers:
                 for server_id in part:
                     del self._heard[server_id]
                 news = list(self._news(part))
-                with self._circuit.attempt():
+                with self._circuit.attempt(), _bounded():
                     async with asyncio.timeout(READ_TIMEOUT_S):
                         self._absorb(await self._store.read(news))
             self._live.fleet_bases.extend(fleets)  # all that they were made of was read
@@ -167,12 +167,13 @@ class Peers:
         self._heard.clear()
         self._heard_fleets.clear()
         known = {server_id: self._live.bases.get(server_id, "") for server_id in self._live.ids()}
-        with self._circuit.attempt():
+        with self._circuit.attempt(), _bounded():
             async with (
-                asyncio.timeout(READ_TIMEOUT_S + READ_TIMEOUT_PER_SERVER_S * len(known)),
+                asyncio.timeout(READ_TIMEOUT_S) as limit,
                 aclosing(self._store.differences(known)) as differences,
             ):
                 async for difference in differences:
+                    limit.reschedule(asyncio.get_running_loop().time() + READ_TIMEOUT_S)
                     self._absorb(difference.found)
                     self._missing(difference.missing)
                     fleets += difference.fleets
@@ -190,3 +191,12 @@ class Peers:
             for server_id, version in versions.items()
             if version != self._live.bases.get(server_id) and not version.endswith(f".{self._live.epoch}")
         }
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Says of a time-out what it is."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise Unavailable("no answer in time", reason="STORE_UNAVAILABLE") from error

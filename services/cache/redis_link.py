@@ -120,7 +120,8 @@ class ServerLink:
                     pipeline.execute_command(*arguments)
                 found = await pipeline.execute(raise_on_error=False)
         except OpenManagerError:
-            await self._client.connection_pool.disconnect(inuse_connections=False)
+            with as_ours():
+                await self._client.connection_pool.disconnect(inuse_connections=False)
             raise
         return [_answer(one) for one in found]
 
@@ -287,7 +288,8 @@ class ClusterLink:
                     return await call()
             except Unavailable:
                 self._is_stale = True
-                await node.disconnect_free_connections()
+                with as_ours():
+                    await node.disconnect_free_connections()
                 raise
 
 
@@ -310,7 +312,8 @@ async def _listen(client: Redis, channel: str) -> AsyncGenerator[bytes | None, N
             elif message is not None and message["type"] == "message":
                 yield message["data"]
     finally:
-        await subscription.aclose()  # type: ignore[no-untyped-call]
+        with as_ours():
+            await subscription.aclose()  # type: ignore[no-untyped-call]
 
 
 @contextmanager

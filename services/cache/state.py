@@ -12,19 +12,16 @@ What must stay true:
 * a server's stamp only grows, and what was absorbed of it is never lost again.
 """
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-import numpy as np
-
 from fleet.health import DEFAULT_RULES, HealthRules, ServerStatus, judge, offline_after_ms
 from fleet.model import MetricSet, Rows, ServerDescriptor
 from runtime.clock import Clock
 from runtime.errors import ResourceExhausted
-from services.cache.merge import SAMPLE_LIFETIME_MS, join
+from services.cache.merge import SAMPLE_LIFETIME_MS, in_local_time, join
 from services.cache.metric_sets import MetricSets
 from services.cache.model import (
     Fleet,
@@ -208,7 +205,8 @@ class LiveState:
                     self._drop(joined)
                 else:
                     self._removed.pop(server_id, None)
-                    self._put(self._local(joined, mine, now_ms, now_s, at_start=at_start))
+                    local = in_local_time(joined, mine, self._sets.get, None if at_start else now_ms, now_s)
+                    self._put(replace(local, sequence=self._next()))
             if joined.version != theirs.version:
                 ahead.append(server_id)
         return Absorbed(changed=tuple(changed), ahead=tuple(ahead))
@@ -353,38 +351,6 @@ class LiveState:
             life=old.life if old else 0,
             described=described,
         )
-
-    def _local(
-        self, joined: ServerState, mine: Stored | None, now_ms: int, now_s: float, *, at_start: bool
-    ) -> ServerState:
-        """A state that others had a part in, in this replica's own time."""
-        known = {sample.set_id: sample for sample in mine.samples} if isinstance(mine, ServerState) else {}
-        samples: list[Sample] = []
-        was_heard = not isinstance(mine, ServerState)
-        for sample in joined.samples:
-            mine_one = known.get(sample.set_id)
-            if mine_one is not None and (mine_one.time_ms, mine_one.received_ms) == (
-                sample.time_ms,
-                sample.received_ms,
-            ):
-                samples.append(mine_one)
-                continue
-            was_heard |= mine_one is None or sample.time_ms > mine_one.time_ms
-            age_s = 0.0 if at_start else max(0, now_ms - sample.received_ms) / 1_000
-            samples.append(self._named(replace(sample, received_s=now_s - age_s)))
-        heard_s = now_s if was_heard or not isinstance(mine, ServerState) else mine.heard_s
-        return replace(joined, samples=tuple(samples), heard_s=heard_s, sequence=self._next())
-
-    def _named(self, sample: Sample) -> Sample:
-        """A restored sample under the set that its sender uses, with units and kinds, where that is known."""
-        metric_set = self._sets.get(sample.origin) if sample.restored else None
-        if metric_set is None:
-            return sample
-        values = sample.values
-        if metric_set.keys != sample.metric_set.keys:
-            by_key = dict(zip(sample.metric_set.keys, values.tolist(), strict=True))
-            values = np.array([by_key.get(key, math.nan) for key in metric_set.keys], np.float64)
-        return replace(sample, metric_set=metric_set, values=values, restored=False, origin="")
 
     def _merged(
         self, samples: tuple[Sample, ...], arrivals: dict[str, _Arrival], now_ms: int, now_s: float

@@ -13,6 +13,7 @@ must stay true:
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,14 @@ LATE_S: Final = 10.0
 """A fact that waits longer although PostgreSQL answers makes the store degraded."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What PostgreSQL said of a batch so far."""
+
+    inserted: list[int] = field(default_factory=list)
+    refused: list[tuple[Waiting, str]] = field(default_factory=list)
 
 
 class Facts:
@@ -199,23 +208,30 @@ class Facts:
         batch = await self._read_thread.run(self._reader.waiting, self._batch_facts, BATCH_BYTES)
         if not batch and self._looked and self._database.identity in {None, self._identity}:
             return False
-        async with self._database.connection() as connection:
-            identity = await self._database.identity_of(connection)
-            self._looked = True
-            if identity not in {None, self._identity}:
-                again = await self._write_thread.run(self._writer.begin_identity, identity)
-                log.warning("facts go to %s, before to %s: %d are sent again", identity, self._identity, again)
-                self._identity = identity
-                return True
-            for name, run in groupby(batch, key=lambda waiting: waiting.fact.kind):
-                await self._insert(connection, self._kinds.get(name), list(run))
-        return bool(batch)
+        outcome = _Outcome()
+        try:
+            async with self._database.connection() as connection:
+                identity = await self._database.identity_of(connection)
+                self._looked = True
+                is_known = identity in {None, self._identity}
+                for name, run in groupby(batch if is_known else (), key=lambda waiting: waiting.fact.kind):
+                    await self._insert(connection, self._kinds.get(name), list(run), outcome)
+        finally:  # without the connection: a failure of our disk says nothing of the database
+            await self._note(outcome)
+        if identity is None or is_known:
+            return bool(batch)
+        again = await self._write_thread.run(self._writer.begin_identity, identity)
+        log.warning("facts go to %s, before to %s: %d are sent again", identity, self._identity, again)
+        self._identity = identity
+        return True
 
-    async def _insert(self, connection: Any, kind: FactKind | None, batch: Sequence[Waiting]) -> None:
+    async def _insert(
+        self, connection: Any, kind: FactKind | None, batch: Sequence[Waiting], outcome: _Outcome
+    ) -> None:
         """Inserts facts of one kind; where one is refused, halves are tried until it stands alone."""
         if kind is None:
-            for waiting in batch:
-                await self._refuse(waiting, f"this version knows no facts of the kind {waiting.fact.kind}")
+            reason = f"this version knows no facts of the kind {batch[0].fact.kind}"
+            outcome.refused += [(waiting, reason) for waiting in batch]
             return
         payloads = f"[{','.join(waiting.fact.payload for waiting in batch)}]"
         try:
@@ -226,18 +242,21 @@ class Facts:
             if not is_refusal(error):
                 raise FailedPrecondition(f"PostgreSQL takes no facts: {describe(error)}") from error
             if len(batch) == 1:
-                await self._refuse(batch[0], describe(error))
+                outcome.refused.append((batch[0], describe(error)))
                 return
             middle = len(batch) // 2
             for half in (batch[:middle], batch[middle:]):
-                await self._insert(connection, kind, half)
-            return
-        sequences = [waiting.sequence for waiting in batch]
-        await self._write_thread.run(self._writer.note_inserted, sequences, self._clock.now_ms())
+                await self._insert(connection, kind, half, outcome)
+        else:
+            outcome.inserted += [waiting.sequence for waiting in batch]
 
-    async def _refuse(self, waiting: Waiting, reason: str) -> None:
-        log.error("PostgreSQL refused the %s %s: %s", waiting.fact.kind, waiting.fact.id, reason)
-        await self._write_thread.run(self._writer.note_refused, waiting.sequence, reason, self._clock.now_ms())
+    async def _note(self, outcome: _Outcome) -> None:
+        now_ms = self._clock.now_ms()
+        if outcome.inserted:
+            await self._write_thread.run(self._writer.note_inserted, outcome.inserted, now_ms)
+        for waiting, reason in outcome.refused:
+            log.error("PostgreSQL refused the %s %s: %s", waiting.fact.kind, waiting.fact.id, reason)
+            await self._write_thread.run(self._writer.note_refused, waiting.sequence, reason, now_ms)
 
     async def _sweep_all(self) -> None:
         while True:

@@ -11,12 +11,13 @@ from typing import Final
 import orjson
 from redis.asyncio import Redis, RedisCluster
 
+from fleet.model import ServerDescriptor
 from runtime.clock import SystemClock
 from services.cache.core import Cache
 from services.cache.model import ServerState
 from services.cache.state import Update
 from services.cache.store_redis import RedisStateStore
-from tests.cache.samples import HEADLINE, WIDE, rows_of, tick
+from tests.cache.samples import HEADLINE, WIDE, ids, rows_of, tick
 from tests.harness.redis import RedisServer
 
 _ARGUMENT: Final = re.compile(r'"((?:[^"\\]|\\.)*)"')
@@ -41,8 +42,10 @@ async def report(cache: Cache, *server_ids: str, cpu: float = 10.0) -> None:
 
 
 async def report_tick(cache: Cache, count: int, cpu: float) -> None:
-    """A row of 511 metrics for each of `count` servers."""
-    await cache.update(Update(batches=[tick(count, now_ms(), cpu=cpu, seed=int(cpu))]), [WIDE])
+    """A row of 511 metrics for each of `count` servers. None falls silent in a test: that would be news of its own."""
+    servers = [ServerDescriptor(server_id=one, hostname=one, report_interval_ms=600_000) for one in ids(count)]
+    rows = tick(count, now_ms(), cpu=cpu, seed=int(cpu))
+    await cache.update(Update(descriptors=servers, batches=[rows]), [WIDE])
 
 
 def content(cache: Cache) -> dict[str, object]:

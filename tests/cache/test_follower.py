@@ -389,3 +389,24 @@ async def test_after_a_failed_write_every_server_is_written_and_the_oldest_wait_
         clock.advance(3)
         await settle()
         assert sorted(store.last_written) == ["a", "b", "c"]
+
+
+async def test_over_two_thousand_servers_are_spread_over_the_tick_and_fewer_are_written_at_once() -> None:
+    clock = ManualClock()
+    store = FailingStore(clock)
+    async with caching(store, clock) as cache:
+        for count, at_once in ((2_000, 20), (2_100, 1)):
+            await settle()
+            clock.advance(10)
+            await settle()
+            rows = rows_of(HEADLINE, dict.fromkeys(ids(count), (1, 1, 1)), clock.now_ms())
+            cache._live.update(Update(batches=[rows]))  # in one go, as a request of many small rows is
+            store.writes = 0
+            cache.follower.mark(ids(count))
+            for _ in range(100):
+                await settle()
+            assert store.writes == at_once
+            for _ in range(20):
+                clock.advance(0.032)
+                await settle()
+        assert store.writes == 21

@@ -52,7 +52,7 @@ async def answered(call: Callable[[], Any]) -> Any:
         except grpc.aio.AioRpcError as error:
             raise AssertionError(error.details()) from error
 
-    return await eventually(attempt, within_s=15)
+    return await eventually(attempt, within_s=60)
 
 
 async def test_a_killed_process_comes_back_with_what_redis_has(redis: RedisServer, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ from fleet.health import ServerStatus
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
 from runtime.channel import Channel
 from services.cache import peers as peers_module
+from services.cache.core import Cache
+from services.cache.model import version_of
 from services.cache.state import Update
+from services.cache.store_redis import note_key
 from tests.cache.replicas import agree, content, holds, now_ms, recording, replica, report, report_tick
 from tests.cache.samples import HEADLINE, descriptor, ids, request, rows_of, set_of
 from tests.cache.test_process import SECRET, answered, process
@@ -31,7 +36,7 @@ async def test_what_one_replica_is_told_the_other_knows(redis: RedisServer) -> N
         await eventually(lambda: agree(first, second))
         assert len(content(second)) == 30
         await report_tick(second, 20, 97)
-        await first.update(Update(descriptors=[descriptor(ids(25)[24], role="moved")]))
+        await first.update(Update(descriptors=[descriptor(ids(25)[24], role="moved", report_interval_ms=600_000)]))
         await eventually(lambda: agree(first, second))
         assert first.summary().critical == 20
         assert second.get(ids(25)[24]).descriptor.role == "moved"
@@ -54,12 +59,16 @@ async def test_a_change_reaches_the_other_replica_within_a_second(redis: RedisSe
         for step in range(10):
             await report(first, "a", cpu=10 + step)
             started_s = time.monotonic()
-            await eventually(lambda step=step: second.get("a").headline()[0] == 10 + step if step else _knows(second))
+            await eventually(partial(_shows, second, 10.0 + step))
             waits_s.append(time.monotonic() - started_s)
         assert sorted(waits_s)[5] < 1  # the median: the machine may be busy
 
 
-def _knows(cache: Any) -> bool:
+def _shows(cache: Cache, cpu: float) -> bool:
+    return bool(cache.summary().total) and cache.get("a").headline()[0] == cpu
+
+
+def _knows(cache: Cache) -> bool:
     return bool(cache.summary().total)
 
 
@@ -75,10 +84,18 @@ async def test_sets_and_descriptors_told_to_different_replicas_at_once_are_all_k
                 second.update(Update(batches=[right], descriptors=moved), [OTHER]),
             )
             both = {"cpu_usage": step, "memory_usage": 1, "disk_usage": 1, "x": step, "y": step}
-            await eventually(lambda both=both: first.get("a").metrics() == second.get("a").metrics() == both)
-            await eventually(lambda step=step: first.get("a").descriptor.role == f"role-{step}")
+            await eventually(partial(_both_have, first, second, both))
+            await eventually(partial(_has_role, first, f"role-{step}"))
         await eventually(lambda: holds(raw, first))
         await eventually(lambda: agree(first, second))
+
+
+def _both_have(first: Cache, second: Cache, metrics: Mapping[str, float]) -> bool:
+    return first.get("a").metrics() == second.get("a").metrics() == metrics
+
+
+def _has_role(cache: Cache, role: str) -> bool:
+    return cache.get("a").descriptor.role == role
 
 
 @pytest.mark.parametrize("fault", ["cut", "half_open"])
@@ -181,8 +198,18 @@ async def test_what_a_dying_writer_did_not_tell_is_found_by_comparing(
         await eventually(lambda: second.is_current)
         async with redis.client() as raw:
             for key, value in kept.items():
-                await raw.set(key, value)  # written, but not told
+                await raw.set(key, value or b"")  # written, but not told
         await eventually(lambda: second.summary().total == 1, within_s=10)
+
+
+async def test_a_fleet_that_nobody_told_of_stands_in_the_way_for_moments_only(redis: RedisServer) -> None:
+    async with replica(redis.url, "e1") as first, redis.client() as raw:
+        await report(first, "a")
+        await eventually(lambda: holds(raw, first))
+        for key in ("servers:all", "servers:count", "servers:healthy"):
+            await raw.set(note_key(key), version_of(now_ms() + 60_000, "died"), ex=300)
+        await report(first, "b")
+        await eventually(lambda: holds(raw, first), within_s=20)
 
 
 async def test_a_replica_does_not_call_silent_what_it_cannot_hear(redis: RedisServer) -> None:

@@ -136,7 +136,7 @@ class StoreServer(PrometheusApi):
     def launch(self) -> None:
         """Starts the process and waits for nothing."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen([self._path, *self.arguments()], stdout=log, stderr=log)
+            self._process = subprocess.Popen([self._path, *self.arguments()], cwd=self.folder, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """SIGKILL: connections are reset."""

@@ -6,16 +6,21 @@ import signal
 from pathlib import Path
 from uuid import uuid4
 
+import orjson
 import pytest
 
+from runtime.clock import SystemClock
 from runtime.errors import NotFound, OpenManagerError, ResourceExhausted, Unavailable
 from services.metadata import interactions
+from services.metadata.facts import Facts
 from services.metadata.journal import Fact, Journal
+from services.metadata.kinds import KINDS, FactKind
 from services.metadata.store import InteractionFilter, NewInteraction
+from services.metadata.store_connection import Database
 from services.metadata.target import DatabaseTarget
 from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
-from tests.metadata.parts import Parts, opened
+from tests.metadata.parts import LIMIT_BYTES, Parts, opened
 from tests.metadata.test_connection import QUICK
 
 ALL = InteractionFilter()
@@ -106,7 +111,7 @@ async def test_a_full_disk_of_the_database_holds_facts_up_and_no_reads(parts: Pa
 
 
 async def test_a_death_between_insertion_and_note_doubles_nothing(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     noted = parts.facts._writer.note_inserted
     deaths = []
@@ -120,6 +125,7 @@ async def test_a_death_between_insertion_and_note_doubles_nothing(
     monkeypatch.setattr(parts.facts._writer, "note_inserted", dies)
     made = await asyncio.gather(*(parts.store.record_interaction(NewInteraction(query=f"{n}")) for n in range(50)))
     await eventually(lambda: len(deaths) > 2, 10.0)
+    assert "callers no longer wait" not in caplog.text, "our disk's failure is none of the database's"
     await parts.all_inserted()
     assert sorted(await in_database(parts)) == sorted(one.id for one in made)
     assert (await parts.facts.backlog()).refused == 0
@@ -300,3 +306,34 @@ async def test_a_server_that_cannot_say_which_it_is_gets_facts_all_the_same(
         assert await in_database(parts) == [made.id]
         assert parts.database.identity is None
         assert (await parts.store.probe()).server_version.startswith("PostgreSQL 15")
+
+
+async def test_kinds_go_in_their_order_each_its_own_way(database: Database, tmp_path: Path) -> None:
+    rating = FactKind(
+        name="rating",
+        insert="INSERT INTO ratings SELECT id, interaction, rating FROM json_to_recordset($1::json)"
+        " AS fact (id uuid, interaction uuid, rating integer) ON CONFLICT (id) DO NOTHING",
+    )
+    async with database.connection() as connection:
+        await connection.execute(
+            "CREATE TABLE ratings (id uuid PRIMARY KEY, interaction uuid REFERENCES ai_interactions, rating integer)"
+        )
+    kinds = KINDS | {rating.name: rating}
+    async with Facts(tmp_path, database, clock=SystemClock(), limit_bytes=LIMIT_BYTES, kinds=kinds) as facts:
+        for number in range(20):  # a rating cannot be before what it rates
+            rated = await facts.record(fact(f"{number}"))
+            row = {"id": str(uuid4()), "interaction": rated.id, "rating": number}
+            payload = orjson.dumps(row).decode()
+            await facts.record(Fact(kind=rating.name, id=row["id"], subject="", created_us=0, payload=payload))
+        unknown = dataclasses.replace(fact("from a newer version"), kind="newer")
+        await facts.record(unknown)
+        last = await facts.record(fact("last"))
+
+        async def nothing_waits() -> bool:
+            return (await facts.backlog()).waiting == 0
+
+        await eventually(nothing_waits, 10.0)
+    async with database.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM ratings") == 20
+        assert await connection.fetchval("SELECT count(*) FROM ai_interactions WHERE id = $1", last.id) == 1
+    assert await dead(tmp_path) == {unknown.id: "this version knows no facts of the kind newer"}

@@ -8,26 +8,26 @@ answered.
 """
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+import itertools
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleet.model import Metric, MetricKind
-from runtime.circuit import Circuit
+from runtime.circuit import Circuit, CircuitState
 from runtime.clock import Clock
-from runtime.errors import InvalidArgument, ResourceExhausted
-from services.timeseries.engine.aggregate import Aggregation, Windows, lookback_ms
+from runtime.errors import ResourceExhausted
+from services.timeseries.engine.aggregate import Aggregation, Windows
 from services.timeseries.engine.query import Query, SeriesResult, check_query
 from services.timeseries.engine.settings import MAX_TIME_MS, MIN_TIME_MS
 from services.timeseries.prometheus.client import Nodes
-from services.timeseries.prometheus.labels import NAME, SERVER_ID, escaped_name, labels_of, name_of
+from services.timeseries.prometheus.labels import NAME, SERVER_ID, escaped_name, labels_of
 from services.timeseries.remote import promql
 from services.timeseries.remote.prometheus_answers import Found, Points, data_of, decoded, distinct, in_order, joined
+from services.timeseries.remote.prometheus_run import Run, check_rate, windowed
 from services.timeseries.remote.promql import Part, Term
 
 QUERY_TIMEOUT_S: Final = 8.0
@@ -43,7 +43,7 @@ SCANNED_TOGETHER: Final = 20_000_000
 """About how many samples one request makes the store look at, of one in 10 s: a second's work."""
 MAX_WINDOWS: Final = 1_000_000
 SERVERS_TOGETHER: Final = 100
-TERMS_TOGETHER: Final = 16
+TERMS_TOGETHER: Final = 40
 MAX_SERVERS_BYTES: Final = 4_000
 MAX_QUERY_BYTES: Final = 15_000
 """Of a query's text: VictoriaMetrics refuses more than 16 KiB."""
@@ -55,31 +55,6 @@ SLICES: Final = 64
 MAX_POINTS: Final = 10_000_000
 MAX_READ_POINTS: Final = 10_000_000
 MAX_SERIES: Final = 20_000
-
-
-@dataclass(slots=True)
-class _Run:
-    """One query as it runs. `selectors` are the wanted keys and names, None for all."""
-
-    query: Query
-    metrics: Mapping[str, Metric]
-    start_ms: int
-    end_ms: int
-    selectors: frozenset[str] | None
-    cancel: threading.Event = field(default_factory=threading.Event)
-    read: int = 0
-    returned: int = 0
-    series: int = 0
-
-    @property
-    def read_from_ms(self) -> int:
-        """Where points are read back from."""
-        return max(MIN_TIME_MS, self.start_ms - lookback_ms(self.query.aggregation, self.query.step_ms))
-
-    def wants(self, found: Found) -> bool:
-        if self.selectors is None:
-            return True
-        return not self.selectors.isdisjoint((found.identity[1], name_of(found.labels)))
 
 
 class PrometheusHistory:
@@ -126,14 +101,14 @@ class PrometheusHistory:
     async def query(self, query: Query, metrics: Mapping[str, Metric]) -> AsyncIterator[SeriesResult]:
         """See `RemoteHistory.query`."""
         check_query(query)
-        run = _Run(
+        run = Run(
             query=query,
             metrics=metrics,
             start_ms=max(query.start_ms, MIN_TIME_MS),
             end_ms=min(query.end_ms, MAX_TIME_MS + 1, self._clock.now_ms() + MAX_AHEAD_MS),
             selectors=None if query.metrics is None else frozenset(query.metrics),
         )
-        _check_rate(run)
+        check_rate(run, run.selectors or ())
         if run.start_ms >= run.end_ms or query.server_ids == () or query.metrics == ():
             return
         try:
@@ -149,7 +124,7 @@ class PrometheusHistory:
             run.cancel.set()  # a caller that is gone: what is on its way is not read to its end
 
     def _result(
-        self, run: _Run, server_id: str, key: str, times: NDArray[np.int64], values: NDArray[np.float64]
+        self, run: Run, server_id: str, key: str, times: NDArray[np.int64], values: NDArray[np.float64]
     ) -> SeriesResult:
         run.series += 1
         run.returned += len(times)
@@ -174,14 +149,14 @@ class PrometheusHistory:
 
     # What there is
 
-    async def _learn_edges(self, run: _Run) -> None:
+    async def _learn_edges(self, run: Run) -> None:
         """Whether a range includes its left edge, as before Prometheus 3; asked once, with a query of no data."""
         if self._closed_left is None:
             fields = [("query", "count_over_time(vector(1)[2s:1s])"), ("time", "2001-01-01T00:00:00Z")]
             found = await self._series(run, "/api/v1/query", fields)
             self._closed_left = bool(found) and bool(found[0].values[-1] == 3)
 
-    async def _terms(self, run: _Run) -> list[Term]:
+    async def _terms(self, run: Run) -> list[Term]:
         """The metrics that may match, by name; what they bring is looked at again."""
         if run.query.metrics is None:
             servers = run.query.server_ids
@@ -210,7 +185,7 @@ class PrometheusHistory:
         terms += [term for name, of_name in exact.items() if name not in whole for term in of_name]
         return sorted(terms)
 
-    async def _servers(self, run: _Run, terms: Sequence[Term]) -> list[str]:
+    async def _servers(self, run: Run, terms: Sequence[Term]) -> list[str]:
         if run.query.server_ids is not None:
             return sorted(set(run.query.server_ids))
         matchers = [promql.of_servers(None)]
@@ -219,7 +194,7 @@ class PrometheusHistory:
             matchers.append(named)
         return await self._label_values(run, SERVER_ID, matchers)
 
-    async def _label_values(self, run: _Run, label: str, matchers: Sequence[str]) -> list[str]:
+    async def _label_values(self, run: Run, label: str, matchers: Sequence[str]) -> list[str]:
         """What may have points in the range, and perhaps more. Up to now: of a past range Prometheus does not name
         the series whose samples came out of order."""
         fields = [("match[]", promql.selector(matchers)), ("start", promql.instant(run.read_from_ms))]
@@ -229,39 +204,43 @@ class PrometheusHistory:
 
     # What it comes to
 
-    async def _answered(
-        self, run: _Run, terms: Sequence[Term], servers: Sequence[str]
-    ) -> dict[tuple[str, str], Points]:
+    async def _answered(self, run: Run, terms: Sequence[Term], servers: Sequence[str]) -> dict[tuple[str, str], Points]:
         query = run.query
         if query.step_ms and query.aggregation in promql.PUSHED_DOWN:
             return await self._pushed_down(run, terms, servers)
         if query.step_ms and query.aggregation is Aggregation.LAST:
             return await self._last(run, terms, servers)
         found = await self._points(run, terms, servers, run.read_from_ms, run.end_ms)
-        return found if not query.step_ms else _windowed(run, found)
+        check_rate(run, (key for _, key in found))
+        return found if not query.step_ms else windowed(run, found)
 
     async def _pushed_down(
-        self, run: _Run, terms: Sequence[Term], servers: Sequence[str]
+        self, run: Run, terms: Sequence[Term], servers: Sequence[str]
     ) -> dict[tuple[str, str], Points]:
         pieces: dict[tuple[str, str], list[Points]] = {}
         matcher = promql.of_servers(servers)
-        for some in promql.terms_together(terms, TERMS_TOGETHER, MAX_QUERY_BYTES, matcher):
-            for part in self._parts(run, len(some) * len(servers)):
-                text = promql.windows(some, matcher, run.query.aggregation, self._width(part))
-                self._collect(run, pieces, await self._evaluated(run, text, part))
+        requests = (
+            (promql.windows(some, matcher, run.query.aggregation, self._width(part)), part)
+            for some in promql.terms_together(terms, TERMS_TOGETHER, MAX_QUERY_BYTES, matcher)
+            for part in self._parts(run, len(some) * len(servers))
+        )
+        async for found in self._all_evaluated(run, requests):
+            self._collect(run, pieces, found)
         return {identity: joined(of_one) for identity, of_one in pieces.items()}
 
-    async def _last(self, run: _Run, terms: Sequence[Term], servers: Sequence[str]) -> dict[tuple[str, str], Points]:
+    async def _last(self, run: Run, terms: Sequence[Term], servers: Sequence[str]) -> dict[tuple[str, str], Points]:
         """Each series' last points; where a window has those of several, their points tell which is the last."""
         pieces: dict[tuple[str, str], list[Points]] = {}
         names: dict[tuple[str, str], str] = {}
         matcher = promql.of_servers(servers)
-        for matchers, count in promql.selections(terms, TERMS_TOGETHER, MAX_SERVERS_BYTES):
-            for part in self._parts(run, count * len(servers)):
-                text = f"last_over_time({promql.ranged([*matchers, matcher], self._width(part))})"
-                series = await self._evaluated(run, text, part)
-                self._collect(run, pieces, series)
-                names.update((one.identity, one.labels[NAME]) for one in series)
+        requests = (
+            (f"last_over_time({promql.ranged([*matchers, matcher], self._width(part))})", part)
+            for matchers, count in promql.selections(terms, TERMS_TOGETHER, MAX_SERVERS_BYTES)
+            for part in self._parts(run, count * len(servers))
+        )
+        async for series in self._all_evaluated(run, requests):
+            self._collect(run, pieces, series)
+            names.update((one.identity, one.labels[NAME]) for one in series)
         found = {}
         for identity, of_one in pieces.items():
             times, values = in_order(of_one)
@@ -277,7 +256,7 @@ class PrometheusHistory:
             found[identity] = times, values
         return found
 
-    def _collect(self, run: _Run, pieces: dict[tuple[str, str], list[Points]], found: Sequence[Found]) -> None:
+    def _collect(self, run: Run, pieces: dict[tuple[str, str], list[Points]], found: Sequence[Found]) -> None:
         """Keeps what is wanted; the bound of the answer is looked at while it grows."""
         for series in found:
             if run.wants(series):
@@ -286,7 +265,7 @@ class PrometheusHistory:
         if run.read > self._max_points:
             raise self._too_many_points()
 
-    def _parts(self, run: _Run, series: int) -> list[Part]:
+    def _parts(self, run: Run, series: int) -> list[Part]:
         step_ms = run.query.step_ms
         if (run.end_ms - run.start_ms) // step_ms > MAX_WINDOWS:
             raise ResourceExhausted(
@@ -298,7 +277,16 @@ class PrometheusHistory:
     def _width(self, part: Part) -> int:
         return max(1, part.width_ms - 1) if self._closed_left else part.width_ms
 
-    async def _evaluated(self, run: _Run, text: str, part: Part) -> list[Found]:
+    async def _all_evaluated(self, run: Run, requests: Iterable[tuple[str, Part]]) -> AsyncIterator[list[Found]]:
+        """The answers in order; some are asked for at once, unless one is to show first that the store is back."""
+        waiting = iter(requests)
+        while some := list(
+            itertools.islice(waiting, QUERY_THREADS if self._circuit.state is CircuitState.CLOSED else 1)
+        ):
+            for found in await asyncio.gather(*(self._evaluated(run, text, part) for text, part in some)):
+                yield found
+
+    async def _evaluated(self, run: Run, text: str, part: Part) -> list[Found]:
         """The windows of a part, labelled as ours are."""
         if part.count == 1:
             fields = [("query", text), ("time", promql.instant(part.at_ms))]
@@ -312,7 +300,7 @@ class PrometheusHistory:
     # Points
 
     async def _points(
-        self, run: _Run, terms: Sequence[Term], servers: Sequence[str], start_ms: int, end_ms: int
+        self, run: Run, terms: Sequence[Term], servers: Sequence[str], start_ms: int, end_ms: int
     ) -> dict[tuple[str, str], Points]:
         """The points of some series in a range, each time once."""
         pieces: dict[tuple[str, str], list[Points]] = {}
@@ -329,7 +317,7 @@ class PrometheusHistory:
         return {identity: distinct(*in_order(of_one)) for identity, of_one in pieces.items()}
 
     async def _slices(
-        self, run: _Run, terms: Sequence[Term], servers: str, start_ms: int, end_ms: int
+        self, run: Run, terms: Sequence[Term], servers: str, start_ms: int, end_ms: int
     ) -> list[tuple[int, int]]:
         """Cuts a range where points are many; those without any are left out. Counts against the bounds."""
         whole = Part(start_ms, start_ms, end_ms, end_ms - start_ms)
@@ -346,7 +334,7 @@ class PrometheusHistory:
         return await self._cut(run, terms, servers, start_ms, end_ms, points)
 
     async def _cut(
-        self, run: _Run, terms: Sequence[Term], servers: str, start_ms: int, end_ms: int, points: int
+        self, run: Run, terms: Sequence[Term], servers: str, start_ms: int, end_ms: int, points: int
     ) -> list[tuple[int, int]]:
         if not points:
             return []
@@ -374,7 +362,7 @@ class PrometheusHistory:
 
     # Requests
 
-    async def _series(self, run: _Run, path: str, fields: list[tuple[str, str]]) -> list[Found]:
+    async def _series(self, run: Run, path: str, fields: list[tuple[str, str]]) -> list[Found]:
         """The series of an answer, NaN left out."""
         # nocache and latency_offset: VictoriaMetrics would align the range, and repeat old values in its last 30 s
         exact = [("nocache", "1"), ("latency_offset", "1ms")]
@@ -383,14 +371,14 @@ class PrometheusHistory:
         found: list[Found] = await self._in_thread(decoded, data)
         return found
 
-    async def _ask(self, run: _Run, method: str, path: str, fields: list[tuple[str, str]]) -> Any:
+    async def _ask(self, run: Run, method: str, path: str, fields: list[tuple[str, str]]) -> Any:
         with self._circuit.attempt():
             return await self._in_thread(self._request, run, method, path, fields)
 
     async def _in_thread(self, work: Any, *arguments: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
-    def _request(self, run: _Run, method: str, path: str, fields: list[tuple[str, str]]) -> Any:
+    def _request(self, run: Run, method: str, path: str, fields: list[tuple[str, str]]) -> Any:
         answer = self._nodes.request(
             method,
             path,
@@ -400,16 +388,3 @@ class PrometheusHistory:
             cancel=run.cancel,
         )
         return data_of(answer)
-
-
-def _windowed(run: _Run, found: Mapping[tuple[str, str], Points]) -> dict[tuple[str, str], Points]:
-    windows = Windows(run.start_ms, run.query.step_ms, run.query.aggregation)
-    return {identity: windows.of(times, values) for identity, (times, values) in found.items()}
-
-
-def _check_rate(run: _Run) -> None:
-    if run.query.aggregation is Aggregation.RATE and run.query.step_ms:
-        for key, metric in run.metrics.items():
-            wanted = run.selectors is None or not run.selectors.isdisjoint((key, metric.name))
-            if wanted and metric.kind is MetricKind.GAUGE:
-                raise InvalidArgument(f"RATE wants a counter, {key} is a gauge", field="aggregation")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.model import Metric, MetricKind, MetricSet, metric_key
@@ -186,6 +186,7 @@ _AWKWARD = st.sampled_from(
 _NAMES = st.one_of(_TEXT, _AWKWARD)
 
 
+@settings(deadline=None, database=None)
 @given(_NAMES, st.dictionaries(_NAMES, st.one_of(st.just(""), _TEXT), max_size=4))
 def test_every_key_comes_back_from_its_labels(name: str, own: dict[str, str]) -> None:
     labels = labels_of(name, own.items())
@@ -195,6 +196,7 @@ def test_every_key_comes_back_from_its_labels(name: str, own: dict[str, str]) ->
     assert key_of(stored) == metric_key(name, own.items())
 
 
+@settings(deadline=None, database=None)
 @given(_NAMES, _NAMES)
 def test_names_are_plain_there_and_no_two_are_the_same(name: str, other: str) -> None:
     for escape, more in ((escaped_name, ":"), (escaped_label, "")):
