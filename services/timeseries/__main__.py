@@ -12,7 +12,7 @@ from runtime.process import Process, run_process
 from runtime.server import bind
 from services.timeseries import commands
 from services.timeseries.engine.engine import Engine
-from services.timeseries.external import backends, history
+from services.timeseries.external import backends, histories
 from services.timeseries.followers.follower import Follower, forget_others
 from services.timeseries.remote.reader import Reader
 from services.timeseries.remote.replica import Peer
@@ -29,14 +29,14 @@ async def _reader(
     """What reads elsewhere, too; None: everything is here."""
     if settings.read == "local":
         return None
-    max_points = settings.engine().max_points
+    bounds = settings.engine()
     peers = [
-        Peer(await stack.enter_async_context(process.open_channel(target)), process.clock, max_points)
+        Peer(await stack.enter_async_context(process.open_channel(target)), process.clock, bounds.max_points)
         for target in settings.peers
     ]
-    remote = history(settings, process.clock)
+    remote = histories(settings, process.clock, bounds, engine)[0]
     stack.push_async_callback(remote.close)
-    return Reader(engine, remote, process.clock, peers=peers, max_points=max_points)
+    return Reader(engine, remote, process.clock, peers=peers, max_points=bounds.max_points)
 
 
 async def serve(settings: TimeSeriesSettings, process: Process[TimeSeriesSettings]) -> None:

@@ -1,9 +1,9 @@
 """What `python -m services.timeseries COMMAND` does: all that an operator does with a store beside serving it.
 
-What must stay true: backup, verify and export change nothing in the store and may run while the service does; restore
-runs only without it and only into an empty folder; import sends to the service, and writes itself only without it; the
-exit status is 0 when all is well, 1 when something failed, is damaged or was not taken, 2 for a command that makes no
-sense; and every refusal says what to do.
+What must stay true: backup, verify, export and backfill change nothing in the store and may run while the service does;
+restore runs only without it and only into an empty folder; import sends to the service, and writes itself only without
+it; the exit status is 0 when all is well, 1 when something failed, is damaged or was not taken, 2 for a command that
+makes no sense; and every refusal says what to do.
 """
 
 import argparse
@@ -19,10 +19,14 @@ from runtime.clock import SystemClock
 from runtime.errors import OpenManagerError
 from runtime.settings import SettingsError
 from services.timeseries.archive.backup import back_up, restore
+from services.timeseries.archive.excerpt import READING
 from services.timeseries.archive.manifest import BackupError
 from services.timeseries.archive.verify import Damage, Verifier
 from services.timeseries.arguments import parse
+from services.timeseries.backfill import Backfill, BackfillError
+from services.timeseries.backfill_state import State
 from services.timeseries.engine.tiers import RAW, TIERS
+from services.timeseries.external import TARGETS, backends, describe_target, histories
 from services.timeseries.parquet.layout import ParquetError
 from services.timeseries.progress import Reporter, count_text, size_text
 from services.timeseries.settings import TimeSeriesSettings
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     store = settings.data_dir / NAME
     try:
         return _run(settings, store, options)
-    except (BackupError, ParquetError, folder.CannotStartError, OpenManagerError) as error:
+    except (BackupError, ParquetError, BackfillError, folder.CannotStartError, OpenManagerError) as error:
         _complain(str(error))
     except ModuleNotFoundError as error:
         if error.name != "pyarrow":
@@ -69,6 +73,8 @@ def _run(settings: TimeSeriesSettings, store: Path, options: argparse.Namespace)
             return _verify(options.path or store)
         case "export":
             return _export(store, options)
+        case "backfill":
+            return _backfill(settings, store, options)
         case _:
             return _import(settings, options.path)
 
@@ -201,6 +207,83 @@ def _import(settings: TimeSeriesSettings, path: Path) -> int:
     if not book.not_taken and not book.damaged:
         return _EXIT_OK
     _complain(f"{book.not_taken:,} rows were not taken, for the reasons above; everything else is stored")
+    return _EXIT_FAILED
+
+
+def _backfill(settings: TimeSeriesSettings, store: Path, options: argparse.Namespace) -> int:
+    name, clock, started = options.to, SystemClock(), time.monotonic()
+    backend = next((one for one in backends(settings, clock) if one.name == name), None)
+    if backend is None:
+        raise BackfillError(f"{TARGETS[name]} is not set: set up {name} here as the service has it")
+    target = describe_target(settings, name)
+    with folder.locked(settings.data_dir, f"backfill-{name}") as own, Reporter(sys.stderr) as reporter:
+        state = None if options.restart else State.load(own)
+        if state is None or not state.goes_on(target, options.words):
+            end_ms = clock.now_ms() if options.until is None else options.until
+            state = State(target=target, options=options.words, start_ms=options.start, end_ms=end_ms)
+        else:
+            _say(f"goes on with what was interrupted, after {state.points:,} points")
+
+        def tell(text: str) -> None:
+            reporter.clear()
+            _complain(text)
+
+        async def run(state: State) -> None:
+            readers = histories(settings, clock, READING)
+            backfill = Backfill(
+                store,
+                own,
+                backend,
+                state,
+                rate=options.rate,
+                servers=tuple(options.servers) if options.servers else None,
+                clock=clock,
+                progress=reporter.points,
+                tell=tell,
+                reader=next((one for one in readers if one.name == name), None) if options.verify else None,
+            )
+            try:
+                await backfill.run()
+            finally:
+                await backend.close()
+                for reader in readers:
+                    await reader.close()
+
+        try:
+            asyncio.run(run(state))
+        except (OpenManagerError, KeyboardInterrupt) as error:
+            reporter.clear()
+            _complain(
+                f"{str(error) or 'interrupted'}. {state.points:,} points are copied; call it again, without --restart,"
+                " to go on"
+            )
+            return _EXIT_FAILED
+    return _report(state, time.monotonic() - started, verified=options.verify)
+
+
+def _report(state: State, seconds: float, *, verified: bool) -> int:
+    again = f", {state.again:,} of them written anew meanwhile" if state.again else ""
+    _say(f"backfill {state.target}: {state.points:,} points{again}, {seconds:.1f} s")
+    for reason, points in sorted(state.refused.items()):
+        _say(f"refused: {points:,} points, {reason}")
+    if state.likely:
+        _say(
+            f"likely: {state.likely:,} points got the oldest environment and role that are known of their servers; what"
+            " was valid when they were written is forgotten"
+        )
+    for date, server_id, here, there in state.short:
+        _say(f"short: {date} {server_id}: {here:,} points here, {there:,} there")
+    if verified and not state.short:
+        _say("verified: each server has as many points there, or more, on every day")
+    if state.unseen:
+        _complain(
+            f"{state.unseen} batches left the journal before they were looked at: values that they wrote anew for these"
+            " days may be old ones there. Call it with --restart when less is written, or with a higher --rate"
+        )
+    if not state.refused and not state.short and not state.unseen:
+        return _EXIT_OK
+    if state.refused or state.short:
+        _complain("not everything is there, for the reasons above; everything else is")
     return _EXIT_FAILED
 
 

@@ -106,10 +106,22 @@ class TimeSeriesSettings(CommonSettings):
         "INFLUXDB_URL", None, "InfluxDB 2 that follows the history, http:// or https://; unset: none."
     )
     influxdb_token: SecretStr | None = setting(
-        "INFLUXDB_TOKEN", None, "API token that may write INFLUXDB_BUCKET; needed with INFLUXDB_URL."
+        "INFLUXDB_TOKEN",
+        None,
+        "API token that may write INFLUXDB_BUCKET, read it where history is read back from there, and create buckets "
+        "where it does not exist yet; needed with INFLUXDB_URL.",
     )
     influxdb_org: str = setting("INFLUXDB_ORG", "openmanager", "Organization of the bucket.", min_length=1)
-    influxdb_bucket: str = setting("INFLUXDB_BUCKET", "metrics", "Bucket that is written; it must exist.", min_length=1)
+    influxdb_bucket: str = setting(
+        "INFLUXDB_BUCKET", "metrics", "Bucket that is written; created where it is missing.", min_length=1
+    )
+    influxdb_retention: Duration | None = setting(
+        "INFLUXDB_RETENTION",
+        None,
+        "How long the bucket keeps points; an existing bucket is changed to it. Unset: a new bucket keeps them for "
+        "ever, an existing one is left alone.",
+        ge=3_600.0,
+    )
 
     prometheus_write_url: PrometheusUrls | None = setting(
         "PROMETHEUS_WRITE_URL",

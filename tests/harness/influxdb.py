@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from influxdb_client.client.influxdb_client import InfluxDBClient
 from influxdb_client.client.write_api import SYNCHRONOUS
 from influxdb_client.domain.bucket_retention_rules import BucketRetentionRules
 from influxdb_client.domain.onboarding_request import OnboardingRequest
+from influxdb_client.domain.permission import Permission
+from influxdb_client.domain.permission_resource import PermissionResource
 from influxdb_client.rest import ApiException
 from influxdb_client.service.setup_service import SetupService
 from urllib3.exceptions import HTTPError
@@ -29,6 +32,21 @@ START_BOUND_S: Final = 20.0
 PORT_ATTEMPTS: Final = 3
 ORG: Final = "openmanager"
 TOKEN: Final = "the-token-of-the-test-suite"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token that can be taken away and given back."""
+
+    server: "InfluxServer"
+    identity: str
+    text: str
+
+    async def revoke(self) -> None:
+        await self.server.set_token_status(self.identity, "inactive")
+
+    async def restore(self) -> None:
+        await self.server.set_token_status(self.identity, "active")
 
 
 class InfluxServer:
@@ -78,6 +96,51 @@ class InfluxServer:
                 client.buckets_api().create_bucket(bucket_name=name, org=ORG, retention_rules=rules)
 
         await asyncio.to_thread(make)
+
+    async def retention_s(self, bucket: str) -> int | None:
+        """How long a bucket keeps points, 0: for ever; None: there is no such bucket."""
+
+        def find() -> int | None:
+            with self._client() as client:
+                found = client.buckets_api().find_bucket_by_name(bucket)
+                return found and sum(rule.every_seconds for rule in found.retention_rules)
+
+        return await asyncio.to_thread(find)
+
+    async def delete_bucket(self, bucket: str) -> None:
+        """Deletes a bucket with all that is in it."""
+
+        def delete() -> None:
+            with self._client() as client:
+                buckets = client.buckets_api()
+                buckets.delete_bucket(buckets.find_bucket_by_name(bucket))
+
+        await asyncio.to_thread(delete)
+
+    async def make_token(self, bucket: str, *actions: str) -> "Token":
+        """A token that may do this to one bucket ("read", "write") and nothing else."""
+
+        def make() -> Token:
+            with self._client() as client:
+                found = client.buckets_api().find_bucket_by_name(bucket)
+                resource = PermissionResource(type="buckets", id=found.id, org_id=found.org_id)
+                permissions = [Permission(action=action, resource=resource) for action in actions]
+                made = client.authorizations_api().create_authorization(found.org_id, permissions)
+                return Token(self, made.id, made.token)
+
+        return await asyncio.to_thread(make)
+
+    async def set_token_status(self, identity: str, status: str) -> None:
+        """Makes a token `inactive` or `active` again."""
+
+        def change() -> None:
+            with self._client() as client:
+                tokens = client.authorizations_api()
+                authorization = tokens.find_authorization_by_id(identity)
+                authorization.status = status
+                tokens.update_authorization(authorization)
+
+        await asyncio.to_thread(change)
 
     async def write(self, bucket: str, lines: str) -> None:
         """Writes line protocol in milliseconds, as another program would."""

@@ -1,14 +1,32 @@
-"""What tests of the engine share."""
+"""What tests of the history share: an engine that does not sync, and a real InfluxDB with a bucket for each test."""
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
+import pytest_asyncio
 
 from services.timeseries.engine import database, journal, partitions
+from tests.harness.influxdb import InfluxServer, influx_server
+
+_numbers = itertools.count(1)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def influx() -> AsyncIterator[InfluxServer]:
+    async with influx_server() as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def bucket(influx: InfluxServer) -> str:
+    name = f"metrics-{next(_numbers)}"
+    await influx.make_bucket(name)
+    return name
 
 
 @pytest.fixture

@@ -10,15 +10,29 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 import apsw
+import numpy as np
 
 from services.timeseries.archive.backup import TierCopy, copy_journal
 from services.timeseries.archive.manifest import JOURNAL_NAME, Progress, tier_files
 from services.timeseries.engine.database import DAMAGED, Transaction, connect_read_only, fetch
+from services.timeseries.engine.engine import Engine
 from services.timeseries.engine.partition import day_of
-from services.timeseries.engine.settings import DAY_MS
+from services.timeseries.engine.settings import DAY_MS, EngineSettings
 from services.timeseries.engine.tiers import RAW, TIERS
+
+_UNLIMITED: Final = 1 << 62
+READING: Final = EngineSettings(
+    maintenance_interval_s=1e6,  # nothing is closed, merged or swept: it would only be work
+    max_series=_UNLIMITED,
+    max_points=_UNLIMITED,
+    max_scanned_points=_UNLIMITED,
+    scan_cells=4_000_000,
+)
+"""For the engine on the copy. Queries are of one server and day, and their results are not held: limits would only
+refuse; but so many cells are in memory at once, 32 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,3 +90,16 @@ def _forget(journal: Path, days: set[int], last_sequence: int) -> None:
         with Transaction(copy):
             gone = [(day, last_sequence) for day in sorted(days)]
             copy.executemany("INSERT OR REPLACE INTO evictions VALUES (?, ?, 1)", gone)
+
+
+async def journaled_days(engine: Engine) -> set[int]:
+    """The days of all rows that the journal keeps: those that are in no block yet are among them."""
+    days: set[int] = set()
+    last = engine.last_sequence
+    if engine.first_sequence <= last:
+        async for batch in engine.tail(engine.first_sequence):
+            if batch.rows is not None:
+                days.update(np.unique(batch.rows.times_ms // DAY_MS).tolist())
+            if batch.sequence >= last:
+                break
+    return days

@@ -7,6 +7,7 @@ reader that goes away stops its work; after `open` is left every thread has ende
 """
 
 import asyncio
+import itertools
 import shutil
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -31,12 +32,14 @@ from services.timeseries.engine.last import LastValues, last_values
 from services.timeseries.engine.merge import Merger
 from services.timeseries.engine.query import Query, Scan, SeriesResult
 from services.timeseries.engine.retention import Retention
+from services.timeseries.engine.rows import StoredRows, stored_rows
 from services.timeseries.engine.settings import EngineSettings
 from services.timeseries.engine.status import EngineStatus
 from services.timeseries.engine.store import Store
-from services.timeseries.engine.stored import StoredRows, stored
 from services.timeseries.engine.tail import TailBatch, TailSource
 from services.timeseries.engine.tiers import coarsest
+from services.timeseries.engine.told import Told
+from services.timeseries.engine.unsent import Unsent, unsent
 from services.timeseries.engine.unshipped import Ranges, Unshipped
 from services.timeseries.engine.upkeep import Rollups
 from services.timeseries.engine.writer import Append, Writer, check_rows
@@ -280,6 +283,25 @@ class Engine:
             scan.cancel.set()
             self._scans.discard(scan)
 
+    async def stored_rows(self, server_id: str, start_ms: int, end_ms: int) -> AsyncIterator[StoredRows]:
+        """The rows of a server in `[start, end)`, in order of time and sequence."""
+        gone = threading.Event()
+
+        def check() -> None:
+            if gone.is_set() or self._closing.is_set():
+                raise Cancelled("the reader went away")
+
+        rows = stored_rows(self._store, server_id, start_ms, end_ms, check)
+        try:
+            while found := await self._read(lambda: list(itertools.islice(rows, 1))):
+                yield found[0]
+        finally:
+            gone.set()
+
+    async def told(self, server_id: str | None = None) -> dict[str, Told]:
+        """What each server, or one, said of itself in the course of time."""
+        return await self._read(lambda: self._tails.told(server_id))
+
     async def last_values(
         self, server_ids: tuple[str, ...] | None = None, metrics: tuple[str, ...] | None = None
     ) -> list[LastValues]:
@@ -402,7 +424,7 @@ class Engine:
             if not batches:
                 await progress.wait()
 
-    async def stored(self, after: int, through: int) -> AsyncGenerator[StoredRows, None]:
+    async def unsent(self, after: int, through: int) -> AsyncGenerator[Unsent, None]:
         """The rows of batches of `(after, through]` out of blocks, for what the journal does not have any more; not in
         the order of their sequences.
 
@@ -415,7 +437,7 @@ class Engine:
             if gone.is_set() or self._closing.is_set():
                 raise Cancelled("the reader went away")
 
-        found = stored(self._store, after, through, check)
+        found = unsent(self._store, after, through, check)
         try:
             while (rows := await self._read(lambda: next(found, None))) is not None:
                 yield rows

@@ -14,6 +14,7 @@ from fleet.model import MetricSet, Rows, ServerDescriptor
 from services.timeseries.engine.database import storage_error
 from services.timeseries.engine.journal import JournalReader, JournalRow
 from services.timeseries.engine.store import Store
+from services.timeseries.engine.told import Told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,14 @@ class TailSource:
             descriptors=tuple(descriptors),
             missed=missed,
         )
+
+    def told(self, server_id: str | None) -> dict[str, Told]:
+        """What servers said of themselves in the course of time."""
+        try:
+            with self._lock:
+                return self._reader.told(server_id)
+        except apsw.Error as error:
+            raise storage_error(error) from error
 
     def followers(self) -> tuple[FollowerStatus, ...]:
         """How far each follower is."""

@@ -5,7 +5,8 @@ journal from there on, tags each row with the descriptor valid at its sequence, 
 cursor only afterwards. So a crash on either side repeats some rows, with the same tags, and loses none; a store must
 take a repeated row as the same row.
 
-After an outage the cursor goes back a minute, for what a store has acknowledged and holds in memory dies with it.
+After an outage of a store that acknowledges before its sync the cursor goes back a minute: what it held in memory may
+have died with it.
 
 What must stay true: an append never waits for a follower; what is held in memory is bounded however long the store is
 away (the rest waits in the journal); a row that the store refuses for good is counted and does not stop those behind
@@ -111,8 +112,12 @@ class Backend(Protocol):
     def name(self) -> str:
         """The follower's name in the engine and in the status."""
 
+    @property
+    def syncs(self) -> bool:
+        """Whether what it acknowledges is on its disk, and not only in its memory."""
+
     async def ship(self, batch: Sequence[TaggedRows]) -> Receipt:
-        """Returns once the store has durably taken the rows; of equal rows the later one wins, a repeated one is a
+        """Returns once the store has taken the rows; of equal rows the later one wins, a repeated one is a
         no-op. Called again only after it ended.
 
         Raises:
@@ -323,7 +328,7 @@ class Follower:
         _log.warning("%s: %s", self._backend.name, text)
         self._tell(text)
         pending = _Pending()
-        async with aclosing(self._engine.stored(after, through)) as found:
+        async with aclosing(self._engine.unsent(after, through)) as found:
             async for stored in found:
                 everything = TaggedRows(metric_set=stored.metric_set, rows=stored.rows, descriptors=stored.descriptors)
                 for rows in _parts(everything):
@@ -350,9 +355,8 @@ class Follower:
             try:
                 receipt = await self._acknowledged(part)
             except InvalidArgument as error:
-                halves = _halves(part)
-                if halves:
-                    waiting += reversed(halves)
+                if parts := halves(part):
+                    waiting += reversed(parts)
                 else:
                     self._refuse(error.reason, sum(rows.rows.points for rows in part), error.message)
             else:
@@ -394,7 +398,7 @@ class Follower:
         a store that comes and goes gets on, too."""
         self._settle()
         now_s = self._clock.monotonic()
-        if self._acknowledgements and now_s >= self._may_go_back_s:
+        if self._acknowledgements and now_s >= self._may_go_back_s and not self._backend.syncs:
             self._acknowledgements.clear()
             self._cursor = await self._engine.rewind_cursor(self._backend.name, self._settled_cursor)
             self._has_gone_back, self._may_go_back_s = True, now_s + SETTLED_AFTER_S
@@ -426,7 +430,7 @@ def _parts(rows: TaggedRows) -> Iterator[TaggedRows]:
         yield rows.part(start, stop)
 
 
-def _halves(part: Sequence[TaggedRows]) -> tuple[list[TaggedRows], list[TaggedRows]] | None:
+def halves(part: Sequence[TaggedRows]) -> tuple[list[TaggedRows], list[TaggedRows]] | None:
     """The two halves of a batch, in order; None for a single row."""
     middle = sum(map(len, part)) // 2
     if not middle:

@@ -1,4 +1,4 @@
-"""InfluxDB 2 as a follower: line protocol over its HTTP API. The only file that imports influxdb_client.
+"""InfluxDB 2 as a follower: line protocol over its HTTP API.
 
     server_metrics,environment=E,role=R,server_id=S cpu_usage=1.5,disk\\ usage{k\\="v"}=2.0 1700000000000
 
@@ -16,36 +16,30 @@ bytes), so its synchronous client is used in a thread with lines compressed here
 
 import asyncio
 import gzip
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress
 from operator import add
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
-from influxdb_client.client.influxdb_client import InfluxDBClient
 from influxdb_client.domain.write_precision import WritePrecision
 from influxdb_client.rest import ApiException
 from influxdb_client.service.write_service import WriteService
 from numpy.typing import NDArray
-from urllib3.exceptions import HTTPError
 
 from fleet.model import MetricSet
-from runtime.errors import InvalidArgument, OpenManagerError, Unavailable, clip
-from runtime.redaction import redact, remember_secret
+from runtime.errors import InvalidArgument, OpenManagerError, Unavailable
 from services.timeseries.followers.follower import BackendInfo, Receipt, TaggedRows
+from services.timeseries.followers.influxdb_api import CONNECT_TIMEOUT_S, MEASUREMENT, NAME, InfluxTarget, text_of
+from services.timeseries.followers.influxdb_bucket import BACKFILL, Bucket
 
-NAME: Final = "influxdb"
-MEASUREMENT: Final = b"server_metrics"
-
-CONNECT_TIMEOUT_S: Final = 2.0
 WRITE_TIMEOUT_S: Final = 10.0
 """For the answer to one write; also how long a stop may wait for a store that hangs."""
 PROBE_TIMEOUT_S: Final = 1.2
@@ -58,7 +52,6 @@ MAX_FIELD_BYTES: Final = 60_000
 """InfluxDB refuses a series key and field of more than 65,535 bytes; tags take up to 2.8 kB."""
 MAX_CACHED_SETS: Final = 64
 MAX_CACHED_TAGS: Final = 65_536
-MAX_ERROR_BYTES: Final = 300
 GZIP_LEVEL: Final = 1
 
 INFINITE_VALUE: Final = "INFINITE_VALUE"
@@ -68,8 +61,9 @@ _TAG_ESCAPES: Final = str.maketrans({",": "\\,", "=": "\\=", " ": "\\ "})
 _FIELD_ESCAPES: Final = str.maketrans({",": "\\,", "=": "\\=", " ": "\\ ", '"': '\\"'})
 # InfluxDB reads a backslash together with what follows it, and has no way to say a backslash itself: a name in which an
 # odd run of them stands before a special character, or any at the end, would swallow that character.
-_UNFIT_FIELD: Final = re.compile(r"(?<!\\)(?:\\\\)*\\[,= ]|\\$|\n")
-_UNFIT_TAG: Final = re.compile(r"\\$|\n")
+# Some control characters end lines or vanish at the beginning of a name; none is in what the service takes.
+_UNFIT_FIELD: Final = re.compile(r"(?<!\\)(?:\\\\)*\\[,= ]|\\$|[\x00-\x1f]")
+_UNFIT_TAG: Final = re.compile(r"\\$|[\x00-\x1f]")
 
 _PERMANENT: Final = frozenset({400, 413, 422})
 _DROPPED: Final = re.compile(r"dropped=(\d+)")
@@ -80,6 +74,8 @@ _REASONS: Final = (
 )
 
 _T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +116,7 @@ def field_name(key: str) -> bytes | None:
 @lru_cache(maxsize=MAX_CACHED_TAGS)
 def line_head(server_id: str, environment: str, role: str) -> bytes | None:
     """Measurement and tags of a line, with the space behind them; None when line protocol cannot hold a tag."""
-    head = MEASUREMENT
+    head = MEASUREMENT.encode()
     for name, value in ((b"environment", environment), (b"role", role), (b"server_id", server_id)):
         if _UNFIT_TAG.search(value):
             return None
@@ -214,30 +210,32 @@ def _chunk(prefixes: list[bytes], start: int, stop: int) -> _Chunk:
 
 
 class InfluxBackend:
-    """A bucket, which is expected to exist."""
+    """A bucket, which is made where it is missing."""
 
-    def __init__(self, *, url: str, token: str, org: str, bucket: str) -> None:
+    def __init__(self, target: InfluxTarget, retention_s: float | None = None) -> None:
         """Prepares connections; none is made before the first call.
 
         Args:
-            url: http:// or https://, checked by the settings.
-            token: an API token that may write the bucket.
-            org: the organization's name.
-            bucket: the bucket's name.
+            target: the bucket; the token must be allowed to write it.
+            retention_s: how long the bucket is to keep points; None: for ever if it is new, else as it does.
         """
-        remember_secret(token)
-        parts = urlsplit(url)
-        self._address = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-        self._org, self._bucket = org, bucket
+        self._target = target
         self._encoder = LineEncoder()
-        self._client: Any = InfluxDBClient(url=url, token=token, org=org, timeout=round(WRITE_TIMEOUT_S * 1_000))
+        self._client = target.client(WRITE_TIMEOUT_S)
         self._service: Any = WriteService(self._client.api_client)  # type: ignore[no-untyped-call]  # the driver is half typed
+        self._bucket = Bucket(target, self._client, retention_s, WRITE_TIMEOUT_S)
+        self._was_there = False
         self._shipping = ThreadPoolExecutor(1, "influxdb-ship")
         self._probing = ThreadPoolExecutor(1, "influxdb-probe")
 
     @property
     def name(self) -> str:
         return NAME
+
+    @property
+    def syncs(self) -> bool:
+        """Its write-ahead log is synced first (storage-wal-fsync-delay, 0 by default)."""
+        return True
 
     async def ship(self, batch: Sequence[TaggedRows]) -> Receipt:
         return await _in(self._shipping, lambda: self._ship(batch))
@@ -246,10 +244,10 @@ class InfluxBackend:
         """Writes nothing, which InfluxDB answers as it would rows: it looks at token, organization and bucket."""
 
         def write_nothing() -> str:
-            headers = self._post(b"", round(PROBE_TIMEOUT_S * 1_000))
+            headers = self._write(b"", round(PROBE_TIMEOUT_S * 1_000))
             return str(headers.get("X-Influxdb-Version", "?"))
 
-        return BackendInfo(address=self._address, version=f"InfluxDB {await _in(self._probing, write_nothing)}")
+        return BackendInfo(address=self._target.address, version=f"InfluxDB {await _in(self._probing, write_nothing)}")
 
     async def close(self) -> None:
         """A request that runs ends by itself, within WRITE_TIMEOUT_S."""
@@ -262,21 +260,36 @@ class InfluxBackend:
         shipped = 0
         for body in self._encoder.encode(batch, refused):
             try:
-                self._post(body.text, (round(CONNECT_TIMEOUT_S * 1_000), round(WRITE_TIMEOUT_S * 1_000)))
+                self._write(body.text, (round(CONNECT_TIMEOUT_S * 1_000), round(WRITE_TIMEOUT_S * 1_000)))
             except InvalidArgument as error:
                 if error.metadata.get("dropped") != str(body.lines):  # only some: the follower finds which
                     raise
                 refused[error.reason] += body.points
             else:
                 shipped += body.points
+        self._bucket.settle()
         return Receipt(shipped=shipped, refused=+refused)
+
+    def _write(self, text: bytes, timeout_ms: int | tuple[int, int]) -> Any:
+        """Writes lines, into a bucket that is made where it is missing; returns the answer's headers."""
+        try:
+            headers = self._post(text, timeout_ms)
+        except _NoBucketError:
+            was_there, self._was_there = self._was_there, False
+            if self._bucket.make() and was_there:
+                lost = f"INFLUXDB_BUCKET {self._target.bucket!r} was deleted and is created again, empty: {BACKFILL}"
+                _log.error("%s", lost)
+                raise Unavailable(lost, reason="STORE_REFUSED") from None  # once: told wherever an outage is
+            headers = self._post(text, timeout_ms)
+        self._was_there = True
+        return headers
 
     def _post(self, text: bytes, timeout_ms: int | tuple[int, int]) -> Any:
         """Writes lines; returns the answer's headers. `timeout_ms` is in all, or for (connect, answer)."""
-        with self._as_ours():
+        with self._target.as_ours(_judge, "write to"):
             _, _, headers = self._service.post_write_with_http_info(
-                org=self._org,
-                bucket=self._bucket,
+                org=self._target.org,
+                bucket=self._target.bucket,
                 body=gzip.compress(text, GZIP_LEVEL) if text else b"",
                 precision=WritePrecision.MS,
                 _request_timeout=timeout_ms,
@@ -284,44 +297,21 @@ class InfluxBackend:
             )
         return headers
 
-    @contextmanager
-    def _as_ours(self) -> Iterator[None]:
-        """The border where the driver's exceptions become ours; it lets urllib3's through."""
-        try:
-            yield
-        except ApiException as error:
-            raise self._answered(error) from None  # its text holds headers and body
-        except (HTTPError, OSError) as error:
-            text = clip(redact(f"InfluxDB does not answer: {error}"), MAX_ERROR_BYTES)
-            raise Unavailable(text, reason="STORE_UNAVAILABLE") from error
 
-    def _answered(self, error: ApiException) -> OpenManagerError:
-        status, said = int(error.status or 0), clip(redact(str(error.message)), MAX_ERROR_BYTES)
-        if status in _PERMANENT:
-            whole_text = str(error.message)
-            reason = next((reason for words, reason in _REASONS if words in whole_text), f"REFUSED_{status}")
-            dropped = _DROPPED.search(whole_text)
-            return InvalidArgument(said, reason=reason, metadata={"dropped": dropped[1]} if dropped else None)
-        if status == 401:
-            return Unavailable(f"InfluxDB refuses INFLUXDB_TOKEN: {said}", reason="STORE_REFUSED")
-        if status == 403:
-            return Unavailable(
-                f"INFLUXDB_TOKEN may not write to the bucket {self._bucket!r}: {said}", reason="STORE_REFUSED"
-            )
-        if status == 404:
-            return Unavailable(
-                f"INFLUXDB_ORG {self._org!r} or INFLUXDB_BUCKET {self._bucket!r} does not exist: {said}",
-                reason="STORE_REFUSED",
-            )
-        return Unavailable(
-            f"InfluxDB answers {status}: {said}",
-            reason="STORE_UNAVAILABLE",
-            retry_after_s=_seconds(error.headers.get("Retry-After") if error.headers else None),
-        )
+class _NoBucketError(Unavailable):
+    """The organization is there, the bucket is not."""
 
 
-def _seconds(text: str | None) -> float | None:
-    return float(text) if text is not None and text.isdecimal() else None
+def _judge(status: int, said: str, error: ApiException) -> OpenManagerError | None:
+    """What a refused write means; None: an outage like any other."""
+    whole_text = text_of(error)
+    if status in _PERMANENT:
+        reason = next((reason for words, reason in _REASONS if words in whole_text), f"REFUSED_{status}")
+        dropped = _DROPPED.search(whole_text)
+        return InvalidArgument(said, reason=reason, metadata={"dropped": dropped[1]} if dropped else None)
+    if status == 404 and whole_text.startswith("bucket"):
+        return _NoBucketError(said)
+    return None
 
 
 async def _in(pool: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:

@@ -115,6 +115,11 @@ class PrometheusBackend:
     def name(self) -> str:
         return NAME
 
+    @property
+    def syncs(self) -> bool:
+        """VictoriaMetrics holds rows in memory for 5 s; Prometheus and Mimir write without a sync."""
+        return False
+
     async def ship(self, batch: Sequence[TaggedRows]) -> Receipt:
         return await self._in(self._shipping, lambda: self._ship(batch))
 

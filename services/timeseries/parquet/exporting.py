@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 from fleet.model import Metric, ServerDescriptor
 from runtime.clock import Clock
 from services.timeseries.archive.backup import check_target, drafted
-from services.timeseries.archive.excerpt import copy_range, partitions_of
+from services.timeseries.archive.excerpt import READING, copy_range, journaled_days, partitions_of
 from services.timeseries.archive.manifest import Progress as CopyProgress
 from services.timeseries.engine.engine import Engine
 from services.timeseries.engine.partition import EPOCH
 from services.timeseries.engine.query import Query, SeriesResult
-from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS, MIN_TIME_MS, EngineSettings
+from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS, MIN_TIME_MS
 from services.timeseries.parquet.layout import (
     SERVERS_NAME,
     ExportedFile,
@@ -45,17 +45,7 @@ ROW_GROUP_ROWS: Final = 1 << 18
 PART_ROWS: Final = 100_000_000
 """Rows of one file, some 220 MB; a day that has more gets a further one."""
 
-_UNLIMITED: Final = 1 << 62
-READING: Final = EngineSettings(
-    maintenance_interval_s=1e6,  # nothing is closed, merged or swept: it would only be work
-    max_series=_UNLIMITED,
-    max_points=_UNLIMITED,
-    max_scanned_points=_UNLIMITED,
-    scan_cells=4_000_000,
-)
-"""For the engine on the copy. Queries are of one server and day, and their results are not held: limits would only
-refuse; but so many cells are in memory at once, 32 MB."""
-
+_NEVER_MS: Final = 1 << 62
 _SHOWN_NAMES: Final = 3
 
 
@@ -119,7 +109,7 @@ class _Exporter:
         self._metrics: dict[str, Metric] = {}
         self._files: list[ExportedFile] = []
         self._points = 0
-        self._first_ms, self._last_ms = _UNLIMITED, -1
+        self._first_ms, self._last_ms = _NEVER_MS, -1
         self._damaged = 0
 
     async def run(self, copy: Path, blocked_days: set[int], clock: Clock) -> None:
@@ -129,7 +119,7 @@ class _Exporter:
             self._metrics = {info.key: info.metric for info in await engine.list_metrics()}
             self._check_names(engine, servers)
             chosen = sorted(set(self._wanted.servers or servers))
-            days = sorted((blocked_days | await _journaled_days(engine)).intersection(self._wanted.days()))
+            days = sorted((blocked_days | await journaled_days(engine)).intersection(self._wanted.days()))
             for number, day in enumerate(days):
                 await self._day(engine, day, chosen, number / len(days), 1 / len(days))
             self._damaged = (await engine.status()).damaged
@@ -203,19 +193,6 @@ class _Exporter:
         )
 
 
-async def _journaled_days(engine: Engine) -> set[int]:
-    """The days of all rows that the journal keeps: those that are in no block yet are among them."""
-    days: set[int] = set()
-    last = engine.last_sequence
-    if engine.first_sequence <= last:
-        async for batch in engine.tail(engine.first_sequence):
-            if batch.rows is not None:
-                days.update(np.unique(batch.rows.times_ms // DAY_MS).tolist())
-            if batch.sequence >= last:
-                break
-    return days
-
-
 class _Part:
     """A file that is being written."""
 
@@ -224,7 +201,7 @@ class _Part:
         self.number = int(Path(name).stem.rpartition("-")[2])
         self.points = 0
         self.waiting = 0
-        self.first_ms, self.last_ms = _UNLIMITED, -1
+        self.first_ms, self.last_ms = _NEVER_MS, -1
         self._results: list[SeriesResult] = []
         path = draft / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from runtime.clock import SystemClock
 from services.timeseries.engine import Engine
 from services.timeseries.followers.follower import Follower
 from services.timeseries.followers.influxdb import InfluxBackend
+from services.timeseries.followers.influxdb_api import InfluxTarget
 from tests.harness import eventually
 from tests.harness.influxdb import ORG, TOKEN
 
@@ -42,16 +43,18 @@ def descriptor(server: str, environment: str = "production", role: str = "web") 
     return ServerDescriptor(server_id=server, hostname=f"{server}.example", environment=environment, role=role)
 
 
-def backend(url: str, bucket: str, token: str = TOKEN) -> InfluxBackend:
-    return InfluxBackend(url=url, token=token, org=ORG, bucket=bucket)
+def backend(url: str, bucket: str, token: str = TOKEN, retention_s: float | None = None) -> InfluxBackend:
+    return InfluxBackend(InfluxTarget(url=url, token=token, org=ORG, bucket=bucket), retention_s)
 
 
 @asynccontextmanager
-async def following(folder: Path, url: str, bucket: str, token: str = TOKEN) -> AsyncIterator[tuple[Engine, Follower]]:
+async def following(
+    folder: Path, url: str, bucket: str, token: str = TOKEN, retention_s: float | None = None
+) -> AsyncIterator[tuple[Engine, Follower]]:
     """An engine of a folder and its follower."""
     async with (
         Engine.open(folder, clock=CLOCK) as engine,
-        Follower(engine, backend(url, bucket, token), CLOCK, random.Random(1)) as follower,
+        Follower(engine, backend(url, bucket, token, retention_s), CLOCK, random.Random(1)) as follower,
     ):
         yield engine, follower
 

@@ -25,6 +25,7 @@ class PlayedBackend:
     """Takes what it is told to take."""
 
     name = "played"
+    syncs = False
 
     def __init__(self) -> None:
         self.room = MANY

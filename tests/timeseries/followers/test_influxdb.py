@@ -97,12 +97,12 @@ async def test_a_killed_influxdb_stops_nobody_and_gets_everything_once(
     assert found == {"staging": 60 * 10_220, "production": 41 * 10_220}
 
 
-async def test_what_an_operator_must_mend_is_said_without_the_token_and_loses_nothing(
-    influx: InfluxServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_a_token_that_is_refused_is_an_outage_and_never_shown(
+    influx: InfluxServer, bucket: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     wrong = "a-wrong-token-nobody-may-see"
-    async with following(tmp_path, influx.url, "late", wrong) as (engine, follower):
+    async with following(tmp_path, influx.url, bucket, wrong) as (engine, follower):
         probes = {"influxdb": ("follower", follower.probe)}
         async with StoreMonitor("timeseries", probes, CLOCK) as monitor:
             follower.tell_errors(lambda text: monitor.record_error("influxdb", text))
@@ -113,17 +113,15 @@ async def test_what_an_operator_must_mend_is_said_without_the_token_and_loses_no
             await eventually(lambda: "away" in caplog.text)
             assert wrong not in caplog.text and wrong not in str(status)
     async with (
-        following(tmp_path, influx.url, "late") as (engine, follower),
+        following(tmp_path, influx.url, bucket) as (engine, follower),
         StoreMonitor("timeseries", {"influxdb": ("follower", follower.probe)}, CLOCK) as monitor,
     ):
-        await eventually(lambda: "INFLUXDB_BUCKET 'late' does not exist" in monitor.statuses()[0].last_error)
-        await influx.make_bucket("late")
         await caught_up(engine)
         await eventually(lambda: monitor.statuses()[0].state == StoreState.STORE_STATE_UP)
         (status,) = monitor.statuses()
         assert status.role == "follower" and status.address == influx.url and status.latency_ms > 0
         assert status.server_version.startswith("InfluxDB ")
-    assert await influx.points("late") == {("a", "", ""): 3}
+    assert await influx.points(bucket) == {("a", "", ""): 3}
 
 
 async def test_names_and_values_come_back_as_they_were(influx: InfluxServer, bucket: str, tmp_path: Path) -> None:
