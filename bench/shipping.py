@@ -15,7 +15,7 @@ import numpy as np
 
 from fleet.model import Metric, MetricSet, Rows, ServerDescriptor
 from runtime.clock import SystemClock
-from services.timeseries.followers.follower import TaggedRows
+from services.timeseries.followers.backend import TaggedRows
 from services.timeseries.followers.prometheus import PrometheusBackend
 from services.timeseries.settings import split_urls
 

@@ -44,8 +44,7 @@ from services.timeseries.engine.database import file_bytes
 from services.timeseries.engine.partition import EPOCH
 from services.timeseries.engine.settings import DAY_MS
 from services.timeseries.engine.told import Told
-from services.timeseries.followers.follower import (
-    MAX_RETRY_AFTER_S,
+from services.timeseries.followers.backend import (
     MAX_SHIP_BYTES,
     MAX_SHIP_POINTS,
     MAX_SHIP_ROWS,
@@ -53,6 +52,7 @@ from services.timeseries.followers.follower import (
     TaggedRows,
     halves,
 )
+from services.timeseries.followers.follower import MAX_RETRY_AFTER_S
 from services.timeseries.remote.history import RemoteHistory
 
 DEFAULT_RATE: Final = 200_000

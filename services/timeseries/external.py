@@ -9,7 +9,7 @@ from typing import Any, Final
 from runtime.clock import Clock
 from runtime.redaction import redact
 from services.timeseries.engine import Engine, EngineSettings
-from services.timeseries.followers.follower import Backend
+from services.timeseries.followers.backend import Backend
 from services.timeseries.remote.history import RemoteHistory
 from services.timeseries.settings import TimeSeriesSettings, split_urls
 

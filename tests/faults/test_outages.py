@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from services.timeseries.followers.follower import MAX_SHIP_POINTS
+from services.timeseries.followers.backend import MAX_SHIP_POINTS
 from tests.faults.load import POINTS_A_TICK, p99
 from tests.faults.report import Report, Row
 from tests.faults.stand import OPEN, Stand, stand

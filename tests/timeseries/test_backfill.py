@@ -23,7 +23,8 @@ from services.timeseries import backfill as module
 from services.timeseries.backfill import Backfill, BackfillError
 from services.timeseries.backfill_state import State
 from services.timeseries.engine import Engine, EngineSettings
-from services.timeseries.followers.follower import Backend, BackendInfo, Follower, Receipt, TaggedRows
+from services.timeseries.followers.backend import Backend, BackendInfo, Receipt, TaggedRows
+from services.timeseries.followers.follower import Follower
 from services.timeseries.followers.influxdb import InfluxBackend
 from services.timeseries.followers.influxdb_api import InfluxTarget
 from services.timeseries.remote.history import RemoteHistory
@@ -141,6 +142,7 @@ class Watched:
     def __init__(self, real: InfluxBackend) -> None:
         self.real = real
         self.name = real.name
+        self.syncs = real.syncs
         self.batches = 0
         self.seen: set[tuple[int, str]] = set()
 

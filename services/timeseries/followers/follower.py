@@ -17,27 +17,19 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from itertools import pairwise
 from types import TracebackType
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Self
 
-from fleet.model import MetricSet, Rows, ServerDescriptor
+from fleet.model import ServerDescriptor
 from fleet.status import Refusal, StoreProbe
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, OpenManagerError, Unavailable
 from runtime.tasks import Backoff, run_forever
 from services.timeseries.engine import Engine, TailBatch
+from services.timeseries.followers.backend import Backend, Portion, Receipt, TaggedRows, halves, parts
 
-MAX_SHIP_POINTS: Final = 50_000
-"""Points shipped at once, absent ones counted. A batch of the journal with more is split between rows, never within
-one; the cursor moves when all of it is shipped."""
-MAX_SHIP_BYTES: Final = 4 << 20
-"""Bytes of the arrays shipped at once; the tail holds as much again."""
-MAX_SHIP_ROWS: Final = 5_000
-"""Rows shipped at once; also what it costs at worst to find refused ones: two requests for each."""
 SHIP_INTERVAL_S: Final = 0.25
 """The least time from one batch to the next while there is less than a full one: a cursor costs the journal a sync."""
 MAX_LAG_S: Final = 5.0
@@ -56,82 +48,6 @@ RETRY: Final = Backoff(initial_s=0.1, max_s=5.0)
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TaggedRows:
-    """Rows of one set; `descriptors[i]` is what was valid of row i's server, None when it was never told."""
-
-    metric_set: MetricSet
-    rows: Rows
-    descriptors: tuple[ServerDescriptor | None, ...]
-
-    def __len__(self) -> int:
-        return len(self.descriptors)
-
-    @property
-    def cells(self) -> int:
-        """Points, absent ones counted."""
-        return int(self.rows.values.size)
-
-    @property
-    def bytes(self) -> int:
-        """Of the arrays."""
-        return int(self.rows.values.nbytes + self.rows.times_ms.nbytes)
-
-    def part(self, start: int, stop: int) -> "TaggedRows":
-        """The rows `[start, stop)`; arrays are views."""
-        rows = Rows(
-            metric_set_id=self.rows.metric_set_id,
-            server_ids=self.rows.server_ids[start:stop],
-            times_ms=self.rows.times_ms[start:stop],
-            values=self.rows.values[start:stop],
-        )
-        return TaggedRows(metric_set=self.metric_set, rows=rows, descriptors=self.descriptors[start:stop])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """What a store did with a batch: points it has, and points that can never be there, by reason (UPPER_SNAKE)."""
-
-    shipped: int
-    refused: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendInfo:
-    """Where a store is, without secrets, what it says it is, and what else an operator should know."""
-
-    address: str
-    version: str
-    note: str = ""
-
-
-class Backend(Protocol):
-    """An external store. Every call ends within a bound of its own and never blocks the event loop."""
-
-    @property
-    def name(self) -> str:
-        """The follower's name in the engine and in the status."""
-
-    @property
-    def syncs(self) -> bool:
-        """Whether what it acknowledges is on its disk, and not only in its memory."""
-
-    async def ship(self, batch: Sequence[TaggedRows]) -> Receipt:
-        """Returns once the store has taken the rows; of equal rows the later one wins, a repeated one is a
-        no-op. Called again only after it ended.
-
-        Raises:
-            Unavailable: not now; nothing is known of what arrived. `retry_after_s` may say when.
-            InvalidArgument: some row is refused for good; others may or may not have arrived. Ship them apart.
-        """
-
-    async def probe(self) -> BackendInfo:
-        """Raises Unavailable, in words for an operator, when rows could not be shipped now."""
-
-    async def close(self) -> None:
-        """Ends what runs."""
-
-
 class Lag(NamedTuple):
     """What the store does not have yet; `spool_bytes` is its share of the journal's file."""
 
@@ -140,32 +56,6 @@ class Lag(NamedTuple):
     spool_bytes: int
     batches_in_blocks: int = 0
     """Batches that left the journal before they were shipped; their points are in blocks and are not counted."""
-
-
-class _Pending:
-    """Rows collected for one batch, and up to which sequence nothing is missing in it or before it."""
-
-    def __init__(self) -> None:
-        self.rows: list[TaggedRows] = []
-        self.through = 0
-        self._cells = self._bytes = self._count = 0
-
-    def fits(self, rows: TaggedRows) -> bool:
-        return (
-            self._cells + rows.cells <= MAX_SHIP_POINTS
-            and self._bytes + rows.bytes <= MAX_SHIP_BYTES
-            and self._count + len(rows) <= MAX_SHIP_ROWS
-        )
-
-    def add(self, rows: TaggedRows) -> None:
-        self.rows.append(rows)
-        self._cells += rows.cells
-        self._bytes += rows.bytes
-        self._count += len(rows)
-
-    def clear(self) -> None:
-        self.rows = []
-        self._cells = self._bytes = self._count = 0
 
 
 class Follower:
@@ -300,7 +190,7 @@ class Follower:
     async def _follow_from(self, sequence: int) -> None:
         """Ships what the journal has from a sequence on; returns to be called with an earlier one after an outage."""
         self._descriptors.clear()  # the first batch of a tail brings all that are valid before it
-        pending = _Pending()
+        pending = Portion()
         async with aclosing(self._engine.tail(sequence)) as tail:  # type: ignore[type-var]  # an async generator
             async for batch in tail:
                 if batch.missed and self._cursor + 1 < batch.sequence:
@@ -327,11 +217,11 @@ class Follower:
         text = f"{through - after} batches left the journal before they were shipped: going on from blocks"
         _log.warning("%s: %s", self._backend.name, text)
         self._tell(text)
-        pending = _Pending()
+        pending = Portion()
         async with aclosing(self._engine.unsent(after, through)) as found:
             async for stored in found:
                 everything = TaggedRows(metric_set=stored.metric_set, rows=stored.rows, descriptors=stored.descriptors)
-                for rows in _parts(everything):
+                for rows in parts(everything):
                     if pending.rows and not pending.fits(rows):
                         await self._flush(pending)
                     pending.add(rows)
@@ -345,9 +235,9 @@ class Follower:
         if batch.rows is None or batch.metric_set is None:
             return
         told = tuple(map(self._descriptors.get, batch.rows.server_ids))
-        yield from _parts(TaggedRows(metric_set=batch.metric_set, rows=batch.rows, descriptors=told))
+        yield from parts(TaggedRows(metric_set=batch.metric_set, rows=batch.rows, descriptors=told))
 
-    async def _flush(self, pending: _Pending) -> None:
+    async def _flush(self, pending: Portion) -> None:
         """Ships what is collected, however long that takes, then moves the cursor."""
         waiting = [pending.rows] if pending.rows else []
         while waiting:
@@ -420,31 +310,6 @@ class Follower:
             known = self.refusals[reason] = Refusal(reason=reason, points=0, first_ms=now_ms, last_ms=now_ms)
         known.points += points
         known.last_ms = now_ms
-
-
-def _parts(rows: TaggedRows) -> Iterator[TaggedRows]:
-    """The rows in parts that keep the bounds."""
-    a_row = max(1, len(rows.metric_set))
-    step = max(1, min(MAX_SHIP_ROWS, MAX_SHIP_POINTS // a_row, MAX_SHIP_BYTES // (8 * a_row + 8)))
-    for start, stop in pairwise([*range(0, len(rows), step), len(rows)]):
-        yield rows.part(start, stop)
-
-
-def halves(part: Sequence[TaggedRows]) -> tuple[list[TaggedRows], list[TaggedRows]] | None:
-    """The two halves of a batch, in order; None for a single row."""
-    middle = sum(map(len, part)) // 2
-    if not middle:
-        return None
-    first: list[TaggedRows] = []
-    second: list[TaggedRows] = []
-    for rows in part:
-        cut = max(0, min(len(rows), middle))
-        middle -= cut
-        if cut:
-            first.append(rows.part(0, cut))
-        if cut < len(rows):
-            second.append(rows.part(cut, len(rows)))
-    return first, second
 
 
 async def forget_others(engine: Engine, names: Collection[str]) -> None:

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from fleet.model import MetricSet
 from runtime.errors import InvalidArgument, OpenManagerError, Unavailable
-from services.timeseries.followers.follower import BackendInfo, Receipt, TaggedRows
+from services.timeseries.followers.backend import BackendInfo, Receipt, TaggedRows
 from services.timeseries.followers.influxdb_api import CONNECT_TIMEOUT_S, MEASUREMENT, NAME, InfluxTarget, text_of
 from services.timeseries.followers.influxdb_bucket import BACKFILL, Bucket
 

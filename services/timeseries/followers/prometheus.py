@@ -27,7 +27,7 @@ import orjson
 
 from runtime.clock import Clock
 from runtime.errors import OpenManagerError, Unavailable
-from services.timeseries.followers.follower import BackendInfo, Receipt, TaggedRows
+from services.timeseries.followers.backend import BackendInfo, Receipt, TaggedRows
 from services.timeseries.followers.remote_write import Encoded, RemoteWriteEncoder, single
 from services.timeseries.followers.remote_write_labels import Version
 from services.timeseries.prometheus.client import Answer, Nodes, shown

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.model import MetricSet
-from services.timeseries.followers.follower import TaggedRows
+from services.timeseries.followers.backend import TaggedRows
 from services.timeseries.followers.remote_write_labels import (
     SHORT_VARINTS,
     Column,

@@ -45,7 +45,8 @@ from services.timeseries.engine.store import Store
 from services.timeseries.engine.tiers import TIERS, Tier
 from services.timeseries.engine.upkeep import Rollups
 from services.timeseries.engine.writer import Append, Writer
-from services.timeseries.followers.follower import BackendInfo, Follower, Receipt, TaggedRows
+from services.timeseries.followers.backend import BackendInfo, Receipt, TaggedRows
+from services.timeseries.followers.follower import Follower
 from tests.timeseries.engine.history import DAY_MS, rows_of
 from tests.timeseries.engine.model import NAN, metric_set, rows
 
@@ -138,6 +139,7 @@ class Remote:
     """What the follower ships to: the notes."""
 
     name = "remote"
+    syncs = True
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes

@@ -24,7 +24,8 @@ from fleet.model import MetricSet, Rows
 from runtime.clock import ManualClock
 from runtime.errors import Unavailable
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, EngineStatus
-from services.timeseries.followers.follower import BackendInfo, Follower, Receipt, TaggedRows
+from services.timeseries.followers.backend import BackendInfo, Receipt, TaggedRows
+from services.timeseries.followers.follower import Follower
 from tests.harness.power import Disk
 from tests.timeseries.engine.history import DAY_MS, History, Moment, rows_of
 from tests.timeseries.engine.model import NAN, Answer, everything, metric_set, rows
@@ -130,6 +131,7 @@ class Remote:
     """What a follower ships to: it stands elsewhere and keeps its power."""
 
     name = "remote"
+    syncs = True
 
     def __init__(self, rng: random.Random) -> None:
         self.rows: set[tuple[str, str, int]] = set()

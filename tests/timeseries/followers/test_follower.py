@@ -11,8 +11,10 @@ import pytest
 from runtime.clock import ManualClock
 from runtime.errors import InvalidArgument, OpenManagerError, Unavailable
 from services.timeseries.engine import Engine, EngineSettings
+from services.timeseries.followers import backend as backend_module
 from services.timeseries.followers import follower as module
-from services.timeseries.followers.follower import BackendInfo, Follower, Receipt, TaggedRows, forget_others
+from services.timeseries.followers.backend import BackendInfo, Receipt, TaggedRows
+from services.timeseries.followers.follower import Follower, forget_others
 from tests.harness import eventually
 from tests.timeseries.followers.samples import CLOCK, NOON_MS, caught_up, metric_set, rows, tick
 
@@ -60,7 +62,7 @@ class PlayedBackend:
 async def test_batches_keep_the_bounds_and_the_cursor_waits_for_all_of_a_sequence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_SHIP_ROWS", 10)
+    monkeypatch.setattr(backend_module, "MAX_SHIP_ROWS", 10)
     backend = PlayedBackend()
     async with Engine.open(tmp_path, clock=CLOCK, settings=SETTINGS) as engine:
         for number in range(7):

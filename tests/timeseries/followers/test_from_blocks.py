@@ -10,7 +10,8 @@ from fleet.model import Rows, ServerDescriptor
 from runtime.clock import ManualClock
 from runtime.errors import Unavailable
 from services.timeseries.engine import Engine, EngineSettings
-from services.timeseries.followers.follower import EVICTED, Follower, TaggedRows
+from services.timeseries.followers.backend import TaggedRows
+from services.timeseries.followers.follower import EVICTED, Follower
 from tests.harness import eventually
 from tests.timeseries.followers.samples import NOON_MS, caught_up, metric_set, rows, tick
 from tests.timeseries.followers.test_follower import PlayedBackend

@@ -12,7 +12,7 @@ import pytest
 from fleet.model import Metric, MetricSet
 from fleet.status import StoreMonitor, StoreState
 from services.timeseries.followers import influxdb as adapter
-from services.timeseries.followers.follower import TaggedRows
+from services.timeseries.followers.backend import TaggedRows
 from tests.harness import eventually
 from tests.harness.influxdb import InfluxServer
 from tests.timeseries.followers.samples import (

@@ -15,7 +15,8 @@ import pytest_asyncio
 from runtime.errors import Unavailable
 from services.timeseries.engine import Engine
 from services.timeseries.followers import prometheus as adapter
-from services.timeseries.followers.follower import Follower, TaggedRows
+from services.timeseries.followers.backend import TaggedRows
+from services.timeseries.followers.follower import Follower
 from services.timeseries.followers.prometheus import PrometheusBackend
 from services.timeseries.followers.remote_write_labels import Version
 from tests.harness import eventually, free_port

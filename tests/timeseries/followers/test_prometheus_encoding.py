@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.model import Metric, MetricKind, MetricSet, metric_key
-from services.timeseries.followers.follower import TaggedRows
+from services.timeseries.followers.backend import TaggedRows
 from services.timeseries.followers.remote_write import Encoded, RemoteWriteEncoder, single
 from services.timeseries.followers.remote_write_labels import Version
 from services.timeseries.prometheus.labels import (

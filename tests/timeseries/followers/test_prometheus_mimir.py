@@ -14,7 +14,8 @@ import pytest_asyncio
 
 from fleet.model import Rows
 from services.timeseries.engine import Aggregation, Engine, Query
-from services.timeseries.followers.follower import Follower, TaggedRows
+from services.timeseries.followers.backend import TaggedRows
+from services.timeseries.followers.follower import Follower
 from services.timeseries.followers.prometheus import PrometheusBackend
 from services.timeseries.remote.prometheus import PrometheusHistory
 from tests.harness import eventually

@@ -14,7 +14,7 @@ import pytest
 from fleet.model import Metric, MetricKind, MetricSet, Rows, ServerDescriptor
 from runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from services.timeseries.engine import Aggregation, EngineSettings, Query, SeriesResult
-from services.timeseries.followers.follower import TaggedRows
+from services.timeseries.followers.backend import TaggedRows
 from services.timeseries.followers.influxdb_api import InfluxTarget
 from services.timeseries.remote import influxdb as module
 from services.timeseries.remote import influxdb_connection as connection

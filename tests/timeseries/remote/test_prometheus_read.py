@@ -17,7 +17,7 @@ from fleet.model import Metric, MetricKind, MetricSet, Rows
 from runtime.clock import SystemClock
 from runtime.errors import InvalidArgument, ResourceExhausted, Unavailable
 from services.timeseries.engine import Aggregation, Query
-from services.timeseries.followers.follower import TaggedRows
+from services.timeseries.followers.backend import TaggedRows
 from services.timeseries.followers.prometheus import PrometheusBackend
 from services.timeseries.remote import prometheus as reader
 from services.timeseries.remote.prometheus import PrometheusHistory
