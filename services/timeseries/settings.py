@@ -10,39 +10,29 @@ from runtime.settings import Address, ByteSize, CommonSettings, Duration, Target
 from services.timeseries.engine.settings import DAY_MS, GIB, EngineSettings
 
 
-def _influxdb_url(url: str) -> str:
-    """Refuses what is no URL of an InfluxDB 2; no message holds any part of it, since it may hold a password."""
+def _http_url(url: str, *, port: int, token: str) -> str:
+    """Refuses what is no URL of an HTTP API; no message holds any part of it, since it may hold a password."""
     try:
         parts = urlsplit(url)
-        port = parts.port
+        number = parts.port
     except ValueError:
-        raise ValueError("is not a URL such as http://host:8086") from None
+        raise ValueError(f"is not a URL such as http://host:{port}") from None
     if parts.scheme not in ("http", "https"):
-        raise ValueError("must begin with http:// or https://")
-    if not parts.hostname or port == 0 or set(url) & set(" \t\r\n"):
-        raise ValueError(f"names no host or port, such as {parts.scheme}://host:8086")
+        raise ValueError("must begin with http:// or https://, also behind a comma")
+    if not parts.hostname or number == 0 or set(url) & set(" \t\r\n"):
+        raise ValueError(f"names no host or port, such as {parts.scheme}://host:{port}")
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError("must hold no user, password or options: the token is INFLUXDB_TOKEN")
+        raise ValueError(f"must hold no user, password or options: the token is {token}")
     return url
 
 
-InfluxUrl = Annotated[str, AfterValidator(_influxdb_url)]
+def _influxdb_url(url: str) -> str:
+    return _http_url(url, port=8086, token="INFLUXDB_TOKEN")  # noqa: S106  a setting's name
 
 
 def _prometheus_urls(urls: str) -> str:
-    """Refuses what is no list of URLs; no message holds any part of it, since it may hold a password."""
     for url in split_urls(urls):
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            raise ValueError("is not a URL such as http://host:9090") from None
-        if parts.scheme not in ("http", "https"):
-            raise ValueError("must begin with http:// or https://, also behind each comma")
-        if not parts.hostname or port == 0 or set(url) & set(" \t\r\n"):
-            raise ValueError(f"names no host or port, such as {parts.scheme}://host:9090")
-        if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError("must hold no user, password or options: the token is PROMETHEUS_BEARER_TOKEN")
+        _http_url(url, port=9090, token="PROMETHEUS_BEARER_TOKEN")  # noqa: S106  a setting's name
     return urls
 
 
@@ -51,6 +41,7 @@ def split_urls(urls: str) -> list[str]:
     return [url.strip() for url in urls.split(",")]
 
 
+InfluxUrl = Annotated[str, AfterValidator(_influxdb_url)]
 PrometheusUrls = Annotated[str, AfterValidator(_prometheus_urls)]
 
 

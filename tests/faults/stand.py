@@ -68,18 +68,26 @@ class Store(Protocol):
         """Looks into the store."""
 
 
-class Influx:
-    name = "influxdb"
+class Killable:
+    """A server of the harness, killed and started again as it is."""
 
-    def __init__(self, server: InfluxServer) -> None:
-        self._server = server
+    def __init__(self, server: InfluxServer | VictoriaServer | RedisServer) -> None:
+        self._killed = server
         self.port = server.port
 
     async def kill(self) -> None:
-        await asyncio.to_thread(self._server.kill)
+        await asyncio.to_thread(self._killed.kill)
 
     async def start(self) -> None:
-        await self._server.start()
+        await self._killed.start()
+
+
+class Influx(Killable):
+    name = "influxdb"
+
+    def __init__(self, server: InfluxServer) -> None:
+        super().__init__(server)
+        self._server = server
 
     async def count(self, stand: "Stand") -> Found:
         by_tags = await self._server.points(BUCKET)
@@ -87,18 +95,12 @@ class Influx:
         return counted(sum(by_tags.values()), stand.sender.acknowledged_points, strange=len(by_tags.keys() - ours))
 
 
-class Victoria:
+class Victoria(Killable):
     name = "prometheus"
 
     def __init__(self, server: VictoriaServer) -> None:
+        super().__init__(server)
         self._server = server
-        self.port = server.port
-
-    async def kill(self) -> None:
-        await asyncio.to_thread(self._server.kill)
-
-    async def start(self) -> None:
-        await self._server.start()
 
     async def count(self, stand: "Stand") -> Found:
         await self._server.flush()
@@ -106,20 +108,14 @@ class Victoria:
         return counted(sum(by_tags.values()), stand.sender.acknowledged_points)
 
 
-class Redis:
+class Redis(Killable):
     """Holds the current state: the last acknowledged tick of each server, which is all that is asked of it."""
 
     name = "redis"
 
     def __init__(self, server: RedisServer) -> None:
+        super().__init__(server)
         self._server = server
-        self.port = server.port
-
-    async def kill(self) -> None:
-        await asyncio.to_thread(self._server.kill)
-
-    async def start(self) -> None:
-        await self._server.start()
 
     async def count(self, stand: "Stand") -> Found:
         last = max(stand.sender.acknowledged)
