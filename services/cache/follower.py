@@ -56,7 +56,7 @@ MAX_REFUSED_S: Final = 2.0
 """So long a fleet that was not heard of may stand in the way; what was told takes milliseconds."""
 STOP_TIMEOUT_S: Final = 1.0
 MAX_LAG_S: Final = 5.0
-"""Behind by more than this the store shows as degraded."""
+"""Behind by more than this, or by two spreads where writes are spread, the store shows as degraded."""
 PROBE_TIMEOUT_S: Final = 1.0
 """Less than a StoreMonitor waits, so that a hanging store still shows how far it is behind."""
 MAX_CAUSES: Final = 32
@@ -193,7 +193,8 @@ class Follower:
         degraded = identity.trouble or (self._last_error if self._failures else "")
         if not degraded and not self._peers.is_current and self._peers.last_error:
             degraded = f"what other replicas write is not heard: {self._peers.last_error}"
-        if not degraded and lag_s > MAX_LAG_S:
+        max_lag_s = MAX_LAG_S if len(self._live) <= SPREAD_OVER_SERVERS else 2 * MAX_SPREAD_S
+        if not degraded and lag_s > max_lag_s:
             degraded = f"{lag_s:.1f} s behind"
         return StoreProbe(
             address=self._store.address,

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 from opentelemetry.trace import Span
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.client import Pipeline
-from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.cluster import ClusterNode, ClusterPipeline
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
@@ -383,5 +383,5 @@ def _trace(client: Redis | RedisCluster) -> None:
 
 def _name_span(span: Span, instance: object, _response: object) -> None:
     """The instrumentation names the span of a pipeline by all its commands, which may be a hundred."""
-    if isinstance(instance, Pipeline):
+    if isinstance(instance, Pipeline | ClusterPipeline):
         span.update_name("PIPELINE")

@@ -38,7 +38,9 @@ INSERT_TIMEOUT_S: Final = 20.0
 SHIP_BACKOFF: Final = Backoff(initial_s=0.2, max_s=2.0)
 SWEEP_INTERVAL_S: Final = 60.0
 IN_FLIGHT_FACTS: Final = 4 * BATCH_FACTS
-"""So many may be inserted between the two questions that a listing is made of."""
+"""Of so many a listing asks whether PostgreSQL has them already."""
+MAX_NOTED_BETWEEN: Final = IN_FLIGHT_FACTS - BATCH_FACTS
+"""More than that noted as inserted between the two questions of a listing, and it cannot tell: it asks again."""
 LATE_S: Final = 10.0
 """A fact that waits longer although PostgreSQL answers makes the store degraded."""
 
@@ -89,6 +91,8 @@ class Facts:
         self._arrived, self._wake = asyncio.Event(), asyncio.Event()
         self._batch_facts = BATCH_FACTS
         self._fault = ""
+        self.noted = 0
+        """How many facts PostgreSQL was given since the start."""
         self._tasks: list[asyncio.Task[None]] = []
         database.on_return(self._wake.set)
 
@@ -254,6 +258,7 @@ class Facts:
         now_ms = self._clock.now_ms()
         if outcome.inserted:
             await self._write_thread.run(self._writer.note_inserted, outcome.inserted, now_ms)
+            self.noted += len(outcome.inserted)
         for waiting, reason in outcome.refused:
             log.error("PostgreSQL refused the %s %s: %s", waiting.fact.kind, waiting.fact.id, reason)
             await self._write_thread.run(self._writer.note_refused, waiting.sequence, reason, now_ms)

@@ -120,6 +120,35 @@ async def test_resets_are_made_good_at_once(redis: RedisServer) -> None:
             await eventually(lambda: holds(raw, cache), within_s=10)
 
 
+async def test_connections_that_a_firewall_forgot_are_given_up(redis: RedisServer) -> None:
+    async with proxied(redis) as (proxy, cache), redis.client() as raw:
+        await report_tick(cache, SERVERS, 10)
+        await eventually(lambda: holds(raw, cache))
+        await eventually(lambda: cache.is_current)
+        proxy.strand()
+        await report_tick(cache, SERVERS, 20)
+        await eventually(lambda: holds(raw, cache), within_s=20)
+        await eventually(lambda: cache.is_current, within_s=20)
+
+
+async def test_a_redis_that_refuses_is_not_stormed() -> None:
+    attempts = 0
+
+    def refuse(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with replica(f"redis://127.0.0.1:{port}", "e1") as cache, cache.monitor("redis"):
+            await report_tick(cache, SERVERS, 10)
+            await eventually(lambda: attempts >= 4)
+            before = attempts
+            await asyncio.sleep(3)  # the span in which attempts are counted
+            assert attempts - before <= 15
+
+
 async def test_a_slow_redis_costs_a_start_no_more_than_a_dead_one(redis: RedisServer) -> None:
     async with fault_proxy(redis.port) as proxy:
         proxy.delay_s = 5.0

@@ -3,6 +3,7 @@
     cut         every connection is closed and new ones are refused
     reset       every connection ends with a reset; new ones work
     half_open   connections are accepted and stay, and nothing passes in either direction; nobody says so
+    strand      connections that are there pass nothing any more, new ones work: a firewall has forgotten them
     delay_s     what passes is handed on so much later, in each direction
     bandwidth   bytes a second that pass, in each direction and connection
 
@@ -62,6 +63,12 @@ class FaultProxy:
         """Loses everything that is sent from now on."""
         self._flows.clear()
 
+    def strand(self) -> None:
+        """Loses everything that is sent from now on over the connections that are there."""
+        self._flows.clear()
+        self._flows = asyncio.Event()
+        self._flows.set()
+
     async def restore(self) -> None:
         """Everything passes as it comes. Connections that lost something meanwhile are reset, as they would be."""
         if not self._flows.is_set():
@@ -89,20 +96,21 @@ class FaultProxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        flows = self._flows
         try:
-            await self._flows.wait()
+            await flows.wait()
             target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
             self._connections[task] = (writer, target_writer)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._pass(reader, target_writer))
-                group.create_task(self._pass(target_reader, writer))
+                group.create_task(self._pass(reader, target_writer, flows))
+                group.create_task(self._pass(target_reader, writer, flows))
         except* (OSError, asyncio.IncompleteReadError):
             pass  # one side went away: so does the other
         finally:
             for one in self._connections.pop(task):
                 one.close()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event) -> None:
         """Hands on in order; each chunk leaves `delay_s` after it came, so that a delay costs no bandwidth."""
         loop = asyncio.get_running_loop()
         held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(MAX_HELD_CHUNKS)
@@ -111,7 +119,7 @@ class FaultProxy:
             while True:
                 came_s, chunk = await held.get()
                 await asyncio.sleep(max(0.0, came_s + self.delay_s - loop.time()))
-                await self._flows.wait()
+                await flows.wait()
                 if not chunk:
                     if writer.can_write_eof():
                         writer.write_eof()

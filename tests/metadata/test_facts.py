@@ -118,13 +118,13 @@ async def test_a_death_between_insertion_and_note_doubles_nothing(
 
     def dies(*arguments: object) -> None:
         deaths.append(arguments)
-        if len(deaths) <= 2:
+        if len(deaths) <= 4:
             raise Unavailable("as if the process had ended here")
         noted(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(parts.facts._writer, "note_inserted", dies)
     made = await asyncio.gather(*(parts.store.record_interaction(NewInteraction(query=f"{n}")) for n in range(50)))
-    await eventually(lambda: len(deaths) > 2, 10.0)
+    await eventually(lambda: len(deaths) > 4, 20.0)
     assert "callers no longer wait" not in caplog.text, "our disk's failure is none of the database's"
     await parts.all_inserted()
     assert sorted(await in_database(parts)) == sorted(one.id for one in made)
@@ -235,8 +235,9 @@ async def test_a_full_journal_refuses_by_name_and_takes_facts_again_later(
         own_server.start()
         await parts.all_inserted(20.0)
         # What the database has gives way before its 24 hours are over: a day's worth need not fit.
-        made += [await parts.store.record_interaction(large) for _ in range(60)]
-        await parts.all_inserted(20.0)
+        for _ in range(6):
+            made += [await parts.store.record_interaction(large) for _ in range(10)]
+            await parts.all_inserted(20.0)
         assert sorted(await in_database(parts)) == sorted(one.id for one in made)
         assert (await parts.facts.backlog()).bytes <= 1 << 20
 
