@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from runtime import telemetry
 
-pytest_plugins = ("tests.harness.shared_product",)
+pytest_plugins = ("tests.harness.fault_report", "tests.harness.shared_product")
 
 _skipped: dict[str, str] = {}
 

@@ -73,6 +73,7 @@ async def slowest_calls_s(cache: Cache, cpu: float) -> tuple[float, float]:
     return taken_s[CALLS // 2], taken_s[CALLS * 9 // 10]
 
 
+@pytest.mark.fault("Redis away")
 @pytest.mark.parametrize(
     "fault", [cut, half_open, delay, *(pytest.param(one, marks=pytest.mark.full) for one in (kill, stop))]
 )

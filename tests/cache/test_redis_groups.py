@@ -23,6 +23,7 @@ ODD = ("a{b}c", "a}b", "}{", "größe:ü*[x] 🖥")
 """Ids that a cluster would hash by a part of them."""
 
 
+@pytest.mark.fault("Redis: primary killed, Sentinel fails over")
 async def test_after_a_fail_over_of_sentinel_everything_is_written_again() -> None:
     async with sentinel_group() as group, replica(group.url, "e1") as cache, replica(group.url, "e2") as other:
         await report_tick(cache, SERVERS, 10)
@@ -63,6 +64,7 @@ async def _server(servers: list[RedisServer]) -> RedisServer:
     return servers[0]
 
 
+@pytest.mark.fault("Redis Cluster: a primary killed, its replica takes over")
 @pytest.mark.full
 async def test_after_a_fail_over_in_a_cluster_everything_is_written_again() -> None:
     async with (
@@ -85,6 +87,7 @@ async def test_after_a_fail_over_in_a_cluster_everything_is_written_again() -> N
         await eventually(lambda: agree(cache, other), within_s=FAILOVER_BOUND_S)
 
 
+@pytest.mark.fault("Redis Cluster: a node away, coverage")
 @pytest.mark.full
 @pytest.mark.parametrize("coverage", ["yes", "no"])
 async def test_a_node_that_was_away_gets_what_it_lacks_and_the_others_go_on(coverage: str) -> None:

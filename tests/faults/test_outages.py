@@ -17,8 +17,8 @@ import pytest
 
 from services.timeseries.followers.backend import MAX_SHIP_POINTS
 from tests.faults.load import POINTS_A_TICK, p99
-from tests.faults.report import Report, Row
 from tests.faults.stand import OPEN, Stand, stand
+from tests.harness.fault_report import Row
 
 TICKS: Final = int(os.environ.get("FAULT_TICKS", "40"))
 BEFORE: Final = max(10, TICKS // 6)
@@ -39,11 +39,12 @@ def _marked(case: tuple[str, str]) -> object:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.fault("in use, under load:")
 @pytest.mark.parametrize(("store", "how"), [_marked(case) for case in CASES])
-async def test_an_outage_loses_nothing_and_stops_nobody(tmp_path: Path, report: Report, store: str, how: str) -> None:
+async def test_an_outage_loses_nothing_and_stops_nobody(tmp_path: Path, fault_row: Row, store: str, how: str) -> None:
     assert TICKS * POINTS_A_TICK >= 5 * MAX_SHIP_POINTS
     names = ALL if store == "all" else (store,)
-    row = Row(fault=f"{store} {how}")
+    row = fault_row
     async with stand(tmp_path, *names, ticks=TICKS + 4 * BEFORE) as made, _in_use(made):
         with made.readers.phase() as healthy:
             await _go_on(made, BEFORE // 2)
@@ -64,13 +65,13 @@ async def test_an_outage_loses_nothing_and_stops_nobody(tmp_path: Path, report: 
         row.sent, row.acknowledged = made.sender.sent_points, made.sender.acknowledged_points
         row.p99_ratio = p99(ill) / p99(healthy)
         engine = await made.engine()
-        row.found, row.missing, row.doubled = engine.found, engine.missing, engine.doubled
+        found_in_all, missing, doubled = engine.found, engine.missing, engine.doubled
         for name in names:
             found = await made.stores[name].count(made)
-            row.missing += found.missing
-            row.doubled += found.doubled
-            row.found = found.found if store != "all" else row.found
-        report.rows.append(row)
+            missing += found.missing
+            doubled += found.doubled
+            found_in_all = found.found if store != "all" else found_in_all
+        row.found, row.missing, row.doubled = found_in_all, missing, doubled
         assert made.readers.failures == []
         assert (row.missing, row.doubled) == (0, 0)
         assert row.acknowledged == row.sent

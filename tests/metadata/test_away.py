@@ -76,6 +76,7 @@ async def cut(proxy: FaultProxy) -> None:
     await proxy.cut()
 
 
+@pytest.mark.fault("PostgreSQL away")
 @pytest.mark.parametrize(
     "fault", [slow, pytest.param(silent, marks=pytest.mark.full), pytest.param(cut, marks=pytest.mark.full)]
 )
@@ -253,6 +254,7 @@ async def is_down(service: object) -> bool:
     return (await service.status()).state == DOWN  # type: ignore[attr-defined]
 
 
+@pytest.mark.fault("metadata killed while facts wait for PostgreSQL")
 async def test_killed_with_9_while_facts_wait_each_is_there_once(own_server: PostgresServer, data_dir: Path) -> None:
     name = (await own_server.fresh_database()).address.rpartition("/")[2]
     acknowledged: list[str] = []
@@ -278,6 +280,7 @@ async def test_killed_with_9_while_facts_wait_each_is_there_once(own_server: Pos
     assert len(found) <= len(acknowledged) + 2
 
 
+@pytest.mark.fault("embedded PostgreSQL killed")
 @pytest.mark.full
 async def test_the_embedded_database_may_die_while_facts_are_recorded(data_dir: Path, made_cluster: Path) -> None:
     (data_dir / "metadata").mkdir(mode=0o700)
@@ -336,6 +339,7 @@ async def test_a_listing_without_the_database_says_so_over_the_wire(own_server: 
         await caught_up(service)
 
 
+@pytest.mark.fault("PostgreSQL away for long, 20 callers")
 @pytest.mark.full
 async def test_a_long_outage_under_load_catches_up_without_starving_callers(
     own_server: PostgresServer, tmp_path: Path

@@ -52,6 +52,7 @@ async def dead(folder: Path) -> dict[str, str]:
     return await asyncio.to_thread(read)
 
 
+@pytest.mark.fault("PostgreSQL refuses a fact")
 async def test_a_refused_fact_is_a_dead_letter_and_holds_nobody_up(
     parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -65,6 +65,7 @@ async def has_at_least(server: PostgresServer, name: str, facts: int) -> None:
     await eventually(there, WRITES_WITHIN_S)
 
 
+@pytest.mark.fault("PostgreSQL: primary killed, standby promoted")
 async def test_after_the_promotion_of_the_standby_it_writes_there(primary: PostgresServer, data_dir: Path) -> None:
     name = await fresh_name(primary)
     with standby_of(primary) as standby:
@@ -90,6 +91,7 @@ async def test_after_the_promotion_of_the_standby_it_writes_there(primary: Postg
             assert (await caught_up(service)).spool_bytes > 0
 
 
+@pytest.mark.fault("PostgreSQL: asynchronous fail-over that loses rows")
 async def test_facts_that_an_asynchronous_fail_over_lost_are_sent_again(
     primary: PostgresServer, data_dir: Path
 ) -> None:
@@ -117,6 +119,7 @@ async def test_facts_that_an_asynchronous_fail_over_lost_are_sent_again(
     assert "70 are sent again" in log
 
 
+@pytest.mark.fault("PostgreSQL: fail-over, old primary half-open")
 @pytest.mark.full
 async def test_half_open_connections_to_the_old_primary_are_left(primary: PostgresServer, tmp_path: Path) -> None:
     name = await fresh_name(primary)
@@ -159,6 +162,7 @@ async def test_half_open_connections_to_the_old_primary_are_left(primary: Postgr
                 await asyncio.gather(*hanging, return_exceptions=True)
 
 
+@pytest.mark.fault("PostgreSQL: primary demoted to read-only")
 @pytest.mark.full
 async def test_a_demoted_primary_that_is_read_only_is_left(primary: PostgresServer, tmp_path: Path) -> None:
     name = await fresh_name(primary)

@@ -218,6 +218,7 @@ async def the_story(made: Replicated, away_s: float) -> None:
     await made.check_store()
 
 
+@pytest.mark.fault("two timeseries replicas: store cut off, a replica killed")
 @pytest.mark.timeout(300)
 async def test_two_replicas_on_one_store(tmp_path: Path) -> None:
     async with (
@@ -227,6 +228,7 @@ async def test_two_replicas_on_one_store(tmp_path: Path) -> None:
         await the_story(made, away_s=3)
 
 
+@pytest.mark.fault("two timeseries replicas on Mimir: the same, a node killed")
 @pytest.mark.full
 @pytest.mark.timeout(900)
 async def test_two_replicas_on_a_mimir_of_three_nodes_one_of_which_dies(tmp_path: Path) -> None:

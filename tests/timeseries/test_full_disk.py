@@ -9,6 +9,7 @@ from tests.harness.small_disk import small_disk
 DISK_BYTES = 40 << 20
 
 
+@pytest.mark.fault("disk of the spool full")
 @pytest.mark.parametrize("part", ["engine", "service"])
 def test_a_full_disk_refuses_loses_nothing_and_recovers(tmp_path: Path, part: str) -> None:
     with small_disk(DISK_BYTES) as disk:

@@ -57,6 +57,7 @@ async def test_every_point_is_there_under_the_tags_of_its_time(
     ]
 
 
+@pytest.mark.fault("InfluxDB killed, a server moves, our process restarts")
 async def test_a_killed_influxdb_stops_nobody_and_gets_everything_once(
     influx: InfluxServer, bucket: str, tmp_path: Path
 ) -> None:

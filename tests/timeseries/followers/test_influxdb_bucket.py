@@ -90,6 +90,7 @@ async def test_an_organization_that_is_missing_is_an_outage(influx: InfluxServer
     await nowhere.close()
 
 
+@pytest.mark.fault("InfluxDB: bucket deleted")
 @pytest.mark.parametrize("found_by", ["ship", "probe"])
 async def test_a_bucket_that_is_deleted_is_made_again_and_that_is_said(
     influx: InfluxServer, missing: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, found_by: str
@@ -116,6 +117,7 @@ async def test_a_bucket_that_is_deleted_is_made_again_and_that_is_said(
     assert await influx.points(missing) == {("a", "", ""): 2}
 
 
+@pytest.mark.fault("InfluxDB: token revoked and restored")
 async def test_a_token_that_is_revoked_and_restored_loses_nothing(
     influx: InfluxServer, bucket: str, tmp_path: Path
 ) -> None:

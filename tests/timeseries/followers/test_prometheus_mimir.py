@@ -124,6 +124,7 @@ async def test_what_mimir_refuses_is_counted_exactly_though_it_says_that_it_wrot
     await backend.close()
 
 
+@pytest.mark.fault("Mimir: a node killed")
 async def test_a_killed_node_loses_nothing_and_queries_go_on(mimir: MimirCluster, tmp_path: Path) -> None:
     first, second, _ = mimir.nodes
     async with following(tmp_path, mimir, "kill") as (stream, engine, follower):
@@ -159,6 +160,7 @@ async def test_a_killed_node_loses_nothing_and_queries_go_on(mimir: MimirCluster
     await mimir.start()
 
 
+@pytest.mark.fault("Mimir: cluster away for a minute")
 async def test_a_cluster_that_was_away_for_a_minute_gets_everything_once(mimir: MimirCluster, tmp_path: Path) -> None:
     async with following(tmp_path, mimir, "away") as (stream, engine, follower):
         await stream.write(10, 0.05)
