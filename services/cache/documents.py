@@ -51,7 +51,7 @@ Sets = dict[tuple[str, ...], MetricSet]
 
 
 def full_document(state: ServerState) -> tuple[bytes, bytes]:
-    """The object of `server:{id}` and its note; 0.1 ms for 511 metrics."""
+    """The object of `server:{id}` and its note; 0.1 to 0.2 ms for 511 metrics, by their digits."""
     document: dict[str, Any] = _identity(state)
     if state.received_ms is not None:
         document["receive_time"] = _time_text(state.received_ms)

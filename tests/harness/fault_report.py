@@ -1,7 +1,7 @@
 """What each fault did, as a table at the end of the run: `make faults` is read, not only passed.
 
-A pytest plugin, loaded by tests/conftest.py. A test that breaks something is marked `fault("what is done")` and may fill
-in its `fault_row` with what it counted. FAULTS_JSON names a file for the figures.
+A pytest plugin, loaded by tests/conftest.py. A test that breaks something is marked `fault("what is done")` and may
+fill in its `fault_row` with what it counted. FAULTS_JSON names a file for the figures.
 """
 
 import json
