@@ -27,7 +27,7 @@ test: $(STAMPS)/gen-dev ## set up and pass the tests (under 10 minutes on 2 core
 	@$(BIN)/python -m pytest -m "not full" $(ARGS)
 
 test-full: $(STAMPS)/gen-dev ## the long tests that `make test` leaves out
-	@$(BIN)/python -m pytest -m full $(ARGS)
+	@$(BIN)/python -m pytest -m "full and not marathon" $(ARGS)
 
 crash: $(STAMPS)/gen-dev ## kill -9 a writing engine 500 times and check what is left each time; ROUNDS=, ARGS="--seed N"
 	@$(BIN)/python -m tests.timeseries.engine.crash --rounds $(ROUNDS) $(ARGS)

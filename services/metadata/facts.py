@@ -141,14 +141,15 @@ class Facts:
         """Facts in descending order of (time, id); how many there are in all; the ids of those first in line."""
 
         def read() -> tuple[list[Fact], int, list[str]]:
-            total = self._reader.count(wanted)
-            if not total:
-                return [], 0, []
-            return (
-                self._reader.newest(wanted, before, limit),
-                total,
-                self._reader.first_ids(wanted, IN_FLIGHT_FACTS),
-            )
+            with self._reader.snapshot():  # a batch that is noted in between would be counted and not asked for
+                total = self._reader.count(wanted)
+                if not total:
+                    return [], 0, []
+                return (
+                    self._reader.newest(wanted, before, limit),
+                    total,
+                    self._reader.first_ids(wanted, IN_FLIGHT_FACTS),
+                )
 
         return await self._read_thread.run(read)
 

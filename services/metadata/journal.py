@@ -15,8 +15,8 @@ What must stay true:
 Synchronous, one thread for each connection. The command line opens the same file beside the service.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -267,6 +267,15 @@ class Journal:
         )
         ((refused,),) = fetch(self._db, "SELECT count(*) FROM facts WHERE state <> 1 AND state = 2")
         return Backlog(waiting, oldest_us, refused, self.used_bytes)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All that is read meanwhile is of one moment."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
 
     def newest(self, wanted: Newest, before: tuple[int, str] | None, limit: int) -> list[Fact]:
         """Facts in descending order of (time, id), those before a (time, id) only."""

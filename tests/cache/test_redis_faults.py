@@ -121,6 +121,7 @@ async def test_resets_are_made_good_at_once(redis: RedisServer) -> None:
             await eventually(lambda: holds(raw, cache), within_s=10)
 
 
+@pytest.mark.full
 async def test_connections_that_a_firewall_forgot_are_given_up(redis: RedisServer) -> None:
     async with proxied(redis) as (proxy, cache), redis.client() as raw:
         await report_tick(cache, SERVERS, 10)

@@ -30,12 +30,16 @@ LEAST_P99_S: Final = 0.1
 """What is faster than this is not looked at: at a few ms the p99 of some hundred reads is chance."""
 
 ALL: Final = tuple(OPEN)
-QUICK: Final = [("influxdb", "delay"), ("redis", "half-open"), ("all", "kill")]
+QUICK: Final = [("redis", "half-open"), ("all", "kill")]
+FULL: Final = [("influxdb", "delay"), ("prometheus", "kill"), ("postgresql", "delay"), ("all", "half-open")]
 CASES: Final = [(name, how) for name in (*ALL, "all") for how in ("kill", "cut", "delay", "half-open")]
 
 
 def _marked(case: tuple[str, str]) -> object:
-    return pytest.param(*case, id="-".join(case), marks=() if case in QUICK else pytest.mark.full)
+    """Some are in the quick tests, some in the full ones, all in `make faults`."""
+    marks = [] if case in QUICK else [pytest.mark.full]
+    marks += [] if case in (*QUICK, *FULL) else [pytest.mark.marathon]
+    return pytest.param(*case, id="-".join(case), marks=marks)
 
 
 @pytest.mark.timeout(600)

@@ -254,6 +254,7 @@ async def is_down(service: object) -> bool:
     return (await service.status()).state == DOWN  # type: ignore[attr-defined]
 
 
+@pytest.mark.full
 @pytest.mark.fault("metadata killed while facts wait for PostgreSQL")
 async def test_killed_with_9_while_facts_wait_each_is_there_once(own_server: PostgresServer, data_dir: Path) -> None:
     name = (await own_server.fresh_database()).address.rpartition("/")[2]

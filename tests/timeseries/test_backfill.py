@@ -264,6 +264,7 @@ async def test_what_a_server_was_before_its_history_begins_is_counted_as_likely(
     assert 0 < filling.state.likely < filling.state.points
 
 
+@pytest.mark.full
 async def test_an_outage_is_waited_for_and_one_that_lasts_ends_it_where_it_is(
     influx: InfluxServer, bucket: str, tmp_path: Path, unsynced: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

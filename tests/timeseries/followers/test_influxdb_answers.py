@@ -84,6 +84,7 @@ async def front(target: str, decide: Callable[[bytes], Answer]) -> AsyncIterator
         found.http.clear()
 
 
+@pytest.mark.full
 async def test_what_passes_by_itself_is_waited_for_as_the_store_asks(
     influx: InfluxServer, bucket: str, tmp_path: Path
 ) -> None:

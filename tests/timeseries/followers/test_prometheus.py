@@ -356,6 +356,7 @@ async def test_the_next_address_takes_over_and_keeps_the_work(strict: Prometheus
     assert (await strict.points(now_ms + 10))["next", "production", "web"] == 9
 
 
+@pytest.mark.full
 async def test_a_slow_or_silent_store_is_away_and_holds_nobody_up(
     prometheus: PrometheusServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
