@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PROTOS := $(shell find protos/openmanager -name '*.proto')
 ROUNDS ?= 500
+# A file's tests stay together, so that they share their servers.
+WORKERS ?= -n 2 --dist loadfile
 CODE := runtime fleet services gateway launcher tools deploy bench tests
 
 .PHONY: help setup run test test-full crash faults bench check format lock gen docs clean
@@ -24,10 +26,10 @@ run: $(STAMPS)/gen ## set up and start the whole product; Ctrl-C stops it
 	@exec $(BIN)/python -m launcher
 
 test: $(STAMPS)/gen-dev ## set up and pass the tests (under 10 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not full" $(ARGS)
+	@$(BIN)/python -m pytest -m "not full" $(WORKERS) $(ARGS)
 
 test-full: $(STAMPS)/gen-dev ## the long tests that `make test` leaves out
-	@$(BIN)/python -m pytest -m "full and not marathon" $(ARGS)
+	@$(BIN)/python -m pytest -m "full and not marathon" $(WORKERS) $(ARGS)
 
 crash: $(STAMPS)/gen-dev ## kill -9 a writing engine 500 times and check what is left each time; ROUNDS=, ARGS="--seed N"
 	@$(BIN)/python -m tests.timeseries.engine.crash --rounds $(ROUNDS) $(ARGS)
