@@ -57,7 +57,7 @@ async def test_what_was_acknowledged_survives_every_loss_of_power(tmp_path: Path
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1_200)
+@pytest.mark.timeout(1_800)
 async def test_what_was_acknowledged_survives_thousands_of_losses(tmp_path: Path) -> None:
     tally = await survive(tmp_path, FULL_STORES, FULL_LOSSES)
     print(tally)
