@@ -11,7 +11,8 @@ from pathlib import Path
 import apsw
 import psutil
 
-from services.timeseries.engine.database import connect_read_only, fetch
+from runtime.sqlite import fetch
+from services.timeseries.engine.database import connect_read_only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

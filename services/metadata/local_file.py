@@ -5,15 +5,15 @@ connection is used by one thread; no exception of apsw passes `FileThread.run`.
 """
 
 import asyncio
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import apsw
 
 from runtime.errors import DataLoss, OpenManagerError, ResourceExhausted, Unavailable
+from runtime.sqlite import sync_folder
 
 BUSY_TIMEOUT_MS: Final = 10_000
 LOG_KEPT_BYTES: Final = 16 << 20
@@ -41,38 +41,6 @@ def connect(path: Path, *, durable: bool = True) -> apsw.Connection:
         connection.close()
         raise
     return connection
-
-
-def fetch(db: apsw.Connection, query: str, bindings: Sequence[int | str | None] = ()) -> list[Any]:
-    """All rows of an answer; the statement is finished when it returns, so that it holds no snapshot."""
-    return db.execute(query, bindings).fetchall()
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable: a new file is lost with its directory entry."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-class Transaction:
-    """BEGIN IMMEDIATE to COMMIT; a failed COMMIT is rolled back, so that the connection can go on."""
-
-    def __init__(self, db: apsw.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._db.execute("COMMIT")
-        finally:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
 
 
 def storage_error(error: apsw.Error) -> OpenManagerError:

@@ -36,7 +36,7 @@ async def _reader(
     ]
     remote = histories(settings, process.clock, bounds, engine)[0]
     stack.push_async_callback(remote.close)
-    return Reader(engine, remote, process.clock, peers=peers, max_points=bounds.max_points)
+    return Reader(engine, remote, peers=peers, max_points=bounds.max_points)
 
 
 async def serve(settings: TimeSeriesSettings, process: Process[TimeSeriesSettings]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
-from services.timeseries.engine.database import sync_folder
+from runtime.sqlite import sync_folder
 
 STATE_NAME: Final = "state.json"
 

@@ -10,7 +10,7 @@ from runtime.clock import Clock
 from runtime.redaction import redact
 from services.timeseries.engine import Engine, EngineSettings
 from services.timeseries.followers.backend import Backend
-from services.timeseries.remote.history import RemoteHistory
+from services.timeseries.remote.history import Guarded, RemoteHistory
 from services.timeseries.settings import TimeSeriesSettings, split_urls
 
 
@@ -63,9 +63,8 @@ def histories(
     if settings.influxdb_url is not None and settings.influxdb_token is not None:
         from services.timeseries.remote.influxdb import InfluxHistory  # noqa: PLC0415
 
-        found.append(
-            InfluxHistory(_influx_target(settings), bounds, None if engine is None else partial(tags_of, engine))
-        )
+        tags = None if engine is None else partial(tags_of, engine)
+        found.append(Guarded(InfluxHistory(_influx_target(settings), bounds, tags), clock))
     return found
 
 

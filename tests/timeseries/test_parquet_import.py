@@ -17,8 +17,9 @@ from fleet.model import Metric, ServerDescriptor
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.clock import ManualClock, SystemClock
 from runtime.errors import Unavailable
+from runtime.sqlite import fetch
 from services.timeseries.engine import Engine
-from services.timeseries.engine.database import connect_read_only, fetch
+from services.timeseries.engine.database import connect_read_only
 from tests.harness import free_port
 from tests.timeseries.engine.model import NAN, rows
 from tests.timeseries.parquet_files import (

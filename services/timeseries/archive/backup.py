@@ -79,6 +79,7 @@ import apsw
 
 from runtime.clock import Clock
 from runtime.errors import OpenManagerError
+from runtime.sqlite import fetch, sync_folder
 from services.timeseries.archive.journal_copy import JournalCopy
 from services.timeseries.archive.manifest import (
     JOURNAL_NAME,
@@ -94,15 +95,7 @@ from services.timeseries.archive.manifest import (
     tier_files,
     write_manifest,
 )
-from services.timeseries.engine.database import (
-    DAMAGED,
-    FORMAT_VERSION,
-    connect_read_only,
-    fetch,
-    file_bytes,
-    is_unreadable,
-    sync_folder,
-)
+from services.timeseries.engine.database import DAMAGED, FORMAT_VERSION, connect_read_only, file_bytes, is_unreadable
 from services.timeseries.engine.partition import day_of
 from services.timeseries.engine.settings import EngineSettings
 from services.timeseries.engine.store import Store

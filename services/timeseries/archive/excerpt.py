@@ -15,9 +15,10 @@ from typing import Final
 import apsw
 import numpy as np
 
+from runtime.sqlite import Transaction, fetch
 from services.timeseries.archive.backup import TierCopy, copy_journal
 from services.timeseries.archive.manifest import JOURNAL_NAME, Progress, tier_files
-from services.timeseries.engine.database import DAMAGED, Transaction, connect_read_only, fetch
+from services.timeseries.engine.database import DAMAGED, connect_read_only
 from services.timeseries.engine.engine import Engine
 from services.timeseries.engine.partition import day_of
 from services.timeseries.engine.settings import DAY_MS, EngineSettings

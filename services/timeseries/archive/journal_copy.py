@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import apsw
 
-from services.timeseries.engine.database import Transaction, fetch, read_only_uri
+from runtime.sqlite import Transaction, fetch
+from services.timeseries.engine.database import read_only_uri
 from services.timeseries.engine.journal import add_missing_tables
 from services.timeseries.engine.tiers import RAW
 

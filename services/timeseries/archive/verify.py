@@ -18,6 +18,7 @@ from typing import Final
 import apsw
 import numpy as np
 
+from runtime.sqlite import fetch
 from services.timeseries.archive.block_checks import LISTED, BlockCheck, Listed
 from services.timeseries.archive.manifest import (
     JOURNAL_NAME,
@@ -30,7 +31,7 @@ from services.timeseries.archive.manifest import (
 )
 from services.timeseries.engine import batch as batch_codec
 from services.timeseries.engine.catalog import Catalog, Cohort
-from services.timeseries.engine.database import FORMAT_VERSION, connect_read_only, fetch, file_bytes
+from services.timeseries.engine.database import FORMAT_VERSION, connect_read_only, file_bytes
 from services.timeseries.engine.journal import JournalReader, JournalRow, load_catalog
 from services.timeseries.engine.partition import READABLE_VERSIONS, Partition, day_of
 from services.timeseries.engine.rollup import GENERATION_SHIFT

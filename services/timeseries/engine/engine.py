@@ -26,6 +26,7 @@ from runtime import tasks, telemetry
 from runtime.clock import Clock
 from runtime.errors import Cancelled, FailedPrecondition, ResourceExhausted, Unavailable
 from services.timeseries.engine.catalog import MetricInfo
+from services.timeseries.engine.cursors import Cursors
 from services.timeseries.engine.database import file_bytes, storage_error
 from services.timeseries.engine.frozen import too_late
 from services.timeseries.engine.last import LastValues, last_values
@@ -39,8 +40,6 @@ from services.timeseries.engine.store import Store
 from services.timeseries.engine.tail import TailBatch, TailSource
 from services.timeseries.engine.tiers import coarsest
 from services.timeseries.engine.told import Told
-from services.timeseries.engine.unsent import Unsent, unsent
-from services.timeseries.engine.unshipped import Ranges, Unshipped
 from services.timeseries.engine.upkeep import Rollups
 from services.timeseries.engine.writer import Append, Writer, check_rows
 
@@ -71,8 +70,8 @@ class Engine:
         self._closer = ThreadPoolExecutor(1, "timeseries-blocks")
         self._upkeep = ThreadPoolExecutor(1, "timeseries-upkeep")
         self._tails = TailSource(store)
-        self._unshipped: dict[str, Unshipped] = {}
         self._writer = Writer(store, lambda wanted: self._notify(close_wanted=wanted))
+        self.cursors = Cursors(store, self._writer, self)
         self._rollups = Rollups(store, self._closing.is_set)
         self._merger = Merger(store, self._closing.is_set)
         self._retention = Retention(
@@ -116,8 +115,7 @@ class Engine:
         for pool in (self._upkeep, self._closer, self._readers):
             await asyncio.to_thread(pool.shutdown)
         await asyncio.to_thread(self._tails.close)
-        for unshipped in self._unshipped.values():
-            await asyncio.to_thread(unshipped.close)
+        await asyncio.to_thread(self.cursors.close)
         await asyncio.to_thread(self._store.close)
 
     async def append(
@@ -275,7 +273,7 @@ class Engine:
         try:
             more = True
             while more:
-                taken, more = await self._read(partial(_take, made, points))
+                taken, more = await self.read(partial(_take, made, points))
                 for one in taken:
                     yield one
         finally:
@@ -283,24 +281,13 @@ class Engine:
             scan.cancel.set()
             self._scans.discard(scan)
 
-    async def stored_rows(self, server_id: str, start_ms: int, end_ms: int) -> AsyncIterator[StoredRows]:
+    def stored_rows(self, server_id: str, start_ms: int, end_ms: int) -> AsyncGenerator[StoredRows, None]:
         """The rows of a server in `[start, end)`, in order of time and sequence."""
-        gone = threading.Event()
-
-        def check() -> None:
-            if gone.is_set() or self._closing.is_set():
-                raise Cancelled("the reader went away")
-
-        rows = stored_rows(self._store, server_id, start_ms, end_ms, check)
-        try:
-            while found := await self._read(lambda: list(itertools.islice(rows, 1))):
-                yield found[0]
-        finally:
-            gone.set()
+        return self.each(lambda check: stored_rows(self._store, server_id, start_ms, end_ms, check))
 
     async def told(self, server_id: str | None = None) -> dict[str, Told]:
         """What each server, or one, said of itself in the course of time."""
-        return await self._read(lambda: self._tails.told(server_id))
+        return await self.read(lambda: self._tails.told(server_id))
 
     async def last_values(
         self, server_ids: tuple[str, ...] | None = None, metrics: tuple[str, ...] | None = None
@@ -310,16 +297,12 @@ class Engine:
         Raises:
             ResourceExhausted: MAX_SERIES.
         """
-        gone = threading.Event()
 
-        def check() -> None:
-            if gone.is_set() or self._closing.is_set():
-                raise Cancelled("the reader went away")
+        def read(check: Callable[[], None]) -> Iterator[list[LastValues]]:
+            yield last_values(self._store, server_ids, metrics, check)
 
-        try:
-            return await self._read(lambda: last_values(self._store, server_ids, metrics, check))
-        finally:
-            gone.set()
+        async with aclosing(self.each(read)) as found:
+            return await anext(found)
 
     async def list_metrics(self, server_id: str | None = None) -> list[MetricInfo]:
         """The metrics that rows were written for (by one server, or by any), by key."""
@@ -328,7 +311,7 @@ class Engine:
             with self._store.lock:
                 return self._store.catalog.list_metrics(server_id)
 
-        return await self._read(read)
+        return await self.read(read)
 
     def servers(self) -> dict[str, ServerDescriptor | None]:
         """Every server that has rows or was told of, with its latest descriptor."""
@@ -350,7 +333,28 @@ class Engine:
         stored = self._store.catalog.sets.get(content_id)
         return stored.metric_set if stored else None
 
-    async def _read(self, work: Callable[[], _T]) -> _T:
+    async def each(self, make: Callable[[Callable[[], None]], Iterator[_T]]) -> AsyncGenerator[_T, None]:
+        """What a generator gives, a trip to a reader's thread each. It is made with a check that it is to call often:
+        that raises Cancelled once the caller is gone."""
+        gone = threading.Event()
+
+        def check() -> None:
+            if gone.is_set() or self._closing.is_set():
+                raise Cancelled("the reader went away")
+
+        things = make(check)
+        try:
+            while thing := await self.read(lambda: list(itertools.islice(things, 1))):
+                yield thing[0]
+        finally:
+            gone.set()
+
+    async def read(self, work: Callable[[], _T]) -> _T:
+        """What `work` returns, in a reader's thread.
+
+        Raises:
+            Unavailable: STORAGE_FAILED, CLOSING.
+        """
         if self._closing.is_set():
             raise Unavailable("the engine is closing", reason="CLOSING")
         try:
@@ -388,16 +392,11 @@ class Engine:
         """From which instant on windows of that width are made of all that was ever written here; 0: points."""
         return self._retention.held_from_ms(coarsest(step_ms))
 
-    async def unshipped(self, follower: str) -> Ranges:
-        """The instants of what a follower's store may not show yet; of nothing when it was not registered."""
-        found = self._unshipped.get(follower)
-        return [] if found is None else await self._read(found.ranges)
-
     async def too_late(self, server_ids: Sequence[str], times_ms: NDArray[np.int64]) -> tuple[NDArray[np.bool_], int]:
         """Which rows are for roll-ups whose points are gone, and what to give to `append` with the others, so that they
         are refused should more have gone meanwhile."""
         endings = self._store.endings
-        return await self._read(lambda: too_late(self._store, server_ids, times_ms)), endings
+        return await self.read(lambda: too_late(self._store, server_ids, times_ms)), endings
 
     async def tail(self, from_sequence: int = 0) -> AsyncIterator[TailBatch]:
         """Acknowledged batches in order, first those kept from `from_sequence` on, then each new one; without end.
@@ -417,80 +416,16 @@ class Engine:
         while not self._closing.is_set():
             progress = self._progress
             limit = self._store.settings.tail_read_bytes
-            batches = await self._read(partial(self._tails.read, wanted, limit, first=first))
+            batches = await self.read(partial(self._tails.read, wanted, limit, first=first))
             for batch in batches:
                 yield batch
                 wanted, first = batch.sequence + 1, False
             if not batches:
                 await progress.wait()
 
-    async def unsent(self, after: int, through: int) -> AsyncGenerator[Unsent, None]:
-        """The rows of batches of `(after, through]` out of blocks, for what the journal does not have any more; not in
-        the order of their sequences.
-
-        Raises:
-            Unavailable: STORAGE_FAILED, CLOSING.
-        """
-        gone = threading.Event()
-
-        def check() -> None:
-            if gone.is_set() or self._closing.is_set():
-                raise Cancelled("the reader went away")
-
-        found = unsent(self._store, after, through, check)
-        try:
-            while (rows := await self._read(lambda: next(found, None))) is not None:
-                yield rows
-        finally:
-            gone.set()
-
-    async def register_follower(self, name: str) -> int:
-        """Adds a follower, for which the journal is kept from here on, or finds it; returns its cursor: the last
-        sequence it has shipped, so that it goes on with `tail(cursor + 1)`."""
-        now_ms = self._store.clock.now_ms()
-        cursor: int = await asyncio.wrap_future(
-            self._writer.call(lambda: self._store.journal.register_follower(name, now_ms))
-        )
-        if name not in self._unshipped:
-            self._unshipped[name] = await self._read(lambda: Unshipped(self._store, cursor))
-        return cursor
-
-    async def advance_cursor(self, name: str, sequence: int) -> int:
-        """Notes durably that a follower has shipped up to `sequence`; never goes back. Returns where it is.
-
-        Raises:
-            InvalidArgument: field name or sequence.
-        """
-        now_ms = self._store.clock.now_ms()
-        cursor: int = await asyncio.wrap_future(
-            self._writer.call(lambda: self._store.journal.advance_cursor(name, sequence, now_ms))
-        )
-        if name in self._unshipped:
-            self._unshipped[name].shipped(cursor)
-        return cursor
-
-    async def rewind_cursor(self, name: str, sequence: int) -> int:
-        """Notes durably that a follower's store may lack what comes after `sequence`; never goes forward. Returns where
-        the cursor is.
-
-        Raises:
-            InvalidArgument: field name.
-        """
-        now_ms = self._store.clock.now_ms()
-        cursor: int = await asyncio.wrap_future(
-            self._writer.call(lambda: self._store.journal.rewind_cursor(name, sequence, now_ms))
-        )
-        if name in self._unshipped:
-            self._unshipped[name].lost(cursor)
-        return cursor
-
-    async def forget_follower(self, name: str) -> None:
-        """Drops a follower, so that the journal no longer waits for it."""
-        await asyncio.wrap_future(self._writer.call(lambda: self._store.journal.forget_follower(name)))
-
     async def status(self) -> EngineStatus:
         """What the engine holds, how far it is and what went wrong."""
-        return await self._read(self._status)
+        return await self.read(self._status)
 
     def _status(self) -> EngineStatus:
         store, retention = self._store, self._retention

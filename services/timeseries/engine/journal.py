@@ -23,17 +23,10 @@ import apsw
 
 from fleet.model import ServerDescriptor
 from runtime.errors import DataLoss, FailedPrecondition, InvalidArgument
+from runtime.sqlite import Transaction, fetch, sync_folder
 from services.timeseries.engine import catalog as catalog_codec
 from services.timeseries.engine.catalog import Additions, Catalog, Cohort, StoredSet
-from services.timeseries.engine.database import (
-    FORMAT_VERSION,
-    JOURNAL_PAGE_BYTES,
-    Transaction,
-    connect,
-    fetch,
-    sync_folder,
-    truncate_log,
-)
+from services.timeseries.engine.database import FORMAT_VERSION, JOURNAL_PAGE_BYTES, connect, truncate_log
 from services.timeseries.engine.told import Told
 
 _SCHEMA: Final = """

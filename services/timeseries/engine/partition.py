@@ -19,14 +19,10 @@ from typing import Final
 
 import apsw
 
+from runtime.sqlite import Transaction, fetch, sync_folder
 from services.timeseries.engine.block import Block, BlockReader, open_payload
 from services.timeseries.engine.catalog import Cohort
-from services.timeseries.engine.database import (
-    Transaction,
-    fetch,
-    sync_folder,
-    truncate_log,
-)
+from services.timeseries.engine.database import truncate_log
 from services.timeseries.engine.frame import FrameReader
 from services.timeseries.engine.payload import Opened
 from services.timeseries.engine.settings import DAY_MS

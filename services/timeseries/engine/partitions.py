@@ -19,16 +19,8 @@ from pathlib import Path
 
 import apsw
 
-from services.timeseries.engine.database import (
-    DAMAGED,
-    PARTITION_PAGE_BYTES,
-    SPARSE_PAGE_BYTES,
-    Transaction,
-    connect,
-    fetch,
-    file_bytes,
-    sync_folder,
-)
+from runtime.sqlite import Transaction, fetch, sync_folder
+from services.timeseries.engine.database import DAMAGED, PARTITION_PAGE_BYTES, SPARSE_PAGE_BYTES, connect, file_bytes
 from services.timeseries.engine.partition import (
     MARK,
     Closed,

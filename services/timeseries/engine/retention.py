@@ -29,7 +29,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from services.timeseries.engine.partition import EPOCH
+from services.timeseries.engine.partition import EPOCH, PartitionGoneError, UnusablePartitionError
 from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.tiers import RAW, Tier
@@ -244,8 +244,11 @@ class Retention:
         behind = {name: cursor for name, cursor in cursors.items() if cursor < swept}
         if not behind:
             return {}
-        with self._store.partitions.lend(day) as partition:
-            points = {name: partition.points_between(cursor, swept) for name, cursor in behind.items()}
+        try:
+            with self._store.partitions.lend(day) as partition:
+                points = {name: partition.points_between(cursor, swept) for name, cursor in behind.items()}
+        except (PartitionGoneError, UnusablePartitionError):
+            return {}  # it has no file that can be read: there is nothing to count
         return {name: count for name, count in points.items() if count}
 
     def _count_unshipped(self, day: int, points: dict[str, int]) -> None:

@@ -19,11 +19,12 @@ from typing import Final
 
 from fleet.model import count_points
 from runtime.clock import Clock
+from runtime.sqlite import sync_folder
 from services.timeseries.engine import batch as batch_codec
 from services.timeseries.engine import block
 from services.timeseries.engine.cache import Cache
 from services.timeseries.engine.catalog import Catalog, Cohort
-from services.timeseries.engine.database import file_bytes, sync_folder
+from services.timeseries.engine.database import file_bytes
 from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
 from services.timeseries.engine.journal import Journal, JournalRow

@@ -1,8 +1,7 @@
 """Which instants a follower has not shipped yet: what a store that only has what was shipped cannot answer.
 
-What was shipped a moment ago counts as not shipped: a store may have acknowledged points and not show them yet.
-What must stay true: an acknowledged batch that is past the cursor is covered by the ranges; to look again costs what
-came since the last look, and memory a few numbers a batch that waits.
+What must stay true: an acknowledged batch that comes after the sequence asked for is covered by the ranges; to look
+again costs what came since the last look, and memory a few numbers a batch that waits.
 """
 
 import threading
@@ -22,8 +21,6 @@ JOIN_MS: Final = 60_000
 """Instants no further apart are one range."""
 MAX_RANGES: Final = 8
 """More are put together: each is a read of its own, of us and of the store."""
-VISIBLE_AFTER_S: Final = 60.0
-"""VictoriaMetrics shows points 1 to 5 s after it took them, and its caches of results up to 30 s."""
 _READ_BYTES: Final = 16 << 20
 
 Ranges = list[tuple[int, int]]
@@ -31,39 +28,24 @@ Ranges = list[tuple[int, int]]
 
 
 class Unshipped:
-    """Looks into the journal for one follower. Thread-safe."""
+    """Looks into the journal for one follower, one look at a time."""
 
-    def __init__(self, store: Store, cursor: int) -> None:
-        """Of a follower that has shipped everything up to a cursor, and long enough ago."""
+    def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
         self._reader = JournalReader(store.journal_path)
         self._known: deque[tuple[int, Ranges]] = deque()  # (sequence, what its rows span), ascending
-        self._through = self._settled = cursor
-        self._shipped: deque[tuple[float, int]] = deque()  # (when, cursor), of what is not settled
+        self._after = self._through = 0  # the known batches are those between
 
-    def shipped(self, cursor: int) -> None:
-        """The store has just acknowledged everything up to a cursor."""
+    def ranges(self, after: int) -> Ranges:
+        """The instants of the rows of all batches after a sequence."""
         with self._lock:
-            self._shipped.append((self._store.clock.monotonic(), cursor))
-
-    def lost(self, cursor: int) -> None:
-        """The store may have lost what came after a cursor."""
-        with self._lock:
-            self._shipped.clear()
-            if cursor < self._settled:
-                self._known.clear()  # what it dropped is read again
-                self._through = self._settled = cursor
-
-    def ranges(self) -> Ranges:
-        """The instants of the rows of all batches that the store may not show."""
-        with self._lock:
-            settled_s = self._store.clock.monotonic() - VISIBLE_AFTER_S
-            while self._shipped and self._shipped[0][0] <= settled_s:
-                self._settled = self._shipped.popleft()[1]
-            while self._known and self._known[0][0] <= self._settled:
+            if not self._after <= after <= self._through:
+                self._known.clear()
+                self._through = after
+            self._after = after
+            while self._known and self._known[0][0] <= after:
                 self._known.popleft()
-            self._through = max(self._through, self._settled)
             try:
                 self._read_on(self._store.last_sequence)
             except apsw.Error as error:

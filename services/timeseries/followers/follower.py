@@ -16,7 +16,6 @@ it; what left the journal before it was shipped comes from blocks; what retentio
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -28,6 +27,7 @@ from runtime.clock import Clock
 from runtime.errors import InvalidArgument, OpenManagerError, Unavailable
 from runtime.tasks import Backoff, run_forever
 from services.timeseries.engine import Engine, TailBatch
+from services.timeseries.engine.cursors import SETTLED_AFTER_S
 from services.timeseries.followers.backend import Backend, Portion, Receipt, TaggedRows, halves, parts
 
 SHIP_INTERVAL_S: Final = 0.25
@@ -40,9 +40,6 @@ EVICTED: Final = "EVICTED_UNSHIPPED"
 """The reason of points that went with their day before the store took them."""
 ACKNOWLEDGE_TIMEOUT_S: Final = 8.0
 """How long a batch waits for the store where that is wanted; less than callers wait (10 s)."""
-SETTLED_AFTER_S: Final = 60.0
-"""What a store acknowledged so shortly before an outage is shipped again after it: VictoriaMetrics holds rows in memory
-for 5 s, Prometheus and others acknowledge before their sync. The same rows change nothing."""
 RETRY: Final = Backoff(initial_s=0.1, max_s=5.0)
 
 _log = logging.getLogger(__name__)
@@ -69,8 +66,6 @@ class Follower:
         self._descriptors: dict[str, ServerDescriptor] = {}
         self._cursor = 0
         self._advanced = asyncio.Event()
-        self._acknowledgements: deque[tuple[float, int]] = deque()  # (when, cursor), those that are not settled
-        self._settled_cursor = 0
         self._has_gone_back = False
         self._may_go_back_s = float("-inf")
         self._failures = 0
@@ -179,16 +174,16 @@ class Follower:
             raise
 
     async def _follow(self) -> None:
-        self._cursor = await self._engine.register_follower(self._backend.name)
-        if not self._acknowledgements:
-            self._settled_cursor = self._cursor
-        if self._cursor + 1 < self._engine.first_sequence:
-            await self._go_on_from_blocks(self._engine.first_sequence)
+        self._cursor = await self._engine.cursors.register(self._backend.name)
         while True:
-            await self._follow_from(self._cursor + 1)
+            self._has_gone_back = False
+            if self._cursor + 1 < self._engine.first_sequence:
+                await self._go_on_from_blocks(self._engine.first_sequence)
+            else:
+                await self._follow_from(self._cursor + 1)
 
     async def _follow_from(self, sequence: int) -> None:
-        """Ships what the journal has from a sequence on; returns to be called with an earlier one after an outage."""
+        """Ships what the journal has from a sequence on; returns when an outage has taken the cursor back."""
         self._descriptors.clear()  # the first batch of a tail brings all that are valid before it
         pending = Portion()
         async with aclosing(self._engine.tail(sequence)) as tail:  # type: ignore[type-var]  # an async generator
@@ -208,7 +203,6 @@ class Follower:
                     if not was_full:
                         await self._clock.sleep_until(started_s + SHIP_INTERVAL_S)
                 if self._has_gone_back:
-                    self._has_gone_back = False
                     return
 
     async def _go_on_from_blocks(self, first: int) -> None:
@@ -218,7 +212,7 @@ class Follower:
         _log.warning("%s: %s", self._backend.name, text)
         self._tell(text)
         pending = Portion()
-        async with aclosing(self._engine.unsent(after, through)) as found:
+        async with aclosing(self._engine.cursors.unsent(after, through)) as found:
             async for stored in found:
                 everything = TaggedRows(metric_set=stored.metric_set, rows=stored.rows, descriptors=stored.descriptors)
                 for rows in parts(everything):
@@ -245,8 +239,8 @@ class Follower:
             try:
                 receipt = await self._acknowledged(part)
             except InvalidArgument as error:
-                if parts := halves(part):
-                    waiting += reversed(parts)
+                if smaller := halves(part):
+                    waiting += reversed(smaller)
                 else:
                     self._refuse(error.reason, sum(rows.rows.points for rows in part), error.message)
             else:
@@ -255,9 +249,7 @@ class Follower:
                     self._refuse(reason, points)
         pending.clear()
         if pending.through > self._cursor and not self._has_gone_back:
-            self._cursor = await self._engine.advance_cursor(self._backend.name, pending.through)
-            self._acknowledgements.append((self._clock.monotonic(), self._cursor))
-            self._settle()
+            self._cursor = await self._engine.cursors.advance(self._backend.name, pending.through)
             self._advanced.set()
             self._advanced = asyncio.Event()
         self._recovered()
@@ -277,21 +269,16 @@ class Follower:
                 self._failures += 1
                 await self._clock.sleep(max(pause_s, min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S)))
 
-    def _settle(self) -> None:
-        settled_s = self._clock.monotonic() - SETTLED_AFTER_S
-        while self._acknowledgements and self._acknowledgements[0][0] <= settled_s:
-            self._settled_cursor = self._acknowledgements.popleft()[1]
-
     async def _go_back(self) -> None:
-        """Takes the cursor back to where it was SETTLED_AFTER_S ago: what the store acknowledged since then it may have
-        lost with what has befallen it. Durably, so that it holds however this process ends; and not more often, so that
-        a store that comes and goes gets on, too."""
-        self._settle()
+        """Takes the cursor back a minute: what the store acknowledged since then it may have lost with what befell it.
+        Durably, so that it holds however this process ends; and not more often, so that a store that comes and goes
+        gets on, too."""
         now_s = self._clock.monotonic()
-        if self._acknowledgements and now_s >= self._may_go_back_s and not self._backend.syncs:
-            self._acknowledgements.clear()
-            self._cursor = await self._engine.rewind_cursor(self._backend.name, self._settled_cursor)
-            self._has_gone_back, self._may_go_back_s = True, now_s + SETTLED_AFTER_S
+        if now_s < self._may_go_back_s or self._backend.syncs:
+            return
+        self._may_go_back_s = now_s + SETTLED_AFTER_S
+        cursor = await self._engine.cursors.go_back(self._backend.name)
+        self._has_gone_back, self._cursor = cursor < self._cursor, cursor
 
     def _recovered(self) -> None:
         if self._failures:
@@ -317,4 +304,4 @@ async def forget_others(engine: Engine, names: Collection[str]) -> None:
     for follower in (await engine.status()).followers:
         if follower.name not in names:
             _log.warning("%s is no longer set up: its %d unshipped points are dropped", follower.name, follower.points)
-            await engine.forget_follower(follower.name)
+            await engine.cursors.forget(follower.name)

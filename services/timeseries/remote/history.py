@@ -6,14 +6,18 @@ one server that were tagged differently over time (it moved from staging to prod
 """
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Protocol
 
 from fleet.model import Metric
+from runtime.circuit import Circuit
+from runtime.clock import Clock
 from services.timeseries.engine.query import Query, SeriesResult
 
 
 class RemoteHistory(Protocol):
-    """A store that holds what was shipped to it. Every call ends within a bound of its own."""
+    """A store that holds what was shipped to it. Every call ends within a bound of its own, and one that is away is not
+    waited for by every caller."""
 
     @property
     def name(self) -> str:
@@ -34,3 +38,25 @@ class RemoteHistory(Protocol):
 
     async def close(self) -> None:
         """Ends connections; no query may run."""
+
+
+class Guarded:
+    """A history behind a circuit, for one that has none of its own."""
+
+    def __init__(self, history: RemoteHistory, clock: Clock) -> None:
+        self._history = history
+        self._circuit = Circuit(history.name, clock)
+
+    @property
+    def name(self) -> str:
+        return self._history.name
+
+    async def query(self, query: Query, metrics: Mapping[str, Metric]) -> AsyncIterator[SeriesResult]:
+        """As `RemoteHistory.query`; also raises Unavailable, CIRCUIT_OPEN."""
+        with self._circuit.attempt():
+            async with aclosing(self._history.query(query, metrics)) as results:  # type: ignore[type-var]
+                async for result in results:
+                    yield result
+
+    async def close(self) -> None:
+        await self._history.close()

@@ -26,8 +26,6 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from fleet.model import Metric, MetricKind
-from runtime.circuit import Circuit
-from runtime.clock import Clock
 from runtime.errors import DeadlineExceeded, InvalidArgument, OpenManagerError, ResourceExhausted, Unavailable
 from services.timeseries.engine import Engine
 from services.timeseries.engine.aggregate import Aggregation, lookback_ms
@@ -53,14 +51,13 @@ class Reader:
     """Reads from the engine, the store and the other replicas."""
 
     def __init__(
-        self, engine: Engine, remote: RemoteHistory, clock: Clock, *, peers: Sequence[Replica] = (), max_points: int
+        self, engine: Engine, remote: RemoteHistory, *, peers: Sequence[Replica] = (), max_points: int
     ) -> None:
         """Joins them.
 
         Args:
             engine: this replica's.
             remote: what the follower of the same name ships to.
-            clock: of time-outs.
             peers: the other replicas.
             max_points: bound of an answer.
         """
@@ -69,7 +66,6 @@ class Reader:
         self._peers = tuple(peers)
         self._this = ThisReplica(engine)
         self._max_points = max_points
-        self._circuit = Circuit(remote.name, clock)
 
     def is_here(self, query: Query) -> bool:
         """Whether the engine alone has all there is to the query."""
@@ -214,14 +210,13 @@ class Reader:
     async def _asked(self, query: Query, metrics: Mapping[str, Metric]) -> list[SeriesResult]:
         results: list[SeriesResult] = []
         left = self._max_points
-        with self._circuit.attempt():
-            async for result in self._remote.query(query, metrics):
-                left -= len(result.times_ms)
-                if left < 0:
-                    raise ResourceExhausted(
-                        f"the answer has more than max_points = {self._max_points} points", reason="MAX_POINTS"
-                    )
-                results.append(result)
+        async for result in self._remote.query(query, metrics):
+            left -= len(result.times_ms)
+            if left < 0:
+                raise ResourceExhausted(
+                    f"the answer has more than max_points = {self._max_points} points", reason="MAX_POINTS"
+                )
+            results.append(result)
         return results
 
     async def _metrics(self) -> Mapping[str, Metric]:

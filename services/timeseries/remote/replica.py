@@ -67,7 +67,7 @@ class ThisReplica:
         return [result async for result in self._engine.query(query)]
 
     async def unshipped(self, query: Query, follower: str) -> Held:
-        ranges = await self._engine.unshipped(follower)
+        ranges = await self._engine.cursors.unshipped(follower)
         start_ms = query.start_ms - lookback_ms(query.aggregation, query.step_ms)
         points: list[SeriesResult] = []
         for start, end in ranges:

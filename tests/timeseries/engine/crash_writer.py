@@ -316,7 +316,7 @@ async def run(folder: Path, first: int, clock: FlyingClock, kind: str, notes: No
         senders = asyncio.gather(*(one_sender(engine) for _ in range(SENDERS)))
         if kind == "size":  # whose limit waits for no follower
             await senders
-        await engine.register_follower(Remote.name)
+        await engine.cursors.register(Remote.name)
         notes.add("F")
         async with Follower(engine, Remote(notes), clock, random.Random(1)):
             await senders

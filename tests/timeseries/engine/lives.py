@@ -189,7 +189,7 @@ class Life:
                 senders = asyncio.gather(*(self._send(engine, clock) for _ in range(SENDERS)))
                 async with contextlib.AsyncExitStack() as stack:
                     if self._remote is not None:
-                        await engine.register_follower(self._remote.name)
+                        await engine.cursors.register(self._remote.name)
                         self._followed = True
                         await stack.enter_async_context(Follower(engine, self._remote, clock, random.Random(1)))
                     while not senders.done():

@@ -128,7 +128,7 @@ class Steps:
             found.append("rows are there twice")
         if status.last_sequence < 12:
             found.append("a sequence would be used again")
-        if await engine.register_follower("f") != cursor:
+        if await engine.cursors.register("f") != cursor:
             found.append("the cursor moved")
         if cursor < engine.first_sequence - 1:
             found.append("the follower misses something")
@@ -161,15 +161,15 @@ async def drive(steps: Steps, folder: Path) -> None:
             for time in (span.time(number), NOON + number):
                 await append(time)
             if number == 0:
-                await engine.register_follower("f")
-                await engine.advance_cursor("f", 2)
+                await engine.cursors.register("f")
+                await engine.cursors.advance("f", 2)
             if number == 3:
                 await engine.maintain(everything=True)
         steps.armed = True
         clock.advance(DAY_S)
         await engine.maintain()
         steps.here("evicted")
-        steps.cursor = await engine.advance_cursor("f", 4)
+        steps.cursor = await engine.cursors.advance("f", 4)
         await engine.maintain()
         steps.here("swept a little")
         clock.advance(-DAY_S)
@@ -180,7 +180,7 @@ async def drive(steps: Steps, folder: Path) -> None:
             steps.here("new rows")
             await engine.maintain(everything=True)
             steps.here("new blocks")
-        steps.cursor = await engine.advance_cursor("f", engine.last_sequence - 1)
+        steps.cursor = await engine.cursors.advance("f", engine.last_sequence - 1)
         await engine.maintain()
         steps.here("swept")
         clock.advance(DAY_S)
@@ -194,7 +194,7 @@ async def drive(steps: Steps, folder: Path) -> None:
         steps.here("driven out")
         await engine.maintain(everything=True)
         steps.here("driven out, and all closed")
-        steps.cursor = await engine.advance_cursor("f", engine.last_sequence)
+        steps.cursor = await engine.cursors.advance("f", engine.last_sequence)
         await engine.maintain()
         steps.noted = await asyncio.wrap_future(engine._writer.call(engine._store.journal.evictions))
 

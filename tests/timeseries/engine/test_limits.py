@@ -226,7 +226,7 @@ async def test_after_closing_nothing_is_taken_and_a_reader_is_let_go(tmp_path: P
         waiting = asyncio.create_task(anext(tail, None))
         await asyncio.sleep(0)
     assert await waiting is None
-    for call in (engine.append(one(2)), everything(engine), engine.register_follower("late")):
+    for call in (engine.append(one(2)), everything(engine), engine.cursors.register("late")):
         with pytest.raises(Unavailable):
             await call
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("timeseries-")]

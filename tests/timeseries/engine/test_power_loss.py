@@ -201,7 +201,7 @@ def plant_cursor_first(patches: pytest.MonkeyPatch) -> None:
 
     async def wrong(follower: Follower, pending: Any) -> None:
         if pending.through:
-            await follower._engine.advance_cursor(follower._backend.name, pending.through)
+            await follower._engine.cursors.advance(follower._backend.name, pending.through)
         await real(follower, pending)
 
     patches.setattr(Follower, "_flush", wrong)

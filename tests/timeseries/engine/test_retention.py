@@ -180,7 +180,7 @@ async def test_today_alone_over_the_limit_sweeps_the_journal_and_is_shown(tmp_pa
     settings = dataclasses.replace(KEEPING, head_rows=100, disk_bytes_limit=limit, sweep_rows=7)
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
         model = Model()
-        assert await engine.register_follower("away") == 0
+        assert await engine.cursors.register("away") == 0
         for at in range(0, 2_000, 50):
             batch = noise(0, at)
             await engine.append(batch, metric_sets=(WIDE,))

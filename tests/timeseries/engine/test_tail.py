@@ -126,7 +126,7 @@ async def test_sequences_are_never_used_again(tmp_path: Path) -> None:
 async def test_a_sweep_leaves_what_a_head_or_a_follower_needs(tmp_path: Path) -> None:
     clock = ManualClock(NOON)
     async with Engine.open(tmp_path, clock=clock, settings=EAGER) as engine:
-        assert await engine.register_follower("influxdb") == 0
+        assert await engine.cursors.register("influxdb") == 0
         for number in range(1, 8):
             await append(engine, number)
         clock.advance(1)
@@ -134,21 +134,21 @@ async def test_a_sweep_leaves_what_a_head_or_a_follower_needs(tmp_path: Path) ->
         assert engine.first_sequence == 1, "heads hold it"
         await engine.maintain(everything=True)
         assert engine.first_sequence == 1, "the follower holds it"
-        assert await engine.advance_cursor("influxdb", 3) == 3
-        assert await engine.advance_cursor("influxdb", 2) == 3, "a cursor never goes back"
+        assert await engine.cursors.advance("influxdb", 3) == 3
+        assert await engine.cursors.advance("influxdb", 2) == 3, "a cursor never goes back"
         await engine.maintain()
         assert engine.first_sequence == 4
         (follower,) = (await engine.status()).followers
         assert (follower.cursor, follower.batches, follower.points, follower.oldest_ms) == (3, 4, 4, NOON)
     async with Engine.open(tmp_path, clock=clock, settings=EAGER) as engine:
-        assert await engine.register_follower("influxdb") == 3
+        assert await engine.cursors.register("influxdb") == 3
         await engine.maintain(everything=True)
         assert [batch.sequence for batch in await take(engine.tail(4), 4)] == [4, 5, 6, 7]
         for name, sequence, field in (("nobody", 1, "name"), ("influxdb", 99, "sequence")):
             with pytest.raises(InvalidArgument) as refused:
-                await engine.advance_cursor(name, sequence)
+                await engine.cursors.advance(name, sequence)
             assert refused.value.field == field
-        await engine.forget_follower("influxdb")
+        await engine.cursors.forget("influxdb")
         await engine.maintain()
         assert engine.first_sequence == 8
         assert sum(len(series) for series in (await everything(engine)).values()) == 7
@@ -158,7 +158,7 @@ async def test_over_its_limit_the_journal_waits_for_no_follower(tmp_path: Path) 
     settings = EngineSettings(maintenance_interval_s=1e9, journal_bytes_limit=350_000, sweep_rows=3)
     wide = metric_set(*(f"m{number}" for number in range(500)))
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
-        await engine.register_follower("dead")
+        await engine.cursors.register("dead")
         for number in range(100):
             await engine.append(rows(wide, [("a", NOON + number, [float(number)] * 500)]), metric_sets=(wide,))
         await engine.maintain(everything=True)

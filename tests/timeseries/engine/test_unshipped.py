@@ -4,7 +4,8 @@ from pathlib import Path
 
 from runtime.clock import ManualClock
 from services.timeseries.engine import Engine, EngineSettings
-from services.timeseries.engine.unshipped import VISIBLE_AFTER_S, joined
+from services.timeseries.engine.cursors import SETTLED_AFTER_S
+from services.timeseries.engine.unshipped import joined
 from tests.timeseries.engine.model import metric_set, rows
 
 NOON = 19_700 * 86_400_000 + 43_200_000
@@ -22,44 +23,59 @@ def test_near_ranges_are_joined_and_many_are_put_together_where_the_gap_is_small
 async def test_ranges_shrink_with_the_cursor_and_grow_with_rows_also_late_ones(tmp_path: Path) -> None:
     clock = ManualClock(NOON)
     async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:
-        assert await engine.unshipped("store") == [], "no such follower lacks nothing"
-        await engine.register_follower("store")
-        assert await engine.unshipped("store") == []
+        assert await engine.cursors.unshipped("store") == [], "no such follower lacks nothing"
+        await engine.cursors.register("store")
+        assert await engine.cursors.unshipped("store") == []
 
         first = await engine.append(rows(SET, [("a", NOON, [1.0]), ("b", NOON + 10_000, [1.0])]), metric_sets=(SET,))
         second = await engine.append(rows(SET, [("a", NOON + HOUR, [1.0]), ("b", NOON - 5 * HOUR, [1.0])]))
         late, now, later = (NOON - 5 * HOUR, NOON - 5 * HOUR + 1), (NOON, NOON + 10_001), (NOON + HOUR, NOON + HOUR + 1)
-        assert await engine.unshipped("store") == [late, now, later]
+        assert await engine.cursors.unshipped("store") == [late, now, later]
 
-        await engine.advance_cursor("store", first)
-        clock.advance(VISIBLE_AFTER_S - 1)
-        assert await engine.unshipped("store") == [late, now, later], "the store may not show it yet"
+        await engine.cursors.advance("store", first)
+        clock.advance(SETTLED_AFTER_S - 1)
+        assert await engine.cursors.unshipped("store") == [late, now, later], "the store may not show it yet"
         clock.advance(1)
-        assert await engine.unshipped("store") == [late, later]
+        assert await engine.cursors.unshipped("store") == [late, later]
         third = await engine.append(rows(SET, [("a", NOON + 3 * HOUR, [1.0])]))
-        assert await engine.unshipped("store") == [late, later, (NOON + 3 * HOUR, NOON + 3 * HOUR + 1)]
-        await engine.advance_cursor("store", second)
-        await engine.advance_cursor("store", third)
-        clock.advance(VISIBLE_AFTER_S)
-        assert await engine.unshipped("store") == []
+        assert await engine.cursors.unshipped("store") == [late, later, (NOON + 3 * HOUR, NOON + 3 * HOUR + 1)]
+        await engine.cursors.advance("store", second)
+        await engine.cursors.advance("store", third)
+        clock.advance(SETTLED_AFTER_S)
+        assert await engine.cursors.unshipped("store") == []
 
 
 async def test_what_waited_before_a_restart_is_found_after_it(tmp_path: Path) -> None:
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
-        await engine.register_follower("store")
+        await engine.cursors.register("store")
         await engine.append(rows(SET, [("a", NOON, [1.0])]), metric_sets=(SET,))
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
-        await engine.register_follower("store")
-        assert await engine.unshipped("store") == [(NOON, NOON + 1)]
+        await engine.cursors.register("store")
+        assert await engine.cursors.unshipped("store") == [(NOON, NOON + 1)]
 
 
 async def test_followers_do_not_disturb_each_other(tmp_path: Path) -> None:
     clock = ManualClock(NOON)
     async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:
         for name in ("fast", "slow"):
-            await engine.register_follower(name)
+            await engine.cursors.register(name)
         sequence = await engine.append(rows(SET, [("a", NOON, [1.0])]), metric_sets=(SET,))
-        await engine.advance_cursor("fast", sequence)
-        clock.advance(VISIBLE_AFTER_S)
-        assert await engine.unshipped("fast") == []
-        assert await engine.unshipped("slow") == [(NOON, NOON + 1)]
+        await engine.cursors.advance("fast", sequence)
+        clock.advance(SETTLED_AFTER_S)
+        assert await engine.cursors.unshipped("fast") == []
+        assert await engine.cursors.unshipped("slow") == [(NOON, NOON + 1)]
+
+
+async def test_what_a_store_lost_counts_as_unshipped_again(tmp_path: Path) -> None:
+    clock = ManualClock(NOON)
+    async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:
+        await engine.cursors.register("store")
+        first = await engine.append(rows(SET, [("a", NOON, [1.0])]), metric_sets=(SET,))
+        await engine.cursors.advance("store", first)
+        clock.advance(SETTLED_AFTER_S)
+        second = await engine.append(rows(SET, [("a", NOON + HOUR, [1.0])]))
+        await engine.cursors.advance("store", second)
+        assert await engine.cursors.go_back("store") == first, "a minute ago it had the first"
+        clock.advance(10 * SETTLED_AFTER_S)
+        assert await engine.cursors.unshipped("store") == [(NOON + HOUR, NOON + HOUR + 1)]
+        assert (await engine.status()).followers[0].cursor == first

@@ -183,7 +183,7 @@ async def test_a_fault_of_the_adapter_is_shown_and_shipping_goes_on(
 
 async def test_a_store_that_was_taken_away_pins_nothing(tmp_path: Path) -> None:
     async with Engine.open(tmp_path, clock=CLOCK, settings=SETTINGS) as engine:
-        await engine.register_follower("played")
-        await engine.register_follower("gone")
+        await engine.cursors.register("played")
+        await engine.cursors.register("gone")
         await forget_others(engine, {"played"})
         assert [follower.name for follower in (await engine.status()).followers] == ["played"]

@@ -57,7 +57,7 @@ async def test_everything_comes_with_the_tags_of_its_time_and_then_the_journal_g
     backend, clock = PlayedBackend(), ManualClock(NOON_MS)
     errors: list[str] = []
     async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
-        await engine.register_follower("played")
+        await engine.cursors.register("played")
         for number in range(6):
             descriptor = told("staging" if number < 3 else "production")
             await engine.append(tick(SET, number, "a"), metric_sets=(SET,), servers=(descriptor,))
@@ -88,7 +88,7 @@ async def test_of_rows_of_one_time_the_newest_stays(tmp_path: Path) -> None:
         return rows(SET, [("a", NOON_MS + time_ms, list(cells))])
 
     async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
-        await engine.register_follower("played")
+        await engine.cursors.register("played")
         await engine.append(at(0, 1.0, 1.0), metric_sets=(SET,))
         await engine.append(at(1, 1.0, 1.0))
         await engine.append(at(0, 2.0, NAN))
@@ -118,7 +118,7 @@ async def test_an_end_in_between_begins_the_rest_again(tmp_path: Path) -> None:
     backend, clock = PlayedBackend(), ManualClock(NOON_MS)
     backend.room = 1
     async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
-        await engine.register_follower("played")
+        await engine.cursors.register("played")
         for day in range(3):  # three files, which are more than one request
             big = [("a", NOON_MS + day * 86_400_000 + number, [1.0, 1.0]) for number in range(3_000)]
             await engine.append(rows(SET, big), metric_sets=(SET,))
@@ -146,7 +146,7 @@ async def test_what_retention_took_before_it_was_shipped_is_counted(
         raw_retention_s=86_400,
     )
     async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
-        await engine.register_follower("played")
+        await engine.cursors.register("played")
         for number in range(5):
             await engine.append(tick(SET, number), metric_sets=(SET,))
         await swept(engine, clock)

@@ -18,6 +18,7 @@ from runtime.clock import ManualClock
 from runtime.errors import InvalidArgument, Unavailable
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
 from services.timeseries.engine.query import SeriesResult
+from services.timeseries.remote.history import Guarded
 from services.timeseries.remote.reader import Reader
 from services.timeseries.remote.replica import Held, ThisReplica
 from tests.timeseries.engine.model import Answer, Model, assert_same, metric_set, rows
@@ -90,7 +91,7 @@ class Cluster:
         self.store = OracleStore()
         self.everything = Model()
         self.neighbour = Neighbour(engines[1])
-        self.reader = Reader(engines[0], self.store, clock, peers=[self.neighbour], max_points=1_000_000)
+        self.reader = Reader(engines[0], self.store, peers=[self.neighbour], max_points=1_000_000)
         self.waiting: list[list[tuple[int, MetricSet, Rows]]] = [[] for _ in engines]
         self.counter = dict.fromkeys("abcd", 0.0)
 
@@ -103,7 +104,7 @@ class Cluster:
         """Has the store take the oldest batches of a replica that it has not yet."""
         for sequence, of_set, batch in self.waiting[replica][:count]:
             self.store.model.append(of_set, batch)
-            await self.engines[replica].advance_cursor(STORE, sequence)
+            await self.engines[replica].cursors.advance(STORE, sequence)
         del self.waiting[replica][:count]
 
     def batch(self, number: int, servers: str) -> Rows:
@@ -138,7 +139,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
             for name in "ab"
         ]
         for engine in engines:
-            await engine.register_follower(STORE)
+            await engine.cursors.register(STORE)
         made = Cluster(engines, clock)
         for number in range(120):  # a, b write to one, c to the other, and d moves in between
             await made.append(0, made.batch(number, "ab" if number % 40 < 20 else "abd"))
@@ -251,6 +252,20 @@ async def test_what_is_shipped_while_a_query_runs_is_not_missed(cluster: Cluster
     assert_same(found, cluster.everything.query(query))
 
 
+async def test_a_guarded_store_that_is_away_is_not_asked_by_everybody(cluster: Cluster) -> None:
+    guarded = Guarded(cluster.store, cluster.clock)
+    reader = Reader(cluster.engines[0], guarded, peers=[cluster.neighbour], max_points=1_000_000)
+    query = Query(metrics=("cpu_usage",), start_ms=NOON, end_ms=NOON + 1_200_000)
+    cluster.store.away = True
+    for _ in range(5):
+        assert len((await reader.read(query)).results) == 4, "replicas answer"
+    assert len(cluster.store.asked) == 2
+    cluster.store.away = False
+    cluster.clock.advance(60)
+    await reader.read(query)
+    assert len(cluster.store.asked) > 2
+
+
 async def test_rate_of_a_gauge_is_refused_whoever_would_answer(cluster: Cluster) -> None:
     query = Query(metrics=("cpu_usage",), start_ms=NOON, end_ms=NOON + 1, step_ms=60_000, aggregation=Aggregation.RATE)
     with pytest.raises(InvalidArgument, match="cpu_usage is a gauge"):
@@ -286,7 +301,7 @@ class TestAlone:
                 if hour % 24 == 12:
                     await engine.maintain(everything=True)
             await engine.maintain(everything=True)
-            yield engine, store, model, Reader(engine, store, clock, max_points=1_000_000)
+            yield engine, store, model, Reader(engine, store, max_points=1_000_000)
 
     async def test_older_than_what_is_held_comes_from_the_store(
         self, aged: tuple[Engine, OracleStore, Model, Reader]

@@ -1,0 +1,130 @@
+"""Followers as the engine knows them: how far each has shipped, what its store may lack, what the journal let go.
+
+What must stay true: a cursor is durable when a call returns; what comes after one is in the journal or, over the
+journal's limit, in blocks, unless a day's end took it. Belongs to the event loop; work goes to the writer's thread and
+to readers.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
+
+from runtime.clock import Clock
+from services.timeseries.engine.store import Store
+from services.timeseries.engine.unsent import Unsent, unsent
+from services.timeseries.engine.unshipped import Ranges, Unshipped
+from services.timeseries.engine.writer import Writer
+
+SETTLED_AFTER_S: Final = 60.0
+"""What a store acknowledged so long ago it shows and keeps. VictoriaMetrics holds rows in memory for up to 5 s and
+shows results of its caches for 30; Prometheus and others acknowledge before their sync."""
+
+_T = TypeVar("_T")
+
+
+class Reading(Protocol):
+    """How the engine reads, in a thread."""
+
+    async def read(self, work: Callable[[], _T]) -> _T:
+        """One trip."""
+
+    def each(self, make: Callable[[Callable[[], None]], Iterator[_T]]) -> AsyncGenerator[_T, None]:
+        """What an iterator gives, a trip each; it is made with a check that raises once nobody wants more."""
+
+
+class _Follower:
+    """One follower in this life of the process; of the event loop."""
+
+    def __init__(self, unshipped: Unshipped, cursor: int, clock: Clock) -> None:
+        """`cursor` is taken to be settled: how long ago it was reached nobody knows any more."""
+        self.unshipped = unshipped
+        self._clock = clock
+        self._settled = cursor
+        self._lately: deque[tuple[float, int]] = deque()  # (when, cursor), of a minute
+
+    def shipped(self, cursor: int) -> None:
+        """The store has just acknowledged everything up to a cursor."""
+        self._lately.append((self._clock.monotonic(), cursor))
+        self.settled()
+
+    def lost(self) -> None:
+        """The store may have lost what is not settled."""
+        self._lately.clear()
+
+    def settled(self) -> int:
+        """The cursor of SETTLED_AFTER_S ago."""
+        settled_s = self._clock.monotonic() - SETTLED_AFTER_S
+        while self._lately and self._lately[0][0] <= settled_s:
+            self._settled = self._lately.popleft()[1]
+        return self._settled
+
+
+class Cursors:
+    """The followers of one engine."""
+
+    def __init__(self, store: Store, writer: Writer, reading: Reading) -> None:
+        self._store = store
+        self._writer = writer
+        self._reading = reading
+        self._followers: dict[str, _Follower] = {}
+
+    async def register(self, name: str) -> int:
+        """Adds a follower, for which the journal is kept from here on, or finds it; returns its cursor: the last
+        sequence it has shipped, so that it goes on with `tail(cursor + 1)`."""
+        cursor = await self._noted(partial(self._store.journal.register_follower, name))
+        if name not in self._followers:
+            unshipped = await self._reading.read(lambda: Unshipped(self._store))
+            self._followers[name] = _Follower(unshipped, cursor, self._store.clock)
+        return cursor
+
+    async def advance(self, name: str, sequence: int) -> int:
+        """Notes durably that a follower has shipped up to `sequence`; never goes back. Returns where it is.
+
+        Raises:
+            InvalidArgument: field name or sequence.
+        """
+        cursor = await self._noted(partial(self._store.journal.advance_cursor, name, sequence))
+        if name in self._followers:
+            self._followers[name].shipped(cursor)
+        return cursor
+
+    async def go_back(self, name: str) -> int:
+        """Notes durably that a registered follower's store may lack what it acknowledged in the last SETTLED_AFTER_S.
+        Returns where the cursor is."""
+        follower = self._followers[name]
+        follower.lost()
+        return await self._noted(partial(self._store.journal.rewind_cursor, name, follower.settled()))
+
+    async def forget(self, name: str) -> None:
+        """Drops a follower, so that the journal no longer waits for it."""
+        await asyncio.wrap_future(self._writer.call(lambda: self._store.journal.forget_follower(name)))
+
+    async def unshipped(self, name: str) -> Ranges:
+        """The instants of what a follower's store may not show yet; of nothing when it was not registered."""
+        follower = self._followers.get(name)
+        if follower is None:
+            return []
+        after = follower.settled()
+        return await self._reading.read(lambda: follower.unshipped.ranges(after))
+
+    def unsent(self, after: int, through: int) -> AsyncGenerator[Unsent, None]:
+        """The rows of batches of `(after, through]` out of blocks, for what the journal does not have any more; not in
+        the order of their sequences.
+
+        Raises:
+            Unavailable: STORAGE_FAILED, CLOSING.
+        """
+        return self._reading.each(partial(unsent, self._store, after, through))
+
+    def close(self) -> None:
+        """Ends the connections; blocking."""
+        for follower in self._followers.values():
+            follower.unshipped.close()
+
+    async def _noted(self, note: Callable[[int], Any]) -> int:
+        """Runs something between two commits, with the time."""
+        now_ms = self._store.clock.now_ms()
+        cursor: int = await asyncio.wrap_future(self._writer.call(lambda: note(now_ms)))
+        return cursor
