@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -27,7 +27,7 @@ from runtime.sqlite import Transaction, fetch, sync_folder
 from services.timeseries.engine import catalog as catalog_codec
 from services.timeseries.engine.catalog import Additions, Catalog, Cohort, StoredSet
 from services.timeseries.engine.database import FORMAT_VERSION, JOURNAL_PAGE_BYTES, connect, truncate_log
-from services.timeseries.engine.told import Told
+from services.timeseries.engine.told import Told, add_cut_table, forget, read_told
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
@@ -53,16 +53,6 @@ _ENDED: Final = """
 CREATE TABLE IF NOT EXISTS ended (tier INTEGER NOT NULL, day INTEGER NOT NULL, through INTEGER NOT NULL,
     PRIMARY KEY (tier, day)) STRICT, WITHOUT ROWID
 """
-
-_DESCRIPTORS_CUT: Final = "CREATE TABLE descriptors_cut (server INTEGER PRIMARY KEY) STRICT"
-_MARK_CUT: Final = """
-INSERT INTO descriptors_cut SELECT server FROM descriptors GROUP BY server
-    HAVING min(sequence) <= (SELECT value + 1 FROM meta WHERE key = 'swept_through')
-    AND (SELECT value FROM meta WHERE key = 'swept_through') > 0
-"""
-
-KEPT_DESCRIPTORS: Final = 100
-"""So many changes of a server are remembered, so that its rows in blocks can be tagged; some 250 bytes each."""
 
 _INSERT: Final = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)"
 _INSERTS: Final = [_INSERT + ", (?, ?, ?, ?, ?, ?)" * more for more in range(16)]
@@ -202,10 +192,7 @@ class Journal:
         first = min([kept_from, *(cursor + 1 for cursor in self.followers().values())])
         if first <= self._descriptors_from:
             return
-        for (server,) in fetch(self._db, _MANY_DESCRIPTORS, (self._descriptors_from, first, KEPT_DESCRIPTORS)):
-            self._db.execute(_FORGET_DESCRIPTORS, (server, first, KEPT_DESCRIPTORS))
-            if self._db.changes():
-                self._db.execute("INSERT OR IGNORE INTO descriptors_cut VALUES (?)", (server,))
+        forget(self._db, self._descriptors_from, first)
         self._descriptors_from = first
 
     def note_stored(self, through: int) -> None:
@@ -309,9 +296,7 @@ def add_missing_tables(db: apsw.Connection) -> None:
     """Adds what a journal from before there was retention, or roll-ups, or lasting descriptors, does not have."""
     db.execute(_EVICTIONS)
     db.execute(_ENDED)
-    if not db.table_exists("main", "descriptors_cut"):
-        db.execute(_DESCRIPTORS_CUT)
-        db.execute(_MARK_CUT)
+    add_cut_table(db)
 
 
 def load_catalog(db: apsw.Connection) -> Catalog:
@@ -372,18 +357,7 @@ class JournalReader:
 
     def told(self, server_id: str | None = None) -> dict[str, Told]:
         """What each server, or one, said of itself in the course of time, as far as it is kept."""
-        rows = fetch(
-            self._db,
-            "SELECT server_id, sequence, descriptor, descriptors_cut.server IS NOT NULL FROM descriptors"
-            " JOIN servers ON servers.id = descriptors.server LEFT JOIN descriptors_cut USING (server)"
-            " WHERE ?1 IN ('', server_id) ORDER BY descriptors.server, sequence",
-            (server_id or "",),
-        )
-        found = {}
-        for (name, is_cut), of_server in groupby(rows, key=lambda row: (row[0], bool(row[3]))):
-            listed = [(sequence, catalog_codec.decode_descriptor(text)) for _, sequence, text, _ in of_server]
-            found[name] = Told.of(listed, is_cut)
-        return found
+        return read_told(self._db, server_id)
 
     def followers(self) -> dict[str, int]:
         """The followers' names and the last sequence each has shipped."""
@@ -401,16 +375,6 @@ class JournalReader:
 
 
 _SELECT: Final = "SELECT sequence, received_ms, metric_set, row_count, points, payload FROM batches"
-
-_MANY_DESCRIPTORS: Final = """
-SELECT server FROM descriptors WHERE server IN (SELECT server FROM descriptors WHERE sequence BETWEEN ?1 AND ?2)
-    GROUP BY server HAVING count(*) > ?3
-"""
-_FORGET_DESCRIPTORS: Final = """
-DELETE FROM descriptors WHERE server = ?1
-    AND sequence < (SELECT max(sequence) FROM descriptors WHERE server = ?1 AND sequence <= ?2)
-    AND sequence NOT IN (SELECT sequence FROM descriptors WHERE server = ?1 ORDER BY sequence DESC LIMIT ?3)
-"""
 
 _SPARE_PAGES: Final = 32  # 256 KiB: so much may stay free in any case
 _SHRINK_PAGES: Final = 4_096  # 32 MiB at once

@@ -10,8 +10,9 @@ import pytest
 
 from fleet.model import ServerDescriptor
 from runtime.clock import ManualClock
-from services.timeseries.engine import Engine, EngineSettings, journal
+from services.timeseries.engine import Engine, EngineSettings
 from services.timeseries.engine import rows as module
+from services.timeseries.engine import told as module_of_told
 from services.timeseries.engine.told import Told
 from services.timeseries.external import tags_of
 from tests.timeseries.engine.model import NAN, metric_set, rows
@@ -68,7 +69,7 @@ async def test_rows_come_with_their_sequences_in_the_order_in_which_the_later_wi
 async def test_what_a_server_said_is_known_after_its_batches_are_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "KEPT_DESCRIPTORS", 3)
+    monkeypatch.setattr(module_of_told, "KEPT_DESCRIPTORS", 3)
     clock = ManualClock(NOON)
 
     async def append(engine: Engine, *roles: str) -> None:
