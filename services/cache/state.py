@@ -21,31 +21,26 @@ from fleet.health import DEFAULT_RULES, HealthRules, ServerStatus, judge, offlin
 from fleet.model import MetricSet, Rows, ServerDescriptor
 from runtime.clock import Clock
 from runtime.errors import ResourceExhausted
-from services.cache.merge import SAMPLE_LIFETIME_MS, in_local_time, join
+from services.cache.arrivals import Arrival, Arrivals, SampleMerger
+from services.cache.merge import in_local_time, join
 from services.cache.metric_sets import MetricSets
 from services.cache.model import (
     Fleet,
     FleetSummary,
     Removal,
-    Sample,
     ServerState,
     Stored,
-    headline_of,
     newest_headline,
     version_of,
 )
 
 MAX_SERVERS = 50_000
-MAX_SAMPLES_PER_SERVER = 64
-"""Metric sets that one server reports; the sample with the oldest time gives way."""
 MAX_LIVE_VALUES = 50_000_000
 """Values of all samples, 8 bytes each; 20,000 servers x 511 metrics take a fifth."""
 MAX_REMOVED_SERVERS = 100_000
 """Removed servers that are remembered; the one removed longest ago is forgotten first."""
-SAMPLE_LIFETIME_S = SAMPLE_LIFETIME_MS / 1_000
 MAX_FLEET_BASES = 16
 """Of each replica the last few; an older one of them is in no store any more."""
-_MAX_COVERINGS = 1_024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,21 +72,6 @@ class Absorbed:
     ahead: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    """A row that is news: where it lies in its batch, and the headline metrics in it."""
-
-    metric_set: MetricSet
-    headline_columns: tuple[int, int, int]
-    rows: Rows
-    index: int
-    time_ms: int
-
-
-_Arrivals = dict[str, dict[str, _Arrival]]
-"""By server id and metric set id."""
-
-
 class LiveState:
     """The state of every server. Not safe for threads; no method waits."""
 
@@ -111,7 +91,7 @@ class LiveState:
         self._by_status = [0] * len(ServerStatus)
         self._values = 0
         self._ids: list[str] | None = []  # sorted; None: to be sorted again
-        self._coverings: dict[tuple[str, str], bool] = {}
+        self._samples = SampleMerger()
 
     # --- changes
 
@@ -279,9 +259,9 @@ class LiveState:
         state = self._states.get(descriptor.server_id)
         return state is not None and state.descriptor == descriptor
 
-    def _arrivals(self, batches: Sequence[tuple[MetricSet, Rows]]) -> tuple[_Arrivals, int]:
+    def _arrivals(self, batches: Sequence[tuple[MetricSet, Rows]]) -> tuple[Arrivals, int]:
         """The newest row of each server and set that is newer than what is known, and how many others there were."""
-        arrivals: _Arrivals = {}
+        arrivals: Arrivals = {}
         ignored = 0
         for metric_set, rows in batches:
             set_id, columns = metric_set.id, self._sets.headline_columns(metric_set)
@@ -292,7 +272,7 @@ class LiveState:
                 if server_id in self._removed or (known_ms is not None and time_ms <= known_ms):
                     ignored += 1
                     continue
-                arrivals.setdefault(server_id, {})[set_id] = _Arrival(metric_set, columns, rows, index, time_ms)
+                arrivals.setdefault(server_id, {})[set_id] = Arrival(metric_set, columns, rows, index, time_ms)
         return arrivals, ignored
 
     def _time_of(self, server_id: str, set_id: str) -> int | None:
@@ -303,7 +283,7 @@ class LiveState:
                     return sample.time_ms
         return None
 
-    def _check_room(self, touched: Iterable[str], arrivals: _Arrivals) -> None:
+    def _check_room(self, touched: Iterable[str], arrivals: Arrivals) -> None:
         servers = len(self._states) + sum(server_id not in self._states for server_id in touched)
         if servers > MAX_SERVERS:
             raise ResourceExhausted(
@@ -325,7 +305,7 @@ class LiveState:
         self,
         server_id: str,
         descriptor: ServerDescriptor | None,
-        arrivals: dict[str, _Arrival],
+        arrivals: dict[str, Arrival],
         now_ms: int,
         now_s: float,
     ) -> ServerState:
@@ -336,7 +316,7 @@ class LiveState:
             descriptor = old.descriptor if old else ServerDescriptor(server_id=server_id, hostname=server_id)
         samples, status = (old.samples, old.status) if old else ((), ServerStatus.OFFLINE)
         if arrivals:
-            samples = self._merged(samples, arrivals, now_ms, now_s)
+            samples = self._samples.merged(samples, arrivals, now_ms, now_s)
             status = judge(status, *newest_headline(samples), self._rules)
         return ServerState(
             descriptor=descriptor,
@@ -351,47 +331,6 @@ class LiveState:
             life=old.life if old else 0,
             described=described,
         )
-
-    def _merged(
-        self, samples: tuple[Sample, ...], arrivals: dict[str, _Arrival], now_ms: int, now_s: float
-    ) -> tuple[Sample, ...]:
-        kept = [
-            sample
-            for sample in samples
-            if sample.set_id not in arrivals
-            and now_s - sample.received_s < SAMPLE_LIFETIME_S
-            and not (sample.restored and self._is_covered(sample, arrivals))
-        ]
-        kept.extend(self._sample(arrival, now_ms, now_s) for arrival in arrivals.values())
-        if len(kept) > 1:
-            kept.sort(key=lambda sample: (sample.time_ms, sample.received_s))
-        return tuple(kept[-MAX_SAMPLES_PER_SERVER:])
-
-    def _sample(self, arrival: _Arrival, now_ms: int, now_s: float) -> Sample:
-        # A copy (0.4 us for 511 values): a view would keep the whole batch alive for as long as one server is silent.
-        values = arrival.rows.values[arrival.index].copy()
-        return Sample(
-            metric_set=arrival.metric_set,
-            time_ms=arrival.time_ms,
-            received_ms=now_ms,
-            received_s=now_s,
-            values=values,
-            headline=headline_of(values, arrival.headline_columns),
-        )
-
-    def _is_covered(self, sample: Sample, arrivals: dict[str, _Arrival]) -> bool:
-        """Whether a set that has arrived has all metrics of a restored sample, which is then of no more use."""
-        for arrival in arrivals.values():
-            pair = sample.metric_set.id, arrival.metric_set.id
-            covers = self._coverings.get(pair)
-            if covers is None:
-                covers = set(arrival.metric_set.keys).issuperset(sample.metric_set.keys)
-                if len(self._coverings) >= _MAX_COVERINGS:
-                    self._coverings.clear()
-                self._coverings[pair] = covers
-            if covers:
-                return True
-        return False
 
     def _next(self) -> int:
         self.sequence += 1

@@ -7,6 +7,7 @@ import pytest
 
 from fleet.health import ServerStatus
 from runtime.errors import ResourceExhausted
+from services.cache import arrivals as arrivals_module
 from services.cache import state as state_module
 from services.cache.metric_sets import MetricSets
 from services.cache.model import FleetSummary
@@ -264,7 +265,7 @@ def test_too_many_values_are_refused_by_the_bounds_name(world: World, monkeypatc
 
 
 def test_a_server_has_a_bounded_number_of_sets(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_module, "MAX_SAMPLES_PER_SERVER", 2)
+    monkeypatch.setattr(arrivals_module, "MAX_SAMPLES_PER_SERVER", 2)
     for step, name in enumerate("xyz"):
         world.rows(rows_of(set_of(name), {"a": (1,)}, T0 + step))
     assert sorted(metrics(world)) == ["y", "z"]
