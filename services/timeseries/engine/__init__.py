@@ -30,7 +30,11 @@ take the finer tier instead. A roll-up is a block whose columns are fields, so a
 first, then blocks; rows of all cohorts of a series are put together and equal times are resolved by sequence; then
 windows are made of them. Points of many servers are read and put into windows together. Blocks never change, so the
 times and directories of those read last are kept (`cache`), and a read of one metric fetches its column only. `store`
-is all of this without an event loop, `engine` the asynchronous face with its bounds, `tail` the journal read in order.
+is all of this without an event loop; `reads` asks it asynchronously, and `engine` adds appending and upkeep.
+
+*Followers* (`tail`, `cursors`): the journal is read in order, and a cursor says how far a follower's store has it. What
+that store may lack is looked up for queries that join the two (`unshipped`); what the journal let go comes out of
+blocks by its sequence (`rows`, `unsent`), with what its server said of itself at the time (`told`).
 
 *The end* (`retention`, `frozen`): a file whose rows are all too old, or the oldest one when the disk's limit is
 reached, goes as a whole, rolled up before. That is noted in the journal first, so that no replay brings rows of it

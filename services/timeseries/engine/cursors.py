@@ -7,11 +7,12 @@ to readers.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 
 from runtime.clock import Clock
+from services.timeseries.engine.reads import Reads
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.unsent import Unsent, unsent
 from services.timeseries.engine.unshipped import Ranges, Unshipped
@@ -20,18 +21,6 @@ from services.timeseries.engine.writer import Writer
 SETTLED_AFTER_S: Final = 60.0
 """What a store acknowledged so long ago it shows and keeps. VictoriaMetrics holds rows in memory for up to 5 s and
 shows results of its caches for 30; Prometheus and others acknowledge before their sync."""
-
-_T = TypeVar("_T")
-
-
-class Reading(Protocol):
-    """How the engine reads, in a thread."""
-
-    async def read(self, work: Callable[[], _T]) -> _T:
-        """One trip."""
-
-    def each(self, make: Callable[[Callable[[], None]], Iterator[_T]]) -> AsyncGenerator[_T, None]:
-        """What an iterator gives, a trip each; it is made with a check that raises once nobody wants more."""
 
 
 class _Follower:
@@ -64,10 +53,10 @@ class _Follower:
 class Cursors:
     """The followers of one engine."""
 
-    def __init__(self, store: Store, writer: Writer, reading: Reading) -> None:
+    def __init__(self, store: Store, writer: Writer, reads: Reads) -> None:
         self._store = store
         self._writer = writer
-        self._reading = reading
+        self._reads = reads
         self._followers: dict[str, _Follower] = {}
 
     async def register(self, name: str) -> int:
@@ -75,7 +64,7 @@ class Cursors:
         sequence it has shipped, so that it goes on with `tail(cursor + 1)`."""
         cursor = await self._noted(partial(self._store.journal.register_follower, name))
         if name not in self._followers:
-            unshipped = await self._reading.read(lambda: Unshipped(self._store))
+            unshipped = await self._reads.read(lambda: Unshipped(self._store))
             self._followers[name] = _Follower(unshipped, cursor, self._store.clock)
         return cursor
 
@@ -107,7 +96,7 @@ class Cursors:
         if follower is None:
             return []
         after = follower.settled()
-        return await self._reading.read(lambda: follower.unshipped.ranges(after))
+        return await self._reads.read(lambda: follower.unshipped.ranges(after))
 
     def unsent(self, after: int, through: int) -> AsyncGenerator[Unsent, None]:
         """The rows of batches of `(after, through]` out of blocks, for what the journal does not have any more; not in
@@ -116,7 +105,7 @@ class Cursors:
         Raises:
             Unavailable: STORAGE_FAILED, CLOSING.
         """
-        return self._reading.each(partial(unsent, self._store, after, through))
+        return self._reads.each(partial(unsent, self._store, after, through))
 
     def close(self) -> None:
         """Ends the connections; blocking."""

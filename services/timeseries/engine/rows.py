@@ -56,7 +56,7 @@ def _stored_rows(
 def _in_order(store: Store, found: list[Sources], check: Callable[[], None]) -> Iterator[StoredRows]:
     """Each cohort's rows are in order already; those of several are put into one another."""
     read = [
-        StoredRows(source.cohort.stored_set.metric_set, one.times_ms, one.sequences, np.column_stack(one.columns))
+        _once(source.cohort.stored_set.metric_set, one.times_ms, one.sequences, np.column_stack(one.columns))
         for source, one in zip(
             found, frames(store, [(source, range(source.columns)) for source in found], check), strict=True
         )
@@ -71,3 +71,15 @@ def _in_order(store: Store, found: list[Sources], check: Callable[[], None]) -> 
         one, start = read[place], at[place]
         at[place] = end = start + sum(1 for _ in run)
         yield StoredRows(one.metric_set, one.times_ms[start:end], one.sequences[start:end], one.values[start:end])
+
+
+def _once(
+    metric_set: MetricSet, times: NDArray[np.int64], sequences: NDArray[np.int64], values: NDArray[np.float64]
+) -> StoredRows:
+    """Rows without those that were found in a head and in the block that it was just becoming."""
+    again = np.flatnonzero((times[1:] == times[:-1]) & (sequences[1:] == sequences[:-1])) + 1
+    again = again[[values[place].tobytes() == values[place - 1].tobytes() for place in again.tolist()]]
+    if len(again):
+        times, sequences = np.delete(times, again), np.delete(sequences, again)
+        values = np.delete(values, again, axis=0)
+    return StoredRows(metric_set, times, sequences, values)

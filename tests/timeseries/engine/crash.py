@@ -73,7 +73,7 @@ class Store:
     async def round(self, tally: Tally) -> list[str]:
         """Lets the process live and die; returns what is wrong then."""
         await asyncio.to_thread(self._live_and_die)
-        inside = self._read_notes(tally)
+        inside, misnumbered = self._read_notes(tally)
         tally.rounds += 1
         tally.died_in.update(inside or ["nothing"])
         moment = self.history.moment()
@@ -81,7 +81,7 @@ class Store:
         made = self.rng.random() < MADE_SHARE
         async with Engine.open(data, clock=clock, settings=QUIET) as engine:
             found, status = await everything(engine), await engine.status()
-            faults = self.history.faults(found, status, moment)
+            faults = misnumbered + self.history.faults(found, status, moment)
             faults += await unshipped(engine, status, self.remote, self.history)
             faults += await rolled_faults(engine, self.history, moment, some_aggregations(self.rng))
             if made and not faults:
@@ -119,14 +119,15 @@ class Store:
             assert process.poll() is None and time.monotonic() < ends, (self.folder / "log").read_text()[-3_000:]
             time.sleep(0.002)
 
-    def _read_notes(self, tally: Tally) -> list[str]:
-        """Takes the notes of a round into the history; returns the phases that the process died in."""
+    def _read_notes(self, tally: Tally) -> tuple[list[str], list[str]]:
+        """Takes the notes of a round into the history; returns the phases that the process died in, and what was
+        acknowledged under another sequence than it has."""
         with (self.folder / "notes").open("rb") as notes:
             notes.seek(self._noted)
             lines = notes.read().decode().splitlines()
             self._noted = notes.tell()
         inside: Counter[str] = Counter()
-        history, sequences = self.history, dict[int, int]()
+        history, noted, acknowledged = self.history, dict[int, int](), dict[int, int]()
         for line in lines:
             letter, _, rest = line.partition(" ")
             match letter:
@@ -137,11 +138,11 @@ class Store:
                     number, self.now_ms = int(words[0]), int(words[1])
                     of_set, rows = crash_writer.batch(number, self.now_ms)
                     history.sent.append((of_set, rows.select(np.array([kept == "1" for kept in words[2]]))))
-                    sequences[number] = len(history.sent)
+                    noted[number] = len(history.sent)
                     self.number = max(self.number, number + 1)
                 case "a":
                     number, sequence = map(int, rest.split())
-                    assert sequences.get(number, sequence) == sequence, "taken in the order of the sequences"
+                    acknowledged[number] = sequence
                     history.acknowledged = max(history.acknowledged, sequence)
                     tally.batches += 1
                 case "e":
@@ -166,7 +167,12 @@ class Store:
                     inside[rest] += 1
                 case "<":
                     inside[rest] -= 1
-        return [phase for phase, depth in inside.items() if depth]
+        misnumbered = [
+            f"batch {noted[number]} was acknowledged as {sequence}"
+            for number, sequence in acknowledged.items()
+            if noted.get(number, sequence) != sequence
+        ]
+        return [phase for phase, depth in inside.items() if depth], misnumbered
 
 
 def _count(found: Answer) -> int:

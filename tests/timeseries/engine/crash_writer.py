@@ -245,7 +245,7 @@ def acknowledge_first(writer: Writer, appends: list[Append]) -> None:
     """A planted bug: the senders are answered, and a moment later the commit is made."""
     for number, append in enumerate(appends, writer._store.last_sequence + 1):
         append.done.get_loop().call_soon_threadsafe(append.done.set_result, number)
-    time.sleep(0.002)
+    time.sleep(0.02)
     commit(
         writer, [dataclasses.replace(append, done=asyncio.Future(loop=append.done.get_loop())) for append in appends]
     )

@@ -16,7 +16,7 @@ TRIES = 20
 KINDS_OF = {"old blocks go first": ("sparse",)}
 """Where few files are merged all the time."""
 EFFECTS = {
-    "acknowledge first": ("missing",),
+    "acknowledge first": ("missing", "was acknowledged as"),
     "sweep past heads": ("missing", "never shipped"),
     "replay everything": ("there twice",),
     "marks go first": ("rolled up",),

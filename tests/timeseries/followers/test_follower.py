@@ -120,22 +120,24 @@ async def test_an_outage_is_asked_about_less_and_less_often_and_as_the_store_say
 async def test_what_a_store_forgot_when_it_died_is_shipped_again(tmp_path: Path) -> None:
     """It acknowledged rows that it had in memory only, and comes back without them."""
     backend, clock = PlayedBackend(), ManualClock(NOON_MS)
-    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
-        async with Follower(engine, backend, clock, random.Random(1)):
-            for number in range(3):
-                await engine.append(tick(SET, number), metric_sets=(SET,))
-                await _let_run(clock, lambda: caught_up(engine))
-            clock.advance(module.SETTLED_AFTER_S)  # so much is surely on its disk
-            for number in range(3, 6):
-                await engine.append(tick(SET, number))
-                await _let_run(clock, lambda: caught_up(engine))
-            assert sorted(backend.times) == list(range(6))
-            backend.batches, kept = [], [batch for batch in backend.batches if batch[0].rows.times_ms[0] < NOON_MS + 3]
-            backend.errors = [Unavailable("it died")] * 3
-            await engine.append(tick(SET, 6))
-            await _let_run(clock, lambda: eventually(lambda: {3, 4, 5, 6} <= set(backend.times)))
-            assert not set(backend.times) & {0, 1, 2}, "what is older is not shipped again"
-        assert kept and (await engine.status()).followers[0].cursor == engine.last_sequence
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)),
+    ):
+        for number in range(3):
+            await engine.append(tick(SET, number), metric_sets=(SET,))
+            await _let_run(clock, lambda: caught_up(engine))
+        clock.advance(module.SETTLED_AFTER_S)  # so much is surely on its disk
+        for number in range(3, 6):
+            await engine.append(tick(SET, number))
+            await _let_run(clock, lambda: caught_up(engine))
+        assert sorted(backend.times) == list(range(6))
+        backend.batches, kept = [], [batch for batch in backend.batches if batch[0].rows.times_ms[0] < NOON_MS + 3]
+        backend.errors = [Unavailable("it died")] * 3
+        await engine.append(tick(SET, 6))
+        await _let_run(clock, lambda: eventually(lambda: {3, 4, 5, 6} <= set(backend.times)))
+        await _let_run(clock, lambda: caught_up(engine))
+        assert kept and not set(backend.times) & {0, 1, 2}, "what is older is not shipped again"
 
 
 async def _let_run(clock: ManualClock, until: Callable[[], Awaitable[object]]) -> None:
