@@ -32,7 +32,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.model import MetricSet, Rows, ServerDescriptor
+from fleet.model import Metric, MetricSet, Rows, ServerDescriptor
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, Unavailable
 from runtime.tasks import Backoff
@@ -62,6 +62,9 @@ SAVE_INTERVAL_S: Final = 1.0
 OUTAGE_BOUND_S: Final = 300.0
 """A target that is away for longer ends the command, which can be called again."""
 RETRY: Final = Backoff(initial_s=0.2, max_s=5.0)
+SHOWN_AFTER: Final = Backoff(initial_s=0.5, max_s=4.0)
+MAX_COUNTS: Final = 6
+"""So often a day is counted before points are told as short: VictoriaMetrics shows what it acknowledged within 5 s."""
 MAX_SHORT: Final = 1_000
 """Servers and days of which it is remembered that the target has fewer points."""
 _SHOWN_NAMES: Final = 3
@@ -112,6 +115,7 @@ class Backfill:
         self._store, self._folder, self._backend = store, folder, backend
         self._rate, self._servers = rate, servers
         self._clock, self._progress, self._tell, self._reader = clock, progress, tell, reader
+        self._rng = random.Random()  # noqa: S311  jitter
         self._told: Mapping[str, Told] = {}
         self._left: dict[int, int] = {}
         self._journaled: set[int] = set()
@@ -296,7 +300,6 @@ class Backfill:
             self._saved_at_s = self._clock.monotonic()
 
     async def _shipped(self, part: Sequence[TaggedRows]) -> None:
-        rng = random.Random()  # noqa: S311  jitter
         failures, away_since_s = 0, self._clock.monotonic()
         while True:
             try:
@@ -306,7 +309,7 @@ class Backfill:
                     raise
                 if not failures:
                     self._tell(f"{error.message}; it is tried again for {OUTAGE_BOUND_S:.0f} s")
-                pause_s = max(RETRY.delay_s(failures, rng), min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S))
+                pause_s = max(RETRY.delay_s(failures, self._rng), min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S))
                 failures += 1
                 await self._clock.sleep(pause_s)
             else:
@@ -332,16 +335,28 @@ class Backfill:
             end_ms=end,
             server_ids=tuple(servers),
         )
-        here, there = Counter[str](), Counter[str]()
+        here = Counter[str]()
         async for result in engine.query(query):  # an excerpt has points only, so no windows
             here[result.server_id] += len(result.values)
         known = {info.key: info.metric for info in await engine.list_metrics()}
         counting = replace(query, step_ms=DAY_MS, aggregation=Aggregation.COUNT)
-        async for result in self._reader.query(counting, known):
-            there[result.server_id] += int(result.values.sum())
+        there = await self._counted(self._reader, counting, known)
+        for failures in range(1, MAX_COUNTS if not self._backend.syncs else 1):
+            if there >= here:
+                break
+            await self._clock.sleep(SHOWN_AFTER.delay_s(failures, self._rng))
+            there = await self._counted(self._reader, counting, known)
         for server_id in sorted(here):
             if there[server_id] < here[server_id] and len(self.state.short) < MAX_SHORT:
                 self.state.short.append((_date(day), server_id, here[server_id], there[server_id]))
+
+    @staticmethod
+    async def _counted(reader: RemoteHistory, counting: Query, known: Mapping[str, Metric]) -> Counter[str]:
+        """The points of each server at the target."""
+        found = Counter[str]()
+        async for result in reader.query(counting, known):
+            found[result.server_id] += int(result.values.sum())
+        return found
 
 
 async def _batches(engine: Engine, first: int, last: int) -> AsyncIterator[TailBatch]:

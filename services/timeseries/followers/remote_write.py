@@ -120,22 +120,31 @@ class RemoteWriteEncoder:
 
     def encode(self, batch: Sequence[TaggedRows], version: Version, refused: Counter[str]) -> Encoded:
         """All series of a batch; counts into `refused` what cannot be named."""
-        groups = _groups(batch)
+        groups = _groups(batch, in_turn=False)
+        found, unnamed = self._encoded(batch, groups, version)
+        if len({group.tags for group in groups}) < len(groups) and len(set(found.labels)) < len(found):
+            found, unnamed = self._encoded(batch, _groups(batch, in_turn=True), version)
+            _merge(found)
+        refused.update(unnamed)
+        return found
+
+    def _encoded(
+        self, batch: Sequence[TaggedRows], groups: list["_Group"], version: Version
+    ) -> tuple[Encoded, Counter[str]]:
+        """The series of each group, one after the other, and what cannot be named."""
         latest = max((tagged.rows.span_ms[1] for tagged in batch if len(tagged)), default=0)
         time_bytes = _SHORT_TIME_BYTES if latest < 1 << 7 * _SHORT_TIME_BYTES else _LONG_TIME_BYTES
         names = names_of(version)
-        found = Encoded(b"", names.tag, 12 + time_bytes)
+        found, unnamed = Encoded(b"", names.tag, 12 + time_bytes), Counter[str]()
         prepared: dict[str, list[Prepared | None]] = {}
         for group in groups:
             columns = prepared.get(group.metric_set.id)
             if columns is None:
                 known = [None if of is None else names.prepared(of) for of in self._columns_of(group.metric_set)]
                 columns = prepared[group.metric_set.id] = known
-            _encode_group(group, columns, names, time_bytes, found, refused)
-        if len({group.tags for group in groups}) < len(groups):
-            _merge(found)
+            _encode_group(group, columns, names, time_bytes, found, unnamed)
         found.head = names.head()
-        return found
+        return found, unnamed
 
     def _columns_of(self, metric_set: MetricSet) -> list[Column | None]:
         columns = self._columns.get(metric_set.id)
@@ -146,16 +155,21 @@ class RemoteWriteEncoder:
         return columns
 
 
-def _groups(batch: Sequence[TaggedRows]) -> list[_Group]:
-    found: dict[tuple[str, str, str, str], _Group] = {}
+def _groups(batch: Sequence[TaggedRows], *, in_turn: bool) -> list[_Group]:
+    """The rows by set and description; `in_turn`: with a new group whenever a server reports by another set than
+    before, so that of two groups the later one has the later rows."""
+    found: list[_Group] = []
+    known: dict[tuple[str, ...], _Group] = {}
     for tagged in batch:
         for row, (server_id, told) in enumerate(zip(tagged.rows.server_ids, tagged.descriptors, strict=True)):
             tags = (told.environment, told.role, server_id) if told else ("", "", server_id)
-            group = found.get((tagged.metric_set.id, *tags))
-            if group is None:
-                group = found[(tagged.metric_set.id, *tags)] = _Group(tagged.metric_set, tags, [])
+            name = tags if in_turn else (tagged.metric_set.id, *tags)
+            group = known.get(name)
+            if group is None or group.metric_set.id != tagged.metric_set.id:
+                group = known[name] = _Group(tagged.metric_set, tags, [])
+                found.append(group)
             group.rows.append((tagged, row))
-    return list(found.values())
+    return found
 
 
 def _encode_group(
@@ -221,13 +235,11 @@ def _samples(
 
 
 def _merge(found: Encoded) -> None:
-    """Makes one series of those with the same labels, which a server that reports by several sets has."""
+    """Makes one series of those with the same labels, which a server that reports a metric by several sets has."""
     size = found.sample_bytes
     places: dict[bytes, list[int]] = {}
     for at, labels in enumerate(found.labels):
         places.setdefault(labels, []).append(at)
-    if len(places) == len(found.labels):
-        return
     samples = []
     for together in places.values():
         joined = b"".join([found.samples[at] for at in together])

@@ -132,11 +132,12 @@ def test_samples_of_a_series_are_together_in_order_and_the_later_row_wins(versio
         tagged(first, [("a", NOON_MS + 5, [1.0, 1.0]), ("a", NOON_MS + 3, [2.0, 2.0]), ("a", NOON_MS + 5, [3.0, NAN])]),
         tagged(second, [("a", NOON_MS + 4, [7.0, 7.0]), ("a", NOON_MS + 3, [8.0, 8.0])]),
         tagged(second, [("a", NOON_MS + 4, [9.0, 9.0])], "staging"),
+        tagged(first, [("a", NOON_MS + 4, [4.0, 5.0])]),
     ]
     encoded, _ = encode(version, *batch)
     assert decoded(encoded, version) == {
-        series("cpu", "a"): [(NOON_MS + 3, 2.0), (NOON_MS + 5, 3.0)],
-        series("load", "a"): [(NOON_MS + 3, 8.0), (NOON_MS + 4, 7.0), (NOON_MS + 5, 1.0)],
+        series("cpu", "a"): [(NOON_MS + 3, 2.0), (NOON_MS + 4, 4.0), (NOON_MS + 5, 3.0)],
+        series("load", "a"): [(NOON_MS + 3, 8.0), (NOON_MS + 4, 5.0), (NOON_MS + 5, 1.0)],
         series("more", "a"): [(NOON_MS + 3, 8.0), (NOON_MS + 4, 7.0)],
         series("load", "a", "staging"): [(NOON_MS + 4, 9.0)],
         series("more", "a", "staging"): [(NOON_MS + 4, 9.0)],
