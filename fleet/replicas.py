@@ -7,12 +7,12 @@ What must stay true:
 * a batch is acknowledged when each of its rows is acknowledged by some replica; a row that one replica may have taken
   before it went away is sent again to another, and is the same point there;
 * a replica is told a server's descriptor and a metric set before the first row that needs them, also when the server
-  comes to it from another one;
+  comes to it from another one, and when whoever told us of it did so before we were started;
 * with one replica nothing of this costs anything.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -29,6 +29,13 @@ from runtime.clock import Clock
 from runtime.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 
 REMEMBERED_SERVERS = 65_536
+
+Describe = Callable[[str], ServerDescriptor | None]
+"""What is known elsewhere of a server."""
+
+
+def nobody_knows(_server_id: str) -> None:
+    """There is no elsewhere."""
 
 
 class Replica:
@@ -48,6 +55,10 @@ class Replica:
     def lacks(self, server: ServerDescriptor) -> bool:
         """Whether it was not told that this is what the server is."""
         return self._told.get(server.server_id) != server
+
+    def was_told_of(self, server_id: str) -> bool:
+        """Whether it was told anything of the server."""
+        return server_id in self._told
 
     async def append(
         self,
@@ -80,8 +91,9 @@ class Replica:
 class Replicas:
     """All of them."""
 
-    def __init__(self, channels: Sequence[Channel], clock: Clock) -> None:
-        """Takes at least one channel, each to another process."""
+    def __init__(self, channels: Sequence[Channel], clock: Clock, describe: Describe = nobody_knows) -> None:
+        """Takes at least one channel, each to another process; `describe` is asked of servers that nobody told of."""
+        self._describe = describe
         self._replicas = tuple(Replica(channel, clock) for channel in channels)
         self._order = lru_cache(maxsize=REMEMBERED_SERVERS)(self._ordered)
 
@@ -165,7 +177,10 @@ class Replicas:
         servers: Mapping[str, ServerDescriptor],
     ) -> timeseries_pb2.AppendResponse:
         replica = self._replicas[number]
-        known = (servers.get(server_id) for server_id in sorted(server_ids))
+        known = (
+            servers.get(server_id) or (None if replica.was_told_of(server_id) else self._describe(server_id))
+            for server_id in sorted(server_ids)
+        )
         descriptors = [server for server in known if server is not None and replica.lacks(server)]
         part = batch if len(rows) == len(batch.rows) else _selected(batch, metric_set, rows)
         with replica.circuit.attempt():

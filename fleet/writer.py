@@ -24,7 +24,7 @@ from opentelemetry import context as otel_context
 from fleet.codec import descriptor_to_pb, metric_set_to_pb, rows_to_pb
 from fleet.model import MetricSet, RowError, ServerDescriptor, WriteBatch
 from fleet.pending import PendingRows
-from fleet.replicas import Replicas
+from fleet.replicas import Describe, Replicas, nobody_knows
 from fleet.validation import metric_set_unknown
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
 from openmanager.fleet.v1 import metric_pb2
@@ -82,9 +82,21 @@ class WriterCounters:
 class FleetWriter:
     """Writes batches for as long as it is entered. Safe for many concurrent calls of ``write``."""
 
-    def __init__(self, *, timeseries: Sequence[Channel], cache: Channel, metadata: Channel, clock: Clock) -> None:
-        """Takes a channel to each timeseries replica, at least one, and to the two that follow."""
-        self._timeseries = Replicas(timeseries, clock)
+    def __init__(
+        self,
+        *,
+        timeseries: Sequence[Channel],
+        cache: Channel,
+        metadata: Channel,
+        clock: Clock,
+        describe: Describe = nobody_knows,
+    ) -> None:
+        """Takes a channel to each timeseries replica, at least one, and to the two that follow.
+
+        `describe` says what is known elsewhere of a server whose sender has told it before this was made: a replica
+        that takes the server over tags its rows with it.
+        """
+        self._timeseries = Replicas(timeseries, clock, describe)
         self._cache = cache_pb2_grpc.CacheServiceStub(cache.grpc)
         self._registry = metadata_pb2_grpc.ServerRegistryServiceStub(metadata.grpc)
         self._clock = clock

@@ -46,7 +46,7 @@ async def serve(settings: GatewaySettings, process: Process[GatewaySettings]) ->
         clock = process.clock
         state = FleetState(cache, clock)
         writer = await stack.enter_async_context(
-            FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=clock)
+            FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=clock, describe=state.descriptor)
         )
         registry = Registry(metadata=metadata, cache=cache, writer=writer, state=state)
         storage = StorageServicer({"cache": cache, "metadata": metadata} | replica_names(timeseries), clock)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fleet.codec import metric_set_from_pb
-from fleet.model import HEADLINE_METRICS, MetricSet
+from fleet.codec import descriptor_from_pb, metric_set_from_pb
+from fleet.model import HEADLINE_METRICS, MetricSet, ServerDescriptor
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
 from openmanager.fleet.v1 import status_pb2
 from openmanager.gateway.v1 import fleet_pb2
@@ -221,6 +221,11 @@ class FleetState:
         """
         self._check_known()
         return [self._entries[server_id] for server_id in self._ids]
+
+    def descriptor(self, server_id: str) -> ServerDescriptor | None:
+        """What is known of a server; None for an unknown one."""
+        entry = self._entries.get(server_id)
+        return None if entry is None else descriptor_from_pb(entry.state.descriptor)
 
     def __contains__(self, server_id: object) -> bool:
         return server_id in self._entries

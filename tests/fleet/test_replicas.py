@@ -127,6 +127,29 @@ async def test_rows_of_a_replica_that_is_away_go_to_the_next_with_set_and_descri
     assert {cluster.holders(name, 2)[0] for name in moved} == {0, 2}, "its servers are spread over the rest"
 
 
+async def test_a_sender_that_was_started_anew_tells_the_next_replica_what_is_known_elsewhere(cluster: Cluster) -> None:
+    """Its agents told it of themselves before, and do not again."""
+    await cluster.send(1)
+    asked: list[str] = []
+
+    def describe(server_id: str) -> ServerDescriptor | None:
+        asked.append(server_id)
+        return KNOWN.get(server_id)
+
+    channels = [Channel(replica.target) for replica in cluster.replicas._replicas]
+    anew = Replicas(channels, cluster.clock, describe)
+    cluster.stores[1].fails = Unavailable("away")
+    for tick in (2, 3):
+        asked.clear()
+        await anew.append(batch(tick, [*SERVERS, "nobody-knows"]), metric_set_to_pb(SET), (), {})
+    moved = [name for name in SERVERS if cluster.holders(name, 1) == [1]]
+    assert moved and all(cluster.stores[cluster.holders(name, 2)[0]].told[name] == "staging" for name in moved)
+    assert not any("nobody-knows" in store.told for store in cluster.stores)
+    assert set(asked) <= {*moved, "nobody-knows"}, "what a replica was told is not asked of again"
+    for channel in channels:
+        await channel.close()
+
+
 async def test_a_replica_that_is_away_is_left_alone_until_a_trial_succeeds(cluster: Cluster) -> None:
     cluster.stores[1].fails = Unavailable("away")
     await cluster.send(1)
