@@ -48,7 +48,7 @@ async def serve(settings: GatewaySettings, process: Process[GatewaySettings]) ->
         writer = await stack.enter_async_context(
             FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=clock, describe=state.descriptor)
         )
-        registry = Registry(metadata=metadata, cache=cache, writer=writer, state=state)
+        registry = Registry(metadata=metadata, cache=cache, writer=writer, state=state, clock=clock)
         storage = StorageServicer({"cache": cache, "metadata": metadata} | replica_names(timeseries), clock)
         operator = OperatorMetrics(storage, state, clock)
         services = [

@@ -3,7 +3,8 @@
 The record (metadata) is the truth about which servers there are; the cache is the truth about how they are. What must
 stay true: a change is refused when the record cannot take it; once the record has it, cache and history are told as
 well as can be now, and ``seed`` tells the cache the rest whenever its whole state was received anew (it may have
-started empty).
+started empty). While the record's database is away its copy may not know of what was restored last, so nothing is taken
+out of the live state on its word.
 """
 
 import asyncio
@@ -19,23 +20,29 @@ from openmanager.fleet.v1 import metric_pb2, status_pb2
 from openmanager.gateway.v1 import fleet_pb2
 from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
 from runtime.channel import Channel, calling
+from runtime.clock import Clock
 from runtime.errors import OpenManagerError
 
 SHOWN_WITHIN_S = 2.0
 """How long a change waits to be seen in the live state, so that a reader who changed something reads the change."""
 
 SEED_PAGE_SIZE = 1_000
+ASK_AGAIN_S = 5.0
+"""While the database is away."""
 _log = logging.getLogger(__name__)
 
 
 class Registry:
     """Changes the record and tells the rest of the product."""
 
-    def __init__(self, *, metadata: Channel, cache: Channel, writer: FleetWriter, state: FleetState) -> None:
+    def __init__(
+        self, *, metadata: Channel, cache: Channel, writer: FleetWriter, state: FleetState, clock: Clock
+    ) -> None:
         self._records = metadata_pb2_grpc.ServerRegistryServiceStub(metadata.grpc)
         self._cache = cache_pb2_grpc.CacheServiceStub(cache.grpc)
         self._writer = writer
         self._state = state
+        self._clock = clock
         self._unseeded = asyncio.Event()
 
     async def create(self, server: fleet_pb2.Server) -> fleet_pb2.Server:
@@ -104,27 +111,34 @@ class Registry:
             await self._unseeded.wait()
             self._unseeded.clear()
             try:
-                await self._seed_once()
+                if not await self._seed_once():
+                    await self._clock.sleep(ASK_AGAIN_S)
+                    self._unseeded.set()
             except BaseException:
                 self._unseeded.set()
                 raise
 
-    async def _seed_once(self) -> None:
+    async def _seed_once(self) -> bool:
+        """Whether the record itself was asked."""
         missing: list[metric_pb2.ServerDescriptor] = []
         deleted: list[str] = []
-        async for record in self._all_records():
-            server_id = record.descriptor.server_id
-            if record.HasField("delete_time"):
-                deleted.append(server_id)
-            elif server_id not in self._state:
-                missing.append(record.descriptor)
+        is_record = True
+        async for page in self._pages():
+            is_record &= not page.HasField("stale_since")
+            for record in page.servers:
+                server_id = record.descriptor.server_id
+                if record.HasField("delete_time"):
+                    deleted.append(server_id)
+                elif server_id not in self._state:
+                    missing.append(record.descriptor)
         async with calling("cache"):
             if missing:
                 await self._cache.UpdateServers(cache_pb2.UpdateServersRequest(servers=missing))
-            if deleted:
+            if deleted and is_record:
                 await self._cache.RemoveServers(cache_pb2.RemoveServersRequest(server_ids=deleted))
+        return is_record
 
-    async def _all_records(self) -> AsyncIterator[metadata_pb2.ServerRecord]:
+    async def _pages(self) -> AsyncIterator[metadata_pb2.ListServerRecordsResponse]:
         token = ""
         while True:
             request = metadata_pb2.ListServerRecordsRequest(
@@ -132,8 +146,7 @@ class Registry:
             )
             async with calling("metadata"):
                 response = await self._records.ListServerRecords(request)
-            for record in response.servers:
-                yield record
+            yield response
             token = response.next_page_token
             if not token:
                 return

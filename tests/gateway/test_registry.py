@@ -1,0 +1,87 @@
+"""What the live state hears of the record when the cache begins anew; cache and metadata are played."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+from gateway.registry import ASK_AGAIN_S, Registry
+from openmanager.cache.v1 import cache_pb2
+from openmanager.metadata.v1 import metadata_pb2
+from runtime.channel import Channel
+from runtime.clock import ManualClock
+from runtime.interception import Interception
+from runtime.server import GrpcServer, bind
+from tests.harness import eventually
+
+
+class Cache:
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.removed: list[str] = []
+
+    async def UpdateServers(
+        self, request: cache_pb2.UpdateServersRequest, _context: Any
+    ) -> cache_pb2.UpdateServersResponse:
+        assert not request.admit_removed
+        self.told += [server.server_id for server in request.servers]
+        return cache_pb2.UpdateServersResponse()
+
+    async def RemoveServers(
+        self, request: cache_pb2.RemoveServersRequest, _context: Any
+    ) -> cache_pb2.RemoveServersResponse:
+        self.removed += request.server_ids
+        return cache_pb2.RemoveServersResponse()
+
+
+class Metadata:
+    """A page for each server; the last one is from a copy while `is_away`."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self.servers = {"known": False, "new": False, "gone": True, "restored": False}
+
+    async def ListServerRecords(
+        self, request: metadata_pb2.ListServerRecordsRequest, _context: Any
+    ) -> metadata_pb2.ListServerRecordsResponse:
+        place = int(request.page_token or 0)
+        server_id, is_deleted = list(self.servers.items())[place]
+        response = metadata_pb2.ListServerRecordsResponse()
+        record = response.servers.add()
+        record.descriptor.server_id = server_id
+        if is_deleted:
+            record.delete_time.seconds = 1
+        if place + 1 < len(self.servers):
+            response.next_page_token = str(place + 1)
+        elif self.is_away:
+            response.stale_since.seconds = 1
+        return response
+
+
+async def test_nobody_is_taken_out_on_the_word_of_a_copy() -> None:
+    cache, metadata, clock = Cache(), Metadata(), ManualClock()
+    async with AsyncExitStack() as stack:
+        channels = []
+        for service, servicer in (("cache.v1.CacheService", cache), ("metadata.v1.ServerRegistryService", metadata)):
+            server = GrpcServer([bind(f"openmanager.{service}", servicer)], Interception())
+            address = await server.start("127.0.0.1:0")
+            stack.push_async_callback(server.stop, 0)
+            channels.append(await stack.enter_async_context(Channel(address)))
+        registry = Registry(
+            cache=channels[0],
+            metadata=channels[1],
+            writer=None,  # type: ignore[arg-type]  # nothing is written
+            state={"known"},  # type: ignore[arg-type]  # all that is asked of it
+            clock=clock,
+        )
+        task = asyncio.create_task(registry.seed())
+        metadata.is_away, metadata.servers["restored"] = True, True  # the copy does not know that it was restored
+        registry.snapshot_received()
+        await eventually(lambda: cache.told == ["new"])
+        assert cache.removed == []
+        metadata.is_away, metadata.servers["restored"] = False, False
+        await eventually(lambda: clock.sleepers == 1)
+        clock.advance(ASK_AGAIN_S)
+        await eventually(lambda: cache.removed == ["gone"])
+        assert cache.told == ["new", "new", "restored"]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
