@@ -1,7 +1,6 @@
 """gRPC to the store and back: decode, call, encode. Every rule is in the store."""
 
 from datetime import datetime
-from typing import Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -18,15 +17,6 @@ from services.metadata.store import (
 
 SERVER_REGISTRY = "openmanager.metadata.v1.ServerRegistryService"
 INTERACTION_STORE = "openmanager.metadata.v1.InteractionStoreService"
-STALE_SINCE = "openmanager-stale-since"
-"""Trailing metadata of a listing of interactions that was answered without the database."""
-
-
-class MetadataContext(Protocol):
-    """What is needed of a call."""
-
-    def set_trailing_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
-        """Sends key and value pairs after the answer."""
 
 
 class ServerRegistryServicer:
@@ -102,16 +92,15 @@ class InteractionStoreServicer:
         return pb.LoadInteractionResponse(interaction=_interaction(await self._store.get_interaction(request.id)))
 
     async def QueryInteractions(
-        self, request: pb.QueryInteractionsRequest, context: MetadataContext
+        self, request: pb.QueryInteractionsRequest, _context: object
     ) -> pb.QueryInteractionsResponse:
         filters = InteractionFilter(session_id=request.session_id, min_rating=request.min_rating)
         page = await self._store.list_interactions(filters, page_size=request.page_size, page_token=request.page_token)
-        if page.stale_since is not None:
-            context.set_trailing_metadata(((STALE_SINCE, page.stale_since.isoformat()),))
         return pb.QueryInteractionsResponse(
             interactions=[_interaction(interaction) for interaction in page.items],
             next_page_token=page.next_page_token,
             total_size=page.total_size,
+            stale_since=_maybe_time(page.stale_since),
         )
 
 
