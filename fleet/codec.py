@@ -160,3 +160,13 @@ def varint(number: int) -> bytes:
         number >>= 7
     out.append(number)
     return bytes(out)
+
+
+def delimited(field_number: int, data: bytes) -> bytes:
+    """Returns a message, text or packed field in the wire format: messages of ready parts are joined, not built.
+
+    Args:
+        field_number: up to 15.
+        data: serialized.
+    """
+    return bytes((field_number << 3 | 2,)) + varint(len(data)) + data

@@ -8,6 +8,7 @@ import prometheus_client
 
 from fleet.writer import FleetWriter
 from gateway.access import grpc_authenticator
+from gateway.changes import Changes
 from gateway.http.app import Health, create_app
 from gateway.http.guard import Guard
 from gateway.http.server import serve_http
@@ -52,7 +53,10 @@ async def serve(settings: GatewaySettings, process: Process[GatewaySettings]) ->
         storage = StorageServicer({"cache": cache, "metadata": metadata} | replica_names(timeseries), clock)
         operator = OperatorMetrics(storage, state, clock)
         services = [
-            bind(fleet_pb2.DESCRIPTOR.services_by_name["FleetService"], FleetServicer(state, registry)),
+            bind(
+                fleet_pb2.DESCRIPTOR.services_by_name["FleetService"],
+                FleetServicer(state, registry, Changes(state, clock)),
+            ),
             bind(history_pb2.DESCRIPTOR.services_by_name["HistoryService"], HistoryServicer(timeseries, state, clock)),
             bind(ingest_pb2.DESCRIPTOR.services_by_name["IngestService"], IngestServicer(writer, state)),
             bind(storage_pb2.DESCRIPTOR.services_by_name["StorageService"], storage),

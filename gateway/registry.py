@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from fleet.codec import descriptor_from_pb
 from fleet.validation import check_descriptors
 from fleet.writer import FleetWriter
+from gateway.entry import FULL
 from gateway.state import FleetState
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
 from openmanager.fleet.v1 import metric_pb2, status_pb2
@@ -164,7 +165,7 @@ class Registry:
         await self._state.until(lambda: self._shows(descriptor), SHOWN_WITHIN_S)
         entry = self._state.get(server_id) if self._state.known else None
         if entry is not None and self._shows(descriptor):
-            return entry.full
+            return entry.message(FULL)
         return _server(descriptor)
 
     def _shows(self, descriptor: metric_pb2.ServerDescriptor) -> bool:

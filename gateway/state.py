@@ -1,124 +1,39 @@
 """The live state of the fleet, mirrored from the cache so that a read is a look-up.
 
-The gateway subscribes to the cache. While the subscription is broken (the cache is restarted, say) the last known
-state is served; how old it is shows in ``age_s``. What must stay true: a server's public messages are built once a
-version and only when somebody reads them; a watcher holds a set of changed ids, never a queue of messages, so a slow
-reader costs memory for the fleet and not for time.
+The gateway subscribes to the cache. While the subscription is broken (the cache is restarted, say) the cache is asked
+instead, at most once in ASK_INTERVAL_S for all readers together; when it does not answer either, the last known state
+is served, and ``age_s`` says how old it is.
+
+What must stay true: a whole state takes the place of the one before at once, never in parts; entries are in the order
+of the cache's sequence, so that a version (epoch and sequence) means the same in every gateway process; what a reader
+is given is made once a version and only when somebody reads it.
 """
 
 import asyncio
 import math
 from bisect import insort
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-
-import numpy as np
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from itertools import takewhile
+from typing import Final
 
 from fleet.codec import descriptor_from_pb, metric_set_from_pb
-from fleet.model import HEADLINE_METRICS, MetricSet, ServerDescriptor
+from fleet.model import ServerDescriptor
+from gateway.entry import ServerEntry, Sets
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
-from openmanager.fleet.v1 import status_pb2
-from openmanager.gateway.v1 import fleet_pb2
 from runtime.channel import Channel, calling
+from runtime.circuit import Circuit
 from runtime.clock import Clock
-from runtime.errors import ResourceExhausted, Unavailable
+from runtime.errors import OpenManagerError, Unavailable
+from runtime.prepared import Prepared
 
-MAX_WATCHERS = 5_000
-STALE_AFTER_S = 45.0
-"""The cache sends a message at least every second while servers report; beyond this age the state counts as old."""
-
-Sets = dict[str, MetricSet]
-
-
-class ServerEntry:
-    """One version of one server, with its public messages, made when first read."""
-
-    __slots__ = ("_basic", "_full", "_full_response", "_sets", "id", "state")
-
-    def __init__(self, state: cache_pb2.ServerState, sets: Sets) -> None:
-        self.id = state.descriptor.server_id
-        self.state = state
-        self._sets = sets
-        self._basic: fleet_pb2.Server | None = None
-        self._full: fleet_pb2.Server | None = None
-        self._full_response: bytes | None = None
-
-    @property
-    def status(self) -> status_pb2.ServerStatus.ValueType:
-        """How it is."""
-        return self.state.status
-
-    def view(self, view: fleet_pb2.ServerView.ValueType) -> fleet_pb2.Server:
-        """The public message; FULL unless BASIC is asked for."""
-        return self.basic if view == fleet_pb2.SERVER_VIEW_BASIC else self.full
-
-    @property
-    def basic(self) -> fleet_pb2.Server:
-        """Identity, status, observed time and the headline metrics."""
-        if self._basic is None:
-            self._basic = self._identity()
-            values = self._values()
-            self._basic.metrics.update({name: values[name] for name in HEADLINE_METRICS if name in values})
-        return self._basic
-
-    @property
-    def full(self) -> fleet_pb2.Server:
-        """Everything."""
-        if self._full is None:
-            self._full = self._identity()
-            self._full.metrics.update(self._values())
-            if self.state.HasField("receive_time"):
-                self._full.receive_time.CopyFrom(self.state.receive_time)
-                self._full.clock_skew.CopyFrom(self.state.clock_skew)
-        return self._full
-
-    @property
-    def full_response(self) -> bytes:
-        """A serialized GetServerResponse with the full view: sent as it is."""
-        if self._full_response is None:
-            self._full_response = fleet_pb2.GetServerResponse(server=self.full).SerializeToString()
-        return self._full_response
-
-    def _identity(self) -> fleet_pb2.Server:
-        descriptor = self.state.descriptor
-        message = fleet_pb2.Server(
-            id=descriptor.server_id,
-            hostname=descriptor.hostname,
-            environment=descriptor.environment,
-            role=descriptor.role,
-            location=descriptor.location,
-            status=self.state.status,
-        )
-        if self.state.HasField("observed_time"):
-            message.observed_time.CopyFrom(self.state.observed_time)
-        return message
-
-    def _values(self) -> dict[str, float]:
-        merged: dict[str, float] = {}
-        for sample in self.state.samples:
-            keys = self._sets[sample.metric_set_id].keys
-            values = np.array(sample.values).tolist()
-            merged.update((key, value) for key, value in zip(keys, values, strict=True) if not math.isnan(value))
-        return merged
-
-
-@dataclass(slots=True, eq=False)
-class Watcher:
-    """What one reader has not seen yet: ids of changed and of removed servers, and whether it needs everything."""
-
-    changed: set[str] = field(default_factory=set)
-    removed: set[str] = field(default_factory=set)
-    everything: bool = True
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def next(self) -> tuple[bool, set[str], set[str]]:
-        """Waits for a change; returns (everything, changed ids, removed ids) since the last time."""
-        await self.wake.wait()
-        self.wake.clear()
-        news = (self.everything, self.changed, self.removed)
-        self.everything, self.changed, self.removed = False, set(), set()
-        return news
+ASK_INTERVAL_S: Final = 1.0
+ASK_TIMEOUT_S: Final = 0.5
+MAX_REMOVED: Final = 10_000
+"""Removals that are remembered; who is behind by more is given everything anew."""
+MAX_KEPT_ANSWERS: Final = 512
+MAX_KEPT_BYTES: Final = 32 << 20
+"""Of answers about the fleet as it is now, of which JSON of about the same size may be kept too."""
 
 
 class FleetState:
@@ -127,12 +42,19 @@ class FleetState:
     def __init__(self, cache: Channel, clock: Clock) -> None:
         self._stub = cache_pb2_grpc.CacheServiceStub(cache.grpc)
         self._clock = clock
-        self._entries: dict[str, ServerEntry] = {}
-        self._ids: list[str] = []
-        self._watchers: set[Watcher] = set()
+        self._circuit = Circuit("cache", clock)
+        self._entries: dict[str, ServerEntry] = {}  # in order of sequence
+        self._ids: list[str] = []  # in order
+        self._removed: OrderedDict[str, int] = OrderedDict()  # id -> sequence at which it was gone, in order of it
+        self._known_from = 0  # removals up to this sequence may be unknown
         self._received_s: float | None = None
         self._change = asyncio.Event()
-        self.version = ""
+        self._kept: dict[object, Prepared] = {}
+        self._kept_bytes = 0
+        self._asked: asyncio.Task[None] | None = None
+        self._asked_s = -math.inf
+        self.epoch = ""
+        self.sequence = 0
         self.following = False
 
     async def follow(self, on_snapshot: Callable[[], None]) -> None:
@@ -145,63 +67,117 @@ class FleetState:
             OpenManagerError: the subscription broke; the state stays as it is.
         """
         sets: Sets = {}
-        seen: set[str] | None = None
+        whole: list[cache_pb2.ServerState] | None = None
         try:
             async with calling("cache"):
                 stream: AsyncIterator[cache_pb2.WatchServersResponse]
                 stream = self._stub.WatchServers(cache_pb2.WatchServersRequest())
                 async for message in stream:
                     sets.update((pb.id, metric_set_from_pb(pb)) for pb in message.metric_sets)
-                    if message.snapshot and seen is None:
-                        seen = set()
-                    self._apply(message, sets, seen)
-                    if seen is not None and not message.continues:
-                        self._drop(self._entries.keys() - seen)
-                        seen = None
-                        self.following = True
-                        on_snapshot()
-                    self._tell_watchers()
+                    if message.snapshot and whole is None:
+                        whole = []
+                    if whole is None:
+                        self._change_some(message, sets)
+                    else:
+                        gone = set(message.removed_server_ids)  # between two parts of a whole
+                        whole = [state for state in whole if state.descriptor.server_id not in gone]
+                        whole.extend(message.states)
+                        if not message.continues:
+                            self._replace(whole, message.version, sets)
+                            whole = None
+                            self.following = True
+                            on_snapshot()
+                    self._tell()
         finally:
             self.following = False
 
-    def _apply(self, message: cache_pb2.WatchServersResponse, sets: Sets, seen: set[str] | None) -> None:
-        for state in message.states:
-            entry = ServerEntry(state, sets)
-            if seen is not None:
-                seen.add(entry.id)
-            if entry.id not in self._entries:
-                insort(self._ids, entry.id)
-            self._entries[entry.id] = entry
-            for watcher in self._watchers:
-                watcher.changed.add(entry.id)
-                watcher.removed.discard(entry.id)
-        self._drop(message.removed_server_ids)
-        self.version = f"{message.version.epoch}-{message.version.sequence}"
-        self._received_s = self._clock.monotonic()
+    async def refresh(self) -> None:
+        """While the subscription is broken: asks the cache, unless that was done a moment ago."""
+        if self.following or (self._asked is None and self._clock.monotonic() < self._asked_s + ASK_INTERVAL_S):
+            return
+        if self._asked is None:
+            self._asked = asyncio.create_task(self._ask(), name="ask-cache")
+        await asyncio.shield(self._asked)
 
-    def _drop(self, ids: Iterable[str]) -> None:
-        for server_id in list(ids):
+    async def _ask(self) -> None:
+        try:
+            with self._circuit.attempt():
+                async with calling("cache"):
+                    answer = await self._stub.ListServerStates(
+                        cache_pb2.ListServerStatesRequest(), timeout=ASK_TIMEOUT_S
+                    )
+        except OpenManagerError:  # its age is told with the state
+            return
+        finally:
+            self._asked, self._asked_s = None, self._clock.monotonic()
+        if not self.following:
+            sets = {pb.id: metric_set_from_pb(pb) for pb in answer.metric_sets}
+            self._replace(sorted(answer.states, key=lambda state: state.sequence), answer.version, sets)
+            self._tell()
+
+    def _replace(self, states: Iterable[cache_pb2.ServerState], version: cache_pb2.Version, sets: Sets) -> None:
+        """Takes a whole state, in order of sequence; one that came twice in parts is as it was the last time."""
+        before, goes_on = self._entries, version.epoch == self.epoch
+        entries: dict[str, ServerEntry] = {}
+        for state in states:
+            server_id = state.descriptor.server_id
+            entries.pop(server_id, None)
+            entry = before.get(server_id)
+            if entry is None or (entry.epoch, entry.sequence) != (version.epoch, state.sequence):
+                entry = ServerEntry(state, sets, version.epoch, entry)
+            entries[server_id] = entry
+        if not goes_on:
+            self._removed.clear()
+            self._known_from = version.sequence
+        self.epoch, self.sequence = version.epoch, version.sequence
+        self._entries, self._ids = entries, sorted(entries)
+        for server_id in entries:
+            self._removed.pop(server_id, None)
+        for server_id in before.keys() - entries.keys() if goes_on else ():
+            self._remember_removed(server_id)
+
+    def _change_some(self, message: cache_pb2.WatchServersResponse, sets: Sets) -> None:
+        version = message.version
+        self.sequence = version.sequence
+        for server_id in message.removed_server_ids:
             if self._entries.pop(server_id, None) is not None:
                 self._ids.remove(server_id)
-                for watcher in self._watchers:
-                    watcher.removed.add(server_id)
-                    watcher.changed.discard(server_id)
+                self._remember_removed(server_id)
+        for state in message.states:
+            server_id = state.descriptor.server_id
+            before = self._entries.pop(server_id, None)
+            if before is None:
+                insort(self._ids, server_id)
+                self._removed.pop(server_id, None)
+            self._entries[server_id] = ServerEntry(state, sets, version.epoch, before)
 
-    def _tell_watchers(self) -> None:
+    def _remember_removed(self, server_id: str) -> None:
+        self._removed[server_id] = self.sequence
+        self._removed.move_to_end(server_id)
+        while len(self._removed) > MAX_REMOVED:
+            _, self._known_from = self._removed.popitem(last=False)
+
+    def _tell(self) -> None:
+        self._received_s = self._clock.monotonic()
+        self._kept, self._kept_bytes = {}, 0
         self._change.set()
         self._change = asyncio.Event()
-        for watcher in self._watchers:
-            if watcher.everything or watcher.changed or watcher.removed:
-                watcher.wake.set()
+
+    @property
+    def version(self) -> str:
+        """Of the whole fleet: epoch and sequence."""
+        return f"{self.epoch}-{self.sequence}"
 
     @property
     def known(self) -> bool:
         """Whether the fleet was ever received."""
-        return self._received_s is not None
+        return self.epoch != ""
 
     @property
     def age_s(self) -> float:
-        """Seconds since the cache was last heard; infinite when it never was."""
+        """How old the state may be, in seconds: 0 while the subscription stands, infinite when nothing was received."""
+        if self.following:
+            return 0.0
         return math.inf if self._received_s is None else self._clock.monotonic() - self._received_s
 
     def get(self, server_id: str) -> ServerEntry | None:
@@ -210,7 +186,7 @@ class FleetState:
         Raises:
             Unavailable: the fleet was never received.
         """
-        self._check_known()
+        self.check_known()
         return self._entries.get(server_id)
 
     def all(self) -> list[ServerEntry]:
@@ -219,46 +195,56 @@ class FleetState:
         Raises:
             Unavailable: the fleet was never received.
         """
-        self._check_known()
+        self.check_known()
         return [self._entries[server_id] for server_id in self._ids]
+
+    def changed_after(self, sequence: int) -> list[ServerEntry]:
+        """The servers that changed after a sequence of this epoch, in order; costs what changed."""
+        newest_first = takewhile(lambda entry: entry.sequence > sequence, reversed(self._entries.values()))
+        return list(newest_first)[::-1]
+
+    def removed_after(self, sequence: int) -> list[tuple[str, int]] | None:
+        """Ids and sequences of servers that went after a sequence of this epoch, in order; None: not all are known."""
+        if sequence < self._known_from:
+            return None
+        newest_first = takewhile(lambda removal: removal[1] > sequence, reversed(self._removed.items()))
+        return list(newest_first)[::-1]
 
     def descriptor(self, server_id: str) -> ServerDescriptor | None:
         """What is known of a server; None for an unknown one."""
         entry = self._entries.get(server_id)
         return None if entry is None else descriptor_from_pb(entry.state.descriptor)
 
+    async def kept(self, question: object, make: Callable[[], Awaitable[bytes]]) -> Prepared:
+        """The answer to a question about the whole fleet, made once a version."""
+        found = self._kept.get(question)
+        if found is None:
+            kept, version = self._kept, self.version
+            found = Prepared(await make(), etag=version)
+            if kept is self._kept and len(kept) < MAX_KEPT_ANSWERS:
+                size = self._kept_bytes + len(found.data)
+                if size <= MAX_KEPT_BYTES:
+                    kept[question], self._kept_bytes = found, size
+        return found
+
     def __contains__(self, server_id: object) -> bool:
         return server_id in self._entries
+
+    async def changed(self) -> None:
+        """Returns at the next change."""
+        await self._change.wait()
 
     async def until(self, condition: Callable[[], bool], within_s: float) -> bool:
         """Waits for the mirror to satisfy a condition; tells whether it did in time."""
         try:
             async with asyncio.timeout(within_s):
                 while not condition():
-                    await self._change.wait()
+                    await self.changed()
         except TimeoutError:
             return False
         return True
 
-    @contextmanager
-    def watching(self) -> Iterator[Watcher]:
-        """Registers a watcher for the time of the block.
-
-        Raises:
-            ResourceExhausted: MAX_WATCHERS watch already.
-            Unavailable: the fleet was never received.
-        """
-        self._check_known()
-        if len(self._watchers) >= MAX_WATCHERS:
-            raise ResourceExhausted(f"{MAX_WATCHERS} clients watch already (MAX_WATCHERS)")
-        watcher = Watcher()
-        watcher.wake.set()
-        self._watchers.add(watcher)
-        try:
-            yield watcher
-        finally:
-            self._watchers.discard(watcher)
-
-    def _check_known(self) -> None:
+    def check_known(self) -> None:
+        """Raises Unavailable while nothing was ever received."""
         if not self.known:
             raise Unavailable("the live state has not been received from the cache yet", retry_after_s=1.0)

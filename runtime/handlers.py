@@ -1,8 +1,8 @@
 """From a service's descriptor and a plain object to gRPC handlers that go through interception.
 
 A servicer's attributes are named as the methods: `async def Method(self, request, context) -> response`, and an async
-generator for a streamed answer. A response may be `bytes`: an already serialized message, sent as it is. A method the
-servicer lacks is UNIMPLEMENTED.
+generator for a streamed answer. A response may be `bytes`, an already serialized message, or `Prepared`, one that is
+shared: they are sent as they are. A method the servicer lacks is UNIMPLEMENTED.
 
 What must stay true: messages are decoded and encoded where a fault becomes a typed error, because gRPC answers an
 exception of a (de)serializer with its text, and its own refusal of a large message cannot name MAX_MESSAGE_BYTES; each
@@ -34,6 +34,7 @@ from runtime.errors import (
 )
 from runtime.interception import HEALTH_SERVICE, Interception
 from runtime.limits import MAX_MESSAGE_BYTES
+from runtime.prepared import Prepared
 
 _NO_RESPONSES: Final[tuple[bytes, ...]] = ()
 
@@ -133,8 +134,11 @@ def _stream_decoder(request_class: type[Message]) -> Callable[[bytes], Message]:
     return decode_or_raise
 
 
-def _encode(response: Message | bytes) -> bytes:
-    raw = response if isinstance(response, bytes) else response.SerializeToString()
+def _encode(response: Message | bytes | Prepared) -> bytes:
+    if isinstance(response, Prepared):
+        raw = response.data
+    else:
+        raw = response if isinstance(response, bytes) else response.SerializeToString()
     if len(raw) > MAX_MESSAGE_BYTES:
         raise _too_large("response", len(raw))
     return raw

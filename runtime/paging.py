@@ -2,9 +2,10 @@
 
 The token is kept by the caller, so that no state is kept for one here and any worker can answer the next page.
 
-A token is the sort key of the last row shown, with a digest over that key, the listing's name and its filters. So a
-token that was altered, cut, or taken to other filters is refused instead of answering a wrong page. It is no secret and
-no permission: what it names is checked like any input.
+A token is the sort key of the last row shown, with a digest over that key, the listing's name and its filters, keyed
+with the secret of the installation, which all its processes have. So a token that was made elsewhere, altered, cut, or
+taken to other filters is refused instead of answering a wrong page. It is no secret and no permission: what it names is
+checked like any input.
 """
 
 import base64
@@ -23,8 +24,15 @@ MAX_PAGE_SIZE: Final = 1_000
 MAX_TOKEN_CHARACTERS: Final = 4_096
 _DIGEST_BYTES: Final = 8
 
+_key = b""
 Key = Sequence[str | int]
 Item = TypeVar("Item")
+
+
+def sign_with(secret: str) -> None:
+    """Has the tokens of this process signed with the secret of the installation. Called when a process starts."""
+    global _key  # noqa: PLW0603  one process has one secret, and listings are many
+    _key = hashlib.blake2b(secret.encode(), person=b"openmgr-page-key").digest()
 
 
 def page_size(requested: int, default: int = DEFAULT_PAGE_SIZE) -> int:
@@ -111,4 +119,4 @@ def bad_token() -> InvalidArgument:
 
 def _digest(listing: str, filters: Sequence[object], body: bytes) -> bytes:
     bound = orjson.dumps([listing, *filters]) + body
-    return hashlib.blake2b(bound, digest_size=_DIGEST_BYTES, person=b"openmgr-page").digest()
+    return hashlib.blake2b(bound, key=_key, digest_size=_DIGEST_BYTES, person=b"openmgr-page").digest()

@@ -24,7 +24,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
-from runtime import folder, logs, notify, tasks, telemetry, tls
+from runtime import folder, logs, notify, paging, tasks, telemetry, tls
 from runtime.channel import Channel
 from runtime.clock import Clock, SystemClock
 from runtime.errors import OpenManagerError
@@ -57,6 +57,7 @@ class Process(Generic[S]):
         self.clock: Clock = clock or SystemClock()
         self.folder: Path = settings.data_dir / name
         self.secret = folder.service_secret(settings) if secret is None else secret
+        paging.sign_with(self.secret)
         self.stopping = asyncio.Event()
         self.bound_addresses: dict[str, str] = {}
         """Variable (CACHE_ADDRESS) -> the address really listened on, once it is; port 0 has become a real one."""

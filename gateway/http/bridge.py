@@ -2,7 +2,8 @@
 
 A method is called as gRPC would call it: (request, context), where context is the Exchange. A bidirectional method gets
 a stream of the one message that the body is, and its first answer is the response. A response may be `bytes`, a
-serialized message, as under gRPC.
+serialized message, as under gRPC, or `Prepared`, one that is shared: then its JSON is made once and kept with it, and
+its entity tag is told and compared.
 
 What must stay true: body reading, decoding, the method and encoding all run inside interception, so that every request
 that reached a method has one access log line, one metric point and a deadline; decoding and encoding that may take over
@@ -21,16 +22,18 @@ from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N81
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from gateway.http.answer import Answer
 from gateway.http.encode import encoder_of, reader_of
 from gateway.http.exchange import DISCONNECT_WATCH_AFTER_S, Exchange
-from gateway.http.replies import Receive, Scope, Send, WrongMethod, send_error, send_json
+from gateway.http.replies import Receive, Scope, Send, WrongMethod, send_error
 from gateway.http.routes import Match, Route, RouteTable, routes_for
-from gateway.http.streams import Framer, StreamWriter, framer_of
+from gateway.http.streams import Framer, StreamWriter, framer_of, last_id_field
 from gateway.http.transcode import RequestReader
 from runtime.clock import Clock
 from runtime.errors import DeadlineExceeded, OpenManagerError, Unavailable
 from runtime.handlers import Bound
 from runtime.interception import SHUTTING_DOWN_REASON, Interception
+from runtime.prepared import Prepared
 
 DECODE_IN_THREAD_BYTES: Final = 64 << 10
 """Bodies over this size are decoded in a thread; up to it that takes at most about 5 ms."""
@@ -48,6 +51,7 @@ class Endpoint:
         self.reader = RequestReader(route)
         self.response_class: type[Message] = GetMessageClass(output)
         self.framer: Framer | None = framer_of(route.method) if route.is_stream else None
+        self._last_id = last_id_field(route.method) if self.framer is not None else ""
         self._has_lists = any(field.is_repeated for field in output.fields)
         if route.response_body:
             field = output.fields_by_name[route.response_body]
@@ -64,7 +68,10 @@ class Endpoint:
         query: bytes = exchange.scope["query_string"]
         if len(body) > DECODE_IN_THREAD_BYTES:
             return await asyncio.to_thread(self.reader.read, values, query, body, now_ms)
-        return self.reader.read(values, query, body, now_ms)
+        message = self.reader.read(values, query, body, now_ms)
+        if self._last_id and not getattr(message, self._last_id) and (seen := exchange.header(b"last-event-id")):
+            setattr(message, self._last_id, seen)
+        return message
 
     async def respond(self, request: Message, exchange: Exchange) -> Any:
         """Calls the method and returns its one response."""
@@ -77,8 +84,13 @@ class Endpoint:
                 return response
         return self.response_class()
 
-    async def encode(self, response: Message | bytes) -> bytes:
+    async def encode(self, response: Message | bytes | Prepared) -> bytes:
         """The response, or one of a stream of them, as it goes out."""
+        if isinstance(response, Prepared):
+            body = response.forms.get(self)
+            if body is None:
+                body = response.forms[self] = await self.encode(response.data)
+            return body
         message = self.response_class.FromString(response) if isinstance(response, bytes) else response
         write = self._to_json if self.framer is None else self.framer.message
         if self._has_lists and message.ByteSize() > ENCODE_IN_THREAD_BYTES:
@@ -137,8 +149,8 @@ class Bridge:
             if endpoint.framer is not None:
                 await self._stream(endpoint, endpoint.framer, match.values, exchange, send)
             else:
-                body = await self._unary(endpoint, match.values, exchange)
-                await send_json(send, body, with_body=with_body)
+                answer = await self._unary(endpoint, match.values, exchange)
+                await answer.send(send, exchange, with_body=with_body)
         except OpenManagerError as error:
             if not exchange.gone:
                 await send_error(send, error, with_body=with_body)
@@ -149,12 +161,17 @@ class Bridge:
         finally:
             exchange.close()
 
-    async def _unary(self, endpoint: Endpoint, values: tuple[str, ...], exchange: Exchange) -> bytes:
+    async def _unary(self, endpoint: Endpoint, values: tuple[str, ...], exchange: Exchange) -> Answer:
         now_ms = self._clock.now_ms()
 
-        async def handle(_request: None, context: Exchange) -> bytes:
+        async def handle(_request: None, context: Exchange) -> Answer:
             request = await endpoint.decode(context, values, now_ms)
-            return await endpoint.encode(await endpoint.respond(request, context))
+            response = await endpoint.respond(request, context)
+            if not isinstance(response, Prepared):
+                return Answer(await endpoint.encode(response))
+            if response.etag and context.has(response.etag):
+                return Answer(b"", response)
+            return Answer(await endpoint.encode(response), response)
 
         return await self._interception.unary(endpoint.route.rpc, handle, None, exchange)
 

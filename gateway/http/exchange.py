@@ -28,7 +28,18 @@ DISCONNECT_WATCH_AFTER_S: Final = 0.05
 class Exchange:
     """The context of one call over HTTP."""
 
-    __slots__ = ("_deadline", "_metadata", "_receive", "_task", "_timer", "_watcher", "gone", "principal", "scope")
+    __slots__ = (
+        "_deadline",
+        "_metadata",
+        "_receive",
+        "_task",
+        "_timer",
+        "_watcher",
+        "gone",
+        "principal",
+        "scope",
+        "trailers",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, principal: str) -> None:
         self.scope = scope
@@ -36,6 +47,8 @@ class Exchange:
         """Who calls, as the guard found."""
         self.gone = False
         """Whether the caller has left; the task was cancelled then."""
+        self.trailers: Sequence[tuple[str, str]] = ()
+        """What the method said beside its answer; over HTTP, headers."""
         self._receive = receive
         self._metadata: tuple[tuple[str, str], ...] | None = None
         self._deadline = math.inf
@@ -59,6 +72,10 @@ class Exchange:
             )
         return self._metadata
 
+    def set_trailing_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
+        """As under gRPC."""
+        self.trailers = metadata
+
     def time_remaining(self) -> float | None:
         """Seconds until the deadline of the Request-Timeout header; None without one."""
         return None if self._deadline == math.inf else self._deadline - time.monotonic()
@@ -75,6 +92,13 @@ class Exchange:
             if key == name:
                 return str(value.decode("latin-1"))
         return None
+
+    def has(self, etag: str) -> bool:
+        """Whether the caller says that he has an answer with this entity tag (If-None-Match)."""
+        known = self.header(b"if-none-match")
+        if known is None:
+            return False
+        return known.strip() == "*" or etag in [tag.strip().removeprefix("W/").strip('"') for tag in known.split(",")]
 
     async def body(self) -> bytes:
         """The whole body, at most MAX_BODY_BYTES, within BODY_READ_TIMEOUT_S."""

@@ -21,6 +21,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 JSON: Final = b"application/json"
+NOT_MODIFIED: Final = 304
 SECURITY_HEADERS: Final[tuple[Header, ...]] = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -95,14 +96,11 @@ async def send_bytes(
     send: Send, status: int, body: bytes, headers: Iterable[Header], *, with_body: bool = True
 ) -> None:
     """One complete answer. `with_body` False: for HEAD, the headers that GET would have had."""
-    start = [*headers, *trace_headers(), (b"content-length", str(len(body)).encode("ascii"))]
+    start = [*headers, *trace_headers()]
+    if status != NOT_MODIFIED:
+        start.append((b"content-length", str(len(body)).encode("ascii")))
     await send({"type": "http.response.start", "status": status, "headers": start})
     await send({"type": "http.response.body", "body": body if with_body else b""})
-
-
-async def send_json(send: Send, body: bytes, *, status: int = 200, with_body: bool = True) -> None:
-    """One complete JSON answer."""
-    await send_bytes(send, status, body, ((b"content-type", JSON), *API_HEADERS), with_body=with_body)
 
 
 async def send_error(send: Send, error: OpenManagerError, *, with_body: bool = True) -> None:

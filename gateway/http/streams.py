@@ -1,7 +1,8 @@
 """Streamed answers on the wire: JSON lines, or Server-Sent Events.
 
 JSON lines: a line for each message; a fault in mid-stream is a last line {"error": google.rpc.Status}.
-Server-Sent Events: one for each element of the fields marked `sse_event`; the field marked `sse_id` becomes the id.
+Server-Sent Events: one for each element of the fields marked `sse_event`, in order of their numbers; the field marked
+`sse_id` becomes the id. A marked bool is an event when it is true.
 
     event: server
     data: {"id":"server-1",...}
@@ -59,6 +60,14 @@ def framer_of(method: MethodDescriptor) -> Framer:
     return LineFramer(method)
 
 
+def last_id_field(method: MethodDescriptor) -> str:
+    """The field of the request that Last-Event-ID is for; empty: none."""
+    marked = (
+        field.name for field in method.input_type.fields if field.GetOptions().Extensions[options_pb2.sse_last_id]
+    )
+    return next(marked, "")
+
+
 class LineFramer:
     """application/x-ndjson."""
 
@@ -89,22 +98,25 @@ class EventFramer:
     heartbeat = b": still here\n\n"
 
     def __init__(self, method: MethodDescriptor) -> None:
-        self._events: list[tuple[str, bytes, Callable[[Any], Any]]] = []
+        self._events: list[tuple[str, bytes, Callable[[Any], Any] | None]] = []
         self._id = ""
         for field in method.output_type.fields:
             options = field.GetOptions()
             if name := options.Extensions[options_pb2.sse_event]:
-                self._events.append((field.name, name.encode(), encoder_of(message_type(field))))
+                encode = encoder_of(message_type(field)) if field.is_repeated else None
+                self._events.append((field.name, name.encode(), encode))
             if options.Extensions[options_pb2.sse_id]:
                 self._id = field.name
         self._encode = encoder_of(method.output_type)
 
     def message(self, message: Any) -> bytes:
-        frames = [
-            b"event: %b\ndata: %b\n\n" % (event, orjson.dumps(encode(element)))
-            for name, event, encode in self._events
-            for element in getattr(message, name)
-        ]
+        frames: list[bytes] = []
+        for name, event, encode in self._events:
+            value = getattr(message, name)
+            if encode is not None:
+                frames += [b"event: %b\ndata: %b\n\n" % (event, orjson.dumps(encode(one))) for one in value]
+            elif value:
+                frames.append(b"event: %b\ndata: {}\n\n" % event)
         if not self._events:
             frames.append(b"data: %b\n\n" % orjson.dumps(self._encode(message)))
         if self._id and (identity := _one_line(getattr(message, self._id))):

@@ -1,23 +1,32 @@
 """``FleetService``: the servers and how they are now.
 
-Reads come from ``gateway.state`` alone. Changes go to the record (``gateway.registry``) first, since that is what they
-change, and are then seen in the live state.
+Reads come from ``gateway.state`` alone, as ready bytes. Changes go to the record (``gateway.registry``) first, since
+that is what they change, and are then seen in the live state.
 """
 
-from collections.abc import AsyncIterator, Iterable
+import math
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final, Protocol
 
+from fleet.codec import delimited
+from gateway.changes import Changes, Wanted, made
+from gateway.entry import BASIC, FULL
 from gateway.registry import Registry
-from gateway.state import FleetState, ServerEntry
+from gateway.state import FleetState
 from openmanager.fleet.v1 import status_pb2
 from openmanager.gateway.v1 import fleet_pb2
 from runtime import paging
 from runtime.errors import InvalidArgument, NotFound
+from runtime.prepared import Prepared
 
-MAX_FULL_PAGE_SIZE = 200
+MAX_FULL_PAGE_SIZE: Final = 200
 """A full server of 511 metrics is 18 KB; a message holds 16 MiB."""
+AGE_KEY: Final = "age"
+"""Trailing metadata, and a header over HTTP: how old the live state may be, in seconds. Absent: it is current."""
 
-_UPDATABLE = ("hostname", "environment", "role", "location")
-_COUNTED = {
+_UPDATABLE: Final = ("hostname", "environment", "role", "location")
+_COUNTED: Final = {
     status_pb2.SERVER_STATUS_HEALTHY: "healthy",
     status_pb2.SERVER_STATUS_WARNING: "warning",
     status_pb2.SERVER_STATUS_CRITICAL: "critical",
@@ -25,76 +34,81 @@ _COUNTED = {
 }
 
 
+class Context(Protocol):
+    """What is needed of a call."""
+
+    def set_trailing_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        """Sends key and value pairs after the answer."""
+
+
 class FleetServicer:
     """Answers ``openmanager.gateway.v1.FleetService``."""
 
-    def __init__(self, state: FleetState, registry: Registry) -> None:
+    def __init__(self, state: FleetState, registry: Registry, changes: Changes) -> None:
         self._state = state
         self._registry = registry
+        self._changes = changes
 
-    async def GetServer(
-        self, request: fleet_pb2.GetServerRequest, _context: object
-    ) -> fleet_pb2.GetServerResponse | bytes:
-        """Returns ready bytes for the full view: as cheap as an empty handler."""
+    async def GetServer(self, request: fleet_pb2.GetServerRequest, context: Context) -> Prepared:
+        """Ready bytes: as cheap as an empty handler."""
+        if not self._state.following:  # spares a coroutine
+            await self._tell_age(context)
         entry = self._state.get(request.id)
         if entry is None:
             raise unknown_server(request.id)
-        if request.view == fleet_pb2.SERVER_VIEW_BASIC:
-            return fleet_pb2.GetServerResponse(server=entry.basic)
-        return entry.full_response
+        return entry.answer(request.view or FULL)
 
-    async def ListServers(
-        self, request: fleet_pb2.ListServersRequest, _context: object
-    ) -> fleet_pb2.ListServersResponse:
+    async def ListServers(self, request: fleet_pb2.ListServersRequest, context: Context) -> Prepared:
         """Filters, then pages."""
+        await self._tell_age(context)
+        question = ("ListServers", request.SerializeToString(deterministic=True))
+        return await self._state.kept(question, lambda: self._page(request))
+
+    async def _page(self, request: fleet_pb2.ListServersRequest) -> bytes:
         size = paging.page_size(request.page_size)
-        view = request.view or fleet_pb2.SERVER_VIEW_BASIC
-        if view == fleet_pb2.SERVER_VIEW_FULL:
+        view = request.view or BASIC
+        if view == FULL:
             size = min(size, MAX_FULL_PAGE_SIZE)
-        filters = (request.status, request.environment, request.role)
+        wanted = Wanted(view, request.environment, request.role)
         matching = [
             entry
             for entry in self._state.all()
-            if (not request.status or entry.status == request.status) and _placed(entry, *filters[1:])
+            if (not request.status or entry.status == request.status) and wanted.has(entry)
         ]
         chosen, token = paging.page_of(
-            matching, lambda entry: (entry.id,), listing="servers", filters=filters, size=size, token=request.page_token
+            matching,
+            lambda entry: (entry.id,),
+            listing="servers",
+            filters=(request.status, request.environment, request.role),
+            size=size,
+            token=request.page_token,
         )
-        return fleet_pb2.ListServersResponse(
-            servers=[entry.view(view) for entry in chosen], next_page_token=token, total_size=len(matching)
-        )
+        await made(chosen, view)
+        message = fleet_pb2.ListServersResponse
+        servers = [delimited(message.SERVERS_FIELD_NUMBER, entry.server(view)) for entry in chosen]
+        rest = message(next_page_token=token, total_size=len(matching))
+        return b"".join([*servers, rest.SerializeToString()])
 
-    async def GetFleetSummary(
-        self, _request: fleet_pb2.GetFleetSummaryRequest, _context: object
-    ) -> fleet_pb2.GetFleetSummaryResponse:
+    async def GetFleetSummary(self, _request: fleet_pb2.GetFleetSummaryRequest, context: Context) -> Prepared:
         """Counts the live state."""
+        await self._tell_age(context)
+        return await self._state.kept("GetFleetSummary", self._summary)
+
+    async def _summary(self) -> bytes:
         entries = self._state.all()
         summary = fleet_pb2.FleetSummary(total=len(entries))
         for status, name in _COUNTED.items():
             setattr(summary, name, sum(entry.status == status for entry in entries))
-        return fleet_pb2.GetFleetSummaryResponse(summary=summary)
+        return fleet_pb2.GetFleetSummaryResponse(summary=summary).SerializeToString()
 
     async def WatchFleet(
         self, request: fleet_pb2.WatchFleetRequest, _context: object
-    ) -> AsyncIterator[fleet_pb2.WatchFleetResponse]:
+    ) -> AsyncGenerator[Prepared, None]:
         """First everything, then what changed; a server that no longer matches the filters is gone for this reader."""
-        view = request.view or fleet_pb2.SERVER_VIEW_BASIC
-        shown: set[str] = set()
-        with self._state.watching() as watcher:
-            while True:
-                everything, changed, removed = await watcher.next()
-                entries = self._state.all() if everything else self._entries(changed)
-                matching = [entry for entry in entries if _placed(entry, request.environment, request.role)]
-                gone = (removed | (changed - {entry.id for entry in matching})) & shown
-                shown = (shown - gone) | {entry.id for entry in matching}
-                if not (everything or matching or gone):
-                    continue
-                yield fleet_pb2.WatchFleetResponse(
-                    version=self._state.version,
-                    snapshot=everything,
-                    servers=[entry.view(view) for entry in matching],
-                    removed=[fleet_pb2.RemovedServer(id=server_id) for server_id in sorted(gone)],
-                )
+        wanted = Wanted(request.view or BASIC, request.environment, request.role)
+        async with aclosing(self._changes.watch(wanted, request.after_version)) as messages:
+            async for message in messages:
+                yield message
 
     async def CreateServer(
         self, request: fleet_pb2.CreateServerRequest, _context: object
@@ -129,15 +143,16 @@ class FleetServicer:
         """Unmarks the record, then admits the server again."""
         return fleet_pb2.UndeleteServerResponse(server=await self._registry.undelete(request.id))
 
-    def _entries(self, ids: Iterable[str]) -> list[ServerEntry]:
-        return [entry for server_id in sorted(ids) if (entry := self._state.get(server_id)) is not None]
+    async def _tell_age(self, context: Context) -> None:
+        """Asks the cache where it is not followed, and says how old the state may be all the same."""
+        if self._state.following:
+            return
+        await self._state.refresh()
+        age_s = self._state.age_s
+        if math.isfinite(age_s):
+            context.set_trailing_metadata(((AGE_KEY, str(math.ceil(age_s))),))
 
 
 def unknown_server(server_id: str) -> NotFound:
     """The error for an id that is not in the fleet."""
     return NotFound(f"there is no server {server_id[:255]!r}", reason="SERVER_NOT_FOUND", field="id")
-
-
-def _placed(entry: ServerEntry, environment: str, role: str) -> bool:
-    descriptor = entry.state.descriptor
-    return (not environment or descriptor.environment == environment) and (not role or descriptor.role == role)

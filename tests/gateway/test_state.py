@@ -9,6 +9,8 @@ import pytest
 
 from fleet.codec import metric_set_to_pb
 from fleet.model import Metric, MetricSet
+from gateway import changes
+from gateway.changes import Changes
 from gateway.servicers.fleet import FleetServicer
 from gateway.state import FleetState
 from openmanager.cache.v1 import cache_pb2
@@ -18,6 +20,7 @@ from runtime.channel import Channel
 from runtime.clock import SystemClock
 from runtime.errors import InvalidArgument, NotFound, OpenManagerError, Unavailable
 from runtime.interception import Interception
+from runtime.prepared import Prepared
 from runtime.server import GrpcServer, bind
 from tests.harness import eventually
 
@@ -38,33 +41,72 @@ def server_state(server_id: str, *values: float, **fields: Any) -> cache_pb2.Ser
 
 
 class PlayedCache:
-    """Sends what a test puts into ``messages``; ``cut`` breaks the stream off."""
+    """Sends what a test puts into ``messages``; ``cut`` breaks the stream off. Asked, it gives ``answer``."""
 
     def __init__(self) -> None:
         self.messages: asyncio.Queue[cache_pb2.WatchServersResponse | None] = asyncio.Queue()
-        self._sequence = 0
+        self.refuses_watchers = False
+        self.answer: cache_pb2.WatchServersResponse | None = None
+        self.asked = 0
+        self.epoch = "e"
+        self.sequence = 0
 
     def send(self, *states: cache_pb2.ServerState, removed: tuple[str, ...] = (), **fields: Any) -> None:
-        self._sequence += 1
-        self.messages.put_nowait(
-            cache_pb2.WatchServersResponse(
-                version=cache_pb2.Version(epoch="e", sequence=self._sequence),
-                states=states,
-                removed_server_ids=removed,
-                metric_sets=[metric_set_to_pb(SET)],
-                **fields,
-            )
+        self.messages.put_nowait(self.message(*states, removed=removed, **fields))
+
+    def message(
+        self, *states: cache_pb2.ServerState, removed: tuple[str, ...] = (), **fields: Any
+    ) -> cache_pb2.WatchServersResponse:
+        for state in states:
+            self.sequence += 1
+            state.sequence = self.sequence
+        self.sequence += len(removed)
+        return cache_pb2.WatchServersResponse(
+            version=cache_pb2.Version(epoch=self.epoch, sequence=self.sequence),
+            states=states,
+            removed_server_ids=removed,
+            metric_sets=[metric_set_to_pb(SET)],
+            **fields,
         )
 
     def cut(self) -> None:
         self.messages.put_nowait(None)
 
+    def skip(self, changes: int) -> None:
+        """As many changes went by before anybody watched."""
+        self.sequence += changes
+
+    def restart(self) -> None:
+        self.epoch, self.sequence = f"{self.epoch}e", 0
+
     async def WatchServers(
         self, _request: cache_pb2.WatchServersRequest, _context: Any
     ) -> AsyncIterator[cache_pb2.WatchServersResponse]:
+        if self.refuses_watchers:
+            raise Unavailable("no more watchers")
         while (message := await self.messages.get()) is not None:
             yield message
         raise Unavailable("cut")
+
+    async def ListServerStates(
+        self, _request: cache_pb2.ListServerStatesRequest, _context: Any
+    ) -> cache_pb2.ListServerStatesResponse:
+        self.asked += 1
+        if self.answer is None:
+            raise Unavailable("away")
+        return cache_pb2.ListServerStatesResponse(
+            states=reversed(self.answer.states), metric_sets=self.answer.metric_sets, version=self.answer.version
+        )
+
+
+class Said:
+    """The context of a call."""
+
+    def __init__(self) -> None:
+        self.trailers: dict[str, str] = {}
+
+    def set_trailing_metadata(self, metadata: Any) -> None:
+        self.trailers = dict(metadata)
 
 
 class World:
@@ -73,7 +115,8 @@ class World:
     def __init__(self, cache: PlayedCache, state: FleetState) -> None:
         self.cache = cache
         self.state = state
-        self.servicer = FleetServicer(state, None)  # type: ignore[arg-type]  # changes are not tried here
+        self.servicer = FleetServicer(state, None, Changes(state, SystemClock()))  # type: ignore[arg-type]  # no changes
+        self.context = Said()
         self.snapshots = 0
 
     async def follow(self) -> None:
@@ -81,17 +124,54 @@ class World:
             try:
                 await self.state.follow(self._snapshot)
             except OpenManagerError:
-                continue
+                await asyncio.sleep(0.01)
 
     def _snapshot(self) -> None:
         self.snapshots += 1
+
+    def caught_up(self) -> bool:
+        return (self.state.epoch, self.state.sequence) == (self.cache.epoch, self.cache.sequence)
+
+    async def asks_again(self, asked: int) -> bool:
+        assert await self.list() == ["a", "b"]
+        return self.cache.asked > asked
 
     def ids(self) -> list[str]:
         return [entry.id for entry in self.state.all()] if self.state.known else []
 
     async def list(self, **filters: Any) -> list[str]:
-        response = await self.servicer.ListServers(fleet_pb2.ListServersRequest(**filters), None)
-        return [server.id for server in response.servers]
+        return [server.id for server in (await self.page(**filters)).servers]
+
+    async def page(self, **filters: Any) -> fleet_pb2.ListServersResponse:
+        answer = await self.servicer.ListServers(fleet_pb2.ListServersRequest(**filters), self.context)
+        return fleet_pb2.ListServersResponse.FromString(answer.data)
+
+    async def get(self, server_id: str) -> Prepared:
+        return await self.servicer.GetServer(fleet_pb2.GetServerRequest(id=server_id), self.context)
+
+    @asynccontextmanager
+    async def watch(self, **wanted: Any) -> AsyncIterator["Watch"]:
+        async with aclosing(self.servicer.WatchFleet(fleet_pb2.WatchFleetRequest(**wanted), None)) as messages:
+            yield Watch(messages)
+
+
+class Watch:
+    """A stream of changes as a client reads it."""
+
+    def __init__(self, messages: Any) -> None:
+        self._messages = messages
+        self.known: dict[str, fleet_pb2.Server] = {}
+        self.version = ""
+
+    async def next(self) -> fleet_pb2.WatchFleetResponse:
+        message = fleet_pb2.WatchFleetResponse.FromString((await anext(self._messages)).data)
+        if message.snapshot:
+            self.known.clear()
+        self.known.update((server.id, server) for server in message.servers)
+        for removed in message.removed:
+            self.known.pop(removed.id, None)
+        self.version = message.version
+        return message
 
 
 @asynccontextmanager
@@ -120,22 +200,16 @@ async def test_a_snapshot_and_changes_are_mirrored() -> None:
     async with world() as w:
         w.cache.send(server_state("b", 1, 2, 3, 4), server_state("a", 5, NAN, 7, 8), snapshot=True)
         await eventually(lambda: w.ids() == ["a", "b"])
-        full = fleet_pb2.GetServerResponse.FromString(await get(w, "a")).server
+        full = fleet_pb2.GetServerResponse.FromString((await w.get("a")).data).server
         assert dict(full.metrics) == {"cpu_usage": 5, "disk_usage": 7, "other": 8}, "NaN is no value"
-        basic = (await w.servicer.ListServers(fleet_pb2.ListServersRequest(), None)).servers[0]
+        basic = (await w.page()).servers[0]
         assert dict(basic.metrics) == {"cpu_usage": 5, "disk_usage": 7}
         w.cache.send(server_state("a", 9, 9, 9, 9, status=CRITICAL), removed=("b",))
         await eventually(lambda: w.ids() == ["a"])
         assert await w.list(status=CRITICAL) == ["a"]
         assert await w.list(status=HEALTHY) == []
         with pytest.raises(NotFound):
-            await get(w, "b")
-
-
-async def get(w: World, server_id: str) -> bytes:
-    response = await w.servicer.GetServer(fleet_pb2.GetServerRequest(id=server_id), None)
-    assert isinstance(response, bytes)
-    return response
+            await w.get("b")
 
 
 async def test_a_large_snapshot_comes_in_parts_and_drops_nobody_before_its_end() -> None:
@@ -143,13 +217,14 @@ async def test_a_large_snapshot_comes_in_parts_and_drops_nobody_before_its_end()
         w.cache.send(server_state("a", 1, 1, 1, 1), server_state("gone", 1, 1, 1, 1), snapshot=True)
         await eventually(lambda: w.snapshots == 1)
         w.cache.cut()
-        w.cache.send(server_state("a", 2, 2, 2, 2), snapshot=True, continues=True)
-        await eventually(lambda: w.state.version.endswith("-2"))
-        assert w.ids() == ["a", "gone"]
-        assert w.snapshots == 1
-        w.cache.send(server_state("c", 3, 3, 3, 3))
-        await eventually(lambda: w.ids() == ["a", "c"])
+        w.cache.send(server_state("a", 2, 2, 2, 2), server_state("b", 2, 2, 2, 2), snapshot=True, continues=True)
+        w.cache.send(server_state("d", 2, 2, 2, 2), removed=("b",), continues=True)
+        await eventually(w.cache.messages.empty)
+        assert (w.ids(), w.snapshots) == (["a", "gone"], 1)
+        w.cache.send(server_state("a", 3, 3, 3, 3), server_state("c", 3, 3, 3, 3))
+        await eventually(lambda: w.ids() == ["a", "c", "d"])
         assert w.snapshots == 2
+        assert fleet_pb2.GetServerResponse.FromString((await w.get("a")).data).server.metrics["other"] == 3
 
 
 async def test_while_the_cache_is_away_the_last_state_is_served() -> None:
@@ -165,14 +240,14 @@ async def test_a_slow_watcher_gets_the_latest_and_every_server() -> None:
     async with world() as w:
         w.cache.send(server_state("a", 1, 1, 1, 1), server_state("b", 1, 1, 1, 1), snapshot=True)
         await eventually(lambda: w.state.known)
-        async with aclosing(w.servicer.WatchFleet(fleet_pb2.WatchFleetRequest(), None)) as watch:
-            first = await anext(watch)
+        async with w.watch() as watch:
+            first = await watch.next()
             assert (first.snapshot, len(first.servers)) == (True, 2)
             for value in range(2, 50):
                 w.cache.send(server_state("a", value, 1, 1, 1))
             w.cache.send(server_state("b", 7, 1, 1, 1))
-            await eventually(lambda: w.state.version.endswith("-50"))
-            late = await anext(watch)
+            await eventually(w.caught_up)
+            late = await watch.next()
             values = {server.id: server.metrics["cpu_usage"] for server in late.servers}
             assert (late.snapshot, values) == (False, {"a": 49.0, "b": 7.0})
 
@@ -181,16 +256,134 @@ async def test_a_filtered_watcher_sees_a_server_leave() -> None:
     async with world() as w:
         w.cache.send(server_state("a", environment="x"), server_state("b", environment="y"), snapshot=True)
         await eventually(lambda: w.state.known)
-        async with aclosing(w.servicer.WatchFleet(fleet_pb2.WatchFleetRequest(environment="x"), None)) as watch:
-            assert [server.id for server in (await anext(watch)).servers] == ["a"]
+        async with w.watch(environment="x") as watch:
+            assert [server.id for server in (await watch.next()).servers] == ["a"]
             w.cache.send(server_state("b", environment="y"))  # of no interest
+            await eventually(w.caught_up)
             w.cache.send(server_state("a", environment="y"))
-            message = await anext(watch)
+            message = await watch.next()
             assert ([one.id for one in message.removed], list(message.servers)) == (["a"], [])
             w.cache.send(server_state("b", environment="x"))
-            assert [server.id for server in (await anext(watch)).servers] == ["b"]
+            assert [server.id for server in (await watch.next()).servers] == ["b"]
             w.cache.send(removed=("b",))
-            assert [one.id for one in (await anext(watch)).removed] == ["b"]
+            assert [one.id for one in (await watch.next()).removed] == ["b"]
+
+
+async def test_who_was_cut_off_goes_on_with_the_version_that_he_has() -> None:
+    async with world() as w:
+        w.cache.send(*(server_state(name, 1, 1, 1, 1) for name in "abc"), snapshot=True)
+        await eventually(lambda: w.state.known)
+        async with w.watch() as watch:
+            await watch.next()
+        w.cache.send(server_state("a", 2, 2, 2, 2), removed=("b",))
+        await eventually(w.caught_up)
+        async with w.watch(after_version=watch.version) as again:
+            message = await again.next()
+            assert ([one.id for one in message.servers], [one.id for one in message.removed]) == (["a"], ["b"])
+            assert not message.snapshot and message.version == w.state.version
+        async with w.watch(after_version="another-1") as anew:
+            assert (await anew.next()).snapshot and set(anew.known) == {"a", "c"}
+        with pytest.raises(InvalidArgument) as fault:
+            async with w.watch(after_version="nonsense") as never:
+                await never.next()
+        assert fault.value.field == "after_version"
+
+
+async def test_who_lacks_removals_that_are_not_known_gets_everything() -> None:
+    """As after a restart of the gateway: what went before nobody can say."""
+    async with world() as w:
+        w.cache.skip(10)
+        w.cache.send(server_state("a", 1, 1, 1, 1), snapshot=True)
+        await eventually(lambda: w.state.known)
+        async with w.watch(after_version="e-5") as watch:
+            assert (await watch.next()).snapshot
+        async with w.watch(after_version=watch.version) as watch:
+            w.cache.send(server_state("b", 1, 1, 1, 1))
+            message = await watch.next()
+            assert not message.snapshot and [server.id for server in message.servers] == ["b"]
+
+
+async def test_a_cache_that_began_anew_has_everything_sent_anew() -> None:
+    async with world() as w:
+        w.cache.send(server_state("a", 1, 1, 1, 1), server_state("b", 1, 1, 1, 1), snapshot=True)
+        await eventually(lambda: w.state.known)
+        async with w.watch() as watch:
+            await watch.next()
+            w.cache.cut()
+            w.cache.restart()
+            w.cache.send(server_state("b", 5, 5, 5, 5), snapshot=True)
+            message = await watch.next()
+            assert message.snapshot and set(watch.known) == {"b"}
+
+
+async def test_a_large_fleet_is_sent_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "MAX_WATCH_MESSAGE_BYTES", 100)
+    async with world() as w:
+        w.cache.send(*(server_state(f"s{number:02}", 1, 1, 1, 1) for number in range(20)), snapshot=True)
+        await eventually(lambda: w.state.known)
+        async with w.watch() as watch:
+            first = await watch.next()
+            assert first.snapshot and first.continues and 0 < len(first.servers) < 20
+            w.cache.send(removed=("s00", "s19"))
+            await eventually(w.caught_up)
+            while (message := await watch.next()).continues:
+                assert not message.snapshot
+            assert set(watch.known) == {f"s{number:02}" for number in range(1, 19)}
+            assert watch.version == w.state.version
+        async with w.watch(after_version=watch.version) as watch:
+            w.cache.send(server_state("s01", 2, 2, 2, 2))
+            assert not (await watch.next()).snapshot
+
+
+async def test_watchers_who_want_the_same_share_the_bytes() -> None:
+    async with world() as w:
+        w.cache.send(*(server_state(name, 1, 1, 1, 1) for name in "abc"), snapshot=True)
+        await eventually(lambda: w.state.known)
+        streams = [w.servicer.WatchFleet(fleet_pb2.WatchFleetRequest(), None) for _ in range(5)]
+        first = [await anext(stream) for stream in streams]
+        assert all(message is first[0] for message in first)
+        waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
+        w.cache.send(server_state("a", 2, 2, 2, 2))
+        later = await asyncio.gather(*waiting)
+        assert all(message is later[0] for message in later)
+        for stream in streams:
+            await stream.aclose()
+
+
+async def test_equal_questions_share_the_answer_until_something_changes() -> None:
+    async with world() as w:
+        w.cache.send(server_state("a", 1, 1, 1, 1), server_state("b", 1, 1, 1, 1), snapshot=True)
+        await eventually(lambda: w.state.known)
+        answers = [await w.servicer.ListServers(fleet_pb2.ListServersRequest(), w.context) for _ in range(2)]
+        other = await w.servicer.ListServers(fleet_pb2.ListServersRequest(role="web"), w.context)
+        assert answers[0] is answers[1] is not other
+        one = await w.get("b")
+        assert one is await w.get("b")
+        w.cache.send(server_state("a", 2, 2, 2, 2))
+        await eventually(w.caught_up)
+        later = await w.servicer.ListServers(fleet_pb2.ListServersRequest(), w.context)
+        assert later is not answers[0] and later.etag != answers[0].etag
+        assert one is await w.get("b"), "it did not change"
+        assert (await w.get("a")).etag != one.etag
+
+
+async def test_while_the_subscription_is_broken_the_cache_is_asked_and_the_age_is_told() -> None:
+    async with world() as w:
+        w.cache.send(server_state("a", 1, 1, 1, 1), snapshot=True)
+        await eventually(lambda: w.state.following)
+        await w.get("a")
+        assert w.context.trailers == {}, "it is current"
+        w.cache.refuses_watchers = True
+        w.cache.cut()
+        await eventually(lambda: not w.state.following)
+        w.cache.answer = w.cache.message(server_state("a", 2, 2, 2, 2), server_state("b", 2, 2, 2, 2))
+        assert await w.list() == ["a", "b"]
+        assert w.context.trailers.keys() == {"age"} and int(w.context.trailers["age"]) <= 1
+        asked = w.cache.asked
+        assert await w.list() == ["a", "b"] and w.cache.asked == asked, "it was asked a moment ago"
+        w.cache.answer = None  # away altogether
+        await eventually(lambda: w.asks_again(asked))
+        assert int(w.context.trailers["age"]) >= 1
 
 
 async def test_the_summary_adds_up() -> None:
@@ -200,7 +393,8 @@ async def test_the_summary_adds_up() -> None:
             server_state("a"), server_state("b", status=CRITICAL), server_state("c", status=offline), snapshot=True
         )
         await eventually(lambda: w.state.known)
-        summary = (await w.servicer.GetFleetSummary(fleet_pb2.GetFleetSummaryRequest(), None)).summary
+        answer = await w.servicer.GetFleetSummary(fleet_pb2.GetFleetSummaryRequest(), w.context)
+        summary = fleet_pb2.GetFleetSummaryResponse.FromString(answer.data).summary
         assert (summary.total, summary.healthy, summary.warning, summary.critical, summary.offline) == (3, 1, 0, 1, 1)
 
 
@@ -208,7 +402,7 @@ async def test_pages_of_servers_follow_each_other() -> None:
     async with world() as w:
         w.cache.send(*(server_state(f"s{index}") for index in range(5)), snapshot=True)
         await eventually(lambda: w.state.known)
-        first = await w.servicer.ListServers(fleet_pb2.ListServersRequest(page_size=3), None)
+        first = await w.page(page_size=3)
         assert (len(first.servers), first.total_size) == (3, 5)
         assert await w.list(page_size=3, page_token=first.next_page_token) == ["s3", "s4"]
         with pytest.raises(InvalidArgument):

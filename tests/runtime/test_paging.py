@@ -59,3 +59,13 @@ def test_page_sizes() -> None:
     with pytest.raises(InvalidArgument) as refused:
         paging.page_size(-1)
     assert refused.value.field == "page_size"
+
+
+def test_a_token_of_another_installation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paging, "_key", b"")  # as it was, afterwards
+    paging.sign_with("one secret")
+    _, token = page(["a", "b"], 1, "")
+    assert page(["a", "b"], 1, token) == (["b"], "")
+    paging.sign_with("another secret")
+    with pytest.raises(InvalidArgument):
+        page(["a", "b"], 1, token)

@@ -27,6 +27,7 @@ from runtime.clock import Clock
 from runtime.errors import Internal, NotFound, Unavailable
 from runtime.handlers import Bound, bind
 from runtime.interception import Interception
+from runtime.prepared import Prepared
 
 PACKAGE = "openmanager.gateway.v1"
 SERVICES = (
@@ -49,6 +50,10 @@ def full_server(name: str = "server-1") -> fleet_pb2.Server:
     return server
 
 
+def shared_server(etag: str) -> Prepared:
+    return Prepared(fleet_pb2.GetServerResponse(server=full_server("shared")).SerializeToString(), etag=etag)
+
+
 @dataclass
 class FakeServicer:
     """Answers every public method in a way that a test can tell; remembers what it was asked."""
@@ -58,6 +63,7 @@ class FakeServicer:
     running: int = 0
     cancelled: int = 0
     release: asyncio.Event = field(default_factory=asyncio.Event)
+    shared: Prepared = field(default_factory=lambda: shared_server("e-1"))
     ticks: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
 
     def _saw(self, request: Any, context: Any) -> None:
@@ -72,6 +78,9 @@ class FakeServicer:
             raise ZeroDivisionError("a secret text")
         if request.id == "ready":
             return fleet_pb2.GetServerResponse(server=full_server()).SerializeToString()
+        if request.id == "shared":
+            context.set_trailing_metadata((("age", "3"),))
+            return self.shared
         if request.id == "slow":
             self.running += 1
             try:
@@ -236,7 +245,7 @@ async def read_answer(reader: asyncio.StreamReader, *, with_body: bool = True) -
     if with_body and headers.get("transfer-encoding") == "chunked":
         while chunk := await read_chunk(reader):
             body += chunk
-    elif with_body:
+    elif with_body and status != 304:
         body = await reader.readexactly(int(headers["content-length"]))
     return Answer(status, headers, body)
 

@@ -28,6 +28,26 @@ def events(text: bytes) -> list[dict[str, str]]:
     return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
 
 
+async def test_the_last_event_id_is_where_the_reader_goes_on() -> None:
+    async with serving() as served:
+        for query, header, asked in (("", "e-7", "e-7"), ("?after_version=e-9", "e-7", "e-9"), ("", "", "")):
+            served.servicer.ticks.put_nowait(None)
+            await served.call("GET", f"/v1/fleet/watch{query}", headers={"last-event-id": header})
+            assert served.servicer.requests[-1].after_version == asked
+
+
+async def test_a_snapshot_is_an_event_of_its_own() -> None:
+    async with serving() as served:
+        snapshot = tick("e-1", "a")
+        snapshot.snapshot = True
+        served.servicer.ticks.put_nowait(snapshot)
+        served.servicer.ticks.put_nowait(None)
+        answer = await served.get("/v1/fleet/watch")
+    found = [block for block in events(answer.body) if "event" in block]
+    assert [block["event"] for block in found] == ["snapshot", "server"]
+    assert [block.get("id") for block in found] == [None, "e-1"]
+
+
 async def test_json_lines() -> None:
     async with serving() as served:
         answer = await served.call("POST", "/v1/history:query", {"metrics": ["cpu"]})

@@ -1,0 +1,108 @@
+"""One version of one server, with what readers are given of it, made when first read and then kept.
+
+What must stay true: an entry never changes; equal versions have equal bytes in every gateway process.
+"""
+
+import math
+
+import numpy as np
+
+from fleet.codec import delimited
+from fleet.model import HEADLINE_METRICS, MetricSet
+from openmanager.cache.v1 import cache_pb2
+from openmanager.fleet.v1 import status_pb2
+from openmanager.gateway.v1 import fleet_pb2
+from runtime.prepared import Prepared
+
+Sets = dict[str, MetricSet]
+
+BASIC, FULL = fleet_pb2.SERVER_VIEW_BASIC, fleet_pb2.SERVER_VIEW_FULL
+
+
+class ServerEntry:
+    """A server as it was at `version`; `placed_at` is the sequence at which it came to its environment and role."""
+
+    __slots__ = ("_answers", "_servers", "_sets", "epoch", "id", "placed_at", "state")
+
+    def __init__(self, state: cache_pb2.ServerState, sets: Sets, epoch: str, before: "ServerEntry | None") -> None:
+        """Takes a state.
+
+        Args:
+            state: from the cache.
+            sets: those that its samples need.
+            epoch: of the cache's life; the state's sequence counts in it.
+            before: the server's entry before, if any.
+        """
+        self.id = state.descriptor.server_id
+        self.state = state
+        self.epoch = epoch
+        self.placed_at: int = state.sequence
+        if before is not None and (before.epoch, before.place) == (epoch, self.place):
+            self.placed_at = before.placed_at
+        self._sets = sets
+        self._servers: dict[fleet_pb2.ServerView.ValueType, bytes] = {}
+        self._answers: dict[fleet_pb2.ServerView.ValueType, Prepared] = {}
+
+    @property
+    def status(self) -> status_pb2.ServerStatus.ValueType:
+        """How it is."""
+        return self.state.status
+
+    @property
+    def sequence(self) -> int:
+        """Orders it among all entries of its epoch."""
+        return self.state.sequence
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Environment and role."""
+        return self.state.descriptor.environment, self.state.descriptor.role
+
+    def server(self, view: fleet_pb2.ServerView.ValueType) -> bytes:
+        """A serialized Server."""
+        made = self._servers.get(view)
+        if made is None:
+            made = self._servers[view] = self._made(view)
+        return made
+
+    def message(self, view: fleet_pb2.ServerView.ValueType) -> fleet_pb2.Server:
+        """The same as a message."""
+        return fleet_pb2.Server.FromString(self.server(view))
+
+    def answer(self, view: fleet_pb2.ServerView.ValueType) -> Prepared:
+        """A GetServerResponse."""
+        made = self._answers.get(view)
+        if made is None:
+            data = delimited(fleet_pb2.GetServerResponse.SERVER_FIELD_NUMBER, self.server(view))
+            made = self._answers[view] = Prepared(data, etag=f"{self.epoch}-{self.sequence}")
+        return made
+
+    def _made(self, view: fleet_pb2.ServerView.ValueType) -> bytes:
+        state, descriptor = self.state, self.state.descriptor
+        message = fleet_pb2.Server(
+            id=descriptor.server_id,
+            hostname=descriptor.hostname,
+            environment=descriptor.environment,
+            role=descriptor.role,
+            location=descriptor.location,
+            status=state.status,
+        )
+        if state.HasField("observed_time"):
+            message.observed_time.CopyFrom(state.observed_time)
+        values = self._values()
+        if view == BASIC:
+            message.metrics.update({name: values[name] for name in HEADLINE_METRICS if name in values})
+        else:
+            message.metrics.update(values)
+            if state.HasField("receive_time"):
+                message.receive_time.CopyFrom(state.receive_time)
+                message.clock_skew.CopyFrom(state.clock_skew)
+        return message.SerializeToString(deterministic=True)
+
+    def _values(self) -> dict[str, float]:
+        merged: dict[str, float] = {}
+        for sample in self.state.samples:
+            keys = self._sets[sample.metric_set_id].keys
+            values = np.array(sample.values).tolist()
+            merged.update((key, value) for key, value in zip(keys, values, strict=True) if not math.isnan(value))
+        return merged
