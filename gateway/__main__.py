@@ -21,6 +21,7 @@ from gateway.servicers.passing import AiInteractionServicer, AnalyticsServicer, 
 from gateway.servicers.storage import StorageServicer, replica_names
 from gateway.settings import GatewaySettings
 from gateway.state import FleetState
+from gateway.workers import own_number, serve_by_workers
 from openmanager.gateway.v1 import ai_pb2, analytics_pb2, fleet_pb2, history_pb2, ingest_pb2, simulator_pb2, storage_pb2
 from runtime import tasks
 from runtime.interception import Interception
@@ -33,6 +34,14 @@ RECONNECT = Backoff(initial_s=0.1, max_s=2.0, healthy_after_s=5.0)
 
 async def serve(settings: GatewaySettings, process: Process[GatewaySettings]) -> None:
     """Runs until the process is told to stop."""
+    if settings.workers > 1 and own_number() is None:
+        await serve_by_workers(settings, process)
+    else:
+        await serve_alone(settings, process)
+
+
+async def serve_alone(settings: GatewaySettings, process: Process[GatewaySettings]) -> None:
+    """Serves in this process."""
     async with AsyncExitStack() as stack:
         cache, metadata, simulator, analytics = [
             await stack.enter_async_context(process.open_channel(target))
@@ -96,6 +105,7 @@ async def _serve_grpc(
         public=True,
         ready=lambda: state.known and http_listening.is_set(),
         authenticator=grpc_authenticator(settings.token),
+        share_port=own_number() is not None,
     )
 
 
@@ -124,8 +134,11 @@ async def _serve_http(
         bound=lambda _address: listening.set(),
         tls_cert_file=settings.tls_cert_file,
         tls_key_file=settings.tls_key_file,
+        share_port=own_number() is not None,
     )
 
 
 if __name__ == "__main__":
-    run_process("gateway", GatewaySettings, serve, prometheus=True)
+    number = own_number()
+    part = "" if number is None else f"worker-{number}"
+    run_process("gateway", GatewaySettings, serve, prometheus=True, part=part)

@@ -3,7 +3,6 @@
 The same truth as the status call: state, lag, spool and free disk of every store, as gauges, from the last answers.
 """
 
-import math
 from collections.abc import Callable, Iterable
 
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -16,7 +15,7 @@ from runtime.clock import Clock
 
 REFRESH_INTERVAL_S = 2.0
 
-Read = Callable[[status_pb2.StoreStatus], float]
+Read = Callable[[status_pb2.StoreStatus], float | None]
 
 _GAUGES: tuple[tuple[str, str, str, Read], ...] = (
     ("openmanager.store.up", "1", "1 up, 0.5 degraded, 0 down.", lambda status: _UP.get(status.state, 0.0)),
@@ -35,8 +34,8 @@ _GAUGES: tuple[tuple[str, str, str, Read], ...] = (
     (
         "openmanager.store.disk.left",
         "d",
-        "Days until a store's disk is full at the rate of the last day; +Inf: it does not fill, or is not known.",
-        lambda status: status.disk_days_left if status.HasField("disk_days_left") else math.inf,
+        "Days until a store's disk is full at the rate of the last day; absent: it does not fill, or is not known.",
+        lambda status: status.disk_days_left if status.HasField("disk_days_left") else None,
     ),
 )
 _UP: dict[status_pb2.StoreState.ValueType, float] = {
@@ -74,7 +73,8 @@ class OperatorMetrics:
 
     def _observer(self, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_options: CallbackOptions) -> Iterable[Observation]:
-            return [Observation(read(status), {"store": status.name, "role": status.role}) for status in self._last]
+            values = ((read(status), {"store": status.name, "role": status.role}) for status in self._last)
+            return [Observation(value, labels) for value, labels in values if value is not None]
 
         return observe
 

@@ -13,6 +13,13 @@ class GatewaySettings(CommonSettings):
 
     grpc_address: Address = setting("GATEWAY_GRPC_ADDRESS", "127.0.0.1:50050", "Where gRPC is served.")
     http_address: Address = setting("GATEWAY_HTTP_ADDRESS", "127.0.0.1:8080", "Where HTTP is served.")
+    workers: int = setting(
+        "GATEWAY_WORKERS",
+        1,
+        "Processes that serve the same addresses; more than one pays where there are more than two processors.",
+        ge=1,
+        le=64,
+    )
     token: SecretStr | None = setting(
         "GATEWAY_TOKEN", None, "Administrator's bearer token; with it every caller must present it.", min_length=16
     )

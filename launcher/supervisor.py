@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.logfile import LogFile, summary_of
-from launcher.notifications import NotifySocket
 from runtime import notify
 from runtime.clock import Clock
+from runtime.notifications import NotifySocket
 
 RESTART_INITIAL_S = 0.5
 RESTART_MAX_S = 30.0

@@ -71,17 +71,20 @@ class Process(Generic[S]):
         public: bool = False,
         ready: Callable[[], bool] | None = None,
         authenticator: Authenticator | None = None,
+        share_port: bool = False,
     ) -> None:
         """Serves until `stopping`, lets calls in flight finish, returns.
 
         An inner server (public=False) lets in who has the service secret; a public one whom `authenticator` lets in,
-        everyone without one. Health says SERVING while `ready()` is true.
+        everyone without one. Health says SERVING while `ready()` is true. `share_port`: others like this one listen on
+        the same port.
         """
         setting = address_setting or f"{self.name.upper()}_ADDRESS"
         if not public:
             authenticator = service_secret_authenticator(self.secret)
         credentials = tls.server_credentials(self.settings, address, public=public)
-        server = GrpcServer(servicers, Interception(authenticator), credentials=credentials)
+        interception = Interception(authenticator)
+        server = GrpcServer(servicers, interception, credentials=credentials, share_port=share_port)
         try:
             bound = await server.start(address)
         except AddressUnavailable as error:
@@ -123,16 +126,17 @@ async def _follow_readiness(server: GrpcServer, ready: Callable[[], bool]) -> No
         if now != last:
             await server.set_serving(now)
             if now:
-                _tell(notify.READY)
+                tell_ready()
             last = now
         await asyncio.sleep(READINESS_INTERVAL_S)
 
 
-def _tell(state: bytes) -> None:
+def tell_ready() -> None:
+    """Tells whoever started this process that it serves."""
     try:
-        notify.notify(state)
+        notify.notify(notify.READY)
     except OSError as error:
-        _log.warning("whoever started this process cannot be told %s: %s", state.decode(), error)
+        _log.warning("whoever started this process cannot be told %s: %s", notify.READY.decode(), error)
 
 
 def run_process(
@@ -141,10 +145,12 @@ def run_process(
     serve: Callable[[S, Process[S]], Awaitable[None]],
     *,
     prometheus: bool = False,
+    part: str = "",
 ) -> NoReturn:
     """Runs one process of the product from its settings to its exit status. What every __main__ calls.
 
-    `prometheus`: its metrics are read by Prometheus too (prometheus_client.generate_latest).
+    `prometheus`: its metrics are read by Prometheus too (prometheus_client.generate_latest). `part`: which of several
+    alike it is, with a folder of its own in that of the first.
     """
     try:
         settings = settings_class.load()
@@ -155,7 +161,8 @@ def run_process(
     logs.configure(name, settings.log_level)
     telemetry.configure(f"openmanager-{name}", settings.otel_exporter_otlp_endpoint, prometheus=prometheus)
     try:
-        with folder.locked(settings.data_dir, name), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        own = f"{name}/{part}" if part else name
+        with folder.locked(settings.data_dir, own), asyncio.Runner(loop_factory=_loop_factory()) as runner:
             status = runner.run(_main(name, settings, serve))
     except CannotStartError as error:
         _say(f"{name}: {error}")

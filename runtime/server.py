@@ -1,8 +1,8 @@
 """The one builder of gRPC servers: the same interception, health, reflection, limits and graceful stop for all.
 
 What must stay true: order of the layers is OpenTelemetry (only while tracing is on), then runtime.interception; a
-second server on a port is refused (so_reuseport off, which gRPC has on); stopping refuses new calls at once and waits
-for those in flight, but not for watchers.
+second server on a port is refused (so_reuseport off, which gRPC has on) unless it is asked for; stopping refuses new
+calls at once and waits for those in flight, but not for watchers.
 """
 
 import asyncio
@@ -45,9 +45,11 @@ class GrpcServer:
         *,
         credentials: Any = None,
         max_concurrent_calls: int = limits.MAX_CONCURRENT_CALLS,
+        share_port: bool = False,
     ) -> None:
         self.interception = interception
         self._credentials = credentials
+        self._share_port = share_port
         self._health = health.aio.HealthServicer()
         self._services = tuple(bound.service for bound in servicers)
         self._stopping = False
@@ -61,7 +63,7 @@ class GrpcServer:
             interceptors=interceptors,
             maximum_concurrent_rpcs=max_concurrent_calls,
             options=(
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(share_port)),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES * limits.TRANSPORT_FACTOR),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES * limits.TRANSPORT_FACTOR),
                 ("grpc.max_concurrent_streams", limits.MAX_STREAMS_PER_CONNECTION),
@@ -82,7 +84,8 @@ class GrpcServer:
         """Listens on `address` ("host:port") and returns it with the real port; health says NOT_SERVING at first."""
         await self.set_serving(False)
         host, _ = split_address(address)
-        _probe(address)
+        if not self._share_port:  # otherwise whoever reserved the port has looked
+            _probe(address)
         try:
             if self._credentials is None:
                 port = self._server.add_insecure_port(address)

@@ -86,13 +86,15 @@ async def serve_http(
     tls_cert_file: Path | None = None,
     tls_key_file: Path | None = None,
     grace_s: float = DRAIN_GRACE_S,
+    share_port: bool = False,
 ) -> None:
-    """Serves until `stopping`, lets calls in flight finish for `grace_s`, returns.
+    """Serves until `stopping`, lets calls in flight finish for `grace_s`, returns. `share_port`: others like this one
+    listen on the same port.
 
     `bound` is called once with the address really listened on, when connections are accepted. AddressInUse or
     AddressUnavailable, naming `address_setting`, when it cannot be.
     """
-    with _listen(address, address_setting) as listener:
+    with listen(address, address_setting, share_port=share_port) as listener:
         try:
             server = _Server(app, listener, tls_cert_file, tls_key_file)
         except OSError as error:  # ssl.SSLError is one
@@ -127,7 +129,19 @@ async def _stop(app: HttpApp, server: _Server, serving: "asyncio.Task[None]", gr
         await asyncio.wait({serving})
 
 
-def _listen(address: str, address_setting: str) -> socket.socket:
+def listen(address: str, address_setting: str, *, share_port: bool) -> socket.socket:
+    """A listening socket; raises as `serve_http`."""
+    listener = bound_socket(address, address_setting, share_port=share_port)
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise _unavailable(error, address, address_setting) from None
+    return listener
+
+
+def bound_socket(address: str, address_setting: str, *, share_port: bool) -> socket.socket:
+    """A socket that has the address and does not listen; raises as `serve_http`."""
     host, port = split_address(address)
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(
@@ -138,10 +152,11 @@ def _listen(address: str, address_setting: str) -> socket.socket:
         raise _unavailable(error, address, address_setting) from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(where)
-        listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError as error:
         listener.close()

@@ -9,7 +9,7 @@ MAX_NOTIFICATION_BYTES = 4096
 
 
 class NotifySocket:
-    """A datagram socket in Linux's abstract namespace: no file stays behind when the launcher is killed."""
+    """A datagram socket in Linux's abstract namespace: no file stays behind when its owner is killed."""
 
     def __enter__(self) -> Self:
         name = f"openmanager-{secrets.token_hex(16)}"
