@@ -8,6 +8,7 @@ import prometheus_client
 
 from fleet.writer import FleetWriter
 from gateway.access import grpc_authenticator
+from gateway.admission import Admission
 from gateway.changes import Changes
 from gateway.http.app import Health, create_app
 from gateway.http.guard import Guard
@@ -55,6 +56,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         timeseries = await stack.enter_async_context(process.open_channels(settings.timeseries_targets))
         clock = process.clock
         state = FleetState(cache, clock)
+        admission = Admission(clock, rate=settings.rate_limit, trusted_proxy=settings.trusted_proxy)
         writer = await stack.enter_async_context(
             FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=clock, describe=state.descriptor)
         )
@@ -80,13 +82,14 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         background = [
             asyncio.create_task(run_forever("the live state", follow, RECONNECT), name="follow-cache"),
             asyncio.create_task(run_forever("telling the cache of servers", registry.seed, RECONNECT), name="seed"),
+            asyncio.create_task(run_forever("watching the event loop", admission.watch, RECONNECT), name="overload"),
             asyncio.create_task(run_forever("asking the stores", operator.refresh, RECONNECT), name="store-metrics"),
         ]
         listening = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(_serve_http(settings, process, services, state, listening), name="http")
-                group.create_task(_serve_grpc(settings, process, services, state, listening), name="grpc")
+                group.create_task(_serve_http(settings, process, services, state, admission, listening), name="http")
+                group.create_task(_serve_grpc(settings, process, services, state, admission, listening), name="grpc")
         finally:
             await tasks.cancel(*background)
 
@@ -96,6 +99,7 @@ async def _serve_grpc(
     process: Process[GatewaySettings],
     services: Sequence[Bound],
     state: FleetState,
+    admission: Admission,
     http_listening: asyncio.Event,
 ) -> None:
     await process.serve_grpc(
@@ -104,7 +108,7 @@ async def _serve_grpc(
         address_setting="GATEWAY_GRPC_ADDRESS",
         public=True,
         ready=lambda: state.known and http_listening.is_set(),
-        authenticator=grpc_authenticator(settings.token),
+        authenticator=grpc_authenticator(settings.token, admission),
         share_port=own_number() is not None,
     )
 
@@ -114,6 +118,7 @@ async def _serve_http(
     process: Process[GatewaySettings],
     services: Sequence[Bound],
     state: FleetState,
+    admission: Admission,
     listening: asyncio.Event,
 ) -> None:
     def health() -> Health:
@@ -126,6 +131,7 @@ async def _serve_http(
         health=health,
         metrics=prometheus_client.generate_latest,
         clock=process.clock,
+        admission=admission,
     )
     await serve_http(
         app,

@@ -5,18 +5,21 @@ stays open and says nothing more.
 """
 
 import hmac
+from urllib.parse import unquote
 
 from pydantic import SecretStr
 
+from gateway.admission import Admission
 from runtime.errors import PermissionDenied, Unauthenticated
 from runtime.interception import HEALTH_SERVICE, Authenticator, CallContext, metadata_value, peer_is_loopback
 
 
-def grpc_authenticator(token: SecretStr | None) -> Authenticator:
-    """The check for every gRPC call.
+def grpc_authenticator(token: SecretStr | None, admission: Admission) -> Authenticator:
+    """The check before every gRPC call.
 
     Args:
         token: the administrator's token; None: callers on this machine are let in, others are not.
+        admission: who of those that may come in is let in now.
     """
     expected = None if token is None else f"Bearer {token.get_secret_value()}".encode()
 
@@ -26,9 +29,16 @@ def grpc_authenticator(token: SecretStr | None) -> Authenticator:
         if expected is None:
             if not peer_is_loopback(context.peer()):
                 raise PermissionDenied("only callers on this machine are let in while no token is configured")
-            return
-        given = (metadata_value(context, "authorization") or "").encode()
-        if not hmac.compare_digest(given, expected):
-            raise Unauthenticated('a token is needed: pass -H "authorization: Bearer <token>"', reason="TOKEN_REQUIRED")
+        else:
+            given = (metadata_value(context, "authorization") or "").encode()
+            if not hmac.compare_digest(given, expected):
+                hint = 'a token is needed: pass -H "authorization: Bearer <token>"'
+                raise Unauthenticated(hint, reason="TOKEN_REQUIRED")
+        admission.admit(_host(context.peer()), metadata_value(context, "x-forwarded-for"))
 
     return authenticate
+
+
+def _host(peer: str) -> str:
+    """The address in "ipv4:127.0.0.1:4711" or "ipv6:%5B::1%5D:4711"."""
+    return unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")

@@ -20,6 +20,13 @@ class GatewaySettings(CommonSettings):
         ge=1,
         le=64,
     )
+    rate_limit: float = setting(
+        "GATEWAY_RATE_LIMIT",
+        0.0,
+        "Calls a second that one caller's address may make of one process, twice as many at once; 0: any number.",
+        ge=0,
+        le=1e6,
+    )
     token: SecretStr | None = setting(
         "GATEWAY_TOKEN", None, "Administrator's bearer token; with it every caller must present it.", min_length=16
     )

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.routing import Route as Page
 
+from gateway.admission import Admission
 from gateway.http import docs_page, openapi
 from gateway.http.bridge import Bridge
 from gateway.http.guard import Guard
@@ -60,9 +61,17 @@ class Health:
 class HttpApp:
     """What the ASGI server calls. `begin_drain` and `cut_off` are for gateway.http.server."""
 
-    def __init__(self, bridge: Bridge, guard: Guard, interception: Interception, pages: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        bridge: Bridge,
+        guard: Guard,
+        admission: Admission,
+        interception: Interception,
+        pages: Callable[..., Any],
+    ) -> None:
         self.bridge = bridge
         self._guard = guard
+        self._admission = admission
         self._interception = interception
         self._pages = pages
         self._running: set[asyncio.Task[Any]] = set()
@@ -94,10 +103,15 @@ class HttpApp:
             await send_error(send, error, with_body=scope["method"] != "HEAD")
             return
         match = self.bridge.find(scope)
-        if match is not None:
-            await self.bridge.answer(match, scope, receive, send, principal)
-        else:
+        if match is None:
             await self._page(scope, receive, send)
+            return
+        try:
+            self._admission.admit(*_came_from(scope))
+        except OpenManagerError as error:
+            await send_error(send, error, with_body=scope["method"] != "HEAD")
+        else:
+            await self.bridge.answer(match, scope, receive, send, principal)
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -144,13 +158,15 @@ def create_app(
     metrics: Callable[[], bytes],
     extra: Sequence[BaseRoute] = (),
     clock: Clock | None = None,
+    admission: Admission | None = None,
 ) -> HttpApp:
     """The application for these services. RouteError when their annotations cannot be served.
 
     `interception` is to be one of its own, without authenticator: the guard has admitted the caller, and stopping ends
     the streams of this one only. Configure telemetry before, since tracing is decided here.
     """
-    bridge = Bridge(bound, interception, clock or SystemClock())
+    clock = clock or SystemClock()
+    bridge = Bridge(bound, interception, clock)
     document = openapi.document(bridge.table.routes)
     document_json = orjson.dumps(document)
     page = docs_page.render(document).encode()
@@ -187,7 +203,14 @@ def create_app(
         ],
         exception_handlers={HTTPException: _page_error, Exception: _broken_page},
     )
-    return HttpApp(bridge, guard, interception, pages)
+    return HttpApp(bridge, guard, admission or Admission(clock), interception, pages)
+
+
+def _came_from(scope: Scope) -> tuple[str, str | None]:
+    """Address and X-Forwarded-For."""
+    client = scope.get("client")
+    forwarded = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"), None)
+    return (client[0] if client else "", forwarded)
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import orjson
 from starlette.routing import BaseRoute
 
+from gateway.admission import Admission
 from gateway.http.app import Health, HttpApp, create_app
 from gateway.http.guard import Guard
 from gateway.http.server import serve_http
@@ -262,6 +263,7 @@ async def serving(
     clock: Clock | None = None,
     extra: Sequence[BaseRoute] = (),
     interception: Interception | None = None,
+    admission: Admission | None = None,
     **options: Any,
 ) -> AsyncIterator[Served]:
     """Serves every public service on a free port until the block ends."""
@@ -274,6 +276,7 @@ async def serving(
         metrics=lambda: b"up 1\n",
         clock=clock,
         extra=extra,
+        admission=admission,
     )
     stopping = asyncio.Event()
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()

@@ -1,0 +1,137 @@
+"""Too many calls: of one caller, and for the process; told apart, refused at once, and with a time to try again."""
+
+import asyncio
+import random
+import time
+from contextlib import suppress
+
+import pytest
+
+from gateway import admission as module
+from gateway.access import grpc_authenticator
+from gateway.admission import MAX_REFUSED_SHARE, Admission
+from openmanager.gateway.v1 import fleet_pb2, fleet_pb2_grpc
+from runtime.channel import Channel, calling
+from runtime.clock import ManualClock, SystemClock
+from runtime.errors import ResourceExhausted
+from runtime.interception import Interception
+from runtime.server import GrpcServer, bind
+from tests.gateway.http.serving import FakeServicer, serving
+from tests.harness import eventually
+
+
+def let_in(admission: Admission, calls: int, host: str = "10.0.0.1", forwarded: str | None = None) -> int:
+    admitted = 0
+    for _ in range(calls):
+        with suppress(ResourceExhausted):
+            admission.admit(host, forwarded)
+            admitted += 1
+    return admitted
+
+
+def test_each_caller_has_a_rate_and_a_burst_of_two_seconds() -> None:
+    clock = ManualClock()
+    admission = Admission(clock, rate=10.0)
+    assert let_in(admission, 100) == 20
+    assert let_in(admission, 100, "10.0.0.2") == 20, "another one has his own"
+    with pytest.raises(ResourceExhausted) as refused:
+        admission.admit("10.0.0.1")
+    assert (refused.value.reason, refused.value.metadata["limit"]) == ("RATE_LIMITED", "GATEWAY_RATE_LIMIT")
+    assert refused.value.retry_after_s == pytest.approx(0.1)
+    clock.advance(0.1)
+    assert let_in(admission, 100) == 1, "as it said"
+    clock.advance(3_600)
+    assert let_in(admission, 100) == 20
+
+
+def test_without_a_rate_nobody_is_counted() -> None:
+    admission = Admission(ManualClock())
+    assert let_in(admission, 1_000) == 1_000 and not admission._buckets
+
+
+def test_callers_are_forgotten_beyond_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CALLERS", 10)
+    admission = Admission(ManualClock(), rate=1.0)
+    for number in range(50):
+        admission.admit(f"10.0.0.{number}")
+    assert len(admission._buckets) == 10
+
+
+@pytest.mark.parametrize(
+    ("host", "forwarded", "caller"),
+    [
+        ("10.1.2.3", "192.0.2.7", "192.0.2.7"),
+        ("10.1.2.3", "198.51.100.1, 192.0.2.7", "192.0.2.7"),
+        ("10.1.2.3", "nonsense", "10.1.2.3"),
+        ("10.1.2.3", None, "10.1.2.3"),
+        ("172.16.0.1", "192.0.2.7", "172.16.0.1"),
+        ("", "192.0.2.7", ""),
+    ],
+)
+def test_behind_a_trusted_proxy_the_caller_is_who_it_says(host: str, forwarded: str | None, caller: str) -> None:
+    admission = Admission(ManualClock(), rate=1.0, trusted_proxy="10.0.0.0/8")
+    admission.admit(host, forwarded)
+    assert list(admission._buckets) == [caller]
+
+
+def test_a_process_that_is_late_by_its_own_work_refuses_ever_more_and_then_ever_less() -> None:
+    admission = Admission(ManualClock())
+    admission._rng = random.Random(1)
+    shares = []
+    for _ in range(60):
+        admission.note(late_s=1.0, used=1.0)
+        shares.append(admission.refused_share)
+    assert shares == sorted(shares) and shares[0] == 0.0 and shares[-1] == MAX_REFUSED_SHARE
+    assert 40 < let_in(admission, 1_000) < 200, "some are let in, so that it is seen when it is over"
+    with pytest.raises(ResourceExhausted) as refused:
+        for _ in range(100):
+            admission.admit("10.0.0.1")
+    assert refused.value.reason == "OVERLOADED" and 0 < (refused.value.retry_after_s or 0) < 2
+    for _ in range(200):
+        admission.note(late_s=0.0, used=0.1)
+    assert admission.refused_share == 0.0 and let_in(admission, 1_000) == 1_000
+
+
+def test_a_machine_that_is_busy_with_something_else_is_no_reason() -> None:
+    admission = Admission(ManualClock())
+    for _ in range(100):
+        admission.note(late_s=5.0, used=0.4)
+    assert admission.refused_share == 0.0
+
+
+async def test_the_event_loop_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TICK_S", 0.01)
+    monkeypatch.setattr(module, "OWN_SHARE", 0.05)  # of a machine that others use, too
+    admission = Admission(SystemClock())
+    watching = asyncio.create_task(admission.watch())
+
+    async def is_held_up() -> bool:
+        ends = time.monotonic() + 0.5
+        while time.monotonic() < ends:
+            pass
+        await asyncio.sleep(0)
+        return admission.refused_share > 0
+
+    await eventually(is_held_up, within_s=60)
+    await eventually(lambda: admission.refused_share == 0, within_s=60)
+    watching.cancel()
+
+
+async def test_over_http_and_grpc_it_is_a_status_with_a_time_and_pages_are_left_alone() -> None:
+    clock = ManualClock()
+    async with serving(admission=Admission(clock, rate=1.0)) as served:
+        answers = [await served.get("/v1/fleet/summary") for _ in range(3)]
+        assert [answer.status for answer in answers] == [200, 200, 429]
+        assert answers[2].reason() == "RATE_LIMITED" and answers[2].headers["retry-after"] == "1"
+        assert (await served.get("/healthz")).status == (await served.get("/metrics")).status == 200
+    servicer = bind("openmanager.gateway.v1.FleetService", FakeServicer())
+    server = GrpcServer([servicer], Interception(grpc_authenticator(None, Admission(clock, rate=1.0))))
+    async with Channel(await server.start("127.0.0.1:0")) as channel:
+        stub = fleet_pb2_grpc.FleetServiceStub(channel.grpc)
+        with pytest.raises(ResourceExhausted) as refused:
+            for _ in range(3):
+                async with calling("gateway"):
+                    await stub.GetFleetSummary(fleet_pb2.GetFleetSummaryRequest())
+        assert (refused.value.reason, refused.value.retry_after_s) == ("RATE_LIMITED", 1.0)
+        assert "from 127.0.0.1" in refused.value.message
+    await server.stop(0)
