@@ -54,6 +54,7 @@ async def all_have(product: Product, value: float) -> bool:
     return True
 
 
+@pytest.mark.full
 async def test_a_caller_may_come_back_to_any_of_them(tmp_path: Path) -> None:
     async with served(tmp_path) as product:
         assert len(workers(product)) == WORKERS
@@ -113,6 +114,7 @@ async def test_a_reader_that_was_cut_off_goes_on_at_any_of_them(tmp_path: Path) 
             known.clear()
 
 
+@pytest.mark.full
 async def test_one_that_dies_is_started_again_and_the_others_go_on(tmp_path: Path) -> None:
     async with served(tmp_path) as product:
         before = workers(product)
@@ -128,7 +130,7 @@ async def test_one_that_dies_is_started_again_and_the_others_go_on(tmp_path: Pat
         assert set(before) - {before[1]} <= set(workers(product)), "the others were left alone"
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.full)])
 async def test_they_end_with_the_first(tmp_path: Path, how: signal.Signals) -> None:
     async with served(tmp_path) as product:
         before = workers(product)
