@@ -6,11 +6,13 @@
     server       the builder of gRPC servers                  channel    the opener of connections, the retries
     handlers     a plain object becomes a service             reflection, tls
     interception what happens around every call               deadline   the time a running call has left
-    telemetry    traces and metrics (telemetry_sdk: the part loaded only when they are sent)
+    telemetry    traces and metrics                       tracing    a call's place in a trace, its span
+    sampling     which traces are recorded                otlp       spans as they are sent
+    *_sdk        the parts loaded only when traces or metrics are sent
     logs         JSON lines                                   redaction  no secret in any of them
     clock        time, handed in                              tasks      background work that never ends silently
     paging       pages and their tokens                       notify     telling a launcher that we are ready
 
-A call's way: gRPC -> [OpenTelemetry] -> handlers (decode) -> interception (authenticate, deadline, errors, access log,
+A call's way: gRPC -> handlers (trace, decode) -> interception (authenticate, deadline, errors, access log,
 metrics) -> the servicer's method -> handlers (encode). The gateway's HTTP bridge joins it at interception.
 """

@@ -4,6 +4,8 @@ A servicer's attributes are named as the methods: `async def Method(self, reques
 generator for a streamed answer. A response may be `bytes`, an already serialized message, or `Prepared`, one that is
 shared: they are sent as they are. A method the servicer lacks is UNIMPLEMENTED.
 
+A call's place in a trace begins and ends here (runtime.tracing); health calls have none.
+
 What must stay true: messages are decoded and encoded where a fault becomes a typed error, because gRPC answers an
 exception of a (de)serializer with its text, and its own refusal of a large message cannot name MAX_MESSAGE_BYTES; each
 method is wrapped once and kept, so that a call costs no chain of interceptors.
@@ -15,6 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -23,6 +26,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N813  a function, named as a class
 from google.protobuf.message import DecodeError, Message
 
+from runtime import tracing
 from runtime.errors import (
     STATUS_DETAILS_KEY,
     InvalidArgument,
@@ -152,7 +156,7 @@ def _too_large(what: str, size: int) -> ResourceExhausted:
     )
 
 
-async def _abort(context: Any, error: OpenManagerError) -> None:
+async def _abort(context: Any, error: OpenManagerError, call: tracing.Call) -> None:
     """Ends the call with the error's status.
 
     By `abort`: a status set with `set_code` goes out behind an empty message, which tells the caller's gRPC that there
@@ -160,7 +164,10 @@ async def _abort(context: Any, error: OpenManagerError) -> None:
     remembers by itself that the call is over.
     """
     status = to_status(error)
-    trailers = ((STATUS_DETAILS_KEY, status.SerializeToString()),)
+    trailers = (
+        (STATUS_DETAILS_KEY, status.SerializeToString()),
+        (tracing.TRACERESPONSE, call.header()),
+    )
     with contextlib.suppress(grpc.aio.AbortError):
         await context.abort(status_code(error), status.message, trailers)
 
@@ -209,12 +216,17 @@ def _answered(
             raise request
         return _encode(await behaviour(request, context))
 
+    attributes = _attributes(method)
+
     async def handle(request: Any, context: Any) -> bytes:
+        call = _begin(method, context, attributes)
         try:
             return await run(method, answer, request, context)
         except OpenManagerError as error:
-            await _abort(context, error)
+            await _abort(context, error, call)
             return b""
+        finally:
+            call.leave()
 
     return handle
 
@@ -229,12 +241,35 @@ def _streamed(
             async for response in responses:
                 yield _encode(response)
 
+    attributes = _attributes(method)
+
     async def handle(request: Any, context: Any) -> AsyncGenerator[bytes, None]:
+        call = _begin(method, context, attributes)
         try:
             async with aclosing(interception.stream(method, answer, request, context)) as responses:
                 async for response in responses:
                     yield response
         except OpenManagerError as error:
-            await _abort(context, error)
+            await _abort(context, error, call)
+        finally:
+            call.leave()
 
     return handle
+
+
+def _begin(method: str, context: Any, attributes: dict[str, str]) -> tracing.Call:
+    call = tracing.begin(method, context.invocation_metadata, attributes)
+    if call.is_recording():
+        call.set_attribute("network.peer.address", _address(context.peer()))
+    return call
+
+
+def _address(peer: str) -> str:
+    """The host in "ipv4:127.0.0.1:4711" and "ipv6:%5B::1%5D:4711"; what is neither, as it is."""
+    kind, _, rest = peer.partition(":")
+    return unquote(rest.rpartition(":")[0]).strip("[]") if kind in {"ipv4", "ipv6"} else peer
+
+
+def _attributes(method: str) -> dict[str, str]:
+    """What a method's spans have in common, by OpenTelemetry's semantic conventions."""
+    return {"rpc.system.name": "grpc", "rpc.method": method[1:]}

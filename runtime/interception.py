@@ -21,8 +21,9 @@ from contextlib import aclosing
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from opentelemetry import trace
+from opentelemetry.trace import StatusCode
 
-from runtime import deadline, telemetry
+from runtime import deadline, telemetry, tracing
 from runtime.deadline import DEFAULT_DEADLINE_S, MAX_DEADLINE_S
 from runtime.errors import (
     Cancelled,
@@ -250,7 +251,7 @@ def _level(code: str, failure: OpenManagerError) -> int:
 
 
 def _record(method: str, context: CallContext, started: float, failure: OpenManagerError | None) -> None:
-    """One access log line (calls that went well, or were left, at DEBUG), one metric point, the reason on the span."""
+    """One access log line (calls that went well, or were left, at DEBUG), one metric point, the outcome on the span."""
     elapsed_s = time.monotonic() - started
     code = "OK" if failure is None else status_code(failure).name
     if telemetry.metrics_enabled():
@@ -258,12 +259,14 @@ def _record(method: str, context: CallContext, started: float, failure: OpenMana
             elapsed_s,
             {"rpc.system.name": "grpc", "rpc.method": method.lstrip("/"), "rpc.response.status_code": code},
         )
-    level = logging.DEBUG
-    if failure is not None:
-        level = _level(code, failure)
-        span = trace.get_current_span()
-        if span.is_recording():
-            span.set_attribute("error.type", failure.reason)
+    call = tracing.current.get()
+    if call is not None and call.is_recording():
+        call.set_attribute("rpc.response.status_code", code)
+        if failure is not None:
+            call.set_attribute("error.type", failure.reason)
+            if code in _OUR_FAULT and failure.reason != SHUTTING_DOWN_REASON:
+                call.set_status(StatusCode.ERROR, str(failure))
+    level = logging.DEBUG if failure is None else _level(code, failure)
     if _access.isEnabledFor(level):
         fields: dict[str, object] = {
             "rpc": method,

@@ -10,8 +10,8 @@ import time
 from typing import Any, Final, TextIO
 
 import orjson
-from opentelemetry import trace
 
+from runtime import tracing
 from runtime.redaction import MASK, is_secret_name, redact
 
 _STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -36,10 +36,10 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": _text(record.getMessage()),
         }
-        span = trace.get_current_span().get_span_context()
-        if span.is_valid:
-            line["trace_id"] = f"{span.trace_id:032x}"
-            line["span_id"] = f"{span.span_id:016x}"
+        place = tracing.place()
+        if place is not None:
+            line["trace_id"] = f"{place.trace_id:032x}"
+            line["span_id"] = f"{place.span_id:016x}"
         for name, value in vars(record).items():
             if name not in _STANDARD_FIELDS and name not in line:
                 line[name] = MASK if is_secret_name(name) else _value(value)

@@ -1,8 +1,7 @@
 """The one builder of gRPC servers: the same interception, health, reflection, limits and graceful stop for all.
 
-What must stay true: order of the layers is OpenTelemetry (only while tracing is on), then runtime.interception; a
-second server on a port is refused (so_reuseport off, which gRPC has on) unless it is asked for; stopping refuses new
-calls at once and waits for those in flight, but not for watchers.
+What must stay true: a second server on a port is refused (so_reuseport off, which gRPC has on) unless it is asked for;
+stopping refuses new calls at once and waits for those in flight, but not for watchers.
 """
 
 import asyncio
@@ -16,7 +15,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from runtime import limits, reflection, telemetry
+from runtime import limits, reflection
 from runtime.handlers import Bound, Interceptor, bind
 from runtime.interception import HEALTH_SERVICE, Interception
 from runtime.limits import MAX_MESSAGE_BYTES
@@ -56,11 +55,8 @@ class GrpcServer:
         for bound in servicers:
             if bound.missing:
                 _log.info("%s: not implemented: %s", bound.service, ", ".join(bound.missing))
-        interceptors: list[Any] = [Interceptor(interception)]
-        if telemetry.tracing_enabled():
-            interceptors.insert(0, _tracing())
         self._server = grpc.aio.server(
-            interceptors=interceptors,
+            interceptors=[Interceptor(interception)],
             maximum_concurrent_rpcs=max_concurrent_calls,
             options=(
                 ("grpc.so_reuseport", int(share_port)),
@@ -114,13 +110,6 @@ class GrpcServer:
             await self._server.stop(grace_s)
         finally:
             timer.cancel()
-
-
-def _tracing() -> Any:
-    """OpenTelemetry's stock interceptor; health calls are not traced."""
-    from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters  # noqa: PLC0415  only when tracing
-
-    return aio_server_interceptor(filter_=filters.negate(filters.health_check()))  # type: ignore[no-untyped-call]
 
 
 def _probe(address: str) -> None:

@@ -9,6 +9,7 @@ of start-up); stopping takes at most FLUSH_BOUND_S, whatever the collector does.
 """
 
 import logging
+import os
 import threading
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,14 +17,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import metrics, trace
 
+from runtime import tracing
+from runtime.sampling import Sampling
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
-    from runtime.telemetry_sdk import Fanout
+    from runtime.telemetry_sdk import Spans
 
 FLUSH_BOUND_S: Final = 3.0
 """How long a stopping process waits for its last spans and metrics to be sent."""
+_CONTEXT_ARGUMENT: Final = 2  # of start_as_current_span(name, context, ...)
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +36,7 @@ _log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class _State:
     endpoints: set[str] = field(default_factory=set)
-    spans: "Fanout | None" = None  # where the process's one tracer provider sends to
-    tracing: bool = False
+    spans: "Spans | None" = None
     meter_provider: "MeterProvider | None" = None
 
 
@@ -59,14 +63,15 @@ def configure(
     resource = telemetry_sdk.resource(service_name)
     if endpoint is not None or exporter is not None:
         if _state.spans is None:
-            _state.spans = telemetry_sdk.Fanout()
-            trace.set_tracer_provider(telemetry_sdk.tracer_provider(resource, _state.spans))
+            _state.spans = telemetry_sdk.Spans(resource)
+            trace.set_tracer_provider(_state.spans.provider)
         if endpoint is not None:
             _state.endpoints.add(endpoint)
-            _state.spans.add(telemetry_sdk.otlp_spans(endpoint))
+            _state.spans.fanout.add(telemetry_sdk.otlp_spans(endpoint))
         if exporter is not None:
-            _state.spans.add(telemetry_sdk.direct_spans(exporter))
-        _state.tracing = True
+            _state.spans.fanout.add(telemetry_sdk.direct_spans(exporter))
+        if not tracing_enabled():
+            tracing.record_with(_state.spans.recorder(Sampling.of(os.environ)))
     if (endpoint is not None or prometheus) and _state.meter_provider is None:
         readers = [] if endpoint is None else [telemetry_sdk.otlp_metrics(endpoint)]
         readers += [telemetry_sdk.prometheus_metrics()] if prometheus else []
@@ -75,8 +80,8 @@ def configure(
 
 
 def tracing_enabled() -> bool:
-    """Whether spans go anywhere: servers and channels made now are traced or not accordingly."""
-    return _state.tracing
+    """Whether spans go anywhere."""
+    return tracing.recorder() is not None
 
 
 def metrics_enabled() -> bool:
@@ -90,7 +95,7 @@ def tracer(name: str) -> trace.Tracer:
 
 
 class _Tracer(trace.Tracer):
-    """OpenTelemetry's, but for making a span current while tracing is off: 0.3 us instead of 8."""
+    """OpenTelemetry's, but for making a span current that would record nothing: 0.3 us instead of 8."""
 
     def __init__(self, tracer: trace.Tracer) -> None:
         self._tracer = tracer
@@ -99,9 +104,13 @@ class _Tracer(trace.Tracer):
         return self._tracer.start_span(*args, **kwargs)
 
     def start_as_current_span(self, *args: Any, **kwargs: Any) -> Any:
-        if _state.tracing:
-            return self._tracer.start_as_current_span(*args, **kwargs)
-        return nullcontext(trace.INVALID_SPAN)
+        if not tracing_enabled():
+            return nullcontext(trace.INVALID_SPAN)
+        if "context" not in kwargs and len(args) < _CONTEXT_ARGUMENT:
+            around = trace.get_current_span()
+            if isinstance(around, tracing.Call) and not around.is_recording() and not around.over:
+                return nullcontext(around)  # what is not recorded has no parts
+        return self._tracer.start_as_current_span(*args, **kwargs)
 
 
 def meter(name: str) -> metrics.Meter:
@@ -112,14 +121,14 @@ def meter(name: str) -> metrics.Meter:
 def shutdown() -> None:
     """Sends what is pending, for at most FLUSH_BOUND_S, and stops tracing. `configure` may start it again."""
     spans, meter_provider = _state.spans, _state.meter_provider
-    _state.tracing = False
+    tracing.record_with(None)
     _state.endpoints.clear()
     if spans is None and meter_provider is None:
         return
 
     def flush() -> None:
         if spans is not None:
-            spans.close(int(FLUSH_BOUND_S * 1_000))
+            spans.fanout.close(int(FLUSH_BOUND_S * 1_000))
         if meter_provider is not None:
             meter_provider.force_flush(FLUSH_BOUND_S * 1_000)
 

@@ -9,6 +9,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
 
+from runtime.sampling import Sampling
+from runtime.tracing_sdk import SpanRecorder, SpanSampler
+
 
 class Fanout(SpanProcessor):
     """Hands spans to processors that come and go, which the SDK's own (add only, no remove) cannot."""
@@ -49,10 +52,20 @@ def resource(service_name: str) -> Resource:
     return Resource.create({"service.name": service_name, "service.namespace": "openmanager"})
 
 
-def tracer_provider(who: Resource, processors: Fanout) -> TracerProvider:
-    provider = TracerProvider(resource=who, shutdown_on_exit=False)
-    provider.add_span_processor(processors)
-    return provider
+class Spans:
+    """The one tracer provider of the process, and where its spans go."""
+
+    def __init__(self, who: Resource) -> None:
+        self.fanout = Fanout()
+        self._who = who
+        self._sampler = SpanSampler(Sampling.of({}))
+        self.provider = TracerProvider(resource=who, shutdown_on_exit=False, sampler=self._sampler)
+        self.provider.add_span_processor(self.fanout)
+
+    def recorder(self, rule: Sampling) -> SpanRecorder:
+        """What records calls from now on; spans that the SDK makes follow the same rule."""
+        self._sampler.rule = rule
+        return SpanRecorder(rule, self._who, self.fanout)
 
 
 def meter_provider(who: Resource, readers: list[MetricReader]) -> MeterProvider:
@@ -65,9 +78,9 @@ def direct_spans(exporter: SpanExporter) -> SpanProcessor:
 
 
 def otlp_spans(endpoint: str) -> SpanProcessor:
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415  heavy
+    from runtime import otlp  # noqa: PLC0415  heavy
 
-    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint))
+    return BatchSpanProcessor(otlp.SpanExporter(endpoint=endpoint))
 
 
 def otlp_metrics(endpoint: str) -> MetricReader:

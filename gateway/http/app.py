@@ -36,8 +36,9 @@ from gateway.http.replies import (
     http_status,
     send_error,
     status_value,
+    trace_headers,
 )
-from runtime import telemetry
+from runtime import tracing
 from runtime.clock import Clock, SystemClock
 from runtime.errors import OpenManagerError, ResourceExhausted
 from runtime.handlers import Bound
@@ -46,6 +47,8 @@ from runtime.limits import MAX_CONCURRENT_CALLS, STREAM_GRACE_S
 
 _LOGGED: Final = "openmanager.logged"  # in the scope: the exception has been answered and logged
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_UNTRACED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+_VERBS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _log = logging.getLogger(__name__)
 
@@ -75,25 +78,39 @@ class HttpApp:
         self._interception = interception
         self._pages = pages
         self._running: set[asyncio.Task[Any]] = set()
-        self._entry: Callable[[Scope, Receive, Send], Any] = self._admit_and_answer
-        if telemetry.tracing_enabled():
-            self._entry = _traced(self._admit_and_answer, bridge)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"only HTTP is served, not {scope['type']}")
         task = asyncio.current_task()
         assert task is not None
-        if len(self._running) >= MAX_CONCURRENT_CALLS:
-            limit = f"MAX_CONCURRENT_CALLS ({MAX_CONCURRENT_CALLS})"
-            error = ResourceExhausted(f"over {limit}", reason="TOO_MANY_REQUESTS", retry_after_s=1.0)
-            await send_error(send, error)
-            return
-        self._running.add(task)
+        call = tracing.begin(_verb(scope), lambda: scope["headers"], quiet=scope["path"] in _UNTRACED)
         try:
-            await self._entry(scope, receive, send)
+            if call.is_recording():
+                self._describe(call, scope)
+            if len(self._running) >= MAX_CONCURRENT_CALLS:
+                limit = f"MAX_CONCURRENT_CALLS ({MAX_CONCURRENT_CALLS})"
+                error = ResourceExhausted(f"over {limit}", reason="TOO_MANY_REQUESTS", retry_after_s=1.0)
+                await send_error(send, error)
+                return
+            self._running.add(task)
+            await self._admit_and_answer(scope, receive, send)
         finally:
             self._running.discard(task)
+            call.leave()
+
+    def _describe(self, call: tracing.Call, scope: Scope) -> None:
+        """Names the span after the route, not the path. The query is left out: it may be anything."""
+        verb = _verb(scope)
+        call.set_attributes(
+            {"http.request.method": verb, "url.scheme": scope["scheme"], "url.path": scope["path"]}
+            | ({"network.peer.address": scope["client"][0]} if scope.get("client") else {})
+        )
+        match = self.bridge.find(scope)
+        if match is not None and match.route is not None:
+            route = match.route
+            call.update_name(f"{route.verb} {route.template}")
+            call.set_attributes({"http.route": route.template, "rpc.method": route.rpc[1:]})
 
     async def _admit_and_answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -122,7 +139,7 @@ class HttpApp:
                 started = True
                 given = {name for name, _ in message["headers"]}
                 defaults = [header for header in (*SECURITY_HEADERS, API_POLICY) if header[0] not in given]
-                message["headers"] = [*message["headers"], *defaults]
+                message["headers"] = [*message["headers"], *defaults, *trace_headers(message["status"])]
             await send(message)
 
         try:
@@ -236,18 +253,6 @@ def _broken_page(request: Request, error: Exception) -> Response:
     return Response(orjson.dumps(status_value(ours)), http_status(ours), media_type="application/json")
 
 
-def _traced(app: Callable[[Scope, Receive, Send], Any], bridge: Bridge) -> Callable[[Scope, Receive, Send], Any]:
-    """OpenTelemetry's stock middleware; the span is named after the route, not the path, and probes are not traced."""
-    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware  # noqa: PLC0415  only when tracing
-
-    def details(scope: Any) -> tuple[str, dict[str, Any]]:
-        match = bridge.find(scope) if scope["type"] == "http" else None
-        route = match.route if match is not None else None
-        if route is None:
-            return str(scope.get("method", "")), {}
-        return f"{route.verb} {route.template}", {"http.route": route.template, "rpc.method": route.rpc.lstrip("/")}
-
-    traced: Callable[[Scope, Receive, Send], Any] = OpenTelemetryMiddleware(
-        app, default_span_details=details, excluded_urls="healthz,readyz,metrics$", exclude_spans=["receive", "send"]
-    )
-    return traced
+def _verb(scope: Scope) -> str:
+    method: str = scope["method"]
+    return method if method in _VERBS else "HTTP"  # a caller may invent as many as it likes

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import orjson
 from google.protobuf import json_format
-from opentelemetry import trace
+from opentelemetry.trace import StatusCode
 
-from runtime import errors
+from runtime import errors, tracing
 from runtime.errors import InvalidArgument, NotFound, OpenManagerError, ResourceExhausted, Unimplemented
 
 Scope = MutableMapping[str, Any]
@@ -29,6 +29,7 @@ SECURITY_HEADERS: Final[tuple[Header, ...]] = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 API_POLICY: Final[Header] = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_TRACERESPONSE: Final = tracing.TRACERESPONSE.encode("ascii")
 API_HEADERS: Final[tuple[Header, ...]] = (*SECURITY_HEADERS, API_POLICY, (b"cache-control", b"no-cache"))
 
 
@@ -83,20 +84,24 @@ def status_value(error: OpenManagerError) -> dict[str, Any]:
     return value
 
 
-def trace_headers() -> tuple[Header, ...]:
-    """`traceresponse` (W3C Trace Context Level 2) while the request is traced."""
-    span = trace.get_current_span().get_span_context()
-    if not span.is_valid:
+def trace_headers(status: int) -> tuple[Header, ...]:
+    """`traceresponse`: the request's trace id, which its log lines have too, recorded or not. To be called once an
+    answer, with its status: the span learns it here."""
+    call = tracing.current.get()
+    if call is None:
         return ()
-    text = f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
-    return ((b"traceresponse", text.encode("ascii")),)
+    if call.is_recording():
+        call.set_attribute("http.response.status_code", status)
+        if status >= 500:
+            call.set_status(StatusCode.ERROR)
+    return ((_TRACERESPONSE, call.header().encode("ascii")),)
 
 
 async def send_bytes(
     send: Send, status: int, body: bytes, headers: Iterable[Header], *, with_body: bool = True
 ) -> None:
     """One complete answer. `with_body` False: for HEAD, the headers that GET would have had."""
-    start = [*headers, *trace_headers()]
+    start = [*headers, *trace_headers(status)]
     if status != NOT_MODIFIED:
         start.append((b"content-length", str(len(body)).encode("ascii")))
     await send({"type": "http.response.start", "status": status, "headers": start})
@@ -106,6 +111,9 @@ async def send_bytes(
 async def send_error(send: Send, error: OpenManagerError, *, with_body: bool = True) -> None:
     """One complete error answer."""
     status = http_status(error)
+    call = tracing.current.get()
+    if call is not None:
+        call.set_attribute("error.type", error.reason)
     headers: list[Header] = [(b"content-type", JSON), *API_HEADERS]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(ceil(error.retry_after_s)).encode("ascii")))

@@ -150,7 +150,7 @@ class StreamWriter:
             self._last_write_s = self._clock.monotonic()
             if not self.started:
                 self.started = True
-                headers = [*self._framer.headers, *trace_headers()]
+                headers = [*self._framer.headers, *trace_headers(200)]
                 await self._send({"type": "http.response.start", "status": 200, "headers": headers})
                 chunk = self._framer.opening + chunk
             if chunk:

@@ -85,7 +85,7 @@ async def test_a_refused_call_is_not_an_ok_one_on_its_span(spans: InMemorySpanEx
     assert errors.from_rpc_error(caught.value).reason == "SERVER_UNKNOWN"
     span = await server_span(spans)
     attributes = dict(span.attributes or {})
-    assert attributes["rpc.grpc.status_code"] == 5
+    assert attributes["rpc.response.status_code"] == "NOT_FOUND"
     assert attributes["error.type"] == "SERVER_UNKNOWN"
     assert span.status.status_code is not StatusCode.OK  # UNSET: not found is the caller's mistake, not the server's
     assert span.events == ()
@@ -101,7 +101,7 @@ async def test_a_fault_of_ours_is_an_error_on_its_span(spans: InMemorySpanExport
                 _ = [answer async for answer in EchoStub(channel).Chat(iter([Echo()]))]
     span = await server_span(spans)
     assert span.status.status_code is StatusCode.ERROR
-    assert dict(span.attributes or {})["rpc.grpc.status_code"] == 13
+    assert dict(span.attributes or {})["rpc.response.status_code"] == "INTERNAL"
     assert [dict(event.attributes or {})["exception.type"] for event in span.events] == ["ZeroDivisionError"]
 
 

@@ -1,0 +1,89 @@
+"""Spans are sent as the SDK would send them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+
+from runtime import otlp, tracing
+from tests.runtime.test_tracing import recorded, spans
+
+__all__ = ["spans"]  # a fixture
+
+RESOURCES = [Resource({"service.name": "a"}), Resource({"service.name": "b"})]
+SCOPES = [InstrumentationScope("one"), InstrumentationScope("two", "1.0")]
+ids = st.integers(1, 2**64 - 1)
+places = st.builds(
+    SpanContext,
+    st.integers(1, 2**128 - 1),
+    ids,
+    st.booleans(),
+    st.sampled_from([TraceFlags(1), TraceFlags(3)]),
+    st.sampled_from([None, TraceState([("a", "1"), ("b", "2")])]),
+)
+numbers = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
+values = st.text(max_size=9) | numbers | st.tuples(st.text())
+attributes = st.dictionaries(st.sampled_from(["a", "b", "c"]), values)
+readable = st.builds(
+    ReadableSpan,
+    name=st.text(max_size=9),
+    context=places,
+    parent=st.none() | places,
+    resource=st.sampled_from(RESOURCES),
+    attributes=attributes,
+    events=st.lists(st.builds(Event, st.text(), attributes, ids), max_size=1),
+    links=st.lists(st.builds(Link, places, attributes), max_size=1),
+    kind=st.sampled_from(SpanKind),
+    status=st.builds(Status, st.sampled_from(StatusCode)) | st.just(Status(StatusCode.ERROR, "why")),
+    start_time=ids,
+    end_time=ids,
+    instrumentation_scope=st.sampled_from(SCOPES),
+)
+
+
+def told(request: Any) -> list[tuple[str, str, bytes]]:
+    """Each span with who it is from, in an order of its own: how they are grouped says nothing."""
+    return sorted(
+        (str(group.resource), str(scope.scope), span.SerializeToString(deterministic=True))
+        for group in request.resource_spans
+        for scope in group.scope_spans
+        for span in scope.spans
+    )
+
+
+@given(st.lists(readable, min_size=1, max_size=6))
+@settings(suppress_health_check=[HealthCheck.too_slow])
+def test_a_request_tells_what_the_sdks_encoder_tells(batch: list[ReadableSpan]) -> None:
+    assert told(otlp.encode(batch)) == told(encode_spans(batch))
+
+
+def test_our_encoder_is_the_exporters(spans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when the SDK's exporter no longer asks the method that we replace."""
+    asked = []
+
+    def encode(batch: Any) -> Any:
+        asked.append(len(batch))
+        return encode_spans(batch)
+
+    monkeypatch.setattr(otlp, "encode", encode)
+    call: tracing.Call = recorded(spans)
+    call.leave()
+    exporter = otlp.SpanExporter(endpoint="http://127.0.0.1:9", timeout=0.01)
+    exporter.export(spans.get_finished_spans())
+    exporter.shutdown()
+    assert asked == [1]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    """True and 1 are the same key to a dictionary: what is kept must still tell them apart."""
+    otlp._attribute.cache_clear()
+    yield
+    assert otlp._attribute.cache_info().maxsize == otlp.KEPT_ATTRIBUTES
