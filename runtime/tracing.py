@@ -196,6 +196,7 @@ class Call(trace.NonRecordingSpan):
             self._entered = None
         if self._attached is not None:
             otel_context.detach(self._attached)
+            self._attached = None
 
 
 current: ContextVar[Call | None] = ContextVar("openmanager_call", default=None)
