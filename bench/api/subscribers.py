@@ -1,8 +1,8 @@
 """Processes full of WatchFleet subscribers, each with a connection of its own, that tell when they have a tick.
 
 What must stay true: a subscriber has a tick when the newest it was told of each server is of the tick's time or later;
-times are of the clock that all processes of a machine share; what readers cost is small beside the gateway's part, so
-equal messages, of which there is one a subscriber, are decoded once.
+times are of the clock that all processes of a machine share; they subscribe no faster than they are taken in; what
+readers cost is small beside the gateway's part, so equal messages are decoded once.
 """
 
 import select
@@ -25,6 +25,8 @@ PROCESSES: Final = 2
 SUBSCRIBED_BOUND_S: Final = 120.0
 TICK_BOUND_S: Final = 60.0
 DECODED_KEPT: Final = 1_000
+SUBSCRIBING: Final = 100
+"""At once in a process: of calls that wait to be begun, gRPC cancels some from 1,000 on, and this is no row of that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +92,17 @@ class _Watching:
         self._decoded: dict[bytes, dict[str, int]] = {}
         request = fleet_pb2.WatchFleetRequest(view=fleet_pb2.SERVER_VIEW_BASIC).SerializeToString()
         headers = header_block(address, WATCH, dict(BEARER))
+        waiting: set[int] = set()
         for _ in range(count):
             subscriber = _Subscriber(Connection(address))
             descriptor = subscriber.connection.fileno()
             self._by_descriptor[descriptor] = subscriber
             self._poll.register(descriptor, select.EPOLLIN)
             subscriber.connection.call(headers, request)
-            self._read(0.0)  # while others still come, as in life
+            waiting.add(descriptor)
+            while len(waiting) >= SUBSCRIBING:
+                waiting.difference_update(self._read(0.2))
+            waiting.difference_update(self._read(0.0))
         self._poll.register(parent.fileno(), select.EPOLLIN)
 
     def until_all_have(self, time_ms: int, bound_s: float) -> list[float]:
