@@ -79,6 +79,6 @@ def measure(bench: Bench) -> Found:
 
 def judged(found: Found) -> list[Judged]:
     """At least so many of the bare server's calls."""
-    rates, costs = found["median"], found["server_cpu_us_a_call"]
+    rates, costs = found["rates"], found["server_cpu_us_a_call"]
     remark = f"{costs[GATEWAY]:.0f} us of processor a call, {costs[BARE]:.0f} bare"
     return [judge(ROW, WORK, "bare grpc.aio", "calls/s", rates[GATEWAY], rates[BARE], AT_LEAST, remark=remark)]

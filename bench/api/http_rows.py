@@ -117,7 +117,7 @@ def _headers(answer: bytes) -> list[bytes]:
 
 def judged_http(found: Found) -> list[Judged]:
     """At least so many of the empty application's."""
-    rates, costs = found["median"], found["server_cpu_us_a_call"]
+    rates, costs = found["rates"], found["server_cpu_us_a_call"]
     remark = f"{costs[GATEWAY]:.0f} us of processor a request, {costs[BARE]:.0f} empty"
     return [
         judge(HTTP, HTTP_WORK, "empty ASGI", "requests/s", rates[GATEWAY], rates[BARE], HTTP_AT_LEAST, remark=remark)
@@ -126,7 +126,7 @@ def judged_http(found: Found) -> list[Judged]:
 
 def judged_stores(found: Found) -> list[Judged]:
     """So many times each store's."""
-    rates = found["median"]
+    rates = found["rates"]
     rows = []
     for name, program in ((stores.PROMETHEUS, stores.PROMETHEUS), (VICTORIA, PROGRAMS[VICTORIA])):
         if name in rates:

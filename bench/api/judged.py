@@ -1,5 +1,7 @@
 """From what was measured to a judged table: ours, the yardstick, their ratio, what it must be, how much it misses."""
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +21,7 @@ class Judged:
         work: what was done.
         yardstick: what the same was done with.
         unit: of `ours` and `theirs`.
-        ratio: ours / theirs; None: not measured, or void.
+        ratio: ours to theirs; None: not measured, or void.
         bound: what the ratio must be at least, or at most (`at_most`).
         met: whether it is; None without a ratio.
         note: by how much it is missed, why it was not measured, or why it is void.
@@ -50,17 +52,21 @@ def judge(
     work: str,
     yardstick: str,
     unit: str,
-    ours: float,
-    theirs: float,
+    ours: Sequence[float],
+    theirs: Sequence[float],
     bound: float,
     *,
     at_most: bool = False,
     remark: str = "",
 ) -> Judged:
-    """Compares. Both are positive, or something was not measured at all."""
-    if ours <= 0 or theirs <= 0:
+    """Compares what was measured in each round; all of it is positive, or something was not measured at all.
+
+    Told are the medians and the median of the rounds' ratios, which is not always the ratio of the medians: the turns
+    of a round follow one another, and what else the machine does then is in both.
+    """
+    if min(*ours, *theirs) <= 0:
         return void(row, work, f"measured {ours} and {theirs} {unit}")
-    ratio = ours / theirs
+    ratio = statistics.median(mine / its for mine, its in zip(ours, theirs, strict=True))
     met = ratio <= bound if at_most else ratio >= bound
     missed = ratio / bound if at_most else bound / ratio
     note = "" if met else f"misses: {ratio:.2f}x instead of {bound:.3g}x ({100 * (missed - 1):.0f} %)"
@@ -69,8 +75,8 @@ def judge(
         work=work,
         yardstick=yardstick,
         unit=unit,
-        ours=ours,
-        theirs=theirs,
+        ours=statistics.median(ours),
+        theirs=statistics.median(theirs),
         ratio=ratio,
         bound=bound,
         at_most=at_most,
@@ -82,7 +88,7 @@ def judge(
 
 def within(row: str, work: str, unit: str, ours: float, limit: float, *, remark: str = "") -> Judged:
     """Something that may be so much and no more."""
-    return judge(row, work, LIMIT, unit, ours, limit, 1.0, at_most=True, remark=remark)
+    return judge(row, work, LIMIT, unit, [ours], [limit], 1.0, at_most=True, remark=remark)
 
 
 def absent(row: str, work: str, why: str) -> Judged:

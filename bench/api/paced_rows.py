@@ -7,6 +7,7 @@ each read (`bench.api.asking`); the ticks come as the simulator's do, past the g
 
 import statistics
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Final
 
 from bench.api.checks import GET_SERVER, GrpcReader, checking
@@ -28,6 +29,8 @@ CPU_AT_MOST: Final = 0.70
 ASKING_MODULE: Final = "bench.api.asking"
 INTERVAL_S: Final = 1.0
 BEFORE: Final = "before: 9-12 ms for 100 clients; aim: 3-7 ms"
+ASKING_CLIENTS: Final = 200
+"""At most; asking takes more than twice the processor time, and a gateway that falls behind measures its queue."""
 REPLY_SHARE: Final = 0.99
 """Of the bytes of the reply that was looked at: those of other servers have names of other lengths."""
 
@@ -80,7 +83,10 @@ def measure_asking(bench: Bench) -> Found:
             ):
                 server_id = front.mix.server_ids[0]
                 wait(front.server, lambda reader=reader, one=server_id: bool(reader.check(one)))  # type: ignore[misc]
-                load = _load(bench, front, front.address, len(reader.check(server_id)))
+                load = replace(
+                    _load(bench, front, front.address, len(reader.check(server_id))),
+                    clients=min(bench.size.clients, ASKING_CLIENTS),
+                )
                 processes = [front.server, bench.inner.services["cache"]]
                 used_s = tree_cpu_s(processes)
                 calls = offer(load).made
@@ -89,7 +95,7 @@ def measure_asking(bench: Bench) -> Found:
             said = f"{name} {found[name][-1]:.3f} s of processor for 1,000 reads"
             bench.say(f"{ASKING} round {number + 1}/{bench.size.rounds}: {said}")
     return {
-        "clients": bench.size.clients,
+        "clients": min(bench.size.clients, ASKING_CLIENTS),
         "tick_s": bench.size.tick_s,
         "cpu_s_a_thousand": found,
         "median": {name: statistics.median(one) for name, one in found.items()},
@@ -112,7 +118,7 @@ def _load(bench: Bench, front: Gateway, address: str, reply_bytes: int) -> Load:
 
 def judged_paced(found: Found) -> list[Judged]:
     """Not so many times as long as the bare server's."""
-    ours, bare = found["median"][GATEWAY], found["median"][BARE]
+    ours, bare = found["rounds"][GATEWAY], found["rounds"][BARE]
     work = f"{found['clients']} clients, 1 call/s each, 20 x 511 told every {found['tick_s']:g} s"
     rows = []
     for name, bound in (("p50", P50_AT_MOST), ("p99", P99_AT_MOST)):
@@ -123,8 +129,8 @@ def judged_paced(found: Found) -> list[Judged]:
                 f"{work}, {name}",
                 "bare grpc.aio",
                 "ms",
-                ours[key],
-                bare[key],
+                [one[key] for one in ours],
+                [one[key] for one in bare],
                 bound,
                 at_most=True,
                 remark=BEFORE,
@@ -135,7 +141,6 @@ def judged_paced(found: Found) -> list[Judged]:
 
 def judged_asking(found: Found) -> list[Judged]:
     """At most so much of it."""
-    ours, asking = found["median"][GATEWAY], found["median"][ASKING]
-    work = f"CPU of 1,000 reads, 20 x 511 told every {found['tick_s']:g} s"
-    remark = f"{100 * (ours / asking - 1):+.0f} %"
-    return [judge(ASKING, work, "asking the cache", "s", ours, asking, CPU_AT_MOST, at_most=True, remark=remark)]
+    ours, asking = found["cpu_s_a_thousand"][GATEWAY], found["cpu_s_a_thousand"][ASKING]
+    work = f"CPU of 1,000 reads, {found['clients']} a second, 20 x 511 told every {found['tick_s']:g} s"
+    return [judge(ASKING, work, "asking the cache", "s", ours, asking, CPU_AT_MOST, at_most=True)]

@@ -1,16 +1,12 @@
 """The rows by name: what each needs, how it is measured, and how it is judged."""
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench.api import grpc_row, http_rows, paced_rows, watch_row
+from bench.api import grpc_row, http_rows, paced_rows, tracing_row, watch_row
 from bench.api.judged import Judged
 from bench.api.size import Bench
-
-TRACING_MODULE: Final = "bench.tracing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,15 +18,6 @@ class Row:
     lacking: Callable[[], str] = lambda: ""
 
 
-def _tracing() -> Any:
-    """The module of the row of tracing, which has the functions of a Row."""
-    return importlib.import_module(TRACING_MODULE)
-
-
-def _lacks_tracing() -> str:
-    return "" if importlib.util.find_spec(TRACING_MODULE) else f"there is no {TRACING_MODULE}"
-
-
 ROWS: Final = {
     grpc_row.ROW: Row(measure=grpc_row.measure, judged=grpc_row.judged, lacking=grpc_row.lacking),
     http_rows.HTTP: Row(measure=http_rows.measure_http, judged=http_rows.judged_http, lacking=http_rows.lacking),
@@ -38,9 +25,5 @@ ROWS: Final = {
     paced_rows.PACED: Row(measure=paced_rows.measure_paced, judged=paced_rows.judged_paced),
     paced_rows.ASKING: Row(measure=paced_rows.measure_asking, judged=paced_rows.judged_asking),
     watch_row.ROW: Row(measure=watch_row.measure, judged=watch_row.judged),
-    "tracing": Row(
-        measure=lambda bench: _tracing().measure(bench),
-        judged=lambda found: _tracing().judged(found),
-        lacking=_lacks_tracing,
-    ),
+    tracing_row.ROW: Row(measure=tracing_row.measure, judged=tracing_row.judged, lacking=tracing_row.lacking),
 }

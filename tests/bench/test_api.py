@@ -8,13 +8,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
 
 from bench.__main__ import Progress
-from bench.api import command, judged
+from bench.api import command, judged, tracing_row
 from bench.api.checks import GET_SERVER, checking
 from bench.api.generators import h2load, missing
 from bench.api.http2 import header_block
@@ -25,7 +26,7 @@ from bench.peers import ROOT, BenchError, Server, free_port, running, wait
 from tests.harness.prometheus import required
 
 TINY = Size(seconds=1.0, rounds=1, clients=20, tick_s=0.5, subscribers=20)
-OTHERS = "tracing"  # has tests of its own
+OTHERS = "tracing"  # has a test of its own below
 REPLY = b"x" * 1_000
 
 
@@ -164,13 +165,36 @@ def test_a_program_that_is_missing_is_named_with_its_package(monkeypatch: pytest
     ]
 
 
+TRACING = """
+from types import SimpleNamespace
+def measure(rounds, seconds):
+    rates = {"off": 1_000.0, "all sampled": 700.0, "1 % sampled": 900.0, "another": 1.0}
+    return {name: SimpleNamespace(rates=[rate] * rounds, cpu_s=[seconds / rate]) for name, rate in rates.items()}
+"""
+
+
+def test_the_row_of_tracing_is_measured_where_its_module_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    required("h2load")
+    monkeypatch.setattr(tracing_row, "MODULE", "traced_for_a_test")
+    assert tracing_row.lacking() == "there is no traced_for_a_test"
+    (tmp_path / "traced_for_a_test.py").write_text(TRACING)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert tracing_row.lacking() == ""
+    bench: Any = SimpleNamespace(size=TINY, say=Progress())
+    rows = ROWS["tracing"].judged(ROWS["tracing"].measure(bench))
+    assert [(row.work, row.ratio, row.met) for row in rows] == [
+        ("GetServer, all sampled", 0.7, True),
+        ("GetServer, 1 % sampled", 0.9, False),
+    ]
+
+
 def test_what_is_missed_is_said() -> None:
-    less = judged.judge("grpc", "reads", "bare", "calls/s", 600.0, 1_000.0, 0.85)
+    less = judged.judge("grpc", "reads", "bare", "calls/s", [600.0, 500.0, 10.0], [1_000.0, 500.0, 100.0], 0.85)
     assert (less.ratio, less.met, less.note) == (0.6, False, "misses: 0.60x instead of 0.85x (42 %)")
-    more = judged.judge("paced", "p99", "bare", "ms", 3.0, 1.0, 2.0, at_most=True)
+    more = judged.judge("paced", "p99", "bare", "ms", [3.0], [1.0], 2.0, at_most=True)
     assert (more.met, more.note, more.must) == (False, "misses: 3.00x instead of 2x (50 %)", "<= 2x")
     assert judged.within("watch", "memory", "bytes", 50_000.0, 100_000.0).met is True
-    assert judged.judge("grpc", "reads", "bare", "calls/s", 0.0, 1.0, 0.85).met is None
+    assert judged.judge("grpc", "reads", "bare", "calls/s", [0.0], [1.0], 0.85).met is None
 
 
 def test_long_header_values_have_their_length_before_them() -> None:
