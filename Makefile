@@ -15,7 +15,7 @@ ROUNDS ?= 500
 WORKERS ?= -n 2 --dist loadfile
 CODE := runtime fleet services gateway launcher tools deploy bench tests
 
-.PHONY: help setup run test test-full crash power faults bench check format lock gen docs clean
+.PHONY: help setup run test test-full crash power faults bench bench-api check format lock gen docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ bench: $(STAMPS)/gen-dev ## measure beside VictoriaMetrics and InfluxDB; ARGS="-
 
 bench-scale: $(STAMPS)/gen-dev ## 20,000 servers for half an hour, kill -9, restart, count; ARGS="--minutes 3", "--quick"
 	@$(BIN)/python -m bench scale $(ARGS)
+
+bench-api: $(STAMPS)/gen-dev ## measure the gateway beside bare servers; ARGS="--quick", "--only grpc", "--help"
+	@$(BIN)/python -m bench api $(ARGS)
 
 check: $(STAMPS)/gen-dev ## format, lint, types, layers, protos
 	$(BIN)/ruff format --check $(CODE)

@@ -1,6 +1,7 @@
 """`python -m bench`: runs the rows, prints a line a step and a table at the end, writes everything as JSON.
 
-`scale` is a row that takes half an hour, so it is a command of its own; `record-host` makes a data set.
+`scale` is a row that takes half an hour, so it is a command of its own; `api` measures the gateway, not the history;
+`record-host` makes a data set.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from typing import Any, Final
 import orjson
 
 from bench import cost, host, ingest, peers, queries, report, scale, storage, year
+from bench.api import command as api
+from bench.api.rows import ROWS as API_ROWS
 from bench.load import SERVERS, TICKS_A_DAY, Mix
 from runtime.settings import parse_duration
 
@@ -33,6 +36,7 @@ EXAMPLES: Final = """examples:
   make bench-scale                               20,000 servers for half an hour, kill -9, restart, count
   make bench-scale ARGS="--servers 2000 --minutes 3"
   make bench ARGS="--only cost --scale bench-scale.json"
+  make bench-api                                 the gateway instead of the history; ARGS="--help"
 
 The peers are found on the PATH as victoria-metrics and influxd; rows lack those that are not there.
 Recordings are found in OPENMANAGER_TEST_DATA or beside the checkout, this machine's by --host or BENCH_HOST_RECORDING.
@@ -209,6 +213,7 @@ def _arguments() -> argparse.Namespace:
     long.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the service")
     long.add_argument("--engine", action="append", default=[], metavar="NAME=VALUE", help="a bound of its engine")
     long.add_argument("--output", type=Path, default=Path("bench-scale.json"), help="the report (%(default)s)")
+    api.add_arguments(commands.add_parser("api", help="the gateway beside bare servers: calls, latencies, watchers"))
     return parser.parse_args()
 
 
@@ -230,6 +235,14 @@ def _scale_of(arguments: argparse.Namespace) -> scale.Run:
     )
 
 
+def _run_api(arguments: argparse.Namespace, folder: Path, say: Progress) -> int:
+    found = api.run(api.size_of(arguments), arguments.only or tuple(API_ROWS), folder, say)
+    api.write(found, arguments.json)
+    print(f"\n{api.show(found)}")
+    say(f"written to {arguments.json}")
+    return int(api.failed(found))
+
+
 def main() -> int:
     """The exit status is 0 when everything could be measured, whether targets are met or not."""
     arguments = _arguments()
@@ -239,6 +252,8 @@ def main() -> int:
             asyncio.run(host.record(arguments.file, ticks=arguments.ticks, interval_s=arguments.interval, say=say))
             return 0
         with tempfile.TemporaryDirectory(prefix="openmanager-bench-") as folder:
+            if arguments.command == "api":
+                return _run_api(arguments, Path(folder), say)
             if arguments.command == "scale":
                 found = run_scale(_scale_of(arguments), Path(folder), say)
             else:

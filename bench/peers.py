@@ -113,13 +113,13 @@ def ours(
     start_bound_s: float = START_BOUND_S,
 ) -> Iterator[Server]:
     """`python -m services.timeseries` with its defaults but for `settings`; its data lies in `folder`/timeseries."""
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     environ |= dict.fromkeys(("TIMESERIES_RETENTION_RAW", "TIMESERIES_RETENTION_5M"), "1826d")  # fixed times grow old
     environ |= {"DATA_DIR": str(folder), "TIMESERIES_ADDRESS": address, "LOG_LEVEL": "WARNING", **settings}
     environ["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "gen")))
-    with _running(OURS, address, folder, [sys.executable, "-m", module], environ) as server:
-        _wait(server, lambda: _serves(address), start_bound_s)
+    with running(OURS, address, folder, [sys.executable, "-m", module], environ) as server:
+        wait(server, lambda: serves(address), start_bound_s)
         server.secret = (folder / "service-secret").read_text("ascii").strip()
         yield server
 
@@ -127,23 +127,23 @@ def ours(
 @contextlib.contextmanager
 def victoria(folder: Path) -> Iterator[Server]:
     """VictoriaMetrics. A long retention, since recordings are old, and lines of 511 fields are long."""
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     flags = [f"-storageDataPath={folder / 'data'}", f"-httpListenAddr={address}"]
     flags += ["-retentionPeriod=100y", "-influx.maxLineSize=4MB"]
-    with _running(VICTORIA, address, folder, [_program(VICTORIA), *flags], dict(os.environ)) as server:
-        _wait(server, lambda: b"OK" in _once(server, "GET", "/health"))
+    with running(VICTORIA, address, folder, [_program(VICTORIA), *flags], dict(os.environ)) as server:
+        wait(server, lambda: b"OK" in _once(server, "GET", "/health"))
         yield server
 
 
 @contextlib.contextmanager
 def influx(folder: Path) -> Iterator[Server]:
     """InfluxDB 2 with one organization and bucket."""
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     flags = ["--bolt-path", str(folder / "bolt"), "--engine-path", str(folder / "engine")]
     flags += ["--sqlite-path", str(folder / "sqlite"), "--http-bind-address", address]
     flags += ["--reporting-disabled", "--log-level", "error"]
-    with _running(INFLUX, address, folder, [_program(INFLUX), *flags], dict(os.environ)) as server:
-        _wait(server, lambda: b"ready" in _once(server, "GET", "/ready"))
+    with running(INFLUX, address, folder, [_program(INFLUX), *flags], dict(os.environ)) as server:
+        wait(server, lambda: b"ready" in _once(server, "GET", "/ready"))
         account = {"username": "bench", "password": "bench-bench", "org": ORG, "bucket": BUCKET, "token": TOKEN}
         _once(server, "POST", "/api/v2/setup", orjson.dumps(account))
         server.headers["Authorization"] = f"Token {TOKEN}"
@@ -183,7 +183,8 @@ def disk_bytes(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def _running(name: str, address: str, folder: Path, command: list[str], environ: dict[str, str]) -> Iterator[Server]:
+def running(name: str, address: str, folder: Path, command: list[str], environ: dict[str, str]) -> Iterator[Server]:
+    """A process for as long as the block runs; what it prints is in `folder`. It serves once `wait` has returned."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
@@ -211,7 +212,8 @@ def _once(server: Server, method: str, path: str, body: bytes | None = None) -> 
         return connection.ask(method, path, body)
 
 
-def _wait(server: Server, answers: Callable[[], bool], bound_s: float = START_BOUND_S) -> None:
+def wait(server: Server, answers: Callable[[], bool], bound_s: float = START_BOUND_S) -> None:
+    """Returns once `answers()` is true; BenchError, with what the server printed, when it ends or takes too long."""
     ends = time.monotonic() + bound_s
     while True:
         with contextlib.suppress(OSError, BenchError, http.client.HTTPException):
@@ -223,7 +225,8 @@ def _wait(server: Server, answers: Callable[[], bool], bound_s: float = START_BO
         time.sleep(0.05)
 
 
-def _serves(address: str) -> bool:
+def serves(address: str) -> bool:
+    """Whether a gRPC server's health check says SERVING."""
     with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
@@ -233,7 +236,8 @@ def _serves(address: str) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

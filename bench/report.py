@@ -119,7 +119,7 @@ def _within(work: str, unit: str, ours: float, limit: float) -> Row:
     if ours <= limit:
         ratio, note = limit / ours if ours > 0 else 1.0, ""
     else:
-        ratio, note = limit / ours, f"misses: {_number(ours)} instead of {_number(limit)}"
+        ratio, note = limit / ours, f"misses: {number(ours)} instead of {number(limit)}"
     met = not note
     return Row(work=work, peer=LIMIT, unit=unit, ours=ours, theirs=limit, ratio=ratio, target=1.0, met=met, note=note)
 
@@ -158,12 +158,13 @@ def table(found: list[Row]) -> str:
     for row in found:
         verdict = row.note or "met"
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
-        numbers = f"{_number(row.ours)} | {_number(row.theirs)} | {ratio} | {row.target:g}x"
+        numbers = f"{number(row.ours)} | {number(row.theirs)} | {ratio} | {row.target:g}x"
         lines.append(f"| {row.work} | {row.peer} | {row.unit} | {numbers} | {verdict} |")
     return "\n".join(lines)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """For people; empty when there is none."""
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}" if value < 1 else f"{value:.2f}"
