@@ -15,10 +15,10 @@ ROUNDS ?= 500
 WORKERS ?= -n 2 --dist loadfile
 CODE := runtime fleet services gateway launcher tools deploy bench tests
 
-.PHONY: help setup run test test-full crash faults bench check format lock gen docs clean
+.PHONY: help setup run test test-full crash faults bench example-clients check format lock gen docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMPS)/gen ## set up .venv and the generated code, nothing else
 
@@ -42,6 +42,9 @@ bench: $(STAMPS)/gen-dev ## measure beside VictoriaMetrics and InfluxDB; ARGS="-
 
 bench-scale: $(STAMPS)/gen-dev ## 20,000 servers for half an hour, kill -9, restart, count; ARGS="--minutes 3", "--quick"
 	@$(BIN)/python -m bench scale $(ARGS)
+
+example-clients: $(STAMPS)/gen-dev ## build examples/clients/ and run each against a live product; ARGS="go rust"
+	@$(BIN)/python -m tests.examples.clients $(ARGS)
 
 check: $(STAMPS)/gen-dev ## format, lint, types, layers, protos
 	$(BIN)/ruff format --check $(CODE)
@@ -75,6 +78,7 @@ parquet: $(STAMPS)/parquet ## add what export to and import from Parquet need (p
 
 clean: ## remove what set-up made (never data/)
 	rm -rf $(VENV) gen protos/google .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	cd examples/clients && rm -rf go/bin go/client go/gen java/target node/node_modules rust/target
 
 $(STAMPS)/venv:
 	@$(PYTHON) tools/check_python.py
