@@ -15,10 +15,10 @@ ROUNDS ?= 500
 WORKERS ?= -n 2 --dist loadfile
 CODE := runtime fleet services gateway launcher tools deploy bench tests
 
-.PHONY: help setup run test test-full crash power faults bench bench-api check format lock gen docs clean
+.PHONY: help setup run test test-full crash power faults bench bench-scale bench-api example-clients check format lock gen docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMPS)/gen ## set up .venv and the generated code, nothing else
 
@@ -48,6 +48,9 @@ bench-scale: $(STAMPS)/gen-dev ## 20,000 servers for half an hour, kill -9, rest
 
 bench-api: $(STAMPS)/gen-dev ## measure the gateway beside bare servers; ARGS="--quick", "--only grpc", "--help"
 	@$(BIN)/python -m bench api $(ARGS)
+
+example-clients: $(STAMPS)/gen-dev ## build examples/clients/ and run each against a live product; ARGS="go rust"
+	@$(BIN)/python -m tests.examples.clients $(ARGS)
 
 check: $(STAMPS)/gen-dev ## format, lint, types, layers, protos
 	$(BIN)/ruff format --check $(CODE)
@@ -81,6 +84,7 @@ parquet: $(STAMPS)/parquet ## add what export to and import from Parquet need (p
 
 clean: ## remove what set-up made (never data/)
 	rm -rf $(VENV) gen protos/google .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	cd examples/clients && rm -rf go/bin go/client go/gen java/target node/node_modules rust/target
 
 $(STAMPS)/venv:
 	@$(PYTHON) tools/check_python.py

@@ -39,6 +39,9 @@ def test_every_span_and_metric_is_listed() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+    clients = ROOT / "examples" / "clients"
+    pages = [*(ROOT / "docs").rglob("*.md"), *clients.glob("*.md"), *clients.glob("*/README.md")]
+    assert len(pages) > 10
+    for page in [ROOT / "README.md", *pages]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
