@@ -16,7 +16,6 @@ COPY runtime runtime
 COPY fleet fleet
 COPY services services
 COPY gateway gateway
-COPY client client
 COPY deploy/compose/healthcheck.py deploy/compose/install-tls ./
 # Compiled here, since the running container cannot write; readable whatever the umask of the checkout was.
 RUN python -m compileall -q --invalidation-mode unchecked-hash . && chmod -R a+rX,go-w .
