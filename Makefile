@@ -13,14 +13,14 @@ PROTOS := $(shell find protos/openmanager -name '*.proto')
 ROUNDS ?= 500
 # A file's tests stay together, so that they share their servers.
 WORKERS ?= -n 2 --dist loadfile
-CODE := runtime fleet services gateway launcher tools deploy bench tests
+CODE := runtime fleet services gateway client launcher tools deploy bench tests
 
 .PHONY: help setup run test test-full crash power faults bench bench-scale bench-api example-clients check format lock gen docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
-setup: $(STAMPS)/gen ## set up .venv and the generated code, nothing else
+setup: $(STAMPS)/gen ## set up .venv and the generated code, nothing else; .venv/bin/openmanager is the client
 
 run: $(STAMPS)/gen ## set up and start the whole product; Ctrl-C stops it
 	@exec $(BIN)/python -m launcher
@@ -94,6 +94,10 @@ $(STAMPS)/venv:
 	  printf '%s\n%s\n' "$(CURDIR)" "$(CURDIR)/gen" > "$$site/openmanager.pth"
 	@touch $@
 
+# The `openmanager` command; a copy, so that it stays where PATH finds it.
+$(BIN)/openmanager: tools/openmanager | $(STAMPS)/venv
+	@install -m 755 $< $@
+
 $(STAMPS)/product: requirements.txt | $(STAMPS)/venv
 	@echo "Installing the product's packages (about 250 MB, once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
@@ -104,7 +108,7 @@ $(STAMPS)/dev: requirements-dev.txt $(STAMPS)/product
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 
-$(STAMPS)/gen: $(PROTOS) tools/generate.py $(STAMPS)/product
+$(STAMPS)/gen: $(PROTOS) tools/generate.py $(STAMPS)/product | $(BIN)/openmanager
 	@$(BIN)/python tools/generate.py
 	@touch $@
 
@@ -114,6 +118,6 @@ $(STAMPS)/parquet: requirements-parquet.txt $(STAMPS)/product
 	@touch $@
 
 # With the stubs that the type checker wants; the product's own code is the same.
-$(STAMPS)/gen-dev: $(PROTOS) tools/generate.py $(STAMPS)/dev
+$(STAMPS)/gen-dev: $(PROTOS) tools/generate.py $(STAMPS)/dev | $(BIN)/openmanager
 	@$(BIN)/python tools/generate.py
 	@touch $@ $(STAMPS)/gen

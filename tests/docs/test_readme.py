@@ -12,10 +12,10 @@ from tests.harness.launched import Launched
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-def examples() -> list[tuple[str, str]]:
+def examples(page: Path = README) -> list[tuple[str, str]]:
     """(command, answer) of every line that begins with `$` in a console block, continuation lines included."""
     found = []
-    for block in re.findall(r"```console\n(.*?)```", README.read_text(), re.DOTALL):
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
         for example in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             lines = example.rstrip().splitlines()
             end = next(index for index in range(1, len(lines) + 1) if "\n".join(lines[:index]).count("'") % 2 == 0)

@@ -1,0 +1,243 @@
+"""What `openmanager` can be told, in its own words: commands, options, help.
+
+What must stay true: whatever makes no sense is said here, with exit status 2, before a gateway is asked; the shells'
+completion is made from this tree, in which FILE stands for a file.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from client.command.values import moment_s, span_s
+
+STATUSES: Final = ("healthy", "warning", "critical", "offline")
+AGGREGATIONS: Final = ("AVG", "MIN", "MAX", "SUM", "COUNT", "FIRST", "LAST", "RATE")
+SHELLS: Final = ("bash", "zsh", "fish")
+HISTORY_OUTPUTS: Final = ("table", "json", "csv", "parquet")
+
+_EXITS: Final = """\
+exit status:
+  0    all is well
+  1    failed: rows were rejected, a store is down, a file cannot be read, ...
+  2    what was asked for makes no sense
+  3    this gateway, or this installation, does not have it
+  4    not found: no such server, no points
+  5    the gateway refused: no token, a wrong one, or one that may not do this
+  6    the gateway is not reachable, or did not answer in time
+  130  interrupted; 141 whoever read the output left"""
+
+_EPILOG: Final = f"""\
+examples:
+  openmanager servers --status critical
+  openmanager server web-01
+  openmanager watch --environment production
+  openmanager history web-01 cpu_usage memory_usage --from -6h --step 5m
+  openmanager history web-01 cpu_usage --from -7d --output csv > cpu.csv
+  openmanager ingest metrics.jsonl
+  openmanager status
+  openmanager --address https://gateway.example:50050 --ca-file ca.pem servers
+  OPENMANAGER_PROFILE=prod openmanager servers
+  source <(openmanager completion bash)
+
+environment (an option wins over it):
+  OPENMANAGER_ADDRESS    where the gateway is: HOST:PORT (with TLS unless it is this machine),
+                         https://HOST:PORT, http://HOST:PORT; default 127.0.0.1:50050
+  OPENMANAGER_TOKEN      its bearer token; better here than in --token, which other users of a machine see
+  OPENMANAGER_CA_FILE    PEM of the authority that signed its certificate; default: the public ones
+  OPENMANAGER_PROFILE    NAME: the three are read from OPENMANAGER_NAME_ADDRESS and so on, and only from there
+  NO_COLOR               no colours on a terminal, either
+
+{_EXITS}
+"""
+
+_SPAN_AGO: Final = re.compile(r"-\d.*")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command and its options; ends the process where they make no sense, or help was asked for."""
+    whole = parser()
+    options = whole.parse_args(_joined(arguments))
+    if options.command == "history":
+        if options.start >= options.end:
+            whole.error("--from is not before --to")
+        if 0 < options.step < 1:
+            whole.error("--step is at least 1s; 0 gives the points as they were written")
+    return options
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """With `--from -1h` as one word: argparse takes what begins with a dash for an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in ("--from", "--to") and _SPAN_AGO.fullmatch(argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole tree."""
+    whole = argparse.ArgumentParser(
+        prog="openmanager",
+        description="Asks an OpenManager gateway, and writes to it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[_common()],
+        allow_abbrev=False,
+    )
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_servers(commands)
+    _add_watch(commands)
+    _add_history(commands)
+    _add_ingest(commands)
+    _add_status(commands)
+    completion = _add(commands, "completion", "print what makes a shell complete this command", _COMPLETION)
+    completion.add_argument("shell", choices=SHELLS, help="which shell")
+    return whole
+
+
+_COMPLETION: Final = """\
+examples:
+  source <(openmanager completion bash)                                       # now; or in ~/.bashrc
+  source <(openmanager completion zsh)                                        # now; or in ~/.zshrc
+  openmanager completion fish > ~/.config/fish/completions/openmanager.fish   # from the next shell on"""
+
+
+def _common() -> argparse.ArgumentParser:
+    """Options that are understood before and after the command."""
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    group = common.add_argument_group("gateway")
+    group.add_argument("--address", metavar="HOST:PORT", help="where it is (default: OPENMANAGER_ADDRESS)")
+    group.add_argument("--token", metavar="TOKEN", help="its bearer token (default: OPENMANAGER_TOKEN)")
+    group.add_argument("--ca-file", metavar="FILE", help="the authority of its certificate, PEM")
+    group.add_argument("--profile", metavar="NAME", help="take all three from OPENMANAGER_NAME_ADDRESS and so on")
+    group.add_argument(
+        "--timeout", metavar="SPAN", type=_timeout, help="how long a call may take; streams may take longer (10s)"
+    )
+    return common
+
+
+def _timeout(text: str) -> float:
+    seconds = span_s(text)
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError("a call needs some time, for example 10s")
+    return seconds
+
+
+_Commands = argparse._SubParsersAction
+
+
+def _add(
+    commands: "_Commands[argparse.ArgumentParser]", name: str, summary: str, examples: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"{examples}\n\n{_EXITS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[_common()],
+        allow_abbrev=False,
+    )
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--output", choices=("table", "json"), default="table", help="for people, or as the HTTP API answers"
+    )
+
+
+def _add_servers(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    servers = _add(
+        commands,
+        "servers",
+        "list the servers and how they are now",
+        "examples:\n  openmanager servers\n  openmanager servers --status warning --role db"
+        "\n  openmanager servers --output json | jq '.servers[].id'",
+    )
+    servers.add_argument("--status", choices=STATUSES, help="only those")
+    servers.add_argument("--environment", metavar="NAME", default="", help="only those")
+    servers.add_argument("--role", metavar="NAME", default="", help="only those")
+    _add_output(servers)
+    server = _add(commands, "server", "show one server with all its metrics", "examples:\n  openmanager server web-01")
+    server.add_argument("id", metavar="ID", help="its id")
+    _add_output(server)
+
+
+def _add_watch(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    watch = _add(
+        commands,
+        "watch",
+        "show the servers as they change, until Ctrl-C; elsewhere than on a terminal a line for each change",
+        "examples:\n  openmanager watch\n  openmanager watch --environment production | grep -v healthy",
+    )
+    watch.add_argument("--environment", metavar="NAME", default="", help="only those")
+    watch.add_argument("--role", metavar="NAME", default="", help="only those")
+
+
+def _add_history(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    history = _add(
+        commands,
+        "history",
+        "show what metrics of a server were",
+        "examples:\n  openmanager history web-01 cpu_usage\n"
+        "  openmanager history web-01 cpu_usage load_1m --from -1d --step 1h --aggregation MAX\n"
+        "  openmanager history web-01 'disk_used{mount=\"/\"}' --from 2026-11-01 --to 2026-12-01 --output csv\n"
+        "  openmanager history web-01 cpu_usage --step 0 --output parquet > cpu.parquet",
+    )
+    history.add_argument("id", metavar="ID", help="the server's id")
+    history.add_argument(
+        "metrics", metavar="METRIC", nargs="+", help='a name, which means all its labels, or name{label="value"}'
+    )
+    time_help = "-1h, now-7d, 2026-11-01, 2026-11-01T12:00:00Z (UTC where no zone is said)"
+    history.add_argument("--from", dest="start", metavar="TIME", type=moment_s, default="-1h", help=time_help)
+    history.add_argument("--to", dest="end", metavar="TIME", type=moment_s, default="now", help="not included (now)")
+    history.add_argument(
+        "--step",
+        metavar="SPAN",
+        type=span_s,
+        default="60s",
+        help="width of a window (60s); 0: the points as they were written",
+    )
+    history.add_argument(
+        "--aggregation",
+        type=str.upper,
+        choices=AGGREGATIONS,
+        default="AVG",
+        help="how a window becomes a value (AVG)",
+    )
+    history.add_argument(
+        "--output",
+        choices=HISTORY_OUTPUTS,
+        default="table",
+        help="for people; as the HTTP API answers; time, server_id, metric, value, unit; the columns of `make run`'s"
+        " own export (needs pyarrow)",
+    )
+
+
+def _add_ingest(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    ingest = _add(
+        commands,
+        "ingest",
+        "write metrics from a file: the JSON of POST /v1/metrics:write, or lines of it",
+        "examples:\n  openmanager ingest metrics.json\n  produce-metrics | openmanager ingest -\n\n"
+        "A line without metrics has those of the line before it. Sending a file again is harmless.",
+    )
+    ingest.add_argument("file", metavar="FILE", help="the file; - for standard input")
+    ingest.add_argument(
+        "--retry-for",
+        metavar="SPAN",
+        type=span_s,
+        default="60s",
+        help="how long to try again while the gateway is away (60s)",
+    )
+
+
+def _add_status(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    status = _add(commands, "status", "show every store: up or down, how far behind", "examples:\n  openmanager status")
+    _add_output(status)
+    audit = _add(commands, "audit", "the audit log", "examples:\n  openmanager audit verify")
+    actions = audit.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add(actions, "verify", "prove that nobody altered the audit log", "examples:\n  openmanager audit verify")
