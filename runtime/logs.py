@@ -65,8 +65,6 @@ def _value(value: object) -> object:
 # What libraries report as an ERROR with a traceback when a caller leaves while a stream's message is being sent. The
 # access log has the call. Logger name -> how the report begins.
 _ROUTINE: Final = {
-    # the event loop closes the abandoned generator in a context of its own, where its span cannot be detached
-    "opentelemetry.context": "Failed to detach context",
     "grpc._cython.cygrpc": "ExecuteBatchError raised in core by servicer method",
 }
 

@@ -76,15 +76,22 @@ def _write(span: ReadableSpan, to: Any) -> None:
     to.kind = _KINDS[span.kind]
     to.start_time_unix_nano = span.start_time
     to.end_time_unix_nano = span.end_time
-    to.attributes.extend([_attribute(name, value) for name, value in (span.attributes or {}).items()])
+    to.attributes.extend(
+        [
+            _encoded(name, value) if type(value) is float else _kept(name, value)  # to a dictionary, 0.0 is -0.0
+            for name, value in (span.attributes or {}).items()
+        ]
+    )
     to.dropped_attributes_count = span.dropped_attributes
     to.status.code = status.status_code.value
     if status.description:
         to.status.message = status.description
 
 
-@lru_cache(KEPT_ATTRIBUTES, typed=True)
-def _attribute(name: str, value: str | bool | float) -> KeyValue:
+def _encoded(name: str, value: Any) -> KeyValue:
     encoded = AnyValue()
     setattr(encoded, _SET[type(value)], value)
     return KeyValue(key=name, value=encoded)
+
+
+_kept: Final = lru_cache(KEPT_ATTRIBUTES, typed=True)(_encoded)  # typed: True is 1 otherwise

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FLUSH_BOUND_S: Final = 3.0
 """How long a stopping process waits for its last spans and metrics to be sent."""
+DISABLED: Final = "OTEL_SDK_DISABLED"
 _CONTEXT_ARGUMENT: Final = 2  # of start_as_current_span(name, context, ...)
 
 _log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def configure(
     from runtime import telemetry_sdk  # noqa: PLC0415  see the module's docstring
 
     resource = telemetry_sdk.resource(service_name)
-    if endpoint is not None or exporter is not None:
+    if (endpoint is not None or exporter is not None) and os.environ.get(DISABLED, "").strip().lower() != "true":
         if _state.spans is None:
             _state.spans = telemetry_sdk.Spans(resource)
             trace.set_tracer_provider(_state.spans.provider)
