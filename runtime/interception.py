@@ -130,7 +130,7 @@ class Interception:
         context: CallContext,
     ) -> Response:
         """Runs a method with one response. Its deadline: the caller's or the default, never over the maximum."""
-        started = time.monotonic()
+        started, peer = time.monotonic(), context.peer()
         allowed_s = self._allowed_s(context)
         call = deadline.CallDeadline(started + allowed_s)
         token = deadline.current.set(call)
@@ -152,7 +152,7 @@ class Interception:
         finally:
             call.over = True
             deadline.current.reset(token)
-            _record(method, context, started, failure)
+            _record(method, peer, started, failure)
 
     async def unary_from_stream(
         self,
@@ -177,7 +177,7 @@ class Interception:
         context: CallContext,
     ) -> AsyncGenerator[Response, None]:
         """Runs a method that answers with a stream (an async generator): no deadline but the caller's."""
-        started = time.monotonic()
+        started, peer = time.monotonic(), context.peer()
         left_s = context.time_remaining()
         call = deadline.CallDeadline(None if left_s is None else started + left_s)
         deadline.current.set(call)
@@ -206,7 +206,7 @@ class Interception:
         finally:
             call.over = True
             self._streams.discard(task)
-            _record(method, context, started, failure)
+            _record(method, peer, started, failure)
 
     def end_streams(self) -> None:
         """Ends every running stream with UNAVAILABLE, SHUTTING_DOWN: a watcher would otherwise hold the process up."""
@@ -254,8 +254,11 @@ def _level(code: str, failure: OpenManagerError) -> int:
     return logging.INFO if routine else logging.WARNING
 
 
-def _record(method: str, context: CallContext, started: float, failure: OpenManagerError | None) -> None:
-    """One access log line (calls that went well, or were left, at DEBUG), one metric point, the outcome on the span."""
+def _record(method: str, peer: str, started: float, failure: OpenManagerError | None) -> None:
+    """One access log line (calls that went well, or were left, at DEBUG), one metric point, the outcome on the span.
+
+    `peer` was asked at the start: of a call whose caller has left gRPC has none any more, and asking ends the process.
+    """
     elapsed_s = time.monotonic() - started
     code = "OK" if failure is None else status_code(failure).name
     call = tracing.current.get()
@@ -278,7 +281,7 @@ def _record(method: str, context: CallContext, started: float, failure: OpenMana
             "rpc": method,
             "code": code,
             "ms": round(elapsed_s * 1e3, 3),
-            "peer": context.peer(),
+            "peer": peer,
         }
         if failure is not None:
             fields |= {"reason": failure.reason, "error": str(failure)}

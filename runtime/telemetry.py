@@ -76,7 +76,7 @@ def configure(
     if (endpoint is not None or prometheus) and _state.meter_provider is None:
         readers = [] if endpoint is None else [telemetry_sdk.otlp_metrics(endpoint)]
         readers += [telemetry_sdk.prometheus_metrics()] if prometheus else []
-        _state.meter_provider = telemetry_sdk.meter_provider(resource, readers)
+        _state.meter_provider = telemetry_sdk.meter_provider(resource, readers, traced=tracing_enabled())
         metrics.set_meter_provider(_state.meter_provider)
 
 

@@ -3,7 +3,7 @@
 import threading
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider, TraceBasedExemplarFilter
 from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
@@ -68,8 +68,10 @@ class Spans:
         return SpanRecorder(rule, self._who, self.fanout)
 
 
-def meter_provider(who: Resource, readers: list[MetricReader]) -> MeterProvider:
-    return MeterProvider(metric_readers=readers, resource=who, shutdown_on_exit=False)
+def meter_provider(who: Resource, readers: list[MetricReader], *, traced: bool) -> MeterProvider:
+    """`traced`: exemplars name the traces of what is measured, for 9 of the 21 us that a measurement then takes."""
+    exemplars = TraceBasedExemplarFilter() if traced else AlwaysOffExemplarFilter()
+    return MeterProvider(metric_readers=readers, resource=who, shutdown_on_exit=False, exemplar_filter=exemplars)
 
 
 def direct_spans(exporter: SpanExporter) -> SpanProcessor:
