@@ -5,6 +5,7 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fleet.codec import descriptor_from_pb, descriptor_to_pb
+from openmanager.metadata.v1 import interaction_pb2
 from openmanager.metadata.v1 import metadata_pb2 as pb
 from services.metadata.store import (
     Interaction,
@@ -123,8 +124,8 @@ def _record(server: ServerRecord) -> pb.ServerRecord:
     )
 
 
-def _interaction(interaction: Interaction) -> pb.Interaction:
-    return pb.Interaction(
+def _interaction(interaction: Interaction) -> interaction_pb2.Interaction:
+    return interaction_pb2.Interaction(
         id=interaction.id,
         session_id=interaction.session_id,
         query=interaction.query,

@@ -10,6 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from openmanager.metadata.v1 import interaction_pb2
 from openmanager.metadata.v1 import metadata_pb2 as pb
 from runtime.channel import calling
 from runtime.errors import AlreadyExists, InvalidArgument, NotFound
@@ -76,7 +77,7 @@ async def test_every_method_over_the_wire(data_dir: Path, made_cluster: Path) ->
         await calls.UndeleteServerRecord(pb.UndeleteServerRecordRequest(server_id="web-1"))
         registered = await calls.RegisterServers(pb.RegisterServersRequest(servers=[descriptor, server("new")]))
         assert registered.changed == 2
-        said = pb.Interaction(session_id="s", query="why?", response="so", confidence=0.0, user_rating=5)
+        said = interaction_pb2.Interaction(session_id="s", query="why?", response="so", confidence=0.0, user_rating=5)
         stored = (await service.interactions.StoreInteraction(pb.StoreInteractionRequest(interaction=said))).interaction
         assert (stored.query, stored.confidence, stored.user_rating) == ("why?", 0.0, 5)
         assert stored.HasField("confidence")
