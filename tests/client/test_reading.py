@@ -5,6 +5,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,6 +18,9 @@ from runtime.errors import InvalidArgument, ResourceExhausted, Unavailable
 from runtime.errors import OpenManagerError as ServerError
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
+from runtime.tls import server_credentials
+from tests.runtime.echo import EchoSettings
+from tests.runtime.test_tls import files  # noqa: F401  a fixture
 
 Message = fleet_pb2.WatchFleetResponse
 
@@ -119,6 +123,27 @@ async def test_what_waiting_does_not_mend_is_raised_at_once(error: ServerError) 
         with pytest.raises(OpenManagerError, match=str(error)):
             await manager.summary()
     assert len(servicer.asked) == 1
+
+
+async def test_tls_with_an_authority_of_ones_own(files: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
+    settings = EchoSettings(data_dir=tmp_path, **files)
+    servicer = FakeFleet(summaries=[None])
+    server = GrpcServer(
+        [bind("openmanager.gateway.v1.FleetService", servicer)],
+        Interception(None),
+        credentials=server_credentials(settings, "127.0.0.1:0", public=True),
+    )
+    address = await server.start("127.0.0.1:0")
+    try:
+        async with OpenManager.connect(address, ca_file=files["tls_ca_file"]) as manager:
+            assert (await manager.summary()).total == 1
+        for wrong in (address, f"https://{address}"):
+            async with OpenManager.connect(wrong) as manager:
+                with pytest.raises(OpenManagerError, match="is not reachable") as failed:
+                    await manager.summary()
+            assert "--ca-file" in failed.value.hint
+    finally:
+        await server.stop(0)
 
 
 async def test_a_call_has_an_end() -> None:
