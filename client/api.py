@@ -4,7 +4,9 @@ What must stay true: every unary call has a deadline; what fails raises OpenMana
 their call when their reader leaves, also in the middle.
 """
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +20,7 @@ from google.protobuf.duration_pb2 import Duration
 from client import watching
 from client.backoff import Backoff
 from client.channel import DEFAULT_ADDRESS, open_channel
-from client.errors import from_rpc_error
+from client.errors import OpenManagerError, from_rpc_error
 from client.history import History, Joiner, from_message, timestamp
 from client.writing import Batches, Totals, Writing
 from openmanager.fleet.v1 import history_pb2 as series_pb2
@@ -129,18 +131,22 @@ class OpenManager:
         full: bool = False,
         on_lost: watching.OnLost | None = None,
     ) -> AsyncGenerator[fleet_pb2.WatchFleetResponse, None]:
-        """The fleet as it changes: at first, and after every lost connection, a message with `snapshot`, upon which
-        everything held before is void.
+        """The fleet as it changes, at most one change a tick. It begins with a message with `snapshot`, and so it may
+        after a lost connection: everything held before is void then.
 
         Args:
             environment, role: only those.
             full: with all their metrics.
             on_lost: told of a lost connection and in how many seconds it is tried again; the first one is raised.
         """
-        request = fleet_pb2.WatchFleetRequest(environment=environment, role=role, view=_view(full))
-        return watching.watch(
-            lambda: self._fleet.WatchFleet(request, metadata=self._metadata), self.address, self._backoff, on_lost
-        )
+
+        def call(after_version: str) -> watching.Call:
+            request = fleet_pb2.WatchFleetRequest(
+                environment=environment, role=role, view=_view(full), after_version=after_version
+            )
+            return cast("watching.Call", self._fleet.WatchFleet(request, metadata=self._metadata))
+
+        return watching.watch(call, self.address, self._backoff, on_lost)
 
     async def history(self, server_ids: str | Sequence[str], metrics: Sequence[str], **options: Any) -> History:
         """What `stream_history` tells, as one answer of whole series."""
@@ -250,8 +256,19 @@ class OpenManager:
         return cast("bytes", answer)
 
     async def _call(self, method: Any, request: Any) -> Any:
-        with self._calling():
-            return await method(request, timeout=self._timeout_s, metadata=self._metadata)
+        """Calls a method that may be repeated; waits, within the time of the call, where the gateway asks for it."""
+        ends = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                with self._calling():
+                    left_s = ends - time.monotonic()
+                    return await method(request, timeout=left_s, metadata=self._metadata)
+            except OpenManagerError as error:
+                pause_s = error.retry_after_s
+                throttled = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+                if not throttled or pause_s is None or time.monotonic() + pause_s >= ends:
+                    raise
+            await asyncio.sleep(pause_s)
 
     @contextlib.contextmanager
     def _calling(self) -> Iterator[None]:

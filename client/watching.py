@@ -1,7 +1,8 @@
 """The fleet as it changes, over as many connections as it takes.
 
-What must stay true: after a connection was lost the first message is a snapshot again, so a reader that clears what it
-holds at every snapshot is right; what cannot get better by waiting (a wrong token, a wrong address) is raised.
+What must stay true: after a lost connection it goes on behind the last change that came as a whole, or, where the
+gateway cannot, begins with a snapshot again, so a reader that clears what it holds at every snapshot is right; what
+cannot get better by waiting (a wrong token, a wrong address) is raised.
 """
 
 import asyncio
@@ -20,16 +21,20 @@ OnLost = Callable[[OpenManagerError, float], object]
 
 
 async def watch(
-    call: Callable[[], Call], address: str, backoff: Backoff, on_lost: OnLost | None
+    call: Callable[[str], Call], address: str, backoff: Backoff, on_lost: OnLost | None
 ) -> AsyncGenerator[fleet_pb2.WatchFleetResponse, None]:
-    """Runs `call` again and again; ends with an error only."""
-    connected, failures = False, 0
+    """Runs `call`, given the version to go on behind, again and again; ends with an error only."""
+    connected, failures, version = False, 0, ""
     while True:
-        stream = call()
+        stream = call(version)
         try:
             async for message in stream:
                 connected, failures = True, 0
                 yield message
+                if message.snapshot:
+                    version = ""  # what was before is void: half a snapshot is nothing to go on behind
+                if not message.continues:
+                    version = message.version
             error = OpenManagerError(grpc.StatusCode.UNAVAILABLE, f"{address} ended the stream")
         except grpc.aio.AioRpcError as failed:
             error = from_rpc_error(failed, address)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from client.api import DEFAULT_TIMEOUT_S
 from client.command.values import moment_s, span_s
 
 STATUSES: Final = ("healthy", "warning", "critical", "offline")
@@ -58,6 +59,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command and its options; ends the process where they make no sense, or help was asked for."""
     whole = parser()
     options = whole.parse_args(_joined(arguments))
+    options.timeout = getattr(options, "timeout", DEFAULT_TIMEOUT_S)  # stands before or after the command
     if options.command == "history":
         if options.start >= options.end:
             whole.error("--from is not before --to")

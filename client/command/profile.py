@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from client.channel import DEFAULT_ADDRESS
 from client.command.exits import UsageError
 
-DEFAULT_ADDRESS: Final = "127.0.0.1:50050"
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 

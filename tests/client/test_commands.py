@@ -361,6 +361,14 @@ def test_options_stand_before_or_after_the_command_and_win_over_the_environment(
     assert called(nobody, "status", environ=prod).returncode == 6
 
 
+def test_output_that_cannot_be_written(address: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "servers"], env=environment(address), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "openmanager: [Errno 28] No space left on device\n")
+
+
 def test_nobody_is_there() -> None:
     address = f"127.0.0.1:{free_port()}"
     for words in (("servers",), ("watch",), ("status",), ("history", "a", "b"), ("audit", "verify")):
