@@ -34,7 +34,7 @@ test-full: $(STAMPS)/gen-dev ## the long tests that `make test` leaves out
 crash: $(STAMPS)/gen-dev ## kill -9 a writing engine 500 times and check what is left each time; ROUNDS=, ARGS="--seed N"
 	@$(BIN)/python -m tests.timeseries.engine.crash --rounds $(ROUNDS) $(ARGS)
 
-power: $(STAMPS)/gen-dev ## let 200 stores lose power again and again and check what is left each time (half an hour); POWER_STORES=
+power: $(STAMPS)/gen-dev ## let 200 stores lose power again and again and check what is left each time (an hour or more); POWER_STORES=
 	@POWER_STORES=$${POWER_STORES:-200} $(BIN)/python -m pytest -s -k many_losses tests/timeseries/engine/test_power_loss.py $(ARGS)
 
 faults: $(STAMPS)/gen-dev ## break each store in each way, for an hour's worth of ticks, and print what came of it; FAULT_TICKS=

@@ -31,6 +31,7 @@ REPLY = b"x" * 1_000
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.full
 async def test_every_row_runs_and_its_replies_are_right(tmp_path: Path) -> None:
     for program in ("h2load", "wrk", "prometheus", "victoria-metrics"):
         required(program)

@@ -77,6 +77,7 @@ def last_frame(shown: str) -> str:
     return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", frames[-2] if len(frames) > 1 else "")
 
 
+@pytest.mark.full
 async def test_what_waiting_does_not_mend_is_raised(tmp_path: Path) -> None:
     async with Product(tmp_path, GATEWAY_TOKEN="a-token-of-the-tests") as product:
         await product.start("cache", "gateway")

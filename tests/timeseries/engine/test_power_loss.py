@@ -36,7 +36,7 @@ from tests.timeseries.engine.lives import ALL_SETTINGS, BY_AGE, CHANCES, Plan, T
 
 STORES, LOSSES, FULL_LOSSES, LIVES = 3, 9, 20, 3
 FULL_STORES = int(os.environ.get("POWER_STORES", "30"))
-"""`make power` asks for 200; a store takes 8 s on one processor."""
+"""`make power` asks for 200; 30 take some 10 minutes on one processor."""
 TRIES = 60
 """Stores that live until a planted bug must have been seen; most are seen in the first."""
 
