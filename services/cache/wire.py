@@ -16,6 +16,7 @@ from fleet.codec import (
     metric_set_to_pb,
     packed_doubles,
     timestamp_from_ms,
+    varint,
 )
 from fleet.model import MetricSet
 from openmanager.cache.v1 import cache_pb2
@@ -37,12 +38,7 @@ def tag(field_number: int) -> bytes:
 
 def delimited(data: bytes) -> bytes:
     """`data` behind its length: what follows the tag of a message, text or packed field."""
-    length, prefix = len(data), bytearray()
-    while length > 0x7F:
-        prefix.append(length & 0x7F | 0x80)
-        length >>= 7
-    prefix.append(length)
-    return bytes(prefix) + data
+    return varint(len(data)) + data
 
 
 _SAMPLE_TAG = tag(cache_pb2.ServerState.SAMPLES_FIELD_NUMBER)
