@@ -82,7 +82,6 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         background = [
             asyncio.create_task(run_forever("the live state", follow, RECONNECT), name="follow-cache"),
             asyncio.create_task(run_forever("telling the cache of servers", registry.seed, RECONNECT), name="seed"),
-            asyncio.create_task(run_forever("watching the event loop", admission.watch, RECONNECT), name="overload"),
             asyncio.create_task(run_forever("asking the stores", operator.refresh, RECONNECT), name="store-metrics"),
         ]
         listening = asyncio.Event()

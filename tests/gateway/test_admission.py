@@ -1,23 +1,19 @@
-"""Too many calls: of one caller, and for the process; told apart, refused at once, and with a time to try again."""
+"""Too many calls of one caller are refused at once, and with a time to try again."""
 
-import asyncio
-import random
-import time
 from contextlib import suppress
 
 import pytest
 
 from gateway import admission as module
 from gateway.access import grpc_authenticator
-from gateway.admission import MAX_REFUSED_SHARE, Admission
+from gateway.admission import Admission
 from openmanager.gateway.v1 import fleet_pb2, fleet_pb2_grpc
 from runtime.channel import Channel, calling
-from runtime.clock import ManualClock, SystemClock
+from runtime.clock import ManualClock
 from runtime.errors import ResourceExhausted
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 from tests.gateway.http.serving import FakeServicer, serving
-from tests.harness import eventually
 
 
 def let_in(admission: Admission, calls: int, host: str = "10.0.0.1", forwarded: str | None = None) -> int:
@@ -72,49 +68,6 @@ def test_behind_a_trusted_proxy_the_caller_is_who_it_says(host: str, forwarded: 
     admission = Admission(ManualClock(), rate=1.0, trusted_proxy="10.0.0.0/8")
     admission.admit(host, forwarded)
     assert list(admission._buckets) == [caller]
-
-
-def test_a_process_that_is_late_by_its_own_work_refuses_ever_more_and_then_ever_less() -> None:
-    admission = Admission(ManualClock())
-    admission._rng = random.Random(1)
-    shares = []
-    for _ in range(60):
-        admission.note(late_s=1.0, used=1.0)
-        shares.append(admission.refused_share)
-    assert shares == sorted(shares) and shares[0] == 0.0 and shares[-1] == MAX_REFUSED_SHARE
-    assert 40 < let_in(admission, 1_000) < 200, "some are let in, so that it is seen when it is over"
-    with pytest.raises(ResourceExhausted) as refused:
-        for _ in range(100):
-            admission.admit("10.0.0.1")
-    assert refused.value.reason == "OVERLOADED" and 0 < (refused.value.retry_after_s or 0) < 2
-    for _ in range(200):
-        admission.note(late_s=0.0, used=0.1)
-    assert admission.refused_share == 0.0 and let_in(admission, 1_000) == 1_000
-
-
-def test_a_machine_that_is_busy_with_something_else_is_no_reason() -> None:
-    admission = Admission(ManualClock())
-    for _ in range(100):
-        admission.note(late_s=5.0, used=0.4)
-    assert admission.refused_share == 0.0
-
-
-async def test_the_event_loop_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TICK_S", 0.01)
-    monkeypatch.setattr(module, "OWN_SHARE", 0.05)  # of a machine that others use, too
-    admission = Admission(SystemClock())
-    watching = asyncio.create_task(admission.watch())
-
-    async def is_held_up() -> bool:
-        ends = time.monotonic() + 0.5
-        while time.monotonic() < ends:
-            pass
-        await asyncio.sleep(0)
-        return admission.refused_share > 0
-
-    await eventually(is_held_up, within_s=60)
-    await eventually(lambda: admission.refused_share == 0, within_s=60)
-    watching.cancel()
 
 
 async def test_over_http_and_grpc_it_is_a_status_with_a_time_and_pages_are_left_alone() -> None:
