@@ -131,53 +131,58 @@ class Changes:
         if found is not None:
             return found
         async with self._making:  # one makes it and the others find it
-            while True:
-                found = self._shared(place, wanted)
-                if found is not None:
-                    return found
-                version = self._state.version
-                removed = None if place is None else self._state.removed_after(place.gone)
-                start = None if removed is None else place  # anew, too, when more went than is remembered
-                entries = self._state.changed_after(-1 if start is None else start.servers)
-                await made([entry for entry in entries if wanted.has(entry)], wanted.view)
-                if self._state.version == version:
-                    found = self._build(start, wanted, entries, removed or [])
-                    if len(self._messages) < MAX_SHARED:
-                        self._messages[place, wanted] = found
-                    return found
+            found = self._shared(place, wanted)
+            if found is not None:
+                return found
+            version, sequence = self._state.version, self._state.sequence
+            removed = None if place is None else self._state.removed_after(place.gone)
+            start = None if removed is None else place  # anew, too, when more went than is remembered
+            entries = self._state.changed_after(-1 if start is None else start.servers)
+            found = await _built(self._state.epoch, sequence, start, wanted, entries, removed or [])
+            if self._state.version == version and len(self._messages) < MAX_SHARED:
+                self._messages[place, wanted] = found
+            return found
 
     def _shared(self, place: _Place | None, wanted: Wanted) -> _Message | None:
         if self._messages_of != self._state.version:
             self._messages, self._messages_of = {}, self._state.version
         return self._messages.get((place, wanted))
 
-    def _build(
-        self, place: _Place | None, wanted: Wanted, entries: list[ServerEntry], removed: list[tuple[str, int]]
-    ) -> _Message:
-        parts: list[bytes] = []
-        gone: list[str] = []
-        size, after, more = 0, self._state.sequence, False
-        for number, entry in enumerate(entries, start=1):
-            if wanted.has(entry):
-                part = delimited(_RESPONSE.SERVERS_FIELD_NUMBER, entry.server(wanted.view))
-                parts.append(part)
-                size += len(part)
-            elif place is not None and entry.placed_at > place.servers:
-                gone.append(entry.id)
-            if size >= MAX_WATCH_MESSAGE_BYTES and number < len(entries):
-                after, more = entry.sequence, True
-                break
-        gone += [server_id for server_id, sequence in removed if sequence <= after]
-        version = f"{self._state.epoch}-{after}"
-        head = _RESPONSE(
-            version=version,
-            snapshot=place is None,
-            continues=more,
-            removed=[fleet_pb2.RemovedServer(id=server_id) for server_id in sorted(gone)],
-        )
-        data = head.SerializeToString() + b"".join(parts)
-        known = self._state.sequence if place is None else max(place.gone, after)
-        return _Message(Prepared(data), _Place(after, known), more, is_empty=not parts and not gone)
+
+async def _built(
+    epoch: str,
+    sequence: int,
+    place: _Place | None,
+    wanted: Wanted,
+    entries: list[ServerEntry],
+    removed: list[tuple[str, int]],
+) -> _Message:
+    """A message of what changed up to a sequence. The fleet may go on changing meanwhile: entries do not."""
+    parts: list[bytes] = []
+    gone: list[str] = []
+    size, after, more = 0, sequence, False
+    for number, entry in enumerate(entries, start=1):
+        if wanted.has(entry):
+            part = delimited(_RESPONSE.SERVERS_FIELD_NUMBER, entry.server(wanted.view))
+            parts.append(part)
+            size += len(part)
+            if len(parts) % ENTRIES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        elif place is not None and entry.placed_at > place.servers:
+            gone.append(entry.id)
+        if size >= MAX_WATCH_MESSAGE_BYTES and number < len(entries):
+            after, more = entry.sequence, True
+            break
+    gone += [server_id for server_id, at in removed if at <= after]
+    head = _RESPONSE(
+        version=f"{epoch}-{after}",
+        snapshot=place is None,
+        continues=more,
+        removed=[fleet_pb2.RemovedServer(id=server_id) for server_id in sorted(gone)],
+    )
+    data = head.SerializeToString() + b"".join(parts)
+    known = sequence if place is None else max(place.gone, after)
+    return _Message(Prepared(data), _Place(after, known), more, is_empty=not parts and not gone)
 
 
 async def made(entries: Iterable[ServerEntry], view: fleet_pb2.ServerView.ValueType) -> None:

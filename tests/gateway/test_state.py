@@ -11,6 +11,7 @@ from fleet.codec import metric_set_to_pb
 from fleet.model import Metric, MetricSet
 from gateway import changes
 from gateway.changes import Changes
+from gateway.entry import ServerEntry
 from gateway.servicers.fleet import FleetServicer
 from gateway.state import FleetState
 from openmanager.cache.v1 import cache_pb2
@@ -333,6 +334,23 @@ async def test_a_large_fleet_is_sent_in_parts(monkeypatch: pytest.MonkeyPatch) -
         async with w.watch(after_version=watch.version) as watch:
             w.cache.send(server_state("s01", 2, 2, 2, 2))
             assert not (await watch.next()).snapshot
+
+
+async def test_a_fleet_that_never_rests_is_sent_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a message is made the fleet goes on changing; the message is of the moment at which it was begun."""
+    async with world() as w:
+        w.cache.send(*(server_state(f"s{number:02}", 1, 1, 1, 1) for number in range(20)), snapshot=True)
+        await eventually(lambda: w.state.known)
+        version, make = w.state.version, ServerEntry.server
+
+        def made_late(entry: ServerEntry, view: Any) -> bytes:
+            w.state.sequence += 1
+            return make(entry, view)
+
+        monkeypatch.setattr(ServerEntry, "server", made_late)
+        async with asyncio.timeout(30), w.watch() as watch:
+            message = await watch.next()
+        assert (message.version, len(message.servers), message.continues) == (version, 20, False)
 
 
 async def test_watchers_who_want_the_same_share_the_bytes() -> None:
