@@ -5,15 +5,13 @@ can that way: it mirrors nothing, and decodes a metric set once.
 """
 
 import asyncio
-import math
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from fleet.codec import metric_set_from_pb
 from fleet.model import MetricSet
 from gateway import __main__ as product
+from gateway.entry import FULL, ServerEntry
 from gateway.servicers.fleet import FleetServicer
 from gateway.settings import GatewaySettings
 from gateway.state import FleetState
@@ -57,26 +55,7 @@ class AskingServicer(FleetServicer):
         for message in answer.metric_sets:
             if message.id not in self._sets:
                 self._sets[message.id] = metric_set_from_pb(message)
-        return fleet_pb2.GetServerResponse(server=_server(answer.state, self._sets))
-
-
-def _server(state: cache_pb2.ServerState, sets: dict[str, MetricSet]) -> fleet_pb2.Server:
-    descriptor = state.descriptor
-    server = fleet_pb2.Server(
-        id=descriptor.server_id,
-        hostname=descriptor.hostname,
-        environment=descriptor.environment,
-        role=descriptor.role,
-        location=descriptor.location,
-        status=state.status,
-        observed_time=state.observed_time,
-        receive_time=state.receive_time,
-        clock_skew=state.clock_skew,
-    )
-    for sample in state.samples:
-        keys, values = sets[sample.metric_set_id].keys, np.array(sample.values).tolist()
-        server.metrics.update({key: value for key, value in zip(keys, values, strict=True) if not math.isnan(value)})
-    return server
+        return ServerEntry(answer.state, self._sets, "", None).answer(FULL)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """gzip of answers, where it pays.
 
-A server with 511 metrics is 18 kB of JSON and 5 kB of gzip, which takes 0.1 ms at this level. What fits into one packet
-anyway is left alone, and streams too: a compressor would hold events back.
+Measured: 22 kB of JSON with 511 metrics make 6.5 kB of gzip in 0.06 ms at this level, and no less at the next. What
+fits into one packet anyway is left alone, and streams too: a compressor would hold events back.
 """
 
 from typing import Final

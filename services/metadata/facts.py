@@ -226,7 +226,10 @@ class Facts:
         if identity is None or is_known:
             return bool(batch)
         again = await self._write_thread.run(self._writer.begin_identity, identity)
-        log.warning("facts go to %s, before to %s: %d are sent again", identity, self._identity, again)
+        if self._identity is None:
+            log.info("facts go to %s", identity)
+        else:
+            log.warning("facts go to %s, before to %s: %d are sent again", identity, self._identity, again)
         self._identity = identity
         return True
 
