@@ -1,7 +1,6 @@
 """Who may call the public gRPC services: the token's holder when there is one, otherwise whoever is on this machine.
 
-The HTTP side has the same rule and more of it, since browsers are on this machine too (``gateway.http.guard``). Health
-stays open and says nothing more.
+The HTTP side has the same rule and more of it, since browsers are on this machine too (``gateway.http.guard``).
 """
 
 import hmac
@@ -11,7 +10,7 @@ from pydantic import SecretStr
 
 from gateway.admission import Admission
 from runtime.errors import PermissionDenied, Unauthenticated
-from runtime.interception import HEALTH_SERVICE, Authenticator, CallContext, metadata_value, peer_is_loopback
+from runtime.interception import Authenticator, CallContext, metadata_value, peer_is_loopback
 
 
 def grpc_authenticator(token: SecretStr | None, admission: Admission) -> Authenticator:
@@ -23,9 +22,7 @@ def grpc_authenticator(token: SecretStr | None, admission: Admission) -> Authent
     """
     expected = None if token is None else f"Bearer {token.get_secret_value()}".encode()
 
-    async def authenticate(method: str, context: CallContext) -> None:
-        if method.startswith(f"/{HEALTH_SERVICE}/"):
-            return
+    def authenticate(_method: str, context: CallContext) -> None:
         if expected is None:
             if not peer_is_loopback(context.peer()):
                 raise PermissionDenied("only callers on this machine are let in while no token is configured")
@@ -34,7 +31,8 @@ def grpc_authenticator(token: SecretStr | None, admission: Admission) -> Authent
             if not hmac.compare_digest(given, expected):
                 hint = 'a token is needed: pass -H "authorization: Bearer <token>"'
                 raise Unauthenticated(hint, reason="TOKEN_REQUIRED")
-        admission.admit(_host(context.peer()), metadata_value(context, "x-forwarded-for"))
+        if admission.counts:
+            admission.admit(_host(context.peer()), metadata_value(context, "x-forwarded-for"))
 
     return authenticate
 

@@ -40,6 +40,11 @@ class Admission:
         self._proxies = None if trusted_proxy is None else ipaddress.ip_network(trusted_proxy)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # caller -> calls left, as of when
 
+    @property
+    def counts(self) -> bool:
+        """Whether anybody can be refused."""
+        return self._rate > 0
+
     def admit(self, host: str, forwarded_for: str | None = None) -> None:
         """Lets a call in.
 
@@ -50,7 +55,7 @@ class Admission:
         Raises:
             ResourceExhausted: RATE_LIMITED, with the time after which to try again.
         """
-        if self._rate:
+        if self.counts:
             self._spend(self._caller(host, forwarded_for))
 
     def _caller(self, host: str, forwarded_for: str | None) -> str:

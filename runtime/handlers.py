@@ -4,18 +4,22 @@ A servicer's attributes are named as the methods: `async def Method(self, reques
 generator for a streamed answer. A response may be `bytes`, an already serialized message, or `Prepared`, one that is
 shared: they are sent as they are. A method the servicer lacks is UNIMPLEMENTED.
 
+Beside a unary method there may be `def Method_at_once(self, request) -> Prepared | None`, which answers from memory
+where it can (None: it cannot): a call that it answers needs no deadline and none of what belongs to waiting.
+
 A call's place in a trace begins and ends here (runtime.tracing); health calls have none.
 
 What must stay true: messages are decoded and encoded where a fault becomes a typed error, because gRPC answers an
 exception of a (de)serializer with its text, and its own refusal of a large message cannot name MAX_MESSAGE_BYTES; each
-method is wrapped once and kept, so that a call costs no chain of interceptors.
+method is wrapped once, so that a call costs no chain of interceptors.
 """
 
 import contextlib
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -36,7 +40,7 @@ from runtime.errors import (
     status_code,
     to_status,
 )
-from runtime.interception import HEALTH_SERVICE, Interception
+from runtime.interception import Interception
 from runtime.limits import MAX_MESSAGE_BYTES
 from runtime.prepared import Prepared
 
@@ -50,6 +54,8 @@ class Bound:
     service: str
     handlers: "dict[str, grpc.RpcMethodHandler[Any, Any]]"
     """Method name -> grpc.RpcMethodHandler."""
+    at_once: "Mapping[str, Callable[[Any], Prepared | None]]" = field(default_factory=dict)
+    """Method name -> what answers it from memory, where the servicer has such."""
     missing: tuple[str, ...] = ()
     """Methods the servicer does not have."""
 
@@ -60,7 +66,7 @@ def bind(service: str | ServiceDescriptor, servicer: object) -> Bound:
     TypeError when a method of the servicer is of the wrong kind (a stream that is no async generator, ...).
     """
     descriptor = default_pool().FindServiceByName(service) if isinstance(service, str) else service
-    handlers, missing = {}, []
+    handlers, at_once, missing = {}, {}, []
     for method in descriptor.methods:
         behaviour = getattr(servicer, method.name, None)
         where = f"{type(servicer).__name__}.{method.name}"
@@ -78,7 +84,12 @@ def bind(service: str | ServiceDescriptor, servicer: object) -> Bound:
             client_streaming=method.client_streaming,
             server_streaming=streams,
         )
-    return Bound(service=descriptor.full_name, handlers=handlers, missing=tuple(missing))
+        ready = getattr(servicer, f"{method.name}_at_once", None)
+        if ready is not None:
+            if streams or method.client_streaming or inspect.iscoroutinefunction(ready):
+                raise TypeError(f"{where}_at_once must be a plain function beside a unary method")
+            at_once[method.name] = ready
+    return Bound(service=descriptor.full_name, handlers=handlers, at_once=at_once, missing=tuple(missing))
 
 
 def _is_own(servicer: object, name: str) -> bool:
@@ -172,40 +183,44 @@ async def _abort(context: Any, error: OpenManagerError, call: tracing.Call) -> N
         await context.abort(status_code(error), status.message, trailers)
 
 
-class Interceptor(grpc.aio.ServerInterceptor):
-    """Puts interception around each method once, at its first call, and keeps the result.
+def intercepted(bound: Bound, interception: Interception) -> Any:
+    """The service as gRPC takes it, with interception around each method.
 
-    Bounded by the methods that are registered: unknown ones are not kept.
+    That is done here once: a gRPC interceptor would be asked at each call, for 3 to 4 % of the calls a second.
     """
+    handlers = {
+        name: _wrapped(f"/{bound.service}/{name}", raw, bound.at_once.get(name), interception)
+        for name, raw in bound.handlers.items()
+    }
+    return grpc.method_handlers_generic_handler(bound.service, handlers)
 
-    def __init__(self, interception: Interception) -> None:
-        self._interception = interception
-        self._wrapped: dict[str, Any] = {}
 
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
-        method = handler_call_details.method
-        handler = self._wrapped.get(method)
-        if handler is None:
-            handler = await continuation(handler_call_details)
-            if handler is not None:
-                handler = self._wrapped[method] = self._wrap(method, handler)
-        return handler
+def _wrapped(
+    method: str, raw: Any, at_once: Callable[[Any], Prepared | None] | None, interception: Interception
+) -> Any:
+    if raw.response_streaming:
+        factory = (
+            grpc.stream_stream_rpc_method_handler if raw.request_streaming else grpc.unary_stream_rpc_method_handler
+        )
+        behaviour: Any = _streamed(interception, method, raw.stream_stream or raw.unary_stream)
+    elif raw.request_streaming:
+        factory = grpc.stream_unary_rpc_method_handler
+        behaviour = _answered(interception.unary_from_stream, method, raw.stream_unary)
+    else:
+        factory = grpc.unary_unary_rpc_method_handler
+        run = interception.unary if at_once is None else partial(interception.unary, at_once=_ready(at_once))
+        behaviour = _answered(run, method, raw.unary_unary)
+    return factory(behaviour, request_deserializer=raw.request_deserializer)
 
-    def _wrap(self, method: str, raw: Any) -> Any:
-        if method.startswith(f"/{HEALTH_SERVICE}/"):
-            return raw  # open to all, says nothing more than up or down, and too frequent to log
-        if raw.response_streaming:
-            factory = (
-                grpc.stream_stream_rpc_method_handler if raw.request_streaming else grpc.unary_stream_rpc_method_handler
-            )
-            behaviour: Any = _streamed(self._interception, method, raw.stream_stream or raw.unary_stream)
-        else:
-            factory = (
-                grpc.stream_unary_rpc_method_handler if raw.request_streaming else grpc.unary_unary_rpc_method_handler
-            )
-            run: Any = self._interception.unary_from_stream if raw.request_streaming else self._interception.unary
-            behaviour = _answered(run, method, raw.stream_unary or raw.unary_unary)
-        return factory(behaviour, request_deserializer=raw.request_deserializer)
+
+def _ready(at_once: Callable[[Any], Prepared | None]) -> Callable[[Any], bytes | None]:
+    def ready(request: Any) -> bytes | None:
+        if isinstance(request, OpenManagerError):
+            return None
+        response = at_once(request)
+        return None if response is None else _encode(response)
+
+    return ready
 
 
 def _answered(

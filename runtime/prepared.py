@@ -4,7 +4,7 @@ A servicer returns one in the place of a message. What must stay true: it never 
 (its JSON, say) is kept with it, so that it goes when the answer goes.
 """
 
-from typing import Final
+from typing import Any, Final
 
 
 class Prepared:
@@ -21,4 +21,4 @@ class Prepared:
         """
         self.data: Final = data
         self.etag: Final = etag
-        self.forms: Final[dict[object, bytes]] = {}
+        self.forms: Final[dict[object, Any]] = {}

@@ -18,12 +18,14 @@ from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N81
 from grpc_reflection.v1alpha import reflection as stock
 from grpc_reflection.v1alpha import reflection_pb2
 
+from runtime.handlers import Bound
+
 V1ALPHA: Final = "grpc.reflection.v1alpha.ServerReflection"
 V1: Final = "grpc.reflection.v1.ServerReflection"
 
 
-def add_to_server(server: Any, services: Sequence[str]) -> None:
-    """Registers both reflection services, announcing `services` and themselves."""
+def bound(services: Sequence[str]) -> tuple[Bound, ...]:
+    """Both reflection services, announcing `services` and themselves."""
     _ensure_v1_descriptor()
     servicer = stock.aio.ReflectionServicer((*services, V1, V1ALPHA), _Pool())
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -32,9 +34,7 @@ def add_to_server(server: Any, services: Sequence[str]) -> None:
             request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         )
     }
-    server.add_generic_rpc_handlers(
-        tuple(grpc.method_handlers_generic_handler(service, handlers) for service in (V1, V1ALPHA))
-    )
+    return tuple(Bound(service=service, handlers=handlers) for service in (V1, V1ALPHA))
 
 
 class _File:

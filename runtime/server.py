@@ -11,12 +11,11 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from runtime import limits, reflection
-from runtime.handlers import Bound, Interceptor, bind
+from runtime.handlers import Bound, bind, intercepted
 from runtime.interception import HEALTH_SERVICE, Interception
 from runtime.limits import MAX_MESSAGE_BYTES
 from runtime.settings import split_address
@@ -56,7 +55,6 @@ class GrpcServer:
             if bound.missing:
                 _log.info("%s: not implemented: %s", bound.service, ", ".join(bound.missing))
         self._server = grpc.aio.server(
-            interceptors=[Interceptor(interception)],
             maximum_concurrent_rpcs=max_concurrent_calls,
             options=(
                 ("grpc.so_reuseport", int(share_port)),
@@ -70,11 +68,10 @@ class GrpcServer:
                 ("grpc.http2.min_ping_interval_without_data_ms", limits.KEEPALIVE_TIME_MS // 2),
             ),
         )
-        self._server.add_generic_rpc_handlers(
-            tuple(grpc.method_handlers_generic_handler(bound.service, bound.handlers) for bound in servicers)
-        )
+        served = (*servicers, *reflection.bound((*self._services, HEALTH_SERVICE)))
+        self._server.add_generic_rpc_handlers(tuple(intercepted(one, interception) for one in served))
+        # Open to all without interception: it says nothing more than up or down, and is too frequent to log.
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.add_to_server(self._server, (*self._services, HEALTH_SERVICE))
 
     async def start(self, address: str) -> str:
         """Listens on `address` ("host:port") and returns it with the real port; health says NOT_SERVING at first."""

@@ -74,8 +74,8 @@ def configure(
         if not tracing_enabled():
             tracing.record_with(_state.spans.recorder(Sampling.of(os.environ)))
     if (endpoint is not None or prometheus) and _state.meter_provider is None:
-        readers = [] if endpoint is None else [telemetry_sdk.otlp_metrics(endpoint)]
-        readers += [telemetry_sdk.prometheus_metrics()] if prometheus else []
+        readers = [] if endpoint is None else [telemetry_sdk.otlp_metrics(resource, endpoint)]
+        readers += [telemetry_sdk.prometheus_metrics(resource)] if prometheus else []
         _state.meter_provider = telemetry_sdk.meter_provider(resource, readers, traced=tracing_enabled())
         metrics.set_meter_provider(_state.meter_provider)
 

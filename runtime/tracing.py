@@ -128,6 +128,12 @@ def new_span_id() -> int:
     return random.getrandbits(64) or 1
 
 
+def new_header() -> str:
+    """A `traceresponse` of a new trace that is not recorded."""
+    digits = random.randbytes(24).hex()  # noqa: S311  half the time of two numbers formatted
+    return f"00-{digits[:32]}-{digits[32:]}-0{RANDOM}"
+
+
 def header(context: SpanContext) -> str:
     """A `traceparent` or `traceresponse`."""
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
@@ -165,8 +171,7 @@ class Call(trace.NonRecordingSpan):
             elif self._trace_id:
                 self._header = f"00-{self._trace_id:032x}-{new_span_id():016x}-0{RANDOM}"
             else:
-                digits = random.randbytes(24).hex()  # noqa: S311  half the time of two numbers formatted
-                self._header = f"00-{digits[:32]}-{digits[32:]}-0{RANDOM}"
+                self._header = new_header()
         return self._header
 
     def get_span_context(self) -> SpanContext:

@@ -38,6 +38,7 @@ from gateway.http.replies import (
     status_value,
     trace_headers,
 )
+from gateway.http.shortcut import Shortcut
 from runtime import tracing
 from runtime.clock import Clock, SystemClock
 from runtime.errors import OpenManagerError, ResourceExhausted
@@ -77,12 +78,21 @@ class HttpApp:
         self._admission = admission
         self._interception = interception
         self._pages = pages
+        self._shortcut = Shortcut(bridge, guard, admission)
         self._running: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None  # kept, since asking for it is a system call (getpid)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"only HTTP is served, not {scope['type']}")
-        task = asyncio.current_task()
+        quick = self._shortcut.answer(scope)
+        if quick is not None:
+            await send(quick[0])
+            await send(quick[1])
+            return
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         call = tracing.begin(_verb(scope), lambda: scope["headers"], quiet=scope["path"] in _UNTRACED)
         try:

@@ -4,6 +4,7 @@ Measured: 22 kB of JSON with 511 metrics make 6.5 kB of gzip in 0.06 ms at this 
 fits into one packet anyway is left alone, and streams too: a compressor would hold events back.
 """
 
+from functools import lru_cache
 from typing import Final
 
 from isal import igzip
@@ -14,8 +15,9 @@ ENCODING: Final = (b"content-encoding", b"gzip")
 VARY: Final = (b"vary", b"accept-encoding")
 
 
+@lru_cache(256)
 def accepts_gzip(header: str | None) -> bool:
-    """Whether an Accept-Encoding header wants gzip."""
+    """Whether an Accept-Encoding header wants gzip. Remembered for so many: reading one takes 1 to 2 us."""
     if not header:
         return False
     accepted: dict[str, bool] = {}

@@ -39,10 +39,13 @@ class Exchange:
         "principal",
         "scope",
         "trailers",
+        "values",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, principal: str) -> None:
+    def __init__(self, scope: Scope, receive: Receive, principal: str, values: tuple[str, ...] = ()) -> None:
         self.scope = scope
+        self.values = values
+        """The path's variables, as they were sent."""
         self.principal = principal
         """Who calls, as the guard found."""
         self.gone = False
@@ -52,7 +55,7 @@ class Exchange:
         self._receive = receive
         self._metadata: tuple[tuple[str, str], ...] | None = None
         self._deadline = math.inf
-        self._task: asyncio.Task[Any] | None = asyncio.current_task()
+        self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
 
@@ -132,6 +135,7 @@ class Exchange:
 
     def watch(self, after_s: float) -> None:
         """From `after_s` on, cancels the task that answers when the caller leaves. To be called once, after body()."""
+        self._task = asyncio.current_task()
         self._timer = asyncio.get_running_loop().call_later(after_s, self._start_watcher)
 
     def _start_watcher(self) -> None:

@@ -29,7 +29,7 @@ SECURITY_HEADERS: Final[tuple[Header, ...]] = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 API_POLICY: Final[Header] = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-_TRACERESPONSE: Final = tracing.TRACERESPONSE.encode("ascii")
+TRACERESPONSE: Final = tracing.TRACERESPONSE.encode("ascii")
 API_HEADERS: Final[tuple[Header, ...]] = (*SECURITY_HEADERS, API_POLICY, (b"cache-control", b"no-cache"))
 
 
@@ -94,7 +94,12 @@ def trace_headers(status: int) -> tuple[Header, ...]:
         call.set_attribute("http.response.status_code", status)
         if status >= 500:
             call.set_status(StatusCode.ERROR)
-    return ((_TRACERESPONSE, call.header().encode("ascii")),)
+    return ((TRACERESPONSE, call.header().encode("ascii")),)
+
+
+def content_length(body: bytes) -> Header:
+    """How long it is."""
+    return (b"content-length", b"%d" % len(body))
 
 
 async def send_bytes(
@@ -103,7 +108,7 @@ async def send_bytes(
     """One complete answer. `with_body` False: for HEAD, the headers that GET would have had."""
     start = [*headers, *trace_headers(status)]
     if status != NOT_MODIFIED:
-        start.append((b"content-length", str(len(body)).encode("ascii")))
+        start.append(content_length(body))
     await send({"type": "http.response.start", "status": status, "headers": start})
     await send({"type": "http.response.body", "body": body if with_body else b""})
 

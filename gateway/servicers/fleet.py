@@ -49,10 +49,14 @@ class FleetServicer:
         self._registry = registry
         self._changes = changes
 
+    def GetServer_at_once(self, request: fleet_pb2.GetServerRequest) -> Prepared | None:
+        """Ready bytes while the cache is followed: nearly as cheap as an empty handler."""
+        entry = self._state.get(request.id) if self._state.following else None
+        return None if entry is None else entry.answer(request.view or FULL)
+
     async def GetServer(self, request: fleet_pb2.GetServerRequest, context: Context) -> Prepared:
-        """Ready bytes: as cheap as an empty handler."""
-        if not self._state.following:  # spares a coroutine
-            await self._tell_age(context)
+        """The same, where the cache has to be asked first."""
+        await self._tell_age(context)
         entry = self._state.get(request.id)
         if entry is None:
             raise unknown_server(request.id)

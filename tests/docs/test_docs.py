@@ -34,6 +34,7 @@ def test_every_reason_is_explained() -> None:
 def test_every_span_and_metric_is_listed() -> None:
     spans = named(r'start_(?:as_current_)?span\(\s*"([a-z_.]+)"') | named(r'_SPAN[^=\n]*= "([a-z_.]+)"')
     metrics = named(r'create_\w+\(\s*"([a-z_.]+)"') | named(r'^    \("(openmanager\.[a-z_.]+)", ')
+    metrics |= named(r'^METRIC[^=\n]*= "([a-z_.]+)"')
     assert {"fleet.write", "journal.commit", "rpc.server.call.duration"} <= spans | metrics
     assert (spans | metrics) - documented("telemetry.md") == set()
 
