@@ -29,6 +29,7 @@ from runtime.interception import Interception
 from runtime.process import Process, run_process
 from runtime.server import Bound, bind
 from runtime.tasks import Backoff, run_forever
+from runtime.waiting import Waiting
 
 RECONNECT = Backoff(initial_s=0.1, max_s=2.0, healthy_after_s=5.0)
 
@@ -57,6 +58,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         clock = process.clock
         state = FleetState(cache, clock)
         admission = Admission(clock, rate=settings.rate_limit, trusted_proxy=settings.trusted_proxy)
+        waiting = Waiting(settings.max_waiting_calls, setting="GATEWAY_MAX_WAITING_CALLS")
         writer = await stack.enter_async_context(
             FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=clock, describe=state.descriptor)
         )
@@ -87,8 +89,12 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         listening = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(_serve_http(settings, process, services, state, admission, listening), name="http")
-                group.create_task(_serve_grpc(settings, process, services, state, admission, listening), name="grpc")
+                group.create_task(
+                    _serve_http(settings, process, services, state, admission, waiting, listening), name="http"
+                )
+                group.create_task(
+                    _serve_grpc(settings, process, services, state, admission, waiting, listening), name="grpc"
+                )
         finally:
             await tasks.cancel(*background)
 
@@ -99,6 +105,7 @@ async def _serve_grpc(
     services: Sequence[Bound],
     state: FleetState,
     admission: Admission,
+    waiting: Waiting,
     http_listening: asyncio.Event,
 ) -> None:
     await process.serve_grpc(
@@ -108,6 +115,7 @@ async def _serve_grpc(
         public=True,
         ready=lambda: state.known and http_listening.is_set(),
         authenticator=grpc_authenticator(settings.token, admission),
+        waiting=waiting,
         share_port=own_number() is not None,
     )
 
@@ -118,6 +126,7 @@ async def _serve_http(
     services: Sequence[Bound],
     state: FleetState,
     admission: Admission,
+    waiting: Waiting,
     listening: asyncio.Event,
 ) -> None:
     def health() -> Health:
@@ -125,7 +134,7 @@ async def _serve_http(
 
     app = create_app(
         services,
-        interception=Interception(None),
+        interception=Interception(None, waiting=waiting),
         guard=Guard(settings.token),
         health=health,
         metrics=prometheus_client.generate_latest,

@@ -1,27 +1,20 @@
 """Who is let in when there are too many calls: each caller has a rate.
 
 What must stay true: what is refused costs no look-up and no call of a store, and says when to try again; memory is
-bounded; health checks and pages are left alone.
-
-How late the event loop runs, by its own work, was tried as a sign of overload and is none: with a bound of 0.25 s a
-closed loop of 50 callers was refused, which this process answers well.
+bounded; health checks and pages are left alone. How many wait at once is bounded by runtime.waiting.
 """
 
 import ipaddress
 from collections import OrderedDict
 from typing import Final
 
-from runtime import telemetry
 from runtime.clock import Clock
 from runtime.errors import ResourceExhausted
+from runtime.waiting import refused
 
 BURST_S: Final = 2.0
 """A caller that was quiet may make the calls of so many seconds at once."""
 MAX_CALLERS: Final = 10_000
-
-_refused = telemetry.meter(__name__).create_counter(
-    "openmanager.gateway.refused.calls", unit="{call}", description="Calls that were refused because of too many."
-)
 
 
 class Admission:
@@ -77,7 +70,7 @@ class Admission:
         if len(self._buckets) > MAX_CALLERS:
             self._buckets.popitem(last=False)
         if left < 1:
-            _refused.add(1, {"reason": "RATE_LIMITED"})
+            refused.add(1, {"reason": "RATE_LIMITED"})
             raise ResourceExhausted(
                 f"more than {self._rate:g} calls a second from {caller} (GATEWAY_RATE_LIMIT)",
                 reason="RATE_LIMITED",

@@ -27,6 +27,14 @@ class GatewaySettings(CommonSettings):
         ge=0,
         le=1e6,
     )
+    max_waiting_calls: int = setting(
+        "GATEWAY_MAX_WAITING_CALLS",
+        500,
+        "Calls of one service that may wait for a store at once in one process; more are refused and told when to try "
+        "again.",
+        ge=1,
+        le=10_000,
+    )
     token: SecretStr | None = setting(
         "GATEWAY_TOKEN", None, "Administrator's bearer token; with it every caller must present it.", min_length=16
     )

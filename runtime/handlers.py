@@ -202,14 +202,15 @@ def _wrapped(
         factory = (
             grpc.stream_stream_rpc_method_handler if raw.request_streaming else grpc.unary_stream_rpc_method_handler
         )
-        behaviour: Any = _streamed(interception, method, raw.stream_stream or raw.unary_stream)
+        run = partial(interception.stream, waits=not raw.request_streaming)
+        behaviour: Any = _streamed(run, method, raw.stream_stream or raw.unary_stream)
     elif raw.request_streaming:
         factory = grpc.stream_unary_rpc_method_handler
         behaviour = _answered(interception.unary_from_stream, method, raw.stream_unary)
     else:
         factory = grpc.unary_unary_rpc_method_handler
-        run = interception.unary if at_once is None else partial(interception.unary, at_once=_ready(at_once))
-        behaviour = _answered(run, method, raw.unary_unary)
+        unary = interception.unary if at_once is None else partial(interception.unary, at_once=_ready(at_once))
+        behaviour = _answered(unary, method, raw.unary_unary)
     return factory(behaviour, request_deserializer=raw.request_deserializer)
 
 
@@ -247,7 +248,9 @@ def _answered(
 
 
 def _streamed(
-    interception: Interception, method: str, behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]]
+    run: Callable[..., AsyncGenerator[Any, None]],
+    method: str,
+    behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]],
 ) -> Callable[[Any, Any], AsyncIterator[bytes]]:
     async def answer(request: Any, context: Any) -> AsyncGenerator[bytes, None]:
         if isinstance(request, OpenManagerError):
@@ -261,7 +264,7 @@ def _streamed(
     async def handle(request: Any, context: Any) -> AsyncGenerator[bytes, None]:
         call = _begin(method, context, attributes)
         try:
-            async with aclosing(interception.stream(method, answer, request, context)) as responses:
+            async with aclosing(run(method, answer, request, context)) as responses:
                 async for response in responses:
                     yield response
         except OpenManagerError as error:

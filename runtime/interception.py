@@ -37,6 +37,7 @@ from runtime.errors import (
     mask,
     status_code,
 )
+from runtime.waiting import Waiting
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -105,16 +106,18 @@ def service_secret_authenticator(secret: str) -> Authenticator:
 
 
 class Interception:
-    """The layer around every call of one server. `authenticator` None lets everyone in."""
+    """The layer around every call of one server. `authenticator` None lets everyone in, `waiting` None everything."""
 
     def __init__(
         self,
         authenticator: Authenticator | None = None,
         *,
+        waiting: Waiting | None = None,
         default_deadline_s: float = DEFAULT_DEADLINE_S,
         max_deadline_s: float = MAX_DEADLINE_S,
     ) -> None:
         self._authenticator = authenticator
+        self._waiting = waiting
         self._default_deadline_s = default_deadline_s
         self._max_deadline_s = max_deadline_s
         self._streams: set[asyncio.Task[Any]] = set()
@@ -139,7 +142,12 @@ class Interception:
                 if response is not None:
                     return response
             peer = context.peer()
-            return await self._in_time(handler, request, context, started)
+            place = "" if self._waiting is None else self._waiting.enter(method)
+            try:
+                return await self._in_time(handler, request, context, started)
+            finally:
+                if self._waiting is not None:
+                    self._waiting.leave(place)
         except asyncio.CancelledError:
             failure = _cancelled(context)
             raise
@@ -183,7 +191,7 @@ class Interception:
         async def one(requests: AsyncIterator[Request], context: Any) -> AsyncGenerator[Response, None]:
             yield await handler(requests, context)
 
-        async with aclosing(self.stream(method, one, requests, context)) as responses:
+        async with aclosing(self.stream(method, one, requests, context, waits=False)) as responses:
             return await anext(responses)
 
     async def stream(
@@ -192,8 +200,13 @@ class Interception:
         handler: Callable[[Request, Any], AsyncIterator[Response]],
         request: Request,
         context: CallContext,
+        *,
+        waits: bool = True,
     ) -> AsyncGenerator[Response, None]:
-        """Runs a method that answers with a stream (an async generator): no deadline but the caller's."""
+        """Runs a method that answers with a stream (an async generator): no deadline but the caller's.
+
+        `waits` False: its answer begins when the caller likes, since the request is a stream too.
+        """
         started, peer = time.monotonic(), context.peer()
         left_s = context.time_remaining()
         call = deadline.CallDeadline(None if left_s is None else started + left_s)
@@ -201,11 +214,17 @@ class Interception:
         failure: OpenManagerError | None = Cancelled("the caller left")  # what being closed half-way means
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._streams.add(task)
+        place = ""
         try:
             if self._authenticator is not None:
                 self._authenticator(method, context)
+            if self._waiting is not None and waits:
+                place = self._waiting.enter(method)
             async with aclosing(cast("AsyncGenerator[Response, None]", handler(request, context))) as responses:
                 async for response in responses:
+                    if place and self._waiting is not None:
+                        self._waiting.leave(place)
+                        place = ""
                     yield response
             failure = None
         except asyncio.CancelledError:
@@ -223,6 +242,8 @@ class Interception:
         finally:
             call.over = True
             self._streams.discard(task)
+            if place and self._waiting is not None:
+                self._waiting.leave(place)
             _record(method, peer, context, started, failure)
 
     def end_streams(self) -> None:

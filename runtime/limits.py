@@ -11,6 +11,10 @@ MAX_STREAMS_PER_CONNECTION: Final = 1_000
 """Calls running at once on one connection; a client's further ones wait."""
 MAX_CONCURRENT_CALLS: Final = 10_000
 """Calls running at once in a server, streams included; more are refused with RESOURCE_EXHAUSTED."""
+MAX_PENDING_CALLS: Final = 1_000
+"""Calls that gRPC has received and the event loop has not begun. From here on gRPC refuses some of them by itself, at
+three times as many all: as HTTP/2's REFUSED_STREAM, which means "not processed" and which clients repeat by themselves,
+UNAVAILABLE at last. At 7,000 reads a second so many wait for 0.15 to 0.45 s."""
 DRAIN_GRACE_S: Final = 5.0
 """How long calls in flight may go on once the server stops."""
 STREAM_GRACE_S: Final = 1.0

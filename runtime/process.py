@@ -34,6 +34,7 @@ from runtime.limits import DRAIN_GRACE_S
 from runtime.redaction import redact
 from runtime.server import AddressUnavailable, Bound, GrpcServer
 from runtime.settings import CommonSettings, SettingsError
+from runtime.waiting import Waiting
 
 S = TypeVar("S", bound=CommonSettings)
 
@@ -71,19 +72,20 @@ class Process(Generic[S]):
         public: bool = False,
         ready: Callable[[], bool] | None = None,
         authenticator: Authenticator | None = None,
+        waiting: Waiting | None = None,
         share_port: bool = False,
     ) -> None:
         """Serves until `stopping`, lets calls in flight finish, returns.
 
         An inner server (public=False) lets in who has the service secret; a public one whom `authenticator` lets in,
-        everyone without one. Health says SERVING while `ready()` is true. `share_port`: others like this one listen on
-        the same port.
+        everyone without one. `waiting`: how many calls may wait. Health says SERVING while `ready()` is true.
+        `share_port`: others like this one listen on the same port.
         """
         setting = address_setting or f"{self.name.upper()}_ADDRESS"
         if not public:
             authenticator = service_secret_authenticator(self.secret)
         credentials = tls.server_credentials(self.settings, address, public=public)
-        interception = Interception(authenticator)
+        interception = Interception(authenticator, waiting=waiting)
         server = GrpcServer(servicers, interception, credentials=credentials, share_port=share_port)
         try:
             bound = await server.start(address)

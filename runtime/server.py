@@ -61,6 +61,8 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES * limits.TRANSPORT_FACTOR),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES * limits.TRANSPORT_FACTOR),
                 ("grpc.max_concurrent_streams", limits.MAX_STREAMS_PER_CONNECTION),
+                ("grpc.server.max_pending_requests", limits.MAX_PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", 3 * limits.MAX_PENDING_CALLS),
                 ("grpc.keepalive_time_ms", limits.KEEPALIVE_TIME_MS),
                 ("grpc.keepalive_timeout_ms", limits.KEEPALIVE_TIMEOUT_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
