@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench.api import grpc_row, http_rows, paced_rows, tracing_row, watch_row
+from bench.api import grpc_row, http_rows, loop_row, paced_rows, tracing_row, watch_row
 from bench.api.judged import Judged
 from bench.api.size import Bench
 
@@ -25,5 +25,6 @@ ROWS: Final = {
     paced_rows.PACED: Row(measure=paced_rows.measure_paced, judged=paced_rows.judged_paced),
     paced_rows.ASKING: Row(measure=paced_rows.measure_asking, judged=paced_rows.judged_asking),
     watch_row.ROW: Row(measure=watch_row.measure, judged=watch_row.judged),
+    loop_row.ROW: Row(measure=loop_row.measure, judged=loop_row.judged),
     tracing_row.ROW: Row(measure=tracing_row.measure, judged=tracing_row.judged, lacking=tracing_row.lacking),
 }

@@ -61,7 +61,7 @@ async def test_so_many_wait_for_a_store_that_hangs_and_nobody_else_does(tmp_path
                         assert isinstance(error, ResourceExhausted) and error.reason == "OVERLOADED", error
                         assert error.retry_after_s == 1.0
                 refused = await product.http(
-                    f"/v1/servers/{SERVER}/history?metrics=cpu_usage&start_time=-1m&end_time=now"
+                    f"/v1/servers/{SERVER}/history?metric=cpu_usage&start_time=-1m&end_time=now"
                 )
                 assert refused.status == 429 and refused.headers["retry-after"] == "1"
                 for _ in range(3):  # of another service, and from memory
