@@ -41,7 +41,7 @@ async def test_every_row_runs_and_its_replies_are_right(tmp_path: Path) -> None:
     found = orjson.loads(orjson.dumps(found))
     assert set(found["results"]) == set(only)
     assert [row["row"] for row in found["table"]] == [
-        "grpc", "http", "stores", "stores", "paced", "paced", "asking", "watch", "watch",
+        "grpc", "http", "stores", "stores", "paced", "paced", "asking", "watch", "watch", "loop",
     ]  # fmt: skip
     for row in found["table"]:
         assert row["ratio"] is not None, row
