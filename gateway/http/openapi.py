@@ -1,6 +1,6 @@
 """/openapi.json: OpenAPI 3.1 made from the same table of routes that requests are matched with.
 
-What must stay true: every route is in it and nothing else is, so nothing here lists paths.
+What must stay true: every route is in it and nothing else is, so nothing here lists paths; neither does `headers`.
 """
 
 import re
@@ -10,6 +10,7 @@ from typing import Any, Final
 from google.rpc import status_pb2
 
 from gateway.http import comments as proto_comments
+from gateway.http import headers
 from gateway.http.encode import message_type
 from gateway.http.exchange import MAX_BODY_BYTES
 from gateway.http.routes import Route, field_at
@@ -23,7 +24,8 @@ _DESCRIPTION: Final = (
     "Servers, their history, and what is wrong with them. Every method is also a gRPC method of the same name. "
     "Fields are lowerCamelCase in JSON; query parameters may be written in either case. 64-bit integers are strings. "
     "Times in requests are RFC 3339, relative (`-1h`, `now`) or epoch seconds. "
-    "A `Request-Timeout` header (`5s`) sets the deadline of a call. Errors are google.rpc.Status."
+    "A `Request-Timeout` header (`5s`) sets the deadline of a call, `traceparent` puts it into a trace of yours, and "
+    "every answer names its trace in `traceresponse`. Errors are google.rpc.Status."
 )
 
 
@@ -33,6 +35,7 @@ def document(routes: Iterable[Route], comments: Mapping[str, str] | None = None)
     schemas = Schemas(known)
     error = {
         "description": "The call did not work.",
+        "headers": headers.of_answer(headers.RETRY_AFTER),
         "content": {"application/json": {"schema": schemas.message(status_pb2.Status.DESCRIPTOR)}},
     }
     paths: dict[str, dict[str, Any]] = {}
@@ -51,6 +54,7 @@ def document(routes: Iterable[Route], comments: Mapping[str, str] | None = None)
         "tags": [{"name": _short(name), "description": known.get(name, "")} for name in services],
         "paths": paths,
         "components": {
+            **headers.components(),
             "schemas": dict(sorted(schemas.components.items())),
             "responses": {"Error": error},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
@@ -71,8 +75,12 @@ def _operation(route: Route, schemas: Schemas, comments: Mapping[str, str]) -> d
         "summary": description.partition(". ")[0].rstrip("."),
         "description": description,
         "tags": [method.containing_service.name],
-        "parameters": [*_path_parameters(route, schemas, comments), *_query_parameters(route, schemas, comments)],
-        "responses": {"200": _answer(route, schemas), "default": {"$ref": "#/components/responses/Error"}},
+        "parameters": [
+            *_path_parameters(route, schemas, comments),
+            *_query_parameters(route, schemas, comments),
+            *headers.parameters(route),
+        ],
+        "responses": _responses(route, schemas),
     }
     if route.body:
         kind = method.input_type
@@ -108,6 +116,18 @@ def _query_parameters(route: Route, schemas: Schemas, comments: Mapping[str, str
 
 def _described(comments: Mapping[str, str], name: str) -> Schema:
     return {"description": comments[name]} if name in comments else {}
+
+
+def _responses(route: Route, schemas: Schemas) -> dict[str, Schema]:
+    error = {"$ref": "#/components/responses/Error"}
+    if not headers.has_entity_tag(route.method):
+        return {"200": _answer(route, schemas) | {"headers": headers.of_answer()}, "default": error}
+    tagged = {"headers": headers.of_answer(headers.ETAG)}
+    return {
+        "200": _answer(route, schemas) | tagged,
+        "304": {"description": "The caller has the answer: If-None-Match names its entity tag."} | tagged,
+        "default": error,
+    }
 
 
 def _answer(route: Route, schemas: Schemas) -> dict[str, Any]:
