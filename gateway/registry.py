@@ -22,7 +22,7 @@ from openmanager.gateway.v1 import fleet_pb2
 from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
-from runtime.errors import OpenManagerError
+from runtime.errors import InvalidArgument, OpenManagerError
 
 SHOWN_WITHIN_S = 2.0
 """How long a change waits to be seen in the live state, so that a reader who changed something reads the change."""
@@ -53,8 +53,7 @@ class Registry:
             InvalidArgument: naming the field.
             AlreadyExists: the id is taken, maybe by a deleted server.
         """
-        descriptor = _descriptor(server)
-        check_descriptors([descriptor_from_pb(descriptor)], field="server")
+        descriptor = _checked(server)
         request = metadata_pb2.CreateServerRecordRequest(descriptor=descriptor)
         async with calling("metadata"):
             response = await self._records.CreateServerRecord(request)
@@ -67,8 +66,7 @@ class Registry:
             InvalidArgument: naming the field.
             NotFound: no such record.
         """
-        descriptor = _descriptor(server)
-        check_descriptors([descriptor_from_pb(descriptor)], field="server")
+        descriptor = _checked(server)
         request = metadata_pb2.UpdateServerRecordRequest(descriptor=descriptor)
         request.update_mask.paths.extend(fields)
         async with calling("metadata"):
@@ -190,6 +188,17 @@ def _descriptor(server: fleet_pb2.Server) -> metric_pb2.ServerDescriptor:
         role=server.role,
         location=server.location,
     )
+
+
+def _checked(server: fleet_pb2.Server) -> metric_pb2.ServerDescriptor:
+    descriptor = _descriptor(server)
+    try:
+        check_descriptors([descriptor_from_pb(descriptor)], field="server")
+    except InvalidArgument as error:  # it counts from 0 and says server_id, where the public API has one with an id
+        name = (error.field or "").rpartition(".")[2]
+        error.field = f"server.{'id' if name == 'server_id' else name}"
+        raise
+    return descriptor
 
 
 def _server(descriptor: metric_pb2.ServerDescriptor) -> fleet_pb2.Server:

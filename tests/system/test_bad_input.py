@@ -63,6 +63,14 @@ def test_structural_faults_refuse_the_batch(product: Launched, body: dict[str, A
     assert product.get("/v1/servers/bad-1").status == 404, "nothing of it is kept"
 
 
+@pytest.mark.parametrize(
+    ("body", "field"), [({}, "server.id"), ({"id": "bad-1", "role": "r" * 51}, "server.role"), ({"id": 7}, "server.id")]
+)
+def test_a_server_that_cannot_be_kept_names_the_field(product: Launched, body: dict[str, Any], field: str) -> None:
+    answer = product.post("/v1/servers", body)
+    assert (answer.status, field_of(answer.json)) == (400, field)
+
+
 def test_a_set_of_many_metrics_is_taken_and_checked_all_the_same(product: Launched) -> None:
     metrics = [{"name": f"many_{index}"} for index in range(3_000)]
     row = {"serverId": "many-1", "time": "2026-01-01T00:00:00Z"}
