@@ -102,8 +102,16 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         name = escape(str(schema["$ref"]).rpartition("/")[2], quote=True)
         return f'<a href="#{name}"><code>{name.rpartition(".")[2]}</code></a>'
+    if "oneOf" in schema and "properties" in schema["oneOf"][0]:
+        return ", ".join(_event(each["properties"]) for each in schema["oneOf"])
     if schema.get("type") == "array":
         return f"list of {_kind(schema['items'])}"
     if "additionalProperties" in schema:
         return f"map of {_kind(schema['additionalProperties'])}"
     return escape(str(schema.get("format") or schema.get("type") or "number"))
+
+
+def _event(properties: Mapping[str, Any]) -> str:
+    """One kind of Server-Sent Event: its name, and the type of its data."""
+    name = properties.get("event", {"const": "message"})["const"]
+    return f"{escape(name)}: {_kind(properties['data']['contentSchema'])}"

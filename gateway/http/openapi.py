@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from google.protobuf.descriptor import MethodDescriptor
 from google.rpc import status_pb2
 
 from gateway.http import comments as proto_comments
@@ -17,9 +18,10 @@ from gateway.http.routes import Route, field_at
 from gateway.http.schemas import Schema, Schemas
 from gateway.http.streams import EventFramer, framer_of
 from gateway.http.transcode import query_parameters
+from openmanager.gateway.v1 import options_pb2
 
 OPENAPI_VERSION: Final = "3.1.0"
-_WILDCARD: Final = re.compile(r"=[^{}]*\}")
+_VARIABLE: Final = re.compile(r"\{[^{}]*\}")
 _DESCRIPTION: Final = (
     "Servers, their history, and what is wrong with them. Every method is also a gRPC method of the same name. "
     "Fields are lowerCamelCase in JSON; query parameters may be written in either case. 64-bit integers are strings. "
@@ -39,15 +41,18 @@ def document(routes: Iterable[Route], comments: Mapping[str, str] | None = None)
         "content": {"application/json": {"schema": schemas.message(status_pb2.Status.DESCRIPTOR)}},
     }
     paths: dict[str, dict[str, Any]] = {}
+    names_of: dict[str, tuple[str, ...]] = {}
     services: dict[str, None] = {}
     used: set[str] = set()
     for route in routes:
         services.setdefault(route.method.containing_service.full_name)
-        operation = _operation(route, schemas, known)
+        # Paths that differ in the names of their variables only are one path to OpenAPI, which the first one names.
+        names = names_of.setdefault(_VARIABLE.sub("{}", route.template), _variable_names(route))
+        operation = _operation(route, names, schemas, known)
         while operation["operationId"] in used:
             operation["operationId"] += "Also"
         used.add(operation["operationId"])
-        paths.setdefault(_WILDCARD.sub("}", route.template), {})[route.verb.lower()] = operation
+        paths.setdefault(_path(route, names), {})[route.verb.lower()] = operation
     return {
         "openapi": OPENAPI_VERSION,
         "info": {"title": "OpenManager", "version": "v1", "description": _DESCRIPTION},
@@ -67,7 +72,18 @@ def _short(service: str) -> str:
     return service.rpartition(".")[2]
 
 
-def _operation(route: Route, schemas: Schemas, comments: Mapping[str, str]) -> dict[str, Any]:
+def _variable_names(route: Route) -> tuple[str, ...]:
+    """What the path's variables are called: `id` for `server.id`, since tools make identifiers of them."""
+    last = tuple(name.rpartition(".")[2] for name in route.variables)
+    return last if len(set(last)) == len(last) else tuple(name.replace(".", "_") for name in route.variables)
+
+
+def _path(route: Route, names: tuple[str, ...]) -> str:
+    left = iter(names)
+    return _VARIABLE.sub(lambda _: f"{{{next(left)}}}", route.template)
+
+
+def _operation(route: Route, names: tuple[str, ...], schemas: Schemas, comments: Mapping[str, str]) -> dict[str, Any]:
     method = route.method
     description = comments.get(method.full_name, "")
     operation: dict[str, Any] = {
@@ -76,7 +92,7 @@ def _operation(route: Route, schemas: Schemas, comments: Mapping[str, str]) -> d
         "description": description,
         "tags": [method.containing_service.name],
         "parameters": [
-            *_path_parameters(route, schemas, comments),
+            *_path_parameters(route, names, schemas, comments),
             *_query_parameters(route, schemas, comments),
             *headers.parameters(route),
         ],
@@ -87,17 +103,19 @@ def _operation(route: Route, schemas: Schemas, comments: Mapping[str, str]) -> d
         if route.body != "*":
             kind = message_type(kind.fields_by_name[route.body])
         operation["requestBody"] = {
-            "required": route.body != "*",
-            "description": f"At most {MAX_BODY_BYTES >> 20} MiB.",
+            "required": True,
+            "description": f"At most {MAX_BODY_BYTES >> 20} MiB. A field that is not known is refused.",
             "content": {"application/json": {"schema": schemas.message(kind)}},
         }
     return operation
 
 
-def _path_parameters(route: Route, schemas: Schemas, comments: Mapping[str, str]) -> list[Schema]:
+def _path_parameters(
+    route: Route, names: tuple[str, ...], schemas: Schemas, comments: Mapping[str, str]
+) -> list[Schema]:
     parameters = []
-    for name in route.variables:
-        field = field_at(route.method.input_type, name)[-1]
+    for name, path in zip(names, route.variables, strict=True):
+        field = field_at(route.method.input_type, path)[-1]
         parameter = {"name": name, "in": "path", "required": True, "schema": schemas.parameter(field)}
         parameters.append(parameter | _described(comments, field.full_name))
     return parameters
@@ -137,10 +155,33 @@ def _answer(route: Route, schemas: Schemas) -> dict[str, Any]:
     if not route.is_stream:
         return {"description": "OK", "content": {"application/json": {"schema": schema}}}
     if isinstance(framer_of(route.method), EventFramer):
-        text = "Server-Sent Events, one for each element; `data` is the element as JSON."
-        return {
-            "description": text,
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "x-message": schema}},
-        }
-    text = 'JSON lines; a line {"error": google.rpc.Status} at the end means that the answer is not complete.'
+        text = "Server-Sent Events; the schema is that of one event, whose `data` is JSON."
+        return {"description": text, "content": {"text/event-stream": {"schema": _event(route.method, schemas)}}}
+    text = (
+        'JSON lines; the schema is that of one line. A line {"error": google.rpc.Status} at the end means that the '
+        "answer is not complete."
+    )
     return {"description": text, "content": {"application/x-ndjson": {"schema": schema}}}
+
+
+def _event(method: MethodDescriptor, schemas: Schemas) -> Schema:
+    """One Server-Sent Event of a method: of one of the fields marked for it, or an error, which is the last."""
+    marked: dict[str, Schema] = {}
+    for field in method.output_type.fields:
+        if name := field.GetOptions().Extensions[options_pb2.sse_event]:
+            marked[name] = schemas.message(message_type(field)) if field.is_repeated else {"type": "object"}
+    events = marked or {"": schemas.message(method.output_type)}
+    return {
+        "oneOf": [
+            {
+                "type": "object",
+                "properties": {
+                    **({"event": {"const": name}} if name else {}),
+                    "id": {"type": "string"},
+                    "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": content},
+                },
+                "required": [*(["event"] if name else []), "data"],
+            }
+            for name, content in {**events, "error": schemas.message(status_pb2.Status.DESCRIPTOR)}.items()
+        ]
+    }

@@ -6,7 +6,7 @@ from typing import Any
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from gateway.http import comments, openapi
-from gateway.http.routes import routes_for
+from gateway.http.routes import Route, routes_for
 from gateway.http.transcode import query_parameters
 from tests.gateway.http.serving import serving
 from tests.gateway.http.test_routes import public_services
@@ -14,6 +14,13 @@ from tests.gateway.http.test_routes import public_services
 ROUTES = routes_for(public_services())
 DOCUMENT = openapi.document(ROUTES)
 OPERATIONS = [operation for verbs in DOCUMENT["paths"].values() for operation in verbs.values()]
+
+
+def operation_of(route: Route) -> Any:
+    """The operation of a route, whatever the document calls the variables of its path."""
+    shape = re.sub(r"\{[^}]+\}", "{}", route.template)
+    (verbs,) = [verbs for path, verbs in DOCUMENT["paths"].items() if re.sub(r"\{[^}]+\}", "{}", path) == shape]
+    return verbs[route.verb.lower()]
 
 
 def nodes(value: Any) -> Any:
@@ -48,10 +55,37 @@ def by_name() -> dict[str, Any]:
 
 
 def test_every_route_is_in_it_and_nothing_else() -> None:
-    listed = {(verb.upper(), path) for path, verbs in DOCUMENT["paths"].items() for verb in verbs}
-    assert listed == {(route.verb, route.template) for route in ROUTES}
-    methods = {f"{route.method.containing_service.name}.{route.method.name}" for route in ROUTES}
-    assert {operation["operationId"].removesuffix("Also") for operation in OPERATIONS} == methods
+    assert len(OPERATIONS) == len(ROUTES)
+    for route in ROUTES:
+        method = f"{route.method.containing_service.name}.{route.method.name}"
+        assert operation_of(route)["operationId"].removesuffix("Also") == method
+
+
+def test_paths_that_differ_in_names_only_are_one_path() -> None:
+    """Else OpenAPI cannot tell them apart: PATCH /v1/servers/{server.id} is GET's /v1/servers/{id}."""
+    assert set(DOCUMENT["paths"]["/v1/servers/{id}"]) == {"get", "patch", "delete"}
+    shapes = [re.sub(r"\{[^}]+\}", "{}", path) for path in DOCUMENT["paths"]]
+    assert len(set(shapes)) == len(shapes)
+    assert all(re.fullmatch(r"\w+", name) for path in DOCUMENT["paths"] for name in re.findall(r"\{([^}]+)\}", path))
+
+
+def test_an_event_stream_is_described_event_by_event() -> None:
+    (media,) = DOCUMENT["paths"]["/v1/fleet/watch"]["get"]["responses"]["200"]["content"].values()
+    data = {kind["properties"]["event"]["const"]: kind["properties"]["data"] for kind in media["schema"]["oneOf"]}
+    assert set(data) == {"snapshot", "server", "removed", "error"}
+    assert data["server"]["contentSchema"] == {"$ref": "#/components/schemas/openmanager.gateway.v1.Server"}
+    assert data["error"]["contentSchema"] == {"$ref": "#/components/schemas/google.rpc.Status"}
+
+
+def test_a_status_in_a_query_is_one_of_those_that_exist() -> None:
+    (status,) = [each for each in by_name()["FleetService.ListServers"]["parameters"] if each.get("name") == "status"]
+    assert {"healthy", "offline", "SERVER_STATUS_HEALTHY"} <= set(status["schema"]["enum"])
+
+
+def test_a_body_is_not_optional() -> None:
+    """A change without one is refused for its content type."""
+    bodies = [operation["requestBody"] for operation in OPERATIONS if "requestBody" in operation]
+    assert bodies and all(body["required"] for body in bodies)
 
 
 def test_somebody_elses_validator_finds_it_valid() -> None:
@@ -124,8 +158,9 @@ def test_its_schemas_are_schemas_and_every_reference_leads_somewhere() -> None:
 
 def test_every_query_parameter_is_in_it_in_snake_case() -> None:
     for route in ROUTES:
-        operation = DOCUMENT["paths"][route.template][route.verb.lower()]
-        assert in_place(operation, "query") == {parameter.path for parameter in query_parameters(route).values()}
+        assert in_place(operation_of(route), "query") == {
+            parameter.path for parameter in query_parameters(route).values()
+        }
 
 
 def test_every_method_field_and_type_is_described_by_its_comment() -> None:
@@ -153,7 +188,7 @@ async def test_both_are_served_and_the_page_lists_every_route_and_loads_nothing(
     assert document.json() == DOCUMENT
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     text = page.body.decode()
-    assert all(f"<code>{route.template}</code>" in text for route in ROUTES)
+    assert all(f"<code>{path}</code>" in text for path in DOCUMENT["paths"])
     assert "Returns one server with all its metrics." in text
     assert text.count("Last-Event-ID") == 2, "once as a parameter, once in the comment of after_version"
     assert "<code>traceparent</code></td>" not in text, "what every call has stands at the top"
