@@ -9,7 +9,8 @@ out of the live state on its word.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from fleet.codec import descriptor_from_pb
 from fleet.validation import check_descriptors
@@ -55,8 +56,9 @@ class Registry:
         """
         descriptor = _checked(server)
         request = metadata_pb2.CreateServerRecordRequest(descriptor=descriptor)
-        async with calling("metadata"):
-            response = await self._records.CreateServerRecord(request)
+        with _naming("server.id"):
+            async with calling("metadata"):
+                response = await self._records.CreateServerRecord(request)
         return await self._show(response.server.descriptor)
 
     async def update(self, server: fleet_pb2.Server, fields: Sequence[str]) -> fleet_pb2.Server:
@@ -69,8 +71,9 @@ class Registry:
         descriptor = _checked(server)
         request = metadata_pb2.UpdateServerRecordRequest(descriptor=descriptor)
         request.update_mask.paths.extend(fields)
-        async with calling("metadata"):
-            response = await self._records.UpdateServerRecord(request)
+        with _naming("server.id"):
+            async with calling("metadata"):
+                response = await self._records.UpdateServerRecord(request)
         return await self._show(response.server.descriptor)
 
     async def delete(self, server_id: str) -> None:
@@ -79,8 +82,10 @@ class Registry:
         Raises:
             NotFound: no such record.
         """
-        async with calling("metadata"):
-            await self._records.DeleteServerRecord(metadata_pb2.DeleteServerRecordRequest(server_id=server_id))
+        request = metadata_pb2.DeleteServerRecordRequest(server_id=server_id)
+        with _naming("id"):
+            async with calling("metadata"):
+                await self._records.DeleteServerRecord(request)
         try:
             async with calling("cache"):
                 await self._cache.RemoveServers(cache_pb2.RemoveServersRequest(server_ids=[server_id]))
@@ -96,8 +101,9 @@ class Registry:
             NotFound: no such record.
         """
         request = metadata_pb2.UndeleteServerRecordRequest(server_id=server_id)
-        async with calling("metadata"):
-            response = await self._records.UndeleteServerRecord(request)
+        with _naming("id"):
+            async with calling("metadata"):
+                response = await self._records.UndeleteServerRecord(request)
         return await self._show(response.server.descriptor)
 
     def snapshot_received(self) -> None:
@@ -188,6 +194,17 @@ def _descriptor(server: fleet_pb2.Server) -> metric_pb2.ServerDescriptor:
         role=server.role,
         location=server.location,
     )
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """What metadata calls server_id has this name in the request of the public API."""
+    try:
+        yield
+    except OpenManagerError as error:
+        if error.field == "server_id":
+            error.field = field
+        raise
 
 
 def _checked(server: fleet_pb2.Server) -> metric_pb2.ServerDescriptor:

@@ -19,7 +19,7 @@ from openmanager.timeseries.v1 import timeseries_pb2
 from runtime import paging
 from runtime.channel import Channel
 from runtime.clock import Clock
-from runtime.errors import InvalidArgument, OpenManagerError, ResourceExhausted
+from runtime.errors import InvalidArgument, NotFound, OpenManagerError, ResourceExhausted
 
 DEFAULT_RANGE_MS = 3_600_000
 MAX_UNARY_SERIES = 1_000
@@ -82,7 +82,7 @@ class HistoryServicer:
         asked = timeseries_pb2.ListMetricsRequest(server_id=request.server_id)
         answer: timeseries_pb2.ListMetricsResponse = await self._readers.call(lambda stub: stub.ListMetrics(asked))
         if request.server_id and not answer.metrics and request.server_id not in self._state:
-            raise unknown_server(request.server_id)
+            raise _unknown(request.server_id, "server_id")
         chosen, token = paging.page_of(
             answer.metrics,
             lambda info: (info.key,),
@@ -129,9 +129,15 @@ class HistoryServicer:
                 if all(server_id in self._state for server_id in query.server_ids):
                     return  # in the fleet, but it has never reported
                 unknown = next(server_id for server_id in query.server_ids if server_id not in self._state)
-                raise unknown_server(unknown) from None
+                raise _unknown(unknown, names.get("server_ids", "server_ids")) from None
             error.field = names.get(error.field or "", error.field)
             raise
+
+
+def _unknown(server_id: str, field: str) -> NotFound:
+    error = unknown_server(server_id)
+    error.field = field
+    return error
 
 
 def _join(series: RepeatedCompositeFieldContainer[history_pb2.Series], part: history_pb2.Series) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.launched import Launched
+from tests.harness.launched import Launched, within
 
 HISTORY = "/v1/servers/{id}/history"
 ROW = {"serverId": "bad-1", "time": "2026-01-01T00:00:00Z"}
@@ -92,6 +92,28 @@ def test_undecodable_bodies_are_400(product: Launched, body: bytes) -> None:
     answer = product.post("/v1/metrics:write", body)
     assert answer.status == 400, answer.body
     assert answer.json["code"] == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "field"),
+    [
+        ("GET", "/v1/servers/nope", None, 404, "id"),
+        ("GET", "/v1/servers/nope/history?metric=cpu_usage", None, 404, "server_id"),
+        ("GET", "/v1/metrics?server_id=nope", None, 404, "server_id"),
+        ("POST", "/v1/history:query", {"serverIds": ["web-01", "nope"], "metrics": ["cpu_usage"]}, 404, "server_ids"),
+        ("PATCH", "/v1/servers/nope", {"role": "web"}, 404, "server.id"),
+        ("DELETE", "/v1/servers/nope", None, 404, "id"),
+        ("POST", "/v1/servers/nope:undelete", {}, 404, "id"),
+        ("POST", "/v1/servers/web-01:undelete", {}, 409, "id"),
+        ("POST", "/v1/servers", {"id": "web-01"}, 409, "server.id"),
+    ],
+)
+def test_a_server_that_does_not_fit_is_named_by_the_field_of_the_request(
+    product: Launched, method: str, path: str, body: Any, status: int, field: str
+) -> None:
+    # The record of a server is told of it after its first tick.
+    answer = within(20, lambda: (got := product.post(path, body, method=method)).status == status and got)
+    assert field_of(answer.json) == field
 
 
 @pytest.mark.parametrize(
