@@ -25,6 +25,8 @@ DEFAULT_RANGE_MS = 3_600_000
 MAX_UNARY_SERIES = 1_000
 MAX_UNARY_POINTS = 100_000
 METRICS_PAGE_SIZE = 1_000
+MIN_TIMESTAMP_S, MAX_TIMESTAMP_S = -62_135_596_800, 253_402_300_799
+"""What a Timestamp may say; over gRPC it may be anything."""
 
 Request = public_pb2.GetServerHistoryRequest | public_pb2.QueryHistoryRequest
 
@@ -105,6 +107,9 @@ class HistoryServicer:
         return public_pb2.ListMetricsResponse(metrics=described, next_page_token=token, total_size=len(answer.metrics))
 
     def _query(self, request: Request, server_ids: list[str], metrics: list[str]) -> history_pb2.HistoryQuery:
+        for field in ("start_time", "end_time"):
+            if not MIN_TIMESTAMP_S <= getattr(request, field).seconds <= MAX_TIMESTAMP_S:
+                raise InvalidArgument("the time is outside of the years 1 to 9999", field=field)
         end_ms = ms_from_timestamp(request.end_time) if request.HasField("end_time") else self._clock.now_ms()
         start = request.start_time if request.HasField("start_time") else timestamp_from_ms(end_ms - DEFAULT_RANGE_MS)
         return history_pb2.HistoryQuery(

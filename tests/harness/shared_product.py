@@ -21,7 +21,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
         yield launched
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def abused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     """For tests that send it whatever comes to their mind; `unharmed` says what must be true of it afterwards."""
     with Launched(tmp_path_factory.mktemp("abused"), SIMULATOR_INTERVAL="1s", SIMULATOR_SERVERS="3") as launched:

@@ -3,8 +3,10 @@
 import socket
 from typing import Any
 
+import grpc
 import pytest
 
+from openmanager.gateway.v1 import history_pb2, history_pb2_grpc
 from tests.harness.launched import Launched, within
 
 HISTORY = "/v1/servers/{id}/history"
@@ -160,3 +162,14 @@ def field_of(status: dict[str, Any]) -> str:
         for violation in detail.get("fieldViolations", ()):
             return str(violation["field"])
     raise AssertionError(f"no field is named: {status}")
+
+
+@pytest.mark.parametrize("field", ["start_time", "end_time"])
+@pytest.mark.parametrize("seconds", [-(1 << 63), (1 << 63) - 1])
+def test_a_time_that_only_protobuf_can_say_is_refused(product: Launched, field: str, seconds: int) -> None:
+    request: Any = history_pb2.GetServerHistoryRequest(server_id="web-01", metric=["cpu_usage"])
+    getattr(request, field).seconds = seconds
+    with grpc.insecure_channel(product.addresses["gateway"]) as channel, pytest.raises(grpc.RpcError) as caught:
+        history_pb2_grpc.HistoryServiceStub(channel).GetServerHistory(request, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in caught.value.details()

@@ -53,7 +53,7 @@ def requests(product: Launched, folder: Path, *, phases: str, examples: int) -> 
     ("phases", "examples"),
     [
         ("examples,coverage,fuzzing", 5),
-        pytest.param("examples,coverage,fuzzing,stateful", 150, marks=[pytest.mark.full, pytest.mark.timeout(600)]),
+        pytest.param("examples,coverage,fuzzing,stateful", 60, marks=[pytest.mark.full, pytest.mark.timeout(600)]),
     ],
 )
 def test_no_request_breaks_it_and_answers_are_as_described(
