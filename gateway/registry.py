@@ -9,7 +9,8 @@ out of the live state on its word.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from fleet.codec import descriptor_from_pb
 from fleet.validation import check_descriptors
@@ -22,7 +23,7 @@ from openmanager.gateway.v1 import fleet_pb2
 from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
-from runtime.errors import OpenManagerError
+from runtime.errors import InvalidArgument, OpenManagerError
 
 SHOWN_WITHIN_S = 2.0
 """How long a change waits to be seen in the live state, so that a reader who changed something reads the change."""
@@ -53,11 +54,11 @@ class Registry:
             InvalidArgument: naming the field.
             AlreadyExists: the id is taken, maybe by a deleted server.
         """
-        descriptor = _descriptor(server)
-        check_descriptors([descriptor_from_pb(descriptor)], field="server")
+        descriptor = _checked(server)
         request = metadata_pb2.CreateServerRecordRequest(descriptor=descriptor)
-        async with calling("metadata"):
-            response = await self._records.CreateServerRecord(request)
+        with _naming("server.id"):
+            async with calling("metadata"):
+                response = await self._records.CreateServerRecord(request)
         return await self._show(response.server.descriptor)
 
     async def update(self, server: fleet_pb2.Server, fields: Sequence[str]) -> fleet_pb2.Server:
@@ -67,12 +68,12 @@ class Registry:
             InvalidArgument: naming the field.
             NotFound: no such record.
         """
-        descriptor = _descriptor(server)
-        check_descriptors([descriptor_from_pb(descriptor)], field="server")
+        descriptor = _checked(server)
         request = metadata_pb2.UpdateServerRecordRequest(descriptor=descriptor)
         request.update_mask.paths.extend(fields)
-        async with calling("metadata"):
-            response = await self._records.UpdateServerRecord(request)
+        with _naming("server.id"):
+            async with calling("metadata"):
+                response = await self._records.UpdateServerRecord(request)
         return await self._show(response.server.descriptor)
 
     async def delete(self, server_id: str) -> None:
@@ -81,8 +82,10 @@ class Registry:
         Raises:
             NotFound: no such record.
         """
-        async with calling("metadata"):
-            await self._records.DeleteServerRecord(metadata_pb2.DeleteServerRecordRequest(server_id=server_id))
+        request = metadata_pb2.DeleteServerRecordRequest(server_id=server_id)
+        with _naming("id"):
+            async with calling("metadata"):
+                await self._records.DeleteServerRecord(request)
         try:
             async with calling("cache"):
                 await self._cache.RemoveServers(cache_pb2.RemoveServersRequest(server_ids=[server_id]))
@@ -98,8 +101,9 @@ class Registry:
             NotFound: no such record.
         """
         request = metadata_pb2.UndeleteServerRecordRequest(server_id=server_id)
-        async with calling("metadata"):
-            response = await self._records.UndeleteServerRecord(request)
+        with _naming("id"):
+            async with calling("metadata"):
+                response = await self._records.UndeleteServerRecord(request)
         return await self._show(response.server.descriptor)
 
     def snapshot_received(self) -> None:
@@ -190,6 +194,28 @@ def _descriptor(server: fleet_pb2.Server) -> metric_pb2.ServerDescriptor:
         role=server.role,
         location=server.location,
     )
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """What metadata calls server_id has this name in the request of the public API."""
+    try:
+        yield
+    except OpenManagerError as error:
+        if error.field == "server_id":
+            error.field = field
+        raise
+
+
+def _checked(server: fleet_pb2.Server) -> metric_pb2.ServerDescriptor:
+    descriptor = _descriptor(server)
+    try:
+        check_descriptors([descriptor_from_pb(descriptor)], field="server")
+    except InvalidArgument as error:  # it counts from 0 and says server_id, where the public API has one with an id
+        name = (error.field or "").rpartition(".")[2]
+        error.field = f"server.{'id' if name == 'server_id' else name}"
+        raise
+    return descriptor
 
 
 def _server(descriptor: metric_pb2.ServerDescriptor) -> fleet_pb2.Server:

@@ -4,10 +4,12 @@ What must stay true: every text of the document is escaped; the page may load no
 """
 
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from html import escape
 from typing import Any, Final
+
+from gateway.http.headers import OF_EVERY_REQUEST
 
 _STYLE: Final = """
 :root { color-scheme: light dark; }
@@ -36,7 +38,7 @@ def render(document: Mapping[str, Any]) -> str:
     for tag in document["tags"]:
         parts.append(f"<h2>{escape(tag['name'])}</h2>{_text(tag['description'])}")
         parts += [
-            _operation(path, verb, operation)
+            _operation(path, verb, operation, _parameters(document, operation))
             for path, verbs in document["paths"].items()
             for verb, operation in verbs.items()
             if tag["name"] in operation["tags"]
@@ -55,8 +57,15 @@ def _text(text: str) -> str:
     )
 
 
-def _operation(path: str, verb: str, operation: Mapping[str, Any]) -> str:
-    rows = [(parameter["name"], parameter["in"], parameter) for parameter in operation["parameters"]]
+def _parameters(document: Mapping[str, Any], operation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The parameters of an operation without the headers that all have, which the text at the top names."""
+    known = document["components"]["parameters"]
+    resolved = [known[each["$ref"].rpartition("/")[2]] if "$ref" in each else each for each in operation["parameters"]]
+    return [parameter for parameter in resolved if parameter["name"] not in OF_EVERY_REQUEST]
+
+
+def _operation(path: str, verb: str, operation: Mapping[str, Any], parameters: Sequence[Mapping[str, Any]]) -> str:
+    rows = [(parameter["name"], parameter["in"], parameter) for parameter in parameters]
     body = operation.get("requestBody")
     if body:
         rows.append(("body", _kind(next(iter(body["content"].values()))["schema"]), body))
@@ -93,8 +102,16 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         name = escape(str(schema["$ref"]).rpartition("/")[2], quote=True)
         return f'<a href="#{name}"><code>{name.rpartition(".")[2]}</code></a>'
+    if "oneOf" in schema and "properties" in schema["oneOf"][0]:
+        return ", ".join(_event(each["properties"]) for each in schema["oneOf"])
     if schema.get("type") == "array":
         return f"list of {_kind(schema['items'])}"
     if "additionalProperties" in schema:
         return f"map of {_kind(schema['additionalProperties'])}"
     return escape(str(schema.get("format") or schema.get("type") or "number"))
+
+
+def _event(properties: Mapping[str, Any]) -> str:
+    """One kind of Server-Sent Event: its name, and the type of its data."""
+    name = properties.get("event", {"const": "message"})["const"]
+    return f"{escape(name)}: {_kind(properties['data']['contentSchema'])}"

@@ -85,7 +85,7 @@ class Schemas:
         if name in _ASKED:
             one = dict(_ASKED[name])
         elif field.enum_type is not None:
-            one = {"type": "string", "examples": [short for short in _short_names(field.enum_type) if short][:8]}
+            one = {"type": "string", "enum": [*_short_names(field.enum_type), *field.enum_type.values_by_name]}
         else:
             one = self._one(field)
         return {"type": "array", "items": one} if field.is_repeated else one

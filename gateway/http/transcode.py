@@ -117,7 +117,7 @@ class RequestReader:
         for name, text in _pairs(query):
             parameter = self._query.get(name)
             if parameter is None:
-                raise InvalidArgument(self._unknown(name), reason="PARAMETER_UNKNOWN", field=name)
+                raise InvalidArgument(self._unknown(name), reason="PARAMETER_UNKNOWN", field=name or "query")
             if parameter.path not in given:
                 given.add(parameter.path)
                 if parameter.path == _UPDATE_MASK:

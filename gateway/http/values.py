@@ -15,6 +15,7 @@ import binascii
 import math
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, Final
 
 from google.protobuf import json_format
@@ -32,10 +33,11 @@ Parse = Callable[[Any, int], Any]
 """(JSON value or text, now in ms since the epoch) -> what the field takes."""
 
 _NANOS: Final = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3_600 * 10**9, "d": 86_400 * 10**9}
-_SPAN: Final = re.compile(r"([+-]?)((?:\d{1,12}(?:\.\d{1,9})?(?:ms|s|m|h|d))+)")
+_SPAN: Final = re.compile(r"([+-]?)((?:\d{1,12}(?:\.\d{1,9})?(?:ms|s|m|h|d))+)", re.ASCII)
 _SPAN_PART: Final = re.compile(r"(\d+)(?:\.(\d+))?(ms|s|m|h|d)")
-_NUMBER: Final = re.compile(r"-?\d{1,15}(\.\d{1,12})?")
-_INTEGER: Final = re.compile(r"-?\d{1,20}")
+_NUMBER: Final = re.compile(r"-?\d{1,15}(\.\d{1,12})?", re.ASCII)
+_INTEGER: Final = re.compile(r"-?\d{1,20}", re.ASCII)
+_WHOLE: Final = re.compile(r"-?\d{1,40}(\.\d{1,40})?([eE][+-]?\d{1,3})?", re.ASCII)
 _UNESCAPED_PLUS: Final = re.compile(r"(T[\d:.]+) (\d\d:\d\d)")
 _WORD_START: Final = re.compile(r"([A-Z])")
 _MAX_TIMESTAMP_S: Final = 253_402_300_799  # 9999-12-31T23:59:59Z
@@ -201,19 +203,29 @@ def _integer_parser(bits: int, *, signed: bool) -> Parse:
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
 
     def parse(value: Any, _now_ms: int) -> int:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not _is_textual(value) or not _INTEGER.fullmatch(str(value)):
+        whole = _whole(value) if _is_textual(value) else None
+        if whole is None:
             raise BadValue(f"{shown(value)} is not a whole number")
-        if not low <= int(value) <= high:
+        if not low <= whole <= high:
             raise BadValue(f"{shown(value)} is not between {low} and {high}")
-        return int(value)
+        return whole
 
     return parse
 
 
+def _whole(value: str | int | float) -> int | None:
+    """The whole number that a value is, also as `1.0` or `1e2`, in quotes or not; None: it is none."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    text = str(value)
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    exact = Decimal(text) if _WHOLE.fullmatch(text) else Decimal("NaN")
+    return int(exact) if exact == exact.to_integral_value() else None
+
+
 _SPECIAL_NUMBERS: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_DECIMAL: Final = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
+_DECIMAL: Final = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
 
 def number(value: Any, _now_ms: int = 0) -> float:
@@ -231,8 +243,8 @@ def number(value: Any, _now_ms: int = 0) -> float:
 def _boolean(value: Any, _now_ms: int) -> bool:
     if isinstance(value, bool):
         return value
-    if value in {"true", "false"} and isinstance(value, str):
-        return bool(value == "true")
+    if isinstance(value, str) and value in {"true", "false"}:
+        return value == "true"
     raise BadValue(f"{shown(value)} is not true or false")
 
 

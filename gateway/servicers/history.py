@@ -19,12 +19,14 @@ from openmanager.timeseries.v1 import timeseries_pb2
 from runtime import paging
 from runtime.channel import Channel
 from runtime.clock import Clock
-from runtime.errors import InvalidArgument, OpenManagerError, ResourceExhausted
+from runtime.errors import InvalidArgument, NotFound, OpenManagerError, ResourceExhausted
 
 DEFAULT_RANGE_MS = 3_600_000
 MAX_UNARY_SERIES = 1_000
 MAX_UNARY_POINTS = 100_000
 METRICS_PAGE_SIZE = 1_000
+MIN_TIMESTAMP_S, MAX_TIMESTAMP_S = -62_135_596_800, 253_402_300_799
+"""What a Timestamp may say; over gRPC it may be anything."""
 
 Request = public_pb2.GetServerHistoryRequest | public_pb2.QueryHistoryRequest
 
@@ -82,7 +84,7 @@ class HistoryServicer:
         asked = timeseries_pb2.ListMetricsRequest(server_id=request.server_id)
         answer: timeseries_pb2.ListMetricsResponse = await self._readers.call(lambda stub: stub.ListMetrics(asked))
         if request.server_id and not answer.metrics and request.server_id not in self._state:
-            raise unknown_server(request.server_id)
+            raise _unknown(request.server_id, "server_id")
         chosen, token = paging.page_of(
             answer.metrics,
             lambda info: (info.key,),
@@ -105,6 +107,9 @@ class HistoryServicer:
         return public_pb2.ListMetricsResponse(metrics=described, next_page_token=token, total_size=len(answer.metrics))
 
     def _query(self, request: Request, server_ids: list[str], metrics: list[str]) -> history_pb2.HistoryQuery:
+        for field in ("start_time", "end_time"):
+            if not MIN_TIMESTAMP_S <= getattr(request, field).seconds <= MAX_TIMESTAMP_S:
+                raise InvalidArgument("the time is outside of the years 1 to 9999", field=field)
         end_ms = ms_from_timestamp(request.end_time) if request.HasField("end_time") else self._clock.now_ms()
         start = request.start_time if request.HasField("start_time") else timestamp_from_ms(end_ms - DEFAULT_RANGE_MS)
         return history_pb2.HistoryQuery(
@@ -129,9 +134,15 @@ class HistoryServicer:
                 if all(server_id in self._state for server_id in query.server_ids):
                     return  # in the fleet, but it has never reported
                 unknown = next(server_id for server_id in query.server_ids if server_id not in self._state)
-                raise unknown_server(unknown) from None
+                raise _unknown(unknown, names.get("server_ids", "server_ids")) from None
             error.field = names.get(error.field or "", error.field)
             raise
+
+
+def _unknown(server_id: str, field: str) -> NotFound:
+    error = unknown_server(server_id)
+    error.field = field
+    return error
 
 
 def _join(series: RepeatedCompositeFieldContainer[history_pb2.Series], part: history_pb2.Series) -> None:

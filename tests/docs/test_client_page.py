@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.client.calling import environment
-from tests.docs.test_readme import examples, names
+from tests.docs.examples import examples, names
 from tests.harness.launched import Launched
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "client.md"

@@ -3,9 +3,11 @@
 import socket
 from typing import Any
 
+import grpc
 import pytest
 
-from tests.harness.launched import Launched
+from openmanager.gateway.v1 import history_pb2, history_pb2_grpc
+from tests.harness.launched import Launched, within
 
 HISTORY = "/v1/servers/{id}/history"
 ROW = {"serverId": "bad-1", "time": "2026-01-01T00:00:00Z"}
@@ -63,6 +65,14 @@ def test_structural_faults_refuse_the_batch(product: Launched, body: dict[str, A
     assert product.get("/v1/servers/bad-1").status == 404, "nothing of it is kept"
 
 
+@pytest.mark.parametrize(
+    ("body", "field"), [({}, "server.id"), ({"id": "bad-1", "role": "r" * 51}, "server.role"), ({"id": 7}, "server.id")]
+)
+def test_a_server_that_cannot_be_kept_names_the_field(product: Launched, body: dict[str, Any], field: str) -> None:
+    answer = product.post("/v1/servers", body)
+    assert (answer.status, field_of(answer.json)) == (400, field)
+
+
 def test_a_set_of_many_metrics_is_taken_and_checked_all_the_same(product: Launched) -> None:
     metrics = [{"name": f"many_{index}"} for index in range(3_000)]
     row = {"serverId": "many-1", "time": "2026-01-01T00:00:00Z"}
@@ -84,6 +94,28 @@ def test_undecodable_bodies_are_400(product: Launched, body: bytes) -> None:
     answer = product.post("/v1/metrics:write", body)
     assert answer.status == 400, answer.body
     assert answer.json["code"] == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "field"),
+    [
+        ("GET", "/v1/servers/nope", None, 404, "id"),
+        ("GET", "/v1/servers/nope/history?metric=cpu_usage", None, 404, "server_id"),
+        ("GET", "/v1/metrics?server_id=nope", None, 404, "server_id"),
+        ("POST", "/v1/history:query", {"serverIds": ["web-01", "nope"], "metrics": ["cpu_usage"]}, 404, "server_ids"),
+        ("PATCH", "/v1/servers/nope", {"role": "web"}, 404, "server.id"),
+        ("DELETE", "/v1/servers/nope", None, 404, "id"),
+        ("POST", "/v1/servers/nope:undelete", {}, 404, "id"),
+        ("POST", "/v1/servers/web-01:undelete", {}, 409, "id"),
+        ("POST", "/v1/servers", {"id": "web-01"}, 409, "server.id"),
+    ],
+)
+def test_a_server_that_does_not_fit_is_named_by_the_field_of_the_request(
+    product: Launched, method: str, path: str, body: Any, status: int, field: str
+) -> None:
+    # The record of a server is told of it after its first tick.
+    answer = within(20, lambda: (got := product.post(path, body, method=method)).status == status and got)
+    assert field_of(answer.json) == field
 
 
 @pytest.mark.parametrize(
@@ -130,3 +162,14 @@ def field_of(status: dict[str, Any]) -> str:
         for violation in detail.get("fieldViolations", ()):
             return str(violation["field"])
     raise AssertionError(f"no field is named: {status}")
+
+
+@pytest.mark.parametrize("field", ["start_time", "end_time"])
+@pytest.mark.parametrize("seconds", [-(1 << 63), (1 << 63) - 1])
+def test_a_time_that_only_protobuf_can_say_is_refused(product: Launched, field: str, seconds: int) -> None:
+    request: Any = history_pb2.GetServerHistoryRequest(server_id="web-01", metric=["cpu_usage"])
+    getattr(request, field).seconds = seconds
+    with grpc.insecure_channel(product.addresses["gateway"]) as channel, pytest.raises(grpc.RpcError) as caught:
+        history_pb2_grpc.HistoryServiceStub(channel).GetServerHistory(request, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in caught.value.details()

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import importlib
 import math
+import pkgutil
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -15,14 +17,8 @@ from gateway.http.app import Health, HttpApp, create_app
 from gateway.http.guard import Guard
 from gateway.http.server import serve_http
 from openmanager.fleet.v1 import history_pb2, status_pb2
-from openmanager.gateway.v1 import (
-    ai_pb2,  # noqa: F401  registers the services
-    analytics_pb2,  # noqa: F401
-    fleet_pb2,
-    ingest_pb2,
-    simulator_pb2,  # noqa: F401
-    storage_pb2,
-)
+from openmanager.gateway import v1 as public
+from openmanager.gateway.v1 import fleet_pb2, ingest_pb2, storage_pb2
 from openmanager.gateway.v1 import history_pb2 as gateway_history_pb2
 from runtime.clock import Clock
 from runtime.errors import Internal, NotFound, Unavailable
@@ -31,15 +27,16 @@ from runtime.interception import Interception
 from runtime.prepared import Prepared
 
 PACKAGE = "openmanager.gateway.v1"
-SERVICES = (
-    "FleetService",
-    "HistoryService",
-    "IngestService",
-    "StorageService",
-    "SimulatorService",
-    "AnalyticsService",
-    "AiInteractionService",
-)
+
+
+def _public() -> list[str]:
+    """Every service of the package, whoever serves it."""
+    names = [each.name for each in pkgutil.iter_modules(public.__path__) if each.name.endswith("_pb2")]
+    files = [importlib.import_module(f"{PACKAGE}.{name}").DESCRIPTOR for name in names]
+    return [service.name for file in files for service in file.services_by_name.values()]
+
+
+SERVICES = tuple(_public())
 METRICS = 511
 
 

@@ -3,6 +3,7 @@
 import math
 import time
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 import pytest
@@ -124,6 +125,7 @@ def test_an_empty_parameter_is_one_that_is_not_given() -> None:
     ("query", "field"),
     [
         ("nope=1", "nope"),
+        ("=1", "query"),
         ("page_size=x", "page_size"),
         ("page_size=99999999999", "page_size"),
         ("page_size=1&page_size=2", "page_size"),
@@ -205,6 +207,23 @@ def test_values_take_null_and_nan_and_text() -> None:
     assert math.isnan(values[2])
     assert math.isnan(values[3])
     assert [values[0], values[1], values[4], values[5]] == [1.0, 2.5, math.inf, -1500.0]
+
+
+@pytest.mark.parametrize("text", ["100", "1e2", "1.0e2", "100.0", "10000e-2"])
+def test_whole_numbers_may_have_an_exponent_in_quotes_too(text: str) -> None:
+    assert read("ListServers", f"page_size={text}").page_size == 100
+
+
+@pytest.mark.parametrize("text", ["1.5", "1e-2", "+1", "1_0", "\u0663", "1e", "1e9999", "0x10"])
+def test_what_is_no_whole_number(text: str) -> None:
+    assert fault("ListServers", f"page_size={quote(text)}").field == "page_size"
+
+
+@pytest.mark.parametrize("value", [[], {}, [True], 1, "yes", "True"])
+def test_what_is_no_boolean_is_refused_whatever_it_is(value: Any) -> None:
+    message = GetMessageClass(KINDS)()
+    with pytest.raises(BadValue, match="is not true or false"):
+        decoder_of(KINDS).into(message, {"one8": value}, NOW_MS)
 
 
 def test_a_tick_of_numbers_is_handed_over_whole() -> None:

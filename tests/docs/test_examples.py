@@ -1,0 +1,97 @@
+"""Every curl and grpcurl command of the pages works on a running product, and answers what its page says it answers."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.api import annotations_pb2
+from google.protobuf import json_format
+from google.protobuf.message_factory import GetMessageClass
+
+from tests.docs.examples import ROOT, Call, call_of, console_blocks, examples, names, pages, run
+from tests.harness.commands import require_command
+from tests.harness.launched import Launched, within
+
+# Pages whose examples another test runs: on a product with TLS and a token (tests/deploy/test_page.py).
+ELSEWHERE = {ROOT / "docs" / "deployment.md"}
+EXAMPLES = [
+    (command, answer)
+    for page in pages()
+    if page not in ELSEWHERE
+    for command, answer in examples(page)
+    if command.startswith(("curl", "grpcurl"))
+]
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def prepared(product: Launched, command: str) -> Iterator[Call | None]:
+    """The call of an example, with what it is about in the state that it needs; afterwards all is as it was before."""
+    call = call_of(command)
+    method = call.method.name if call is not None else ""
+    server = f"/v1/servers/{call.subject}" if call is not None else ""
+    if method in {"UpdateServer", "DeleteServer", "UndeleteServer"}:
+        product.post("/v1/servers", {"id": server.rpartition("/")[2]})
+        product.post(f"{server}:undelete", {})
+    if method == "UndeleteServer":
+        assert product.post(server, None, method="DELETE").status == 200
+    if method == "GetInteraction":
+        assert call is not None
+        assert product.post("/v1/ai/interactions", {"id": call.subject, "query": "?", "response": "!"}).status == 200
+    yield call
+    if method in {"CreateServer", "UpdateServer", "UndeleteServer"}:
+        assert product.post(server, None, method="DELETE").status == 200
+    if method == "WriteMetrics":
+        for written in re.findall(r'"serverId": "([^"]+)"', command):
+            within(
+                20, lambda written=written: product.post(f"/v1/servers/{written}", None, method="DELETE").status == 200
+            )
+    if method == "StopSimulator":
+        assert product.post("/v1/simulator:start", {}).status == 200
+
+
+@pytest.mark.parametrize(("command", "answer"), EXAMPLES, ids=lambda text: text.split("\n")[0][:100])
+def test_an_example_works(product: Launched, prepared: Call | None, command: str, answer: str) -> None:
+    require_command(command.split(maxsplit=1)[0])
+    said = run(product, command, prepared)
+    assert names(answer) <= names(said), said
+    if answer and not names(answer):
+        assert said.strip() == answer.strip()
+    assert '"code"' not in said.split("\n")[0]
+    if prepared is not None and not prepared.is_endless and "|" not in command and "-w" not in command:
+        assert as_message(prepared, said) is not None
+
+
+def as_message(call: Call, said: str) -> Any:
+    """The first message of an answer; fails when it is none of the call's type."""
+    kind = call.method.output_type
+    text = said
+    if call.by == "curl":
+        if call.method.server_streaming:
+            text = said.splitlines()[0]
+        bare = call_field(call)
+        if bare:
+            text = f'{{"{bare}": {said}}}'
+    return json_format.Parse(text, GetMessageClass(kind)())
+
+
+def call_field(call: Call) -> str:
+    """The field of the answer that HTTP shows bare."""
+    return str(call.method.GetOptions().Extensions[annotations_pb2.http].response_body)
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_of_a_page_is_an_example(page: Path) -> None:
+    """In other blocks, or without `$`, it would be run by no test."""
+    text = page.read_text()
+    for block in console_blocks(text):
+        text = text.replace(block, "")
+    loose = re.findall(r"^\s*(?:\$ )?((?:curl|grpcurl) .*)", text, re.MULTILINE)
+    assert [command for command in loose if not re.match(r"[a-z]+ (?:and|or|is|has|needs)\b", command)] == []
+
+
+def test_there_are_examples_of_both_kinds() -> None:
+    assert sum(command.startswith("curl") for command, _ in EXAMPLES) >= 25
+    assert sum(command.startswith("grpcurl") for command, _ in EXAMPLES) >= 25
