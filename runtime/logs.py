@@ -16,6 +16,8 @@ from runtime.redaction import MASK, is_secret_name, redact
 
 _STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 MAX_TEXT_CHARS: Final = 8_192  # a line stays readable and a runaway message cannot fill the disk
+# JSON lets these stand as they are, but readers of lines take some for line ends, and terminals some for commands.
+_ESCAPED: Final = {code: f"\\u{code:04x}" for code in (*range(0x80, 0xA0), 0x2028, 0x2029)}
 _QUIET: Final = ("asyncio", "grpc", "opentelemetry", "_granian", "granian")  # libraries whose INFO is nobody's news
 
 
@@ -47,7 +49,8 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = _text(self.formatException(record.exc_info))
         if record.stack_info:
             line["stack"] = _text(record.stack_info)
-        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY).decode()
+        text = orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY).decode()
+        return text if text.isascii() else text.translate(_ESCAPED)
 
 
 def _text(text: str) -> str:

@@ -7,6 +7,7 @@ import logging
 import random
 import sys
 import time
+import unicodedata
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
@@ -157,6 +158,14 @@ def test_a_line_is_json_with_its_fields(lines: io.StringIO) -> None:
     assert (first["rows"], first["api_token"], first["bad"]) == (3, "***", "?")
     assert "ZeroDivisionError" in second["exception"]
     assert "trace_id" not in first
+
+
+def test_whatever_a_caller_sends_one_event_is_one_line_and_no_command(lines: io.StringIO) -> None:
+    sent = "caf\u00e9 \x85\u2028\u2029\n\r\x0b\x0c\x1b[2J\x9b2J"
+    logging.getLogger("test.logs").info("refused", extra={"error": sent})
+    (line,) = lines.getvalue().splitlines()
+    assert json.loads(line)["error"] == sent
+    assert not any(unicodedata.category(character) in {"Cc", "Zl", "Zp"} for character in line)
 
 
 def test_configuring_twice_does_not_double_the_lines(lines: io.StringIO) -> None:
