@@ -41,6 +41,9 @@ S = TypeVar("S", bound=CommonSettings)
 
 EXIT_FAILED: Final = 1
 EXIT_BAD_SETTINGS: Final = 2
+NO_FORKS: Final = ("GRPC_ENABLE_FORK_SUPPORT", "0")
+"""gRPC prepares each fork for a child that goes on with gRPC; ours run another program at once. In between its threads
+ended 45 of 400 children of a busy process; PostgreSQL is such a child, started under another user and so by fork."""
 PARENT_PID_VARIABLE: Final = "OPENMANAGER_PARENT_PID"
 PARENT_CHECK_INTERVAL_S: Final = 1.0
 READINESS_INTERVAL_S: Final = 0.25
@@ -155,6 +158,7 @@ def run_process(
     `prometheus`: its metrics are read by Prometheus too (prometheus_client.generate_latest). `part`: which of several
     alike it is, with a folder of its own in that of the first.
     """
+    os.environ.setdefault(*NO_FORKS)
     try:
         settings = settings_class.load()
     except SettingsError as error:
