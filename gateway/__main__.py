@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import prometheus_client
 
 from fleet.writer import FleetWriter
-from gateway.access import grpc_authenticator
+from gateway.access.callers import Callers, exchange_authenticator, grpc_authenticator
+from gateway.access.policy import Policy
+from gateway.access.table import AccessTable
 from gateway.admission import Admission
 from gateway.changes import Changes
 from gateway.http.app import Health, create_app
@@ -15,6 +18,7 @@ from gateway.http.guard import Guard
 from gateway.http.server import serve_http
 from gateway.metrics import OperatorMetrics
 from gateway.registry import Registry
+from gateway.servicers.access import access_servicer
 from gateway.servicers.fleet import FleetServicer
 from gateway.servicers.history import HistoryServicer
 from gateway.servicers.ingest import IngestServicer
@@ -23,13 +27,32 @@ from gateway.servicers.storage import StorageServicer, replica_names
 from gateway.settings import GatewaySettings
 from gateway.state import FleetState
 from gateway.workers import own_number, serve_by_workers
-from openmanager.gateway.v1 import ai_pb2, analytics_pb2, fleet_pb2, history_pb2, ingest_pb2, simulator_pb2, storage_pb2
+from openmanager.gateway.v1 import (
+    access_pb2,
+    ai_pb2,
+    analytics_pb2,
+    fleet_pb2,
+    history_pb2,
+    ingest_pb2,
+    simulator_pb2,
+    storage_pb2,
+)
 from runtime import tasks
 from runtime.interception import Interception
 from runtime.process import Process, run_process
 from runtime.server import Bound, bind
 from runtime.tasks import Backoff, run_forever
 from runtime.waiting import Waiting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Who is let in, and how many: the same for both transports."""
+
+    callers: Callers
+    admission: Admission
+    waiting: Waiting
+
 
 RECONNECT = Backoff(initial_s=0.1, max_s=2.0, healthy_after_s=5.0)
 
@@ -59,6 +82,10 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         state = FleetState(cache, clock)
         admission = Admission(clock, rate=settings.rate_limit, trusted_proxy=settings.trusted_proxy)
         waiting = Waiting(settings.max_waiting_calls, setting="GATEWAY_MAX_WAITING_CALLS")
+        table = AccessTable(metadata, clock)
+        door = Door(
+            callers=Callers(settings.token, table, accounts=settings.accounts), admission=admission, waiting=waiting
+        )
         writer = await stack.enter_async_context(
             FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=clock, describe=state.descriptor)
         )
@@ -76,6 +103,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             bind(analytics_pb2.DESCRIPTOR.services_by_name["AnalyticsService"], AnalyticsServicer(analytics)),
             bind(ai_pb2.DESCRIPTOR.services_by_name["AiInteractionService"], AiInteractionServicer(metadata)),
             bind(simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"], SimulatorServicer(simulator)),
+            bind(access_pb2.DESCRIPTOR.services_by_name["AccessService"], access_servicer(metadata)),
         ]
 
         async def follow() -> None:
@@ -85,16 +113,14 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             asyncio.create_task(run_forever("the live state", follow, RECONNECT), name="follow-cache"),
             asyncio.create_task(run_forever("telling the cache of servers", registry.seed, RECONNECT), name="seed"),
             asyncio.create_task(run_forever("asking the stores", operator.refresh, RECONNECT), name="store-metrics"),
+            asyncio.create_task(run_forever("who may come in", table.follow, RECONNECT), name="follow-access"),
+            asyncio.create_task(run_forever("telling which tokens are used", table.report), name="report-access"),
         ]
         listening = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(
-                    _serve_http(settings, process, services, state, admission, waiting, listening), name="http"
-                )
-                group.create_task(
-                    _serve_grpc(settings, process, services, state, admission, waiting, listening), name="grpc"
-                )
+                group.create_task(_serve_http(settings, process, services, state, door, listening), name="http")
+                group.create_task(_serve_grpc(settings, process, services, state, door, listening), name="grpc")
         finally:
             await tasks.cancel(*background)
 
@@ -104,8 +130,7 @@ async def _serve_grpc(
     process: Process[GatewaySettings],
     services: Sequence[Bound],
     state: FleetState,
-    admission: Admission,
-    waiting: Waiting,
+    door: Door,
     http_listening: asyncio.Event,
 ) -> None:
     await process.serve_grpc(
@@ -114,8 +139,8 @@ async def _serve_grpc(
         address_setting="GATEWAY_GRPC_ADDRESS",
         public=True,
         ready=lambda: state.known and http_listening.is_set(),
-        authenticator=grpc_authenticator(settings.token, admission),
-        waiting=waiting,
+        authenticator=grpc_authenticator(door.callers, Policy(services), door.admission),
+        waiting=door.waiting,
         share_port=own_number() is not None,
     )
 
@@ -125,21 +150,22 @@ async def _serve_http(
     process: Process[GatewaySettings],
     services: Sequence[Bound],
     state: FleetState,
-    admission: Admission,
-    waiting: Waiting,
+    door: Door,
     listening: asyncio.Event,
 ) -> None:
     def health() -> Health:
         return Health(ready=state.known, reasons=() if state.known else ("the cache has not been reached yet",))
 
+    policy = Policy(services)
     app = create_app(
         services,
-        interception=Interception(None, waiting=waiting),
-        guard=Guard(settings.token),
+        interception=Interception(exchange_authenticator(policy), waiting=door.waiting),
+        guard=Guard(door.callers),
+        policy=policy,
         health=health,
         metrics=prometheus_client.generate_latest,
         clock=process.clock,
-        admission=admission,
+        admission=door.admission,
     )
     await serve_http(
         app,

@@ -15,16 +15,26 @@ from openmanager.gateway.v1 import fleet_pb2
 from runtime.prepared import Prepared
 
 Sets = dict[str, MetricSet]
+Places = frozenset[tuple[str, str]]
+"""Environments and roles."""
 
 BASIC, FULL = fleet_pb2.SERVER_VIEW_BASIC, fleet_pb2.SERVER_VIEW_FULL
 
 
 class ServerEntry:
-    """A server as it was at `version`; `placed_at` is the sequence at which it came to its environment and role."""
+    """A server as it was at `version`; `placed_at` is the sequence at which it came to its environment and role, and
+    `places` are those that it had in this epoch."""
 
-    __slots__ = ("_answers", "_servers", "_sets", "epoch", "id", "placed_at", "state")
+    __slots__ = ("_answers", "_servers", "_sets", "epoch", "id", "placed_at", "places", "state")
 
-    def __init__(self, state: cache_pb2.ServerState, sets: Sets, epoch: str, before: "ServerEntry | None") -> None:
+    def __init__(
+        self,
+        state: cache_pb2.ServerState,
+        sets: Sets,
+        epoch: str,
+        before: "ServerEntry | None",
+        places: Places = frozenset(),
+    ) -> None:
         """Takes a state.
 
         Args:
@@ -32,13 +42,19 @@ class ServerEntry:
             sets: those that its samples need.
             epoch: of the cache's life; the state's sequence counts in it.
             before: the server's entry before, if any.
+            places: that it had before it was removed, if it was.
         """
         self.id = state.descriptor.server_id
         self.state = state
         self.epoch = epoch
         self.placed_at: int = state.sequence
-        if before is not None and (before.epoch, before.place) == (epoch, self.place):
-            self.placed_at = before.placed_at
+        self.places: Places = places | {self.place}
+        if before is not None and before.epoch == epoch:
+            if before.place == self.place:
+                self.placed_at = before.placed_at
+                self.places = before.places
+            else:
+                self.places |= before.places
         self._sets = sets
         self._servers: dict[fleet_pb2.ServerView.ValueType, bytes] = {}
         self._answers: dict[fleet_pb2.ServerView.ValueType, Prepared] = {}

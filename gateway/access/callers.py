@@ -8,7 +8,6 @@ What must stay true: secrets are compared in constant time and never logged.
 
 import hmac
 from typing import Any, Final
-from urllib.parse import unquote
 
 from pydantic import SecretStr
 
@@ -16,13 +15,14 @@ from fleet.access import ADMIN, Caller
 from gateway.access.policy import Policy
 from gateway.access.table import AccessTable
 from gateway.admission import Admission
+from runtime.caller import host
 from runtime.errors import PermissionDenied, Unauthenticated
 from runtime.interception import REFLECTION_SERVICES, Authenticator, CallContext, metadata_value, peer_is_loopback
 
-LOCAL_ADMINISTRATOR: Final = Caller(name="local-administrator", role=ADMIN)
-TOKEN_HOLDER: Final = Caller(name="token-holder", role=ADMIN)
+LOCAL_ADMINISTRATOR: Final = Caller.of("local-administrator", ADMIN, "loopback")
+TOKEN_HOLDER: Final = Caller.of("token-holder", ADMIN, "token")
 """Who has the token of GATEWAY_TOKEN."""
-ANYBODY: Final = Caller(name="anybody", role=0)
+ANYBODY: Final = Caller.of("anybody", 0, "")
 """Who calls a method that is open to all."""
 _REFLECTION: Final = tuple(f"/{service}/" for service in REFLECTION_SERVICES)
 
@@ -79,7 +79,7 @@ def grpc_authenticator(callers: Callers, policy: Policy, admission: Admission) -
             if not method.startswith(_REFLECTION):
                 policy.check(method, caller)
         if admission.counts:
-            admission.admit(_host(context.peer()), metadata_value(context, "x-forwarded-for"))
+            admission.admit(host(context.peer()), metadata_value(context, "x-forwarded-for"))
         return caller
 
     return authenticate
@@ -94,8 +94,3 @@ def exchange_authenticator(policy: Policy) -> Authenticator:
         return caller
 
     return authenticate
-
-
-def _host(peer: str) -> str:
-    """The address in "ipv4:127.0.0.1:4711" or "ipv6:%5B::1%5D:4711"."""
-    return unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")

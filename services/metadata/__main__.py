@@ -5,9 +5,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fleet.status import StoreMonitor, StoreStatusServicer
+from runtime import tasks
 from runtime.process import Process, run_process
 from runtime.server import bind
+from runtime.tasks import run_forever
 from services.metadata import commands
+from services.metadata.access import servicer as access
+from services.metadata.access.feed import AccessFeed
+from services.metadata.access.setup import offer_setup
+from services.metadata.access.store import AccessStore
 from services.metadata.embedded import EmbeddedPostgres
 from services.metadata.facts import Facts
 from services.metadata.server_copy import ServerCopy
@@ -41,13 +47,21 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
         facts = Facts(process.folder, database, clock=process.clock, limit_bytes=settings.metadata_journal_limit)
         async with facts, ServerCopy(process.folder, postgres, database, clock=process.clock) as copy:
             store = LocalFirstStore(database, postgres, facts, copy, clock=process.clock)
+            users = AccessStore(database)
+            feed = AccessFeed(process.folder, users, process.clock)
             probes = {"postgresql": (target.role, store.probe)}
-            async with StoreMonitor("metadata", probes, process.clock) as monitor:
+            async with (
+                StoreMonitor("metadata", probes, process.clock) as monitor,
+                tasks.beside("access", run_forever("telling who may come in", feed.follow)),
+                tasks.beside("set-up", run_forever("offering the set-up", lambda: offer_setup(process.folder, users))),
+            ):
                 await process.serve_grpc(
                     settings.metadata_address,
                     [
                         bind(SERVER_REGISTRY, ServerRegistryServicer(store)),
                         bind(INTERACTION_STORE, InteractionStoreServicer(store)),
+                        bind(access.ACCESS, access.AccessServicer(users, feed, process.folder)),
+                        bind(access.FEED, access.AccessFeedServicer(users, feed)),
                         bind("openmanager.fleet.v1.StoreStatusService", StoreStatusServicer(monitor)),
                     ],
                     address_setting="METADATA_ADDRESS",

@@ -40,7 +40,16 @@ def prepared(product: Launched, command: str) -> Iterator[Call | None]:
     if method == "GetInteraction":
         assert call is not None
         assert product.post("/v1/ai/interactions", {"id": call.subject, "query": "?", "response": "!"}).status == 200
+    if method in {"UpdateUser", "DeleteUser", "SetPassword"}:
+        assert call is not None
+        product.post("/v1/users", {"user": {"name": call.subject, "role": "ROLE_VIEWER"}})
+    if method in {"RotateToken", "RevokeToken"}:
+        assert call is not None
+        product.post("/v1/tokens", {"id": call.subject, "name": "an example", "role": "ROLE_VIEWER"})
     yield call
+    if method in {"CreateUser", "UpdateUser", "SetPassword"}:
+        assert call is not None
+        assert product.post(f"/v1/users/{call.subject}", None, method="DELETE").status == 200
     if method in {"CreateServer", "UpdateServer", "UndeleteServer"}:
         assert product.post(server, None, method="DELETE").status == 200
     if method == "WriteMetrics":

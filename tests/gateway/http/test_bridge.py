@@ -197,7 +197,7 @@ async def test_the_method_sees_who_calls() -> None:
         context = served.servicer.contexts.pop()
     assert context.peer().startswith("ipv4:127.0.0.1:")
     assert ("x-request-id", "r-1") in context.invocation_metadata()
-    assert context.principal == "local-administrator"
+    assert context.caller.name == "local-administrator"
 
 
 async def test_one_connection_carries_many_requests() -> None:
