@@ -88,8 +88,19 @@ class GrpcServer:
                 port = self._server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
             raise AddressUnavailable(errno.EADDRNOTAVAIL, f"cannot listen on {address}: {error}") from error
-        await self._server.start()
+        await self._begin()
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def _begin(self) -> None:
+        """gRPC's start, which must not be cut off: its task of serving would then fail on the future that the start
+        waited for ("invalid state" in the log, before the reason of the cancellation), and the port stay open."""
+        starting = asyncio.create_task(self._server.start(), name="grpc-start")
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait({starting})
+            await self._server.stop(None)
+            raise
 
     async def set_serving(self, serving: bool) -> None:
         """What grpc.health.v1 answers for the server ("") and each of its services."""
