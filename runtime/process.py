@@ -25,7 +25,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
-from runtime import folder, logs, notify, paging, tasks, telemetry, tls
+from runtime import descriptors, folder, logs, notify, paging, tasks, telemetry, tls
 from runtime.channel import Channel
 from runtime.clock import Clock, SystemClock
 from runtime.errors import OpenManagerError
@@ -166,6 +166,7 @@ def run_process(
         _say(f"{name}: cannot start, settings that make no sense:\n{lines}".rstrip())
         sys.exit(EXIT_BAD_SETTINGS)
     logs.configure(name, settings.log_level)
+    descriptors.allow_many()
     telemetry.configure(f"openmanager-{name}", settings.otel_exporter_otlp_endpoint, prometheus=prometheus)
     gc.collect()
     gc.freeze()  # of 66,000 objects of modules and messages none goes: a full collection on the loop took 30 ms

@@ -14,7 +14,7 @@ from typing import Any
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from runtime import limits, reflection
+from runtime import descriptors, limits, reflection
 from runtime.handlers import Bound, bind, intercepted
 from runtime.interception import HEALTH_SERVICE, Interception
 from runtime.limits import MAX_MESSAGE_BYTES
@@ -60,6 +60,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", int(share_port)),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES * limits.TRANSPORT_FACTOR),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES * limits.TRANSPORT_FACTOR),
+                ("grpc.max_allowed_incoming_connections", descriptors.max_connections()),
                 ("grpc.max_concurrent_streams", limits.MAX_STREAMS_PER_CONNECTION),
                 ("grpc.server.max_pending_requests", limits.MAX_PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", 3 * limits.MAX_PENDING_CALLS),
