@@ -25,6 +25,7 @@ from gateway.state import FleetState
 from gateway.workers import own_number, serve_by_workers
 from openmanager.gateway.v1 import ai_pb2, analytics_pb2, fleet_pb2, history_pb2, ingest_pb2, simulator_pb2, storage_pb2
 from runtime import tasks
+from runtime.doorman import bearer_of
 from runtime.interception import Interception
 from runtime.process import Process, run_process
 from runtime.server import Bound, bind
@@ -116,6 +117,7 @@ async def _serve_grpc(
         ready=lambda: state.known and http_listening.is_set(),
         authenticator=grpc_authenticator(settings.token, admission),
         waiting=waiting,
+        knows=None if settings.token is None else bearer_of(settings.token.get_secret_value()),
         share_port=own_number() is not None,
     )
 

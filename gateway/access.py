@@ -29,8 +29,7 @@ def grpc_authenticator(token: SecretStr | None, admission: Admission) -> Authent
         else:
             given = (metadata_value(context, "authorization") or "").encode()
             if not hmac.compare_digest(given, expected):
-                hint = 'a token is needed: pass -H "authorization: Bearer <token>"'
-                raise Unauthenticated(hint, reason="TOKEN_REQUIRED")
+                raise Unauthenticated("a token is needed: authorization: Bearer <token>", reason="TOKEN_REQUIRED")
         if admission.counts:
             admission.admit(_host(context.peer()), metadata_value(context, "x-forwarded-for"))
 

@@ -15,6 +15,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from runtime import descriptors, limits, reflection
+from runtime.doorman import Doorman, Knows
 from runtime.handlers import Bound, bind, intercepted
 from runtime.interception import HEALTH_SERVICE, Interception
 from runtime.limits import MAX_MESSAGE_BYTES
@@ -44,7 +45,9 @@ class GrpcServer:
         credentials: Any = None,
         max_concurrent_calls: int = limits.MAX_CONCURRENT_CALLS,
         share_port: bool = False,
+        knows: Knows | None = None,
     ) -> None:
+        """Prepares. `knows`: who is refused before anything of his message is read; None: nobody."""
         self.interception = interception
         self._credentials = credentials
         self._share_port = share_port
@@ -72,6 +75,8 @@ class GrpcServer:
             ),
         )
         served = (*servicers, *reflection.bound((*self._services, HEALTH_SERVICE)))
+        if knows is not None:
+            self._server.add_generic_rpc_handlers((Doorman(served, interception, knows),))  # asked before the others
         self._server.add_generic_rpc_handlers(tuple(intercepted(one, interception) for one in served))
         # Open to all without interception: it says nothing more than up or down, and is too frequent to log.
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
