@@ -67,8 +67,11 @@ class GrpcServer:
                 ("grpc.max_concurrent_streams", limits.MAX_STREAMS_PER_CONNECTION),
                 ("grpc.server.max_pending_requests", limits.MAX_PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", 3 * limits.MAX_PENDING_CALLS),
+                ("grpc.server_handshake_timeout_ms", limits.HANDSHAKE_TIMEOUT_MS),
+                ("grpc.http2.settings_timeout", limits.HANDSHAKE_TIMEOUT_MS),
                 ("grpc.keepalive_time_ms", limits.KEEPALIVE_TIME_MS),
                 ("grpc.keepalive_timeout_ms", limits.KEEPALIVE_TIMEOUT_MS),
+                ("grpc.http2.ping_timeout_ms", limits.KEEPALIVE_TIMEOUT_MS),  # or it would be a minute all the same
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", limits.KEEPALIVE_TIME_MS // 2),

@@ -38,7 +38,9 @@ async def answer(address: str, path: str, authorization: str) -> bytes:
 
 
 @pytest.mark.parametrize("method", ["Get", "Watch", "Collect", "Chat"])
-@pytest.mark.parametrize("authorization", ["", TOKEN, f"Bearer {TOKEN}x", "Bearer \xe4"])
+@pytest.mark.parametrize(
+    "authorization", ["", TOKEN, f"Bearer {TOKEN}x", "Bearer \xe4"], ids=["none", "bare", "longer", "foreign"]
+)
 async def test_the_message_is_not_waited_for(method: str, authorization: str) -> None:
     async with serving(**guarded()) as running:
         assert UNAUTHENTICATED in await answer(running.address, f"/{SERVICE}/{method}", authorization)
