@@ -148,6 +148,11 @@ class Attacked:
         answer = await self.product.http("/v1/metrics:write", body=body, headers=bearer(self.product))
         assert answer.status == 200 and answer.json["acceptedPoints"] == len(values), answer.body
 
+    async def shows(self, value: float) -> bool:
+        """Whether the rows of `write` are in the live state."""
+        answer = await self.product.http("/v1/servers/server-0", headers=bearer(self.product))
+        return answer.status == 200 and bool(answer.json["metrics"].get("metric_0") == value)
+
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to the HTTP port."""
         host, port = self.http.rsplit(":", 1)
