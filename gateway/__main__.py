@@ -1,7 +1,7 @@
 """Starts the gateway: `python -m gateway`."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 import prometheus_client
@@ -22,7 +22,7 @@ from gateway.servicers.passing import AiInteractionServicer, AnalyticsServicer, 
 from gateway.servicers.storage import StorageServicer, replica_names
 from gateway.settings import GatewaySettings
 from gateway.state import FleetState
-from gateway.workers import own_number, serve_by_workers
+from gateway.workers import own_number, serve_by_workers, siblings
 from openmanager.gateway.v1 import ai_pb2, analytics_pb2, fleet_pb2, history_pb2, ingest_pb2, simulator_pb2, storage_pb2
 from runtime import tasks
 from runtime.doorman import bearer_of
@@ -87,11 +87,16 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             asyncio.create_task(run_forever("telling the cache of servers", registry.seed, RECONNECT), name="seed"),
             asyncio.create_task(run_forever("asking the stores", operator.refresh, RECONNECT), name="store-metrics"),
         ]
+        metrics: Callable[[], bytes] = prometheus_client.generate_latest
+        others = siblings(settings, metrics)
+        if others is not None:
+            await stack.enter_async_context(others.answering())
+            metrics = others.whole_page
         listening = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(
-                    _serve_http(settings, process, services, state, admission, waiting, listening), name="http"
+                    _serve_http(settings, process, services, state, admission, waiting, metrics, listening), name="http"
                 )
                 group.create_task(
                     _serve_grpc(settings, process, services, state, admission, waiting, listening), name="grpc"
@@ -129,6 +134,7 @@ async def _serve_http(
     state: FleetState,
     admission: Admission,
     waiting: Waiting,
+    metrics: Callable[[], bytes],
     listening: asyncio.Event,
 ) -> None:
     def health() -> Health:
@@ -139,7 +145,7 @@ async def _serve_http(
         interception=Interception(None, waiting=waiting),
         guard=Guard(settings.token),
         health=health,
-        metrics=prometheus_client.generate_latest,
+        metrics=metrics,
         clock=process.clock,
         admission=admission,
     )
