@@ -1,14 +1,14 @@
 """Starts the gateway: `python -m gateway`."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import prometheus_client
 
 from fleet.writer import FleetWriter
-from gateway.access.callers import Callers, exchange_authenticator, grpc_authenticator
+from gateway.access.callers import Callers, exchange_authenticator, grpc_authenticator, known_to
 from gateway.access.policy import Policy
 from gateway.access.table import AccessTable
 from gateway.admission import Admission
@@ -26,7 +26,7 @@ from gateway.servicers.passing import AiInteractionServicer, AnalyticsServicer, 
 from gateway.servicers.storage import StorageServicer, replica_names
 from gateway.settings import GatewaySettings
 from gateway.state import FleetState
-from gateway.workers import own_number, serve_by_workers
+from gateway.workers import own_number, serve_by_workers, siblings
 from openmanager.gateway.v1 import (
     access_pb2,
     ai_pb2,
@@ -116,10 +116,17 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             asyncio.create_task(run_forever("who may come in", table.follow, RECONNECT), name="follow-access"),
             asyncio.create_task(run_forever("telling which tokens are used", table.report), name="report-access"),
         ]
+        metrics: Callable[[], bytes] = prometheus_client.generate_latest
+        others = siblings(settings, metrics)
+        if others is not None:
+            await stack.enter_async_context(others.answering())
+            metrics = others.whole_page
         listening = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(_serve_http(settings, process, services, state, door, listening), name="http")
+                group.create_task(
+                    _serve_http(settings, process, services, state, door, metrics, listening), name="http"
+                )
                 group.create_task(_serve_grpc(settings, process, services, state, door, listening), name="grpc")
         finally:
             await tasks.cancel(*background)
@@ -133,14 +140,16 @@ async def _serve_grpc(
     door: Door,
     http_listening: asyncio.Event,
 ) -> None:
+    policy = Policy(services)
     await process.serve_grpc(
         settings.grpc_address,
         services,
         address_setting="GATEWAY_GRPC_ADDRESS",
         public=True,
         ready=lambda: state.known and http_listening.is_set(),
-        authenticator=grpc_authenticator(door.callers, Policy(services), door.admission),
+        authenticator=grpc_authenticator(door.callers, policy, door.admission),
         waiting=door.waiting,
+        knows=known_to(door.callers, policy),
         share_port=own_number() is not None,
     )
 
@@ -151,6 +160,7 @@ async def _serve_http(
     services: Sequence[Bound],
     state: FleetState,
     door: Door,
+    metrics: Callable[[], bytes],
     listening: asyncio.Event,
 ) -> None:
     def health() -> Health:
@@ -163,7 +173,7 @@ async def _serve_http(
         guard=Guard(door.callers),
         policy=policy,
         health=health,
-        metrics=prometheus_client.generate_latest,
+        metrics=metrics,
         clock=process.clock,
         admission=door.admission,
     )

@@ -16,14 +16,23 @@ from gateway.access.policy import Policy
 from gateway.access.table import AccessTable
 from gateway.admission import Admission
 from runtime.caller import host
-from runtime.errors import PermissionDenied, Unauthenticated
-from runtime.interception import REFLECTION_SERVICES, Authenticator, CallContext, metadata_value, peer_is_loopback
+from runtime.doorman import Knows, Metadata
+from runtime.errors import OpenManagerError, PermissionDenied, Unauthenticated
+from runtime.interception import (
+    HEALTH_SERVICE,
+    REFLECTION_SERVICES,
+    Authenticator,
+    CallContext,
+    metadata_value,
+    peer_is_loopback,
+)
 
 LOCAL_ADMINISTRATOR: Final = Caller.of("local-administrator", ADMIN, "loopback")
 TOKEN_HOLDER: Final = Caller.of("token-holder", ADMIN, "token")
 """Who has the token of GATEWAY_TOKEN."""
 ANYBODY: Final = Caller.of("anybody", 0, "")
 """Who calls a method that is open to all."""
+_HEALTH: Final = f"/{HEALTH_SERVICE}/"
 _REFLECTION: Final = tuple(f"/{service}/" for service in REFLECTION_SERVICES)
 
 
@@ -83,6 +92,22 @@ def grpc_authenticator(callers: Callers, policy: Policy, admission: Admission) -
         return caller
 
     return authenticate
+
+
+def known_to(callers: Callers, policy: Policy) -> Knows:
+    """Whether a gRPC caller may come in, before his message is read; the authenticator has the last word."""
+
+    def knows(method: str, metadata: Metadata) -> bool:
+        if method.startswith(_HEALTH) or policy.rule(method).open_to_all:
+            return True
+        given = next((value for key, value in metadata if key == "authorization"), None)
+        try:
+            callers.by_header(given if given is None or isinstance(given, str) else given.decode("latin-1"))
+        except OpenManagerError:
+            return False
+        return True
+
+    return knows
 
 
 def exchange_authenticator(policy: Policy) -> Authenticator:
