@@ -13,7 +13,8 @@ from openmanager.analytics.v1 import analytics_pb2, analytics_pb2_grpc
 from openmanager.gateway.v1 import ai_pb2
 from openmanager.gateway.v1 import analytics_pb2 as public_analytics_pb2
 from openmanager.gateway.v1 import simulator_pb2 as public_simulator_pb2
-from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
+from openmanager.metadata.v1 import ai_pb2 as metadata_pb2
+from openmanager.metadata.v1 import ai_pb2_grpc as metadata_pb2_grpc
 from openmanager.simulator.v1 import simulator_pb2, simulator_pb2_grpc
 from runtime.channel import Channel, calling
 
@@ -70,6 +71,20 @@ class AiInteractionServicer:
         """Lists them, newest first."""
         inner, outer = metadata_pb2.QueryInteractionsRequest, ai_pb2.ListInteractionsResponse
         return await pass_on("metadata", self._stub.QueryInteractions, inner, outer, request)
+
+    async def RateInteraction(
+        self, request: ai_pb2.RateInteractionRequest, _context: object
+    ) -> ai_pb2.RateInteractionResponse:
+        """Adds a rating."""
+        inner, outer = metadata_pb2.StoreRatingRequest, ai_pb2.RateInteractionResponse
+        return await pass_on("metadata", self._stub.StoreRating, inner, outer, request)
+
+    async def CorrectInteraction(
+        self, request: ai_pb2.CorrectInteractionRequest, _context: object
+    ) -> ai_pb2.CorrectInteractionResponse:
+        """Adds a correction."""
+        inner, outer = metadata_pb2.StoreCorrectionRequest, ai_pb2.CorrectInteractionResponse
+        return await pass_on("metadata", self._stub.StoreCorrection, inner, outer, request)
 
 
 class SimulatorServicer:

@@ -10,13 +10,9 @@ from runtime.server import bind
 from services.metadata import commands
 from services.metadata.embedded import EmbeddedPostgres
 from services.metadata.facts import Facts
+from services.metadata.interactions_servicer import INTERACTION_STORE, InteractionStoreServicer
 from services.metadata.server_copy import ServerCopy
-from services.metadata.servicer import (
-    INTERACTION_STORE,
-    SERVER_REGISTRY,
-    InteractionStoreServicer,
-    ServerRegistryServicer,
-)
+from services.metadata.servicer import SERVER_REGISTRY, ServerRegistryServicer
 from services.metadata.settings import MetadataSettings
 from services.metadata.store_connection import Database
 from services.metadata.store_local import LocalFirstStore

@@ -103,19 +103,24 @@ class DeadLetter(NamedTuple):
     attempts: int
 
 
+class Condition(NamedTuple):
+    """A constant piece of SQL about the columns of facts, and the value of its one parameter."""
+
+    sql: str
+    value: str | int | float
+
+
 class Newest(NamedTuple):
     """A question for facts, newest first.
 
     Attributes:
         kind: of which kind.
-        subject: of which subject; empty: all.
-        at_least: (name, number) that the payload must have at least; None: no such condition.
+        conditions: what must hold for each.
         unwritten: only those that PostgreSQL does not have.
     """
 
     kind: str
-    subject: str = ""
-    at_least: tuple[str, int] | None = None
+    conditions: tuple[Condition, ...] = ()
     unwritten: bool = True
 
 
@@ -217,6 +222,20 @@ class Journal:
         cursor.close(True)
         return found
 
+    def first_waiting(self, kind: str) -> int | None:
+        """The sequence of the first of a kind that waits."""
+        return self._waiting_end(kind, "min")
+
+    def last_waiting(self, kind: str) -> int | None:
+        """The sequence of the last of a kind that waits."""
+        return self._waiting_end(kind, "max")
+
+    def _waiting_end(self, kind: str, end: str) -> int | None:
+        # By the index of what is not inserted, which is short but after an outage.
+        statement = f"SELECT {end}(sequence) FROM facts WHERE kind = ? AND state <> 1 AND state = 0"  # noqa: S608
+        rows = fetch(self._db, statement, (kind,))
+        return None if rows[0][0] is None else int(str(rows[0][0]))
+
     def note_inserted(self, sequences: Sequence[int], now_ms: int) -> None:
         """PostgreSQL has these."""
         with Transaction(self._db):
@@ -311,6 +330,16 @@ class Journal:
         )
         return [text for (text,) in rows]
 
+    def beginning(self, kind: str, prefix: str, *, unwritten: bool) -> list[Fact]:
+        """The facts whose ids begin with a text, in order of their times."""
+        condition = "AND state <> 1" if unwritten else ""
+        rows = fetch(
+            self._db,
+            f"SELECT {_FACT} FROM facts WHERE kind = ? AND id >= ? AND id < ? {condition} ORDER BY created_us",  # noqa: S608
+            (kind, prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)),
+        )
+        return [_fact(row) for row in rows]
+
     def dead_letters(self) -> list[DeadLetter]:
         """Every refused fact, in order."""
         rows = fetch(
@@ -346,18 +375,9 @@ class Journal:
             self._db.close()
 
 
-def _condition(wanted: Newest) -> tuple[str, tuple[str | int, ...]]:
-    condition, values = "kind = ?", [wanted.kind]
-    if wanted.unwritten:
-        condition += " AND state <> 1"
-    if wanted.subject:
-        condition += " AND subject = ?"
-        values.append(wanted.subject)
-    more: list[str | int] = []
-    if wanted.at_least is not None:
-        condition += " AND payload ->> ? >= ?"
-        more += wanted.at_least
-    return condition, (*values, *more)
+def _condition(wanted: Newest) -> tuple[str, tuple[str | int | float, ...]]:
+    pieces = ["kind = ?", *(["state <> 1"] if wanted.unwritten else []), *(one.sql for one in wanted.conditions)]
+    return " AND ".join(pieces), (wanted.kind, *(one.value for one in wanted.conditions))
 
 
 def _fact(row: Sequence[object]) -> Fact:

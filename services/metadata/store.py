@@ -54,7 +54,10 @@ class NewInteraction:
     Attributes:
         id: UUID in its usual form, or empty: the store chooses.
         confidence: 0 to 1, or None.
-        user_rating: 1 to 5, or None.
+        user_rating: 1 to 5, or None; the latest one, of an interaction that is recorded.
+        prompt_tokens, response_tokens: None: nobody counted.
+        latency_ms: how long the answer took; None: nobody measured.
+        correction: what should have been answered; empty: nobody corrected it.
     """
 
     id: str = ""
@@ -63,27 +66,49 @@ class NewInteraction:
     response: str = ""
     confidence: float | None = None
     user_rating: int | None = None
+    model: str = ""
+    prompt_hash: str = ""
+    prompt_tokens: int | None = None
+    response_tokens: int | None = None
+    latency_ms: int | None = None
+    server_ids: tuple[str, ...] = ()
+    anomaly_ids: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    correction: str = ""
+    rating_comment: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Interaction:
-    """An interaction as recorded."""
+class Interaction(NewInteraction):
+    """An interaction as recorded, with the latest rating and correction.
 
-    id: str
-    session_id: str
-    query: str
-    response: str
-    confidence: float | None
-    user_rating: int | None
+    Attributes:
+        rate_time, correct_time: when it was rated and corrected last; None: never, or by an older version.
+    """
+
     create_time: datetime
+    rate_time: datetime | None = None
+    correct_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InteractionFilter:
-    """Which interactions: an empty session or a rating of 0 does not restrict."""
+    """Which interactions: all conditions hold together; an empty text, a rating of 0 and None do not restrict.
+
+    Attributes:
+        start_time, end_time: recorded in [start, end).
+    """
 
     session_id: str = ""
     min_rating: int = 0
+    max_rating: int = 0
+    min_confidence: float | None = None
+    max_confidence: float | None = None
+    model: str = ""
+    tag: str = ""
+    server_id: str = ""
+    start_time: datetime | None = None
+    end_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +224,24 @@ class MetadataStore(Protocol):
     ) -> Page[Interaction]:
         """Lists interactions, newest first, those of one instant in descending order of id; paged as servers are.
 
-        A ``min_rating`` above 0 leaves out interactions that nobody rated. While the database is away the page after
-        the last one that is local raises ``Unavailable``, with OLDER_UNAVAILABLE.
+        Limits of ratings and confidences leave out interactions that have none. While the database is away the page
+        after the last one that is local raises ``Unavailable``, with OLDER_UNAVAILABLE.
+
+        Raises:
+            InvalidArgument: a bad filter, or as ``list_servers``.
         """
+        ...
+
+    async def rate_interaction(self, interaction_id: str, rating: int, comment: str = "") -> Interaction:
+        """Adds a rating of 1 to 5; the latest counts, all are kept. Returns the interaction with it.
+
+        Raises:
+            NotFound: there is no such interaction.
+            Unavailable: OLDER_UNAVAILABLE: the database is away, and the interaction is there only, if anywhere.
+            ResourceExhausted: as ``record_interaction``.
+        """
+        ...
+
+    async def correct_interaction(self, interaction_id: str, correction: str) -> Interaction:
+        """Adds what should have been answered, otherwise as ``rate_interaction``."""
         ...

@@ -37,7 +37,7 @@ def prepared(product: Launched, command: str) -> Iterator[Call | None]:
         product.post(f"{server}:undelete", {})
     if method == "UndeleteServer":
         assert product.post(server, None, method="DELETE").status == 200
-    if method == "GetInteraction":
+    if method in {"GetInteraction", "RateInteraction", "CorrectInteraction"}:
         assert call is not None
         assert product.post("/v1/ai/interactions", {"id": call.subject, "query": "?", "response": "!"}).status == 200
     yield call

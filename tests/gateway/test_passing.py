@@ -7,7 +7,7 @@ from openmanager.analytics.v1 import analytics_pb2
 from openmanager.gateway.v1 import ai_pb2
 from openmanager.gateway.v1 import analytics_pb2 as public_analytics_pb2
 from openmanager.gateway.v1 import simulator_pb2 as public_simulator_pb2
-from openmanager.metadata.v1 import metadata_pb2
+from openmanager.metadata.v1 import ai_pb2 as metadata_pb2
 from openmanager.simulator.v1 import simulator_pb2
 
 METHODS = [
@@ -15,6 +15,8 @@ METHODS = [
     (ai_pb2, "RecordInteraction", metadata_pb2, "StoreInteraction"),
     (ai_pb2, "GetInteraction", metadata_pb2, "LoadInteraction"),
     (ai_pb2, "ListInteractions", metadata_pb2, "QueryInteractions"),
+    (ai_pb2, "RateInteraction", metadata_pb2, "StoreRating"),
+    (ai_pb2, "CorrectInteraction", metadata_pb2, "StoreCorrection"),
     (public_simulator_pb2, "GetSimulator", simulator_pb2, "GetStatus"),
     (public_simulator_pb2, "StartSimulator", simulator_pb2, "StartSending"),
     (public_simulator_pb2, "StopSimulator", simulator_pb2, "StopSending"),

@@ -36,6 +36,8 @@ GET /v1/anomalies AnalyticsService/ListAnomalies
 POST /v1/ai/interactions AiInteractionService/RecordInteraction
 GET /v1/ai/interactions/{id} AiInteractionService/GetInteraction
 GET /v1/ai/interactions AiInteractionService/ListInteractions
+POST /v1/ai/interactions/{id}:rate AiInteractionService/RateInteraction
+POST /v1/ai/interactions/{id}:correct AiInteractionService/CorrectInteraction
 """
 
 

@@ -1,0 +1,104 @@
+"""gRPC to the store of interactions and back: decode, call, encode. Every rule is in the store."""
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from openmanager.metadata.v1 import ai_pb2 as pb
+from openmanager.metadata.v1 import interaction_pb2
+from runtime.errors import InvalidArgument
+from services.metadata.store import Interaction, InteractionFilter, MetadataStore, NewInteraction
+
+INTERACTION_STORE: Final = "openmanager.metadata.v1.InteractionStoreService"
+MIN_TIMESTAMP_S, MAX_TIMESTAMP_S = -62_135_596_800, 253_402_300_799
+"""What a Timestamp may say; over gRPC it may be anything."""
+_OPTIONAL: Final = ("confidence", "user_rating", "prompt_tokens", "response_tokens")
+_TEXTS: Final = ("id", "session_id", "query", "response", "model", "prompt_hash", "correction", "rating_comment")
+_LISTS: Final = ("server_ids", "anomaly_ids", "tags")
+
+
+class InteractionStoreServicer:
+    """``InteractionStoreService`` on a store."""
+
+    def __init__(self, store: MetadataStore) -> None:
+        self._store = store
+
+    async def StoreInteraction(
+        self, request: pb.StoreInteractionRequest, _context: object
+    ) -> pb.StoreInteractionResponse:
+        stored = await self._store.record_interaction(_new(request.interaction))
+        return pb.StoreInteractionResponse(interaction=_interaction(stored))
+
+    async def LoadInteraction(self, request: pb.LoadInteractionRequest, _context: object) -> pb.LoadInteractionResponse:
+        return pb.LoadInteractionResponse(interaction=_interaction(await self._store.get_interaction(request.id)))
+
+    async def QueryInteractions(
+        self, request: pb.QueryInteractionsRequest, _context: object
+    ) -> pb.QueryInteractionsResponse:
+        page = await self._store.list_interactions(
+            filters_of(request), page_size=request.page_size, page_token=request.page_token
+        )
+        return pb.QueryInteractionsResponse(
+            interactions=[_interaction(interaction) for interaction in page.items],
+            next_page_token=page.next_page_token,
+            total_size=page.total_size,
+            stale_since=_maybe_time(page.stale_since),
+        )
+
+    async def StoreRating(self, request: pb.StoreRatingRequest, _context: object) -> pb.StoreRatingResponse:
+        rated = await self._store.rate_interaction(request.id, request.rating, request.comment)
+        return pb.StoreRatingResponse(interaction=_interaction(rated))
+
+    async def StoreCorrection(self, request: pb.StoreCorrectionRequest, _context: object) -> pb.StoreCorrectionResponse:
+        corrected = await self._store.correct_interaction(request.id, request.correction)
+        return pb.StoreCorrectionResponse(interaction=_interaction(corrected))
+
+
+def filters_of(request: Any) -> InteractionFilter:
+    """The filters that a request has fields for; raises InvalidArgument for a time that is none."""
+    given: dict[str, Any] = {}
+    for field in request.DESCRIPTOR.fields:
+        name = field.name
+        if name not in InteractionFilter.__slots__ or (field.has_presence and not request.HasField(name)):
+            continue
+        value = getattr(request, name)
+        given[name] = _instant(value, name) if isinstance(value, Timestamp) else value
+    return InteractionFilter(**given)
+
+
+def _instant(message: Timestamp, field: str) -> datetime:
+    if not MIN_TIMESTAMP_S <= message.seconds <= MAX_TIMESTAMP_S or not 0 <= message.nanos < 1_000_000_000:
+        raise InvalidArgument("the time is outside of the years 1 to 9999", field=field)
+    return message.ToDatetime(tzinfo=UTC)
+
+
+def _new(said: interaction_pb2.Interaction) -> NewInteraction:
+    values: dict[str, Any] = {name: getattr(said, name) for name in _TEXTS}
+    values |= {name: getattr(said, name) for name in _OPTIONAL if said.HasField(name)}
+    values |= {name: tuple(getattr(said, name)) for name in _LISTS}
+    if said.HasField("latency"):
+        values["latency_ms"] = said.latency.seconds * 1_000 + round(said.latency.nanos / 1e6)
+    return NewInteraction(**values)
+
+
+def _interaction(interaction: Interaction) -> interaction_pb2.Interaction:
+    message = interaction_pb2.Interaction(
+        create_time=_maybe_time(interaction.create_time),
+        rate_time=_maybe_time(interaction.rate_time),
+        correct_time=_maybe_time(interaction.correct_time),
+        **{name: getattr(interaction, name) for name in (*_TEXTS, *_OPTIONAL, *_LISTS)},
+    )
+    if interaction.latency_ms is not None:
+        message.latency.CopyFrom(Duration())
+        message.latency.FromMilliseconds(interaction.latency_ms)
+    return message
+
+
+def _maybe_time(instant: datetime | None) -> Timestamp | None:
+    if instant is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(instant)
+    return message
