@@ -10,7 +10,7 @@ from runtime.server import bind
 from services.metadata import commands
 from services.metadata.embedded import EmbeddedPostgres
 from services.metadata.facts import Facts
-from services.metadata.interactions_servicer import INTERACTION_STORE, InteractionStoreServicer
+from services.metadata.interactions_servicer import AiInteractionServicer
 from services.metadata.server_copy import ServerCopy
 from services.metadata.servicer import SERVER_REGISTRY, ServerRegistryServicer
 from services.metadata.settings import MetadataSettings
@@ -43,7 +43,7 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
                     settings.metadata_address,
                     [
                         bind(SERVER_REGISTRY, ServerRegistryServicer(store)),
-                        bind(INTERACTION_STORE, InteractionStoreServicer(store)),
+                        bind("openmanager.gateway.v1.AiInteractionService", AiInteractionServicer(store)),
                         bind("openmanager.fleet.v1.StoreStatusService", StoreStatusServicer(monitor)),
                     ],
                     address_setting="METADATA_ADDRESS",

@@ -1,4 +1,7 @@
-"""gRPC to the store of interactions and back: decode, call, encode. Every rule is in the store."""
+"""The public ``AiInteractionService`` on the store: decode, call, encode. Every rule is in the store.
+
+The gateway forwards its calls as they are (`gateway.servicers.forward`).
+"""
 
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -6,12 +9,11 @@ from typing import Any, Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from openmanager.metadata.v1 import ai_pb2 as pb
+from openmanager.gateway.v1 import ai_pb2 as pb
 from openmanager.metadata.v1 import interaction_pb2
 from runtime.errors import InvalidArgument
 from services.metadata.store import Interaction, InteractionFilter, MetadataStore, NewInteraction
 
-INTERACTION_STORE: Final = "openmanager.metadata.v1.InteractionStoreService"
 MIN_TIMESTAMP_S, MAX_TIMESTAMP_S = -62_135_596_800, 253_402_300_799
 """What a Timestamp may say; over gRPC it may be anything."""
 _OPTIONAL: Final = ("confidence", "user_rating", "prompt_tokens", "response_tokens")
@@ -19,41 +21,47 @@ _TEXTS: Final = ("id", "session_id", "query", "response", "model", "prompt_hash"
 _LISTS: Final = ("server_ids", "anomaly_ids", "tags")
 
 
-class InteractionStoreServicer:
-    """``InteractionStoreService`` on a store."""
+class AiInteractionServicer:
+    """``openmanager.gateway.v1.AiInteractionService`` on a store."""
 
     def __init__(self, store: MetadataStore) -> None:
         self._store = store
 
-    async def StoreInteraction(
-        self, request: pb.StoreInteractionRequest, _context: object
-    ) -> pb.StoreInteractionResponse:
-        stored = await self._store.record_interaction(_new(request.interaction))
-        return pb.StoreInteractionResponse(interaction=_interaction(stored))
+    async def RecordInteraction(
+        self, request: pb.RecordInteractionRequest, _context: object
+    ) -> pb.RecordInteractionResponse:
+        try:
+            stored = await self._store.record_interaction(_new(request.interaction))
+        except InvalidArgument as error:
+            error.field = f"interaction.{error.field}" if error.field else None
+            raise
+        return pb.RecordInteractionResponse(interaction=_interaction(stored))
 
-    async def LoadInteraction(self, request: pb.LoadInteractionRequest, _context: object) -> pb.LoadInteractionResponse:
-        return pb.LoadInteractionResponse(interaction=_interaction(await self._store.get_interaction(request.id)))
+    async def GetInteraction(self, request: pb.GetInteractionRequest, _context: object) -> pb.GetInteractionResponse:
+        return pb.GetInteractionResponse(interaction=_interaction(await self._store.get_interaction(request.id)))
 
-    async def QueryInteractions(
-        self, request: pb.QueryInteractionsRequest, _context: object
-    ) -> pb.QueryInteractionsResponse:
+    async def ListInteractions(
+        self, request: pb.ListInteractionsRequest, _context: object
+    ) -> pb.ListInteractionsResponse:
         page = await self._store.list_interactions(
             filters_of(request), page_size=request.page_size, page_token=request.page_token
         )
-        return pb.QueryInteractionsResponse(
+        return pb.ListInteractionsResponse(
             interactions=[_interaction(interaction) for interaction in page.items],
             next_page_token=page.next_page_token,
             total_size=page.total_size,
             stale_since=_maybe_time(page.stale_since),
         )
 
-    async def StoreRating(self, request: pb.StoreRatingRequest, _context: object) -> pb.StoreRatingResponse:
+    async def RateInteraction(self, request: pb.RateInteractionRequest, _context: object) -> pb.RateInteractionResponse:
         rated = await self._store.rate_interaction(request.id, request.rating, request.comment)
-        return pb.StoreRatingResponse(interaction=_interaction(rated))
+        return pb.RateInteractionResponse(interaction=_interaction(rated))
 
-    async def StoreCorrection(self, request: pb.StoreCorrectionRequest, _context: object) -> pb.StoreCorrectionResponse:
+    async def CorrectInteraction(
+        self, request: pb.CorrectInteractionRequest, _context: object
+    ) -> pb.CorrectInteractionResponse:
         corrected = await self._store.correct_interaction(request.id, request.correction)
-        return pb.StoreCorrectionResponse(interaction=_interaction(corrected))
+        return pb.CorrectInteractionResponse(interaction=_interaction(corrected))
 
 
 def filters_of(request: Any) -> InteractionFilter:
