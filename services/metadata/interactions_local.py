@@ -5,8 +5,8 @@ correction; what is answered without PostgreSQL says so. One exception: filters 
 a rating that waits there behind others (it was away) is only shown.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -15,16 +15,20 @@ from runtime.clock import Clock
 from runtime.errors import NotFound, Unavailable
 from services.metadata import checks, interactions
 from services.metadata.facts import IN_FLIGHT_FACTS, MAX_NOTED_BETWEEN, Facts
-from services.metadata.interaction_query import InteractionQuery
+from services.metadata.interaction_query import InteractionQuery, check_filters
+from services.metadata.interactions_export import Exports
 from services.metadata.interactions_postgres import PostgresInteractions
 from services.metadata.journal import Fact, Journal, Newest
 from services.metadata.queries import instant_of
-from services.metadata.store import Interaction, InteractionFilter, NewInteraction, Page
+from services.metadata.store import Example, Interaction, InteractionFilter, NewInteraction, Page
+from services.metadata.store_connection import Database
 
 KNOWN_WITHIN_S: Final = 1.0
 """How long recording under an id of the caller's looks for it in PostgreSQL."""
 LISTING_TRIES: Final = 5
 """A listing that a backlog overtakes is asked for again; the last one may count some interactions twice."""
+CAUGHT_UP_WITHIN_S: Final = 5.0
+"""How long an answer that only PostgreSQL gives waits for what is on its way there."""
 SETTLE_WITHIN_S: Final = 2.0
 """How long a listing waits for ratings on their way to PostgreSQL: a few ms, but for a backlog."""
 
@@ -32,8 +36,9 @@ SETTLE_WITHIN_S: Final = 2.0
 class LocalInteractions:
     """The part of `MetadataStore` that is about interactions."""
 
-    def __init__(self, postgres: PostgresInteractions, facts: Facts, *, clock: Clock) -> None:
-        self._interactions = postgres
+    def __init__(self, database: Database, facts: Facts, *, clock: Clock) -> None:
+        self._interactions = PostgresInteractions(database)
+        self._exports = Exports(database)
         self._facts = facts
         self._clock = clock
         self._last_us = 0
@@ -135,6 +140,23 @@ class LocalInteractions:
         found = _shown(found, said) + [interaction for interaction in local if interaction.id not in kept]
         found.sort(key=interactions.order, reverse=True)
         return query.page(found, total + waiting - written)
+
+    async def export_interactions(
+        self, filters: InteractionFilter, *, redact: bool = True
+    ) -> AsyncGenerator[Example, None]:
+        check_filters(filters)
+        await self._all_settled()
+        async with aclosing(self._exports.examples(filters, redact=redact)) as examples:
+            async for example in examples:
+                yield example
+
+    async def _all_settled(self) -> None:
+        """For what only PostgreSQL answers: it must have what was recorded before."""
+        for kind in (interactions.KIND, interactions.FEEDBACK):
+            if not await self._facts.settled(kind, CAUGHT_UP_WITHIN_S):
+                raise Unavailable(
+                    "what was recorded is not in the metadata database yet", reason="CATCHING_UP", retry_after_s=1.0
+                )
 
     async def _list_local_interactions(self, query: InteractionQuery) -> Page[Interaction]:
         local, total, _ = await self._local(query, unwritten=False)

@@ -3,6 +3,8 @@
 The gateway forwards its calls as they are (`gateway.servicers.forward`).
 """
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -62,6 +64,16 @@ class AiInteractionServicer:
     ) -> pb.CorrectInteractionResponse:
         corrected = await self._store.correct_interaction(request.id, request.correction)
         return pb.CorrectInteractionResponse(interaction=_interaction(corrected))
+
+    async def ExportInteractions(
+        self, request: pb.ExportInteractionsRequest, _context: object
+    ) -> AsyncIterator[pb.ExportInteractionsResponse]:
+        redact = request.redact if request.HasField("redact") else True
+        async with aclosing(self._store.export_interactions(filters_of(request), redact=redact)) as examples:
+            async for example in examples:
+                asked = pb.ChatMessage(role="user", content=example.query)
+                answered = pb.ChatMessage(role="assistant", content=example.answer)
+                yield pb.ExportInteractionsResponse(messages=[asked, answered])
 
 
 def filters_of(request: Any) -> InteractionFilter:

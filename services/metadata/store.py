@@ -9,7 +9,7 @@ usually nearer), later ones at once; interactions are recorded all the same; wha
 and what cannot be answered at all raises ``Unavailable``.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
@@ -109,6 +109,14 @@ class InteractionFilter:
     server_id: str = ""
     start_time: datetime | None = None
     end_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A question and what should be answered."""
+
+    query: str
+    answer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,4 +252,15 @@ class MetadataStore(Protocol):
 
     async def correct_interaction(self, interaction_id: str, correction: str) -> Interaction:
         """Adds what should have been answered, otherwise as ``rate_interaction``."""
+        ...
+
+    def export_interactions(self, filters: InteractionFilter, *, redact: bool = True) -> AsyncGenerator[Example, None]:
+        """Gives what can be learned from, oldest first, as it was at one moment: the correction is the answer, or else
+        the response; what lacks a question or an answer is left out. With `redact` without personal data (`personal`).
+
+        Raises:
+            InvalidArgument: a bad filter.
+            ResourceExhausted: TOO_MANY_EXPORTS at once.
+            Unavailable: the database is away, or lacks what was recorded before (CATCHING_UP).
+        """
         ...

@@ -19,7 +19,6 @@ from runtime.errors import Unavailable
 from services.metadata import checks
 from services.metadata.facts import Facts
 from services.metadata.interactions_local import LocalInteractions
-from services.metadata.interactions_postgres import PostgresInteractions
 from services.metadata.queries import ServerQuery
 from services.metadata.server_copy import ServerCopy
 from services.metadata.store import MetadataStore, Page, ServerFilter, ServerRecord
@@ -38,7 +37,7 @@ class LocalFirstStore(LocalInteractions, MetadataStore):
     def __init__(
         self, database: Database, postgres: PostgresStore, facts: Facts, copy: ServerCopy, *, clock: Clock
     ) -> None:
-        super().__init__(PostgresInteractions(database), facts, clock=clock)
+        super().__init__(database, facts, clock=clock)
         self._database = database
         self._postgres = postgres
         self._copy = copy

@@ -38,6 +38,7 @@ GET /v1/ai/interactions/{id} AiInteractionService/GetInteraction
 GET /v1/ai/interactions AiInteractionService/ListInteractions
 POST /v1/ai/interactions/{id}:rate AiInteractionService/RateInteraction
 POST /v1/ai/interactions/{id}:correct AiInteractionService/CorrectInteraction
+GET /v1/ai/interactions:export AiInteractionService/ExportInteractions
 """
 
 
