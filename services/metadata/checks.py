@@ -25,6 +25,9 @@ MAX_TAGS, MAX_TAG_CHARACTERS = 50, 64
 MAX_LINKED_SERVERS = 100
 MAX_LINKED_ANOMALIES, MAX_ANOMALY_ID_CHARACTERS = 100, 512
 MAX_LATENCY_MS = 86_400_000
+MAX_EMBEDDING = 2_000
+"""Numbers; pgvector has no index for more."""
+MAX_SEARCH_CHARACTERS = 1_000
 MAX_REGISTERED_SERVERS = 20_000
 MAX_FILTER_IDS = 1_000
 MIN_RATING, MAX_RATING = 1, 5
@@ -118,6 +121,8 @@ def check_new_interaction(new: NewInteraction) -> None:
     _check_texts(new.tags, "tags", MAX_TAGS, MAX_TAG_CHARACTERS)
     check_text(new.correction, "correction", max_bytes=MAX_TEXT_BYTES)
     check_text(new.rating_comment, "rating_comment", max_bytes=MAX_COMMENT_BYTES)
+    if new.embedding:
+        check_embedding(new.embedding)
     if new.rating_comment and new.user_rating is None:
         raise InvalidArgument("is given without a rating", field="rating_comment")
 
@@ -132,3 +137,20 @@ def _check_texts(texts: Sequence[str], field: str, most: int, max_characters: in
         check_text(text, where, max_characters=max_characters)
         if text in texts[:index]:
             raise InvalidArgument("is there twice", field=where)
+
+
+def check_embedding(embedding: Sequence[float]) -> None:
+    """Numbers that have a direction."""
+    if not 1 <= len(embedding) <= MAX_EMBEDDING:
+        raise InvalidArgument(f"has {len(embedding)} numbers, not 1 to {MAX_EMBEDDING}", field="embedding")
+    if not all(map(math.isfinite, embedding)):
+        raise InvalidArgument("has a number that is not finite", field="embedding")
+    if not any(embedding):
+        raise InvalidArgument("is all zeros, which has no direction", field="embedding")
+
+
+def check_words(words: str) -> str:
+    """Returns what to search for: not nothing."""
+    if not words.strip():
+        raise InvalidArgument("is empty", field="query")
+    return check_text(words, "query", max_characters=MAX_SEARCH_CHARACTERS)

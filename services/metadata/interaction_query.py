@@ -105,14 +105,17 @@ class InteractionQuery:
     filters: InteractionFilter
     limit: int
     before: tuple[datetime, UUID] | None
+    words: str = ""
+    """That must be in it; the journal knows no such condition."""
 
     @classmethod
-    def of(cls, filters: InteractionFilter, page_size: int, page_token: str) -> Self:
+    def of(cls, filters: InteractionFilter, page_size: int, page_token: str, words: str = "") -> Self:
         """Raises InvalidArgument as ``MetadataStore.list_interactions`` says."""
         check_filters(filters)
         limit = paging.page_size(page_size)
-        last = paging.position("interactions", bound(filters), page_token, (int, str))
-        return cls(filters=filters, limit=limit, before=None if last is None else _instant_in_token(*last))
+        last = paging.position("interactions", bound(filters, words), page_token, (int, str))
+        before = None if last is None else _instant_in_token(*last)
+        return cls(filters=filters, limit=limit, before=before, words=words)
 
     @property
     def before_us(self) -> tuple[int, str] | None:
@@ -127,13 +130,13 @@ class InteractionQuery:
         if found and (len(found) > self.limit or stale_since is not None):
             last = found[: self.limit][-1]
             key: list[str | int] = [microseconds_of(last.create_time), last.id]
-            token = paging.page_token("interactions", bound(self.filters), key)
+            token = paging.page_token("interactions", bound(self.filters, self.words), key)
         return Page(items=tuple(found[: self.limit]), next_page_token=token, total_size=total, stale_since=stale_since)
 
 
-def bound(filters: InteractionFilter) -> list[object]:
+def bound(filters: InteractionFilter, words: str = "") -> list[object]:
     """What a token is bound to."""
-    return list(astuple(filters))
+    return [*astuple(filters), words]
 
 
 def _instant_in_token(microseconds: str | int, interaction_id: str | int) -> tuple[datetime, UUID]:

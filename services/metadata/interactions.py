@@ -52,6 +52,7 @@ def checked_fact(new: NewInteraction, created_us: int) -> Fact:
         "tags": new.tags,
         "correction": new.correction,
         "rating_comment": new.rating_comment,
+        "embedding": new.embedding,
     }
     row |= {name: value for name, value in ours.items() if value not in ("", None, ())}
     payload = orjson.dumps(row).decode()

@@ -12,21 +12,24 @@ from typing import Final
 from uuid import UUID
 
 from runtime.clock import Clock
-from runtime.errors import NotFound, Unavailable
-from services.metadata import checks, interactions
+from runtime.errors import InvalidArgument, NotFound, Unavailable
+from services.metadata import calibration, checks, interactions
+from services.metadata.embeddings import Embeddings
 from services.metadata.facts import IN_FLIGHT_FACTS, MAX_NOTED_BETWEEN, Facts
 from services.metadata.interaction_query import InteractionQuery, check_filters
 from services.metadata.interactions_export import Exports
 from services.metadata.interactions_postgres import PostgresInteractions
 from services.metadata.journal import Fact, Journal, Newest
 from services.metadata.queries import instant_of
-from services.metadata.store import Example, Interaction, InteractionFilter, NewInteraction, Page
+from services.metadata.store import Calibration, Example, Interaction, InteractionFilter, NewInteraction, Page
 from services.metadata.store_connection import Database
 
 KNOWN_WITHIN_S: Final = 1.0
 """How long recording under an id of the caller's looks for it in PostgreSQL."""
 LISTING_TRIES: Final = 5
 """A listing that a backlog overtakes is asked for again; the last one may count some interactions twice."""
+DEFAULT_SIMILAR: Final = 10
+MAX_SIMILAR: Final = 100
 CAUGHT_UP_WITHIN_S: Final = 5.0
 """How long an answer that only PostgreSQL gives waits for what is on its way there."""
 SETTLE_WITHIN_S: Final = 2.0
@@ -39,6 +42,8 @@ class LocalInteractions:
     def __init__(self, database: Database, facts: Facts, *, clock: Clock) -> None:
         self._interactions = PostgresInteractions(database)
         self._exports = Exports(database)
+        self._embeddings = Embeddings(database)
+        self._own_database = database
         self._facts = facts
         self._clock = clock
         self._last_us = 0
@@ -51,6 +56,8 @@ class LocalInteractions:
         fact = interactions.checked_fact(interaction, self._next_us())
         if interaction.id and (known := await self._known(UUID(fact.id))) is not None:
             return known
+        if interaction.embedding:
+            await self._embeddings.check_new(interaction.embedding, within_s=KNOWN_WITHIN_S)
         stored = await self._facts.record(fact)
         if stored is fact:
             return interactions.of_fact(fact)
@@ -149,6 +156,28 @@ class LocalInteractions:
         async with aclosing(self._exports.examples(filters, redact=redact)) as examples:
             async for example in examples:
                 yield example
+
+    async def search_interactions(
+        self, words: str, filters: InteractionFilter, *, page_size: int = 0, page_token: str = ""
+    ) -> Page[Interaction]:
+        query = InteractionQuery.of(filters, page_size, page_token, checks.check_words(words))
+        await self._all_settled()
+        return query.page(await self._interactions.search(query), 0)
+
+    async def similar_interactions(
+        self, embedding: Sequence[float], limit: int = 0
+    ) -> Sequence[tuple[Interaction, float]]:
+        checks.check_embedding(embedding)
+        if limit < 0:
+            raise InvalidArgument("is negative", field="limit")
+        await self._all_settled()
+        await self._embeddings.check_size(embedding)
+        return await self._embeddings.nearest(embedding, min(limit or DEFAULT_SIMILAR, MAX_SIMILAR))
+
+    async def calibration(self, filters: InteractionFilter, *, bins: int = 0, right_rating: int = 0) -> Calibration:
+        bins, right_rating = calibration.checked(filters, bins, right_rating)
+        await self._all_settled()
+        return await calibration.report(self._own_database, filters, bins, right_rating)
 
     async def _all_settled(self) -> None:
         """For what only PostgreSQL answers: it must have what was recorded before."""

@@ -49,11 +49,23 @@ class PostgresInteractions:
             total, asked = await connection.fetchrow(count, *values, asked_ids)
         return [of_row(row) for row in rows], total, asked
 
+    async def search(self, query: InteractionQuery) -> list[Interaction]:
+        """One interaction more than the page has."""
+        statement, values = listing_sql(query, COLUMNS)
+        async with self._database.connection() as connection, connection.transaction(readonly=True):
+            # How rare the words are decides between the index of words and that of times: no plan fits all.
+            await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+            rows = await connection.fetch(statement, *values)
+        return [of_row(row) for row in rows]
+
 
 def listing_sql(query: InteractionQuery, columns: str) -> tuple[str, list[Any]]:
     """The statement of a page, with one row more, and its parameters."""
     values: list[Any] = []
     matches = in_postgres(query.filters, values)
+    if query.words:
+        values.append(query.words)
+        matches += f" AND words @@ websearch_to_tsquery('simple', ${len(values)})"
     if query.before is not None:
         values += query.before
         matches += f" AND (created_at, id) < (${len(values) - 1}, ${len(values)})"

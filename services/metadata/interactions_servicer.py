@@ -5,6 +5,7 @@ The gateway forwards its calls as they are (`gateway.servicers.forward`).
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ MIN_TIMESTAMP_S, MAX_TIMESTAMP_S = -62_135_596_800, 253_402_300_799
 """What a Timestamp may say; over gRPC it may be anything."""
 _OPTIONAL: Final = ("confidence", "user_rating", "prompt_tokens", "response_tokens")
 _TEXTS: Final = ("id", "session_id", "query", "response", "model", "prompt_hash", "correction", "rating_comment")
-_LISTS: Final = ("server_ids", "anomaly_ids", "tags")
+_LISTS: Final = ("server_ids", "anomaly_ids", "tags", "embedding")
 
 
 class AiInteractionServicer:
@@ -74,6 +75,37 @@ class AiInteractionServicer:
                 asked = pb.ChatMessage(role="user", content=example.query)
                 answered = pb.ChatMessage(role="assistant", content=example.answer)
                 yield pb.ExportInteractionsResponse(messages=[asked, answered])
+
+    async def SearchInteractions(
+        self, request: pb.SearchInteractionsRequest, _context: object
+    ) -> pb.SearchInteractionsResponse:
+        page = await self._store.search_interactions(
+            request.query, filters_of(request), page_size=request.page_size, page_token=request.page_token
+        )
+        return pb.SearchInteractionsResponse(
+            interactions=[_interaction(one) for one in page.items], next_page_token=page.next_page_token
+        )
+
+    async def FindSimilarInteractions(
+        self, request: pb.FindSimilarInteractionsRequest, _context: object
+    ) -> pb.FindSimilarInteractionsResponse:
+        found = await self._store.similar_interactions(tuple(request.embedding), request.limit)
+        near = [pb.SimilarInteraction(interaction=_interaction(one), distance=distance) for one, distance in found]
+        return pb.FindSimilarInteractionsResponse(interactions=near)
+
+    async def GetCalibrationReport(
+        self, request: pb.GetCalibrationReportRequest, _context: object
+    ) -> pb.GetCalibrationReportResponse:
+        filters = filters_of(request)
+        found = await self._store.calibration(filters, bins=request.bins, right_rating=request.right_rating)
+        return pb.GetCalibrationReportResponse(
+            bins=[pb.CalibrationBin(**asdict(one)) for one in found.bins],
+            expected_calibration_error=found.expected_error,
+            maximum_calibration_error=found.maximum_error,
+            count=found.count,
+            unrated=found.unrated,
+            without_confidence=found.without_confidence,
+        )
 
 
 def filters_of(request: Any) -> InteractionFilter:

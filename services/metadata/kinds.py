@@ -19,7 +19,11 @@ class FactKind:
 # What was said of an interaction that PostgreSQL has only now (it had refused it, or was another one) counts, too.
 AI_INTERACTION: Final = FactKind(
     name="ai_interaction",
-    insert="""INSERT INTO ai_interactions (id, session_id, query, response, confidence, user_rating, created_at, model,
+    insert="""WITH fact AS MATERIALIZED (SELECT * FROM json_to_recordset($1::json) AS said (id uuid, session_id text,
+        query text, response text, confidence float, user_rating integer, created_at timestamptz, model text,
+        prompt_hash text, prompt_tokens integer, response_tokens integer, latency_ms integer, server_ids text[],
+        anomaly_ids text[], tags text[], correction text, rating_comment text, embedding real[])),
+    kept AS (INSERT INTO ai_interactions (id, session_id, query, response, confidence, user_rating, created_at, model,
         prompt_hash, prompt_tokens, response_tokens, latency_ms, server_ids, anomaly_ids, tags, correction,
         rating_comment, rated_at, corrected_at)
     SELECT fact.id, nullif(session_id, ''), query, response, confidence, coalesce(rated.rating, user_rating),
@@ -28,15 +32,13 @@ AI_INTERACTION: Final = FactKind(
         CASE WHEN rated.id IS NULL THEN rating_comment ELSE rated.comment END,
         coalesce(rated.created_at, CASE WHEN user_rating IS NOT NULL THEN fact.created_at END),
         coalesce(corrected.created_at, CASE WHEN fact.correction IS NOT NULL THEN fact.created_at END)
-    FROM json_to_recordset($1::json) AS fact (id uuid, session_id text, query text, response text,
-        confidence float, user_rating integer, created_at timestamptz, model text, prompt_hash text,
-        prompt_tokens integer, response_tokens integer, latency_ms integer, server_ids text[], anomaly_ids text[],
-        tags text[], correction text, rating_comment text)
-    LEFT JOIN LATERAL (SELECT * FROM ai_feedback AS said WHERE said.interaction_id = fact.id AND said.rating IS NOT NULL
-        ORDER BY said.created_at DESC, said.id DESC LIMIT 1) AS rated ON true
+    FROM fact LEFT JOIN LATERAL (SELECT * FROM ai_feedback AS said WHERE said.interaction_id = fact.id
+        AND said.rating IS NOT NULL ORDER BY said.created_at DESC, said.id DESC LIMIT 1) AS rated ON true
     LEFT JOIN LATERAL (SELECT * FROM ai_feedback AS said WHERE said.interaction_id = fact.id
         AND said.correction IS NOT NULL ORDER BY said.created_at DESC, said.id DESC LIMIT 1) AS corrected ON true
-    ON CONFLICT (id) DO NOTHING""",
+        ON CONFLICT (id) DO NOTHING RETURNING id)
+    INSERT INTO ai_embeddings (interaction_id, embedding)
+        SELECT id, embedding FROM fact JOIN kept USING (id) WHERE embedding IS NOT NULL""",
 )
 
 # The parts of one statement do not see what the others do: the latest of these facts is compared with the latest

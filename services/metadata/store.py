@@ -58,6 +58,7 @@ class NewInteraction:
         prompt_tokens, response_tokens: None: nobody counted.
         latency_ms: how long the answer took; None: nobody measured.
         correction: what should have been answered; empty: nobody corrected it.
+        embedding: to find similar ones by; empty: none, as in everything that is read.
     """
 
     id: str = ""
@@ -76,6 +77,7 @@ class NewInteraction:
     tags: tuple[str, ...] = ()
     correction: str = ""
     rating_comment: str = ""
+    embedding: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,35 @@ class InteractionFilter:
     server_id: str = ""
     start_time: datetime | None = None
     end_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationBin:
+    """Of the interactions with confidences in [low, high): how many, their means, and the share that was right."""
+
+    low: float
+    high: float
+    count: int
+    mean_confidence: float
+    accuracy: float
+    mean_rating: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """How well confidences agree with ratings: `calibration` says how that is measured.
+
+    Attributes:
+        expected_error, maximum_error: None when no interaction has both.
+        count, unrated, without_confidence: interactions with both, and with only one of them.
+    """
+
+    bins: tuple[CalibrationBin, ...]
+    expected_error: float | None
+    maximum_error: float | None
+    count: int
+    unrated: int
+    without_confidence: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,5 +293,39 @@ class MetadataStore(Protocol):
             InvalidArgument: a bad filter.
             ResourceExhausted: TOO_MANY_EXPORTS at once.
             Unavailable: the database is away, or lacks what was recorded before (CATCHING_UP).
+        """
+        ...
+
+    async def search_interactions(
+        self, words: str, filters: InteractionFilter, *, page_size: int = 0, page_token: str = ""
+    ) -> Page[Interaction]:
+        """Finds interactions by words as web searches do, newest first; ``total_size`` is not counted.
+
+        Raises:
+            InvalidArgument: for ``query``, nothing or more than 1,000 characters; else as ``list_interactions``.
+            Unavailable: as ``export_interactions``.
+        """
+        ...
+
+    async def similar_interactions(
+        self, embedding: Sequence[float], limit: int = 0
+    ) -> Sequence[tuple[Interaction, float]]:
+        """The interactions recorded with embeddings nearest to one, and their cosine distances, nearest first.
+
+        ``limit`` 0 means 10; more than 100 means 100.
+
+        Raises:
+            InvalidArgument: it has another number of numbers than the recorded ones.
+            FailedPrecondition: PGVECTOR_MISSING.
+            Unavailable: as ``export_interactions``.
+        """
+        ...
+
+    async def calibration(self, filters: InteractionFilter, *, bins: int = 0, right_rating: int = 0) -> Calibration:
+        """Compares confidences with ratings, in 10 bins unless told otherwise, at most 100; 4 and 5 are right.
+
+        Raises:
+            InvalidArgument: a bad filter, number of bins or rating.
+            Unavailable: as ``export_interactions``.
         """
         ...

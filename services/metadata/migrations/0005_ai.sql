@@ -13,6 +13,18 @@ ALTER TABLE ai_interactions
     ADD COLUMN IF NOT EXISTS rating_comment text,
     ADD COLUMN IF NOT EXISTS rated_at timestamptz,
     ADD COLUMN IF NOT EXISTS corrected_at timestamptz;
+-- For searches, of the first characters only: a text of 1 MiB has more words than a tsvector can hold. Without a
+-- language: the words are names of servers and metrics, and what people write in any language.
+ALTER TABLE ai_interactions ADD COLUMN IF NOT EXISTS words tsvector GENERATED ALWAYS AS (to_tsvector('simple',
+    left(coalesce(query, ''), 40000) || ' ' || left(coalesce(response, ''), 40000) || ' ' ||
+    left(coalesce(correction, ''), 40000))) STORED;
+CREATE INDEX IF NOT EXISTS ai_interactions_text ON ai_interactions USING gin (words);
+-- As plain numbers, so that they are kept where pgvector is missing; its index is made when it is there. A table of
+-- their own: a rating rewrites the interaction, and must not touch that index.
+CREATE TABLE IF NOT EXISTS ai_embeddings (
+    interaction_id uuid PRIMARY KEY REFERENCES ai_interactions ON DELETE CASCADE,
+    embedding real[] NOT NULL
+);
 -- What people said of interactions, append-only; the latest is copied to the interaction. No foreign key: an interaction
 -- that PostgreSQL refused may be sent again after its ratings.
 CREATE TABLE IF NOT EXISTS ai_feedback (

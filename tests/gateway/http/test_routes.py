@@ -39,6 +39,9 @@ GET /v1/ai/interactions AiInteractionService/ListInteractions
 POST /v1/ai/interactions/{id}:rate AiInteractionService/RateInteraction
 POST /v1/ai/interactions/{id}:correct AiInteractionService/CorrectInteraction
 GET /v1/ai/interactions:export AiInteractionService/ExportInteractions
+GET /v1/ai/interactions:search AiInteractionService/SearchInteractions
+POST /v1/ai/interactions:similar AiInteractionService/FindSimilarInteractions
+GET /v1/ai/calibration AiInteractionService/GetCalibrationReport
 """
 
 
