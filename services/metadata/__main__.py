@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fleet.status import StoreMonitor, StoreStatusServicer
+from runtime import tasks
 from runtime.process import Process, run_process
 from runtime.server import bind
+from runtime.tasks import run_forever
 from services.metadata import commands
 from services.metadata.embedded import EmbeddedPostgres
 from services.metadata.facts import Facts
@@ -19,6 +21,8 @@ from services.metadata.store_local import LocalFirstStore
 from services.metadata.store_postgres import PostgresStore
 from services.metadata.target import DatabaseTarget, target_of_url
 
+RETENTION_INTERVAL_S = 3_600.0
+
 
 @asynccontextmanager
 async def _target(settings: MetadataSettings, process: Process[MetadataSettings]) -> AsyncIterator[DatabaseTarget]:
@@ -30,6 +34,25 @@ async def _target(settings: MetadataSettings, process: Process[MetadataSettings]
         yield postgres.target()
 
 
+@asynccontextmanager
+async def _retention(
+    settings: MetadataSettings, store: LocalFirstStore, process: Process[MetadataSettings]
+) -> AsyncIterator[None]:
+    """Has what is too old deleted for as long as this is entered."""
+    kept_s = settings.ai_retention
+    if kept_s is None:
+        yield
+        return
+
+    async def forget() -> None:
+        while True:
+            await store.forget_interactions(kept_s)
+            await process.clock.sleep(RETENTION_INTERVAL_S)
+
+    async with tasks.beside("ai-retention", run_forever("ai-retention", forget, clock=process.clock)):
+        yield
+
+
 async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) -> None:
     """Serves until the process stops; the database may come and go meanwhile."""
     async with _target(settings, process) as target, Database(target, clock=process.clock) as database:
@@ -38,7 +61,7 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
         async with facts, ServerCopy(process.folder, postgres, database, clock=process.clock) as copy:
             store = LocalFirstStore(database, postgres, facts, copy, clock=process.clock)
             probes = {"postgresql": (target.role, store.probe)}
-            async with StoreMonitor("metadata", probes, process.clock) as monitor:
+            async with StoreMonitor("metadata", probes, process.clock) as monitor, _retention(settings, store, process):
                 await process.serve_grpc(
                     settings.metadata_address,
                     [

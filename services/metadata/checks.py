@@ -89,6 +89,13 @@ def check_confidence(confidence: float | None, field: str) -> float | None:
     return confidence
 
 
+def check_session(session_id: str) -> str:
+    """Returns the id of a session to erase: not nothing, which is what interactions without one have."""
+    if not session_id:
+        raise InvalidArgument("is empty", field="session_id")
+    return check_text(session_id, "session_id", max_characters=MAX_SESSION_ID_CHARACTERS)
+
+
 def check_feedback(rating: int, comment: str) -> None:
     """A rating of 1 to 5 and why."""
     check_rating(rating, "rating")

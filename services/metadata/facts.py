@@ -24,6 +24,7 @@ from runtime import tasks
 from runtime.clock import Clock
 from runtime.errors import FailedPrecondition, OpenManagerError, ResourceExhausted, Unavailable
 from runtime.tasks import Backoff, run_forever
+from services.metadata import erasing
 from services.metadata.driver_errors import ABORTED, DISK_FULL, UNAVAILABLE, describe, is_refusal
 from services.metadata.journal import FILE_NAME, Backlog, Fact, Journal, Waiting
 from services.metadata.kinds import KINDS, FactKind
@@ -92,6 +93,7 @@ class Facts:
         self._group: list[tuple[Fact, asyncio.Future[Fact]]] = []
         self._group_bytes = 0
         self._arrived, self._wake, self._shipped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._shipping = asyncio.Lock()
         self._batch_facts = BATCH_FACTS
         self._fault = ""
         self.noted = 0
@@ -146,6 +148,21 @@ class Facts:
                 return work(self._reader)
 
         return await self._read_thread.run(read)
+
+    async def erase(self, kinds: Sequence[str], subject: str, instead: Callable[[list[str]], Fact]) -> int:
+        """Deletes all facts about a subject for good; what PostgreSQL has of them, `instead` tells it to delete.
+
+        Returns how many of the first kind it did not have. No batch is on its way there meanwhile, which could bring
+        them back.
+        """
+        async with self._shipping:
+            ids = await self._write_thread.run(erasing.erase, self._writer.db, kinds, subject, instead)
+        self._wake.set()
+        return len(ids)
+
+    async def forget(self, kinds: Sequence[str], before_us: int) -> None:
+        """Deletes what PostgreSQL has and what happened before a time, before its 24 hours are over."""
+        await self._write_thread.run(erasing.forget, self._writer.db, kinds, before_us)
 
     async def settled(self, kind: str, within_s: float) -> bool:
         """Waits until PostgreSQL has been given what is recorded of a kind now; False: not in time."""
@@ -205,7 +222,10 @@ class Facts:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._database.usable and await self._ship_batch():
+                while self._database.usable:
+                    async with self._shipping:
+                        if not await self._ship_batch():
+                            break
                     self._batch_facts = min(2 * self._batch_facts, BATCH_FACTS)
                 if self._database.usable:
                     self._fault = ""

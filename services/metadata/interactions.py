@@ -15,12 +15,15 @@ import orjson
 from services.metadata import checks
 from services.metadata.interaction_query import InteractionQuery, in_journal
 from services.metadata.journal import Fact, Newest
-from services.metadata.kinds import AI_FEEDBACK, AI_INTERACTION
+from services.metadata.kinds import AI_ERASURE, AI_FEEDBACK, AI_INTERACTION
 from services.metadata.queries import instant_of, microseconds_of
 from services.metadata.store import Interaction, NewInteraction
 
 KIND: Final = AI_INTERACTION.name
 FEEDBACK: Final = AI_FEEDBACK.name
+ERASURE: Final = AI_ERASURE.name
+PERSONAL: Final = (KIND, FEEDBACK)
+"""The kinds that have what people said, the interactions first."""
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
@@ -108,6 +111,14 @@ def _feedback(about: Interaction, said: dict[str, Any], now_us: int) -> Fact:
         created_us=created_us,
         payload=orjson.dumps(row).decode(),
     )
+
+
+def erasure_fact(session_id: str, created_us: int, ids: list[str]) -> Fact:
+    """The fact that a session was erased, with the ids of its interactions that PostgreSQL did not have."""
+    own = str(uuid4())
+    row = {"session_id": session_id, "created_at": instant_of(created_us).isoformat(), "ids": ids}
+    payload = orjson.dumps(row).decode()
+    return Fact(kind=ERASURE, id=own, subject="", created_us=created_us, payload=payload)
 
 
 def with_feedback(interaction: Interaction, said: Iterable[Fact]) -> Interaction:

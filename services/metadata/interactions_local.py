@@ -20,8 +20,8 @@ from services.metadata.interaction_query import InteractionQuery, check_filters
 from services.metadata.interactions_export import Exports
 from services.metadata.interactions_postgres import PostgresInteractions
 from services.metadata.journal import Fact, Journal, Newest
-from services.metadata.queries import instant_of
-from services.metadata.store import Calibration, Example, Interaction, InteractionFilter, NewInteraction, Page
+from services.metadata.queries import instant_of, microseconds_of
+from services.metadata.store import Calibration, Erased, Example, Interaction, InteractionFilter, NewInteraction, Page
 from services.metadata.store_connection import Database
 
 KNOWN_WITHIN_S: Final = 1.0
@@ -178,6 +178,28 @@ class LocalInteractions:
         bins, right_rating = calibration.checked(filters, bins, right_rating)
         await self._all_settled()
         return await calibration.report(self._own_database, filters, bins, right_rating)
+
+    async def erase_session(self, session_id: str) -> Erased:
+        checks.check_session(session_id)
+        size, last, is_known = 0, None, False
+        with suppress(Unavailable):
+            size, last = await self._interactions.size_of_session(session_id, within_s=KNOWN_WITHIN_S)
+            is_known = True
+        # Whatever the clock did since: later than all of it.
+        self._last_us = max(self._next_us(), 0 if last is None else microseconds_of(last) + 1)
+        erased_us = self._last_us
+        unwritten = await self._facts.erase(
+            interactions.PERSONAL, session_id, lambda ids: interactions.erasure_fact(session_id, erased_us, ids)
+        )
+        if await self._facts.settled(interactions.ERASURE, CAUGHT_UP_WITHIN_S) and is_known:
+            return Erased(interactions=size + unwritten, pending=False)
+        return Erased(interactions=unwritten, pending=True)
+
+    async def forget_interactions(self, older_than_s: float) -> int:
+        """Deletes what was recorded longer ago, and what was said of it; returns how many interactions that were."""
+        before_us = self._clock.now_ms() * 1_000 - int(older_than_s * 1e6)
+        await self._facts.forget(interactions.PERSONAL, before_us)
+        return await self._interactions.forget(instant_of(before_us))
 
     async def _all_settled(self) -> None:
         """For what only PostgreSQL answers: it must have what was recorded before."""

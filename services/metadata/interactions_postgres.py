@@ -6,6 +6,7 @@ text is NULL in the table and empty outside.
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,6 +17,14 @@ from services.metadata.store_connection import Database
 COLUMNS: Final = """id, session_id, query, response, confidence, user_rating, created_at, model, prompt_hash,
     prompt_tokens, response_tokens, latency_ms, server_ids, anomaly_ids, tags, correction,
     rating_comment, rated_at, corrected_at"""
+FORGET_ROWS: Final = 1_000
+_SESSION: Final = "SELECT count(*) AS count, max(created_at) AS last FROM ai_interactions WHERE session_id = $1"
+_FORGET: Final = """WITH old AS (SELECT id FROM ai_interactions WHERE created_at < $1 ORDER BY created_at, id LIMIT $2),
+    unsaid AS (DELETE FROM ai_feedback WHERE interaction_id IN (SELECT id FROM old)),
+    gone AS (DELETE FROM ai_interactions WHERE id IN (SELECT id FROM old) RETURNING id)
+    SELECT count(*) FROM gone"""
+_FORGET_LONELY: Final = """DELETE FROM ai_feedback AS said WHERE said.created_at < $1 AND NOT EXISTS (
+    SELECT FROM ai_interactions AS one WHERE one.id = said.interaction_id)"""
 _GET: Final = f"SELECT {COLUMNS} FROM ai_interactions WHERE id = $1"
 
 
@@ -57,6 +66,23 @@ class PostgresInteractions:
             await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
             rows = await connection.fetch(statement, *values)
         return [of_row(row) for row in rows]
+
+    async def size_of_session(self, session_id: str, *, within_s: float) -> tuple[int, datetime | None]:
+        """How many interactions it has, and the time of the last."""
+        async with self._database.connection(within_s=within_s) as connection:
+            row = await connection.fetchrow(_SESSION, session_id)
+        return row["count"], row["last"]
+
+    async def forget(self, before: datetime) -> int:
+        """Deletes what was recorded before a time, with all that was said of it; returns how many interactions."""
+        total, gone = 0, FORGET_ROWS
+        while gone:
+            async with self._database.connection() as connection:
+                gone = await connection.fetchval(_FORGET, before, FORGET_ROWS)
+            total += gone
+        async with self._database.connection() as connection:  # of interactions that it never had, or not any more
+            await connection.execute(_FORGET_LONELY, before)
+        return total
 
 
 def listing_sql(query: InteractionQuery, columns: str) -> tuple[str, list[Any]]:

@@ -107,6 +107,10 @@ class AiInteractionServicer:
             without_confidence=found.without_confidence,
         )
 
+    async def EraseSession(self, request: pb.EraseSessionRequest, _context: object) -> pb.EraseSessionResponse:
+        erased = await self._store.erase_session(request.session_id)
+        return pb.EraseSessionResponse(erased=erased.interactions, pending=erased.pending)
+
 
 def filters_of(request: Any) -> InteractionFilter:
     """The filters that a request has fields for; raises InvalidArgument for a time that is none."""

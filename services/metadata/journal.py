@@ -51,6 +51,7 @@ CREATE TABLE dead_letters (sequence INTEGER PRIMARY KEY, reason TEXT NOT NULL, f
     last_ms INTEGER NOT NULL, attempts INTEGER NOT NULL) STRICT;
 """
 _FACT: Final = "kind, id, subject, created_us, payload"
+INSERT: Final = f"INSERT INTO facts ({_FACT}) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +138,7 @@ class Journal:
         """
         try:
             self._db = connect(path)
+            self._db.pragma("secure_delete", 1)  # always, or pages that were split keep copies of what is erased
             with Transaction(self._db):
                 if not self._db.table_exists("main", "meta"):
                     self._db.execute(_SCHEMA)
@@ -147,6 +149,11 @@ class Journal:
         if version != FORMAT_VERSION:
             self.close()
             raise FailedPrecondition(f"{path} has format {version}, this program reads {FORMAT_VERSION}")
+
+    @property
+    def db(self) -> apsw.Connection:
+        """For what is done in files of its own (`erasing`)."""
+        return self._db
 
     @property
     def identity(self) -> str | None:
@@ -175,10 +182,7 @@ class Journal:
                 if room < fact.bytes and self.find(fact.kind, fact.id) is None:
                     answers.append(_full(limit_bytes))
                     continue
-                self._db.execute(
-                    f"INSERT INTO facts ({_FACT}) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",  # noqa: S608
-                    (fact.kind, fact.id, fact.subject, fact.created_us, fact.payload),
-                )
+                self._db.execute(INSERT, (fact.kind, fact.id, fact.subject, fact.created_us, fact.payload))
                 if self._db.changes():
                     room -= fact.bytes
                     answers.append(fact)

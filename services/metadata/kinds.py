@@ -69,4 +69,15 @@ AI_FEEDBACK: Final = FactKind(
     FROM latest WHERE old.id = latest.interaction_id""",
 )
 
-KINDS: Final = {kind.name: kind for kind in (AI_INTERACTION, AI_FEEDBACK)}
+# What was recorded after it stays, also when this is sent again. `ids` are of interactions that PostgreSQL did not
+# have, whose ratings it may have.
+AI_ERASURE: Final = FactKind(
+    name="ai_erasure",
+    insert="""WITH fact AS MATERIALIZED (SELECT * FROM json_to_recordset($1::json) AS said (session_id text,
+        created_at timestamptz, ids uuid[])),
+    gone AS (DELETE FROM ai_interactions AS old USING fact
+        WHERE old.session_id = fact.session_id AND old.created_at <= fact.created_at RETURNING old.id)
+    DELETE FROM ai_feedback WHERE interaction_id IN (SELECT id FROM gone UNION ALL SELECT unnest(ids) FROM fact)""",
+)
+
+KINDS: Final = {kind.name: kind for kind in (AI_INTERACTION, AI_FEEDBACK, AI_ERASURE)}

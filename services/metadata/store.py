@@ -143,6 +143,19 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Erased:
+    """What an erasure came to.
+
+    Attributes:
+        interactions: how many there were; when `pending` only those that the database did not have yet.
+        pending: the database does not answer; what it has goes as soon as it does.
+    """
+
+    interactions: int
+    pending: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """A question and what should be answered."""
 
@@ -327,5 +340,14 @@ class MetadataStore(Protocol):
         Raises:
             InvalidArgument: a bad filter, number of bins or rating.
             Unavailable: as ``export_interactions``.
+        """
+        ...
+
+    async def erase_session(self, session_id: str) -> Erased:
+        """Erases the interactions of a session and all that was said of them, for good: also from what waits for the
+        database, and again from one that takes over within a day. What is recorded later under the same id stays.
+
+        Raises:
+            InvalidArgument: for ``session_id``, nothing or too long.
         """
         ...

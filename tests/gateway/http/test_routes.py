@@ -41,6 +41,7 @@ POST /v1/ai/interactions/{id}:correct AiInteractionService/CorrectInteraction
 GET /v1/ai/interactions:export AiInteractionService/ExportInteractions
 GET /v1/ai/interactions:search AiInteractionService/SearchInteractions
 POST /v1/ai/interactions:similar AiInteractionService/FindSimilarInteractions
+POST /v1/ai/sessions/{session_id}:erase AiInteractionService/EraseSession
 GET /v1/ai/calibration AiInteractionService/GetCalibrationReport
 """
 
