@@ -20,9 +20,10 @@ from gateway.metrics import OperatorMetrics
 from gateway.registry import Registry
 from gateway.servicers.access import access_servicer
 from gateway.servicers.fleet import FleetServicer
+from gateway.servicers.forward import forwarded
 from gateway.servicers.history import HistoryServicer
 from gateway.servicers.ingest import IngestServicer
-from gateway.servicers.passing import AiInteractionServicer, AnalyticsServicer, SimulatorServicer
+from gateway.servicers.passing import AnalyticsServicer, SimulatorServicer
 from gateway.servicers.storage import StorageServicer, replica_names
 from gateway.settings import GatewaySettings
 from gateway.state import FleetState
@@ -92,6 +93,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         registry = Registry(metadata=metadata, cache=cache, writer=writer, state=state, clock=clock)
         storage = StorageServicer({"cache": cache, "metadata": metadata} | replica_names(timeseries), clock)
         operator = OperatorMetrics(storage, state, clock)
+        ai = ai_pb2.DESCRIPTOR.services_by_name["AiInteractionService"]
         services = [
             bind(
                 fleet_pb2.DESCRIPTOR.services_by_name["FleetService"],
@@ -101,7 +103,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             bind(ingest_pb2.DESCRIPTOR.services_by_name["IngestService"], IngestServicer(writer, state)),
             bind(storage_pb2.DESCRIPTOR.services_by_name["StorageService"], storage),
             bind(analytics_pb2.DESCRIPTOR.services_by_name["AnalyticsService"], AnalyticsServicer(analytics)),
-            bind(ai_pb2.DESCRIPTOR.services_by_name["AiInteractionService"], AiInteractionServicer(metadata)),
+            bind(ai, forwarded(ai, "metadata", metadata)),
             bind(simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"], SimulatorServicer(simulator)),
             bind(access_pb2.DESCRIPTOR.services_by_name["AccessService"], access_servicer(metadata)),
         ]

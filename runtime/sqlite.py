@@ -26,7 +26,7 @@ class Transaction:
                 self._db.execute("ROLLBACK")
 
 
-def fetch(db: apsw.Connection, query: str, bindings: Sequence[int | str | None] = ()) -> list[Any]:
+def fetch(db: apsw.Connection, query: str, bindings: Sequence[int | str | float | None] = ()) -> list[Any]:
     """All rows of a small answer; the statement is finished when it returns, so that it holds no snapshot."""
     return db.execute(query, bindings).fetchall()
 

@@ -10,10 +10,8 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from openmanager.analytics.v1 import analytics_pb2, analytics_pb2_grpc
-from openmanager.gateway.v1 import ai_pb2
 from openmanager.gateway.v1 import analytics_pb2 as public_analytics_pb2
 from openmanager.gateway.v1 import simulator_pb2 as public_simulator_pb2
-from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
 from openmanager.simulator.v1 import simulator_pb2, simulator_pb2_grpc
 from runtime.channel import Channel, calling
 
@@ -42,34 +40,6 @@ class AnalyticsServicer:
         """Findings, newest first."""
         inner, outer = analytics_pb2.QueryAnomaliesRequest, public_analytics_pb2.ListAnomaliesResponse
         return await pass_on("analytics", self._stub.QueryAnomalies, inner, outer, request)
-
-
-class AiInteractionServicer:
-    """Answers ``openmanager.gateway.v1.AiInteractionService`` by metadata."""
-
-    def __init__(self, metadata: Channel) -> None:
-        self._stub = metadata_pb2_grpc.InteractionStoreServiceStub(metadata.grpc)
-
-    async def RecordInteraction(
-        self, request: ai_pb2.RecordInteractionRequest, _context: object
-    ) -> ai_pb2.RecordInteractionResponse:
-        """Records one."""
-        inner, outer = metadata_pb2.StoreInteractionRequest, ai_pb2.RecordInteractionResponse
-        return await pass_on("metadata", self._stub.StoreInteraction, inner, outer, request)
-
-    async def GetInteraction(
-        self, request: ai_pb2.GetInteractionRequest, _context: object
-    ) -> ai_pb2.GetInteractionResponse:
-        """Returns one."""
-        inner, outer = metadata_pb2.LoadInteractionRequest, ai_pb2.GetInteractionResponse
-        return await pass_on("metadata", self._stub.LoadInteraction, inner, outer, request)
-
-    async def ListInteractions(
-        self, request: ai_pb2.ListInteractionsRequest, _context: object
-    ) -> ai_pb2.ListInteractionsResponse:
-        """Lists them, newest first."""
-        inner, outer = metadata_pb2.QueryInteractionsRequest, ai_pb2.ListInteractionsResponse
-        return await pass_on("metadata", self._stub.QueryInteractions, inner, outer, request)
 
 
 class SimulatorServicer:

@@ -16,18 +16,16 @@ from services.metadata.access.setup import offer_setup
 from services.metadata.access.store import AccessStore
 from services.metadata.embedded import EmbeddedPostgres
 from services.metadata.facts import Facts
+from services.metadata.interactions_servicer import AiInteractionServicer
 from services.metadata.server_copy import ServerCopy
-from services.metadata.servicer import (
-    INTERACTION_STORE,
-    SERVER_REGISTRY,
-    InteractionStoreServicer,
-    ServerRegistryServicer,
-)
+from services.metadata.servicer import SERVER_REGISTRY, ServerRegistryServicer
 from services.metadata.settings import MetadataSettings
 from services.metadata.store_connection import Database
 from services.metadata.store_local import LocalFirstStore
 from services.metadata.store_postgres import PostgresStore
 from services.metadata.target import DatabaseTarget, target_of_url
+
+RETENTION_INTERVAL_S = 3_600.0
 
 
 @asynccontextmanager
@@ -38,6 +36,25 @@ async def _target(settings: MetadataSettings, process: Process[MetadataSettings]
         return
     async with EmbeddedPostgres(process.folder, clock=process.clock) as postgres:
         yield postgres.target()
+
+
+@asynccontextmanager
+async def _retention(
+    settings: MetadataSettings, store: LocalFirstStore, process: Process[MetadataSettings]
+) -> AsyncIterator[None]:
+    """Has what is too old deleted for as long as this is entered."""
+    kept_s = settings.ai_retention
+    if kept_s is None:
+        yield
+        return
+
+    async def forget() -> None:
+        while True:
+            await store.forget_interactions(kept_s)
+            await process.clock.sleep(RETENTION_INTERVAL_S)
+
+    async with tasks.beside("ai-retention", run_forever("ai-retention", forget, clock=process.clock)):
+        yield
 
 
 async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) -> None:
@@ -54,12 +71,13 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
                 StoreMonitor("metadata", probes, process.clock) as monitor,
                 tasks.beside("access", run_forever("telling who may come in", feed.follow)),
                 tasks.beside("set-up", run_forever("offering the set-up", lambda: offer_setup(process.folder, users))),
+                _retention(settings, store, process),
             ):
                 await process.serve_grpc(
                     settings.metadata_address,
                     [
                         bind(SERVER_REGISTRY, ServerRegistryServicer(store)),
-                        bind(INTERACTION_STORE, InteractionStoreServicer(store)),
+                        bind("openmanager.gateway.v1.AiInteractionService", AiInteractionServicer(store)),
                         bind(access.ACCESS, access.AccessServicer(users, feed, process.folder)),
                         bind(access.FEED, access.AccessFeedServicer(users, feed)),
                         bind("openmanager.fleet.v1.StoreStatusService", StoreStatusServicer(monitor)),

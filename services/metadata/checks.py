@@ -5,17 +5,29 @@ names the field.
 """
 
 import math
+from collections.abc import Sequence
 from uuid import UUID
 
 from fleet.model import ServerDescriptor
 from fleet.validation import MAX_SERVER_ID_CHARACTERS, check_descriptors
 from runtime.errors import InvalidArgument
+from services.metadata.store import NewInteraction
 
 MAX_ENVIRONMENT_CHARACTERS = 50
 MAX_ROLE_CHARACTERS = 50
 MAX_SESSION_ID_CHARACTERS = 255
 MAX_TEXT_BYTES = 1 << 20
-"""For each of an interaction's query and response."""
+"""For each of an interaction's query, response and correction."""
+MAX_MODEL_CHARACTERS = 100
+MAX_PROMPT_HASH_CHARACTERS = 128
+MAX_COMMENT_BYTES = 16_384
+MAX_TAGS, MAX_TAG_CHARACTERS = 50, 64
+MAX_LINKED_SERVERS = 100
+MAX_LINKED_ANOMALIES, MAX_ANOMALY_ID_CHARACTERS = 100, 512
+MAX_LATENCY_MS = 86_400_000
+MAX_EMBEDDING = 2_000
+"""Numbers; pgvector has no index for more."""
+MAX_SEARCH_CHARACTERS = 1_000
 MAX_REGISTERED_SERVERS = 20_000
 MAX_FILTER_IDS = 1_000
 MIN_RATING, MAX_RATING = 1, 5
@@ -75,3 +87,77 @@ def check_confidence(confidence: float | None, field: str) -> float | None:
     if confidence is not None and (math.isnan(confidence) or not 0 <= confidence <= 1):
         raise InvalidArgument("lies outside 0 to 1", field=field)
     return confidence
+
+
+def check_session(session_id: str) -> str:
+    """Returns the id of a session to erase: not nothing, which is what interactions without one have."""
+    if not session_id:
+        raise InvalidArgument("is empty", field="session_id")
+    return check_text(session_id, "session_id", max_characters=MAX_SESSION_ID_CHARACTERS)
+
+
+def check_feedback(rating: int, comment: str) -> None:
+    """A rating of 1 to 5 and why."""
+    check_rating(rating, "rating")
+    check_text(comment, "comment", max_bytes=MAX_COMMENT_BYTES)
+
+
+def check_correction(correction: str) -> str:
+    """Returns what should have been answered: not nothing."""
+    if not correction:
+        raise InvalidArgument("is empty", field="correction")
+    return check_text(correction, "correction", max_bytes=MAX_TEXT_BYTES)
+
+
+def check_new_interaction(new: NewInteraction) -> None:
+    """Everything of an interaction but its id."""
+    check_text(new.session_id, "session_id", max_characters=MAX_SESSION_ID_CHARACTERS)
+    check_text(new.query, "query", max_bytes=MAX_TEXT_BYTES)
+    check_text(new.response, "response", max_bytes=MAX_TEXT_BYTES)
+    check_confidence(new.confidence, "confidence")
+    check_rating(new.user_rating, "user_rating")
+    check_text(new.model, "model", max_characters=MAX_MODEL_CHARACTERS)
+    check_text(new.prompt_hash, "prompt_hash", max_characters=MAX_PROMPT_HASH_CHARACTERS)
+    for name in ("prompt_tokens", "response_tokens"):
+        if (getattr(new, name) or 0) < 0:
+            raise InvalidArgument("is negative", field=name)
+    if not 0 <= (new.latency_ms or 0) <= MAX_LATENCY_MS:
+        raise InvalidArgument("lies outside 0 to 24 h", field="latency")
+    _check_texts(new.server_ids, "server_ids", MAX_LINKED_SERVERS, MAX_SERVER_ID_CHARACTERS)
+    _check_texts(new.anomaly_ids, "anomaly_ids", MAX_LINKED_ANOMALIES, MAX_ANOMALY_ID_CHARACTERS)
+    _check_texts(new.tags, "tags", MAX_TAGS, MAX_TAG_CHARACTERS)
+    check_text(new.correction, "correction", max_bytes=MAX_TEXT_BYTES)
+    check_text(new.rating_comment, "rating_comment", max_bytes=MAX_COMMENT_BYTES)
+    if new.embedding:
+        check_embedding(new.embedding)
+    if new.rating_comment and new.user_rating is None:
+        raise InvalidArgument("is given without a rating", field="rating_comment")
+
+
+def _check_texts(texts: Sequence[str], field: str, most: int, max_characters: int) -> None:
+    if len(texts) > most:
+        raise InvalidArgument(f"more than {most}", field=field)
+    for index, text in enumerate(texts):
+        where = f"{field}[{index}]"
+        if not text:
+            raise InvalidArgument("is empty", field=where)
+        check_text(text, where, max_characters=max_characters)
+        if text in texts[:index]:
+            raise InvalidArgument("is there twice", field=where)
+
+
+def check_embedding(embedding: Sequence[float]) -> None:
+    """Numbers that have a direction."""
+    if not 1 <= len(embedding) <= MAX_EMBEDDING:
+        raise InvalidArgument(f"has {len(embedding)} numbers, not 1 to {MAX_EMBEDDING}", field="embedding")
+    if not all(map(math.isfinite, embedding)):
+        raise InvalidArgument("has a number that is not finite", field="embedding")
+    if not any(embedding):
+        raise InvalidArgument("is all zeros, which has no direction", field="embedding")
+
+
+def check_words(words: str) -> str:
+    """Returns what to search for: not nothing."""
+    if not words.strip():
+        raise InvalidArgument("is empty", field="query")
+    return check_text(words, "query", max_characters=MAX_SEARCH_CHARACTERS)

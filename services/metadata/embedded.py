@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import asyncpg
 
@@ -168,18 +168,11 @@ class EmbeddedPostgres:
                 return
 
     async def _make_database(self) -> None:
-        """Makes our role and database when they are not there. The role is no superuser: it runs no programs."""
-        connection = await asyncpg.connect(
-            host=str(self.socket_folder),
-            port=postmaster.SOCKET_PORT,
-            user=postmaster.SUPERUSER,
-            password="",
-            database="postgres",
-            ssl=False,
-            target_session_attrs="any",
-            timeout=2.0,
-            command_timeout=10.0,
-        )
+        """Makes our role and database when they are not there. The role is no superuser: it runs no programs.
+
+        So the extension that finds similar interactions is made here, too.
+        """
+        connection = await self._connect("postgres")
         try:
             if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", USER):
                 await connection.execute(f"CREATE ROLE {USER} LOGIN")
@@ -187,6 +180,25 @@ class EmbeddedPostgres:
                 await connection.execute(f"CREATE DATABASE {DATABASE} OWNER {USER}")
         finally:
             await connection.close(timeout=2.0)
+        connection = await self._connect(DATABASE)
+        try:
+            await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        finally:
+            await connection.close(timeout=2.0)
+
+    async def _connect(self, database: str) -> Any:
+        """A connection as superuser."""
+        return await asyncpg.connect(
+            host=str(self.socket_folder),
+            port=postmaster.SOCKET_PORT,
+            user=postmaster.SUPERUSER,
+            password="",
+            database=database,
+            ssl=False,
+            target_session_attrs="any",
+            timeout=2.0,
+            command_timeout=10.0,
+        )
 
     async def _until_it_ends(self, process: "subprocess.Popen[bytes]") -> None:
         next_check = self._clock.monotonic()

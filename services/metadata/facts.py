@@ -12,19 +12,21 @@ must stay true:
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from runtime import tasks
 from runtime.clock import Clock
 from runtime.errors import FailedPrecondition, OpenManagerError, ResourceExhausted, Unavailable
 from runtime.tasks import Backoff, run_forever
+from services.metadata import erasing
 from services.metadata.driver_errors import ABORTED, DISK_FULL, UNAVAILABLE, describe, is_refusal
-from services.metadata.journal import FILE_NAME, Backlog, Fact, Journal, Newest, Waiting
+from services.metadata.journal import FILE_NAME, Backlog, Fact, Journal, Waiting
 from services.metadata.kinds import KINDS, FactKind
 from services.metadata.local_file import FileThread
 from services.metadata.store_connection import Database
@@ -45,6 +47,8 @@ LATE_S: Final = 10.0
 """A fact that waits longer although PostgreSQL answers makes the store degraded."""
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -88,7 +92,8 @@ class Facts:
         self._looked = False  # since the start, whether the database is the one that the journal names
         self._group: list[tuple[Fact, asyncio.Future[Fact]]] = []
         self._group_bytes = 0
-        self._arrived, self._wake = asyncio.Event(), asyncio.Event()
+        self._arrived, self._wake, self._shipped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._shipping = asyncio.Lock()
         self._batch_facts = BATCH_FACTS
         self._fault = ""
         self.noted = 0
@@ -135,23 +140,42 @@ class Facts:
         """The fact with an id, if the journal has it; `unwritten`: only if PostgreSQL does not."""
         return await self._read_thread.run(self._reader.find, kind, fact_id, unwritten=unwritten)
 
-    async def newest(
-        self, wanted: Newest, before: tuple[int, str] | None, limit: int
-    ) -> tuple[list[Fact], int, list[str]]:
-        """Facts in descending order of (time, id); how many there are in all; the ids of those first in line."""
+    async def read(self, work: Callable[[Journal], T]) -> T:
+        """Has the journal read; all that `work` reads is of one moment."""
 
-        def read() -> tuple[list[Fact], int, list[str]]:
-            with self._reader.snapshot():  # a batch that is noted in between would be counted and not asked for
-                total = self._reader.count(wanted)
-                if not total:
-                    return [], 0, []
-                return (
-                    self._reader.newest(wanted, before, limit),
-                    total,
-                    self._reader.first_ids(wanted, IN_FLIGHT_FACTS),
-                )
+        def read() -> T:
+            with self._reader.snapshot():
+                return work(self._reader)
 
         return await self._read_thread.run(read)
+
+    async def erase(self, kinds: Sequence[str], subject: str, instead: Callable[[list[str]], Fact]) -> int:
+        """Deletes all facts about a subject for good; what PostgreSQL has of them, `instead` tells it to delete.
+
+        Returns how many of the first kind it did not have. No batch is on its way there meanwhile, which could bring
+        them back.
+        """
+        async with self._shipping:
+            ids = await self._write_thread.run(erasing.erase, self._writer.db, kinds, subject, instead)
+        self._wake.set()
+        return len(ids)
+
+    async def forget(self, kinds: Sequence[str], before_us: int) -> None:
+        """Deletes what PostgreSQL has and what happened before a time, before its 24 hours are over."""
+        await self._write_thread.run(erasing.forget, self._writer.db, kinds, before_us)
+
+    async def settled(self, kind: str, within_s: float) -> bool:
+        """Waits until PostgreSQL has been given what is recorded of a kind now; False: not in time."""
+        waits = await self.read(lambda journal: journal.last_waiting(kind))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while waits is not None and self._database.usable:
+                    self._shipped.clear()
+                    first = await self.read(lambda journal: journal.first_waiting(kind))
+                    if first is None or first > waits:
+                        return True
+                    await self._shipped.wait()
+        return waits is None
 
     async def backlog(self) -> Backlog:
         """What PostgreSQL lacks. Has the shipping look too: the command line may have put facts back."""
@@ -198,7 +222,10 @@ class Facts:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._database.usable and await self._ship_batch():
+                while self._database.usable:
+                    async with self._shipping:
+                        if not await self._ship_batch():
+                            break
                     self._batch_facts = min(2 * self._batch_facts, BATCH_FACTS)
                 if self._database.usable:
                     self._fault = ""
@@ -266,6 +293,7 @@ class Facts:
         for waiting, reason in outcome.refused:
             log.error("PostgreSQL refused the %s %s: %s", waiting.fact.kind, waiting.fact.id, reason)
             await self._write_thread.run(self._writer.note_refused, waiting.sequence, reason, now_ms)
+        self._shipped.set()
 
     async def _sweep_all(self) -> None:
         while True:

@@ -51,6 +51,7 @@ CREATE TABLE dead_letters (sequence INTEGER PRIMARY KEY, reason TEXT NOT NULL, f
     last_ms INTEGER NOT NULL, attempts INTEGER NOT NULL) STRICT;
 """
 _FACT: Final = "kind, id, subject, created_us, payload"
+INSERT: Final = f"INSERT INTO facts ({_FACT}) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,19 +104,24 @@ class DeadLetter(NamedTuple):
     attempts: int
 
 
+class Condition(NamedTuple):
+    """A constant piece of SQL about the columns of facts, and the value of its one parameter."""
+
+    sql: str
+    value: str | int | float
+
+
 class Newest(NamedTuple):
     """A question for facts, newest first.
 
     Attributes:
         kind: of which kind.
-        subject: of which subject; empty: all.
-        at_least: (name, number) that the payload must have at least; None: no such condition.
+        conditions: what must hold for each.
         unwritten: only those that PostgreSQL does not have.
     """
 
     kind: str
-    subject: str = ""
-    at_least: tuple[str, int] | None = None
+    conditions: tuple[Condition, ...] = ()
     unwritten: bool = True
 
 
@@ -132,6 +138,7 @@ class Journal:
         """
         try:
             self._db = connect(path)
+            self._db.pragma("secure_delete", 1)  # always, or pages that were split keep copies of what is erased
             with Transaction(self._db):
                 if not self._db.table_exists("main", "meta"):
                     self._db.execute(_SCHEMA)
@@ -142,6 +149,11 @@ class Journal:
         if version != FORMAT_VERSION:
             self.close()
             raise FailedPrecondition(f"{path} has format {version}, this program reads {FORMAT_VERSION}")
+
+    @property
+    def db(self) -> apsw.Connection:
+        """For what is done in files of its own (`erasing`)."""
+        return self._db
 
     @property
     def identity(self) -> str | None:
@@ -170,10 +182,7 @@ class Journal:
                 if room < fact.bytes and self.find(fact.kind, fact.id) is None:
                     answers.append(_full(limit_bytes))
                     continue
-                self._db.execute(
-                    f"INSERT INTO facts ({_FACT}) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",  # noqa: S608
-                    (fact.kind, fact.id, fact.subject, fact.created_us, fact.payload),
-                )
+                self._db.execute(INSERT, (fact.kind, fact.id, fact.subject, fact.created_us, fact.payload))
                 if self._db.changes():
                     room -= fact.bytes
                     answers.append(fact)
@@ -216,6 +225,20 @@ class Journal:
             found.append(Waiting(sequence, fact))
         cursor.close(True)
         return found
+
+    def first_waiting(self, kind: str) -> int | None:
+        """The sequence of the first of a kind that waits."""
+        return self._waiting_end(kind, "min")
+
+    def last_waiting(self, kind: str) -> int | None:
+        """The sequence of the last of a kind that waits."""
+        return self._waiting_end(kind, "max")
+
+    def _waiting_end(self, kind: str, end: str) -> int | None:
+        # By the index of what is not inserted, which is short but after an outage.
+        statement = f"SELECT {end}(sequence) FROM facts WHERE kind = ? AND state <> 1 AND state = 0"  # noqa: S608
+        rows = fetch(self._db, statement, (kind,))
+        return None if rows[0][0] is None else int(str(rows[0][0]))
 
     def note_inserted(self, sequences: Sequence[int], now_ms: int) -> None:
         """PostgreSQL has these."""
@@ -311,6 +334,16 @@ class Journal:
         )
         return [text for (text,) in rows]
 
+    def beginning(self, kind: str, prefix: str, *, unwritten: bool) -> list[Fact]:
+        """The facts whose ids begin with a text, in order of their times."""
+        condition = "AND state <> 1" if unwritten else ""
+        rows = fetch(
+            self._db,
+            f"SELECT {_FACT} FROM facts WHERE kind = ? AND id >= ? AND id < ? {condition} ORDER BY created_us",  # noqa: S608
+            (kind, prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)),
+        )
+        return [_fact(row) for row in rows]
+
     def dead_letters(self) -> list[DeadLetter]:
         """Every refused fact, in order."""
         rows = fetch(
@@ -346,18 +379,9 @@ class Journal:
             self._db.close()
 
 
-def _condition(wanted: Newest) -> tuple[str, tuple[str | int, ...]]:
-    condition, values = "kind = ?", [wanted.kind]
-    if wanted.unwritten:
-        condition += " AND state <> 1"
-    if wanted.subject:
-        condition += " AND subject = ?"
-        values.append(wanted.subject)
-    more: list[str | int] = []
-    if wanted.at_least is not None:
-        condition += " AND payload ->> ? >= ?"
-        more += wanted.at_least
-    return condition, (*values, *more)
+def _condition(wanted: Newest) -> tuple[str, tuple[str | int | float, ...]]:
+    pieces = ["kind = ?", *(["state <> 1"] if wanted.unwritten else []), *(one.sql for one in wanted.conditions)]
+    return " AND ".join(pieces), (wanted.kind, *(one.value for one in wanted.conditions))
 
 
 def _fact(row: Sequence[object]) -> Fact:

@@ -16,13 +16,68 @@ class FactKind:
     insert: str
 
 
+# What was said of an interaction that PostgreSQL has only now (it had refused it, or was another one) counts, too.
 AI_INTERACTION: Final = FactKind(
     name="ai_interaction",
-    insert="""INSERT INTO ai_interactions (id, session_id, query, response, confidence, user_rating, created_at)
-    SELECT id, nullif(session_id, ''), query, response, confidence, user_rating, created_at
-    FROM json_to_recordset($1::json) AS fact (id uuid, session_id text, query text, response text,
-        confidence float, user_rating integer, created_at timestamptz)
-    ON CONFLICT (id) DO NOTHING""",
+    insert="""WITH fact AS MATERIALIZED (SELECT * FROM json_to_recordset($1::json) AS said (id uuid, session_id text,
+        query text, response text, confidence float, user_rating integer, created_at timestamptz, model text,
+        prompt_hash text, prompt_tokens integer, response_tokens integer, latency_ms integer, server_ids text[],
+        anomaly_ids text[], tags text[], correction text, rating_comment text, embedding real[])),
+    kept AS (INSERT INTO ai_interactions (id, session_id, query, response, confidence, user_rating, created_at, model,
+        prompt_hash, prompt_tokens, response_tokens, latency_ms, server_ids, anomaly_ids, tags, correction,
+        rating_comment, rated_at, corrected_at)
+    SELECT fact.id, nullif(session_id, ''), query, response, confidence, coalesce(rated.rating, user_rating),
+        fact.created_at, model, prompt_hash, prompt_tokens, response_tokens, latency_ms, server_ids, anomaly_ids, tags,
+        coalesce(corrected.correction, fact.correction),
+        CASE WHEN rated.id IS NULL THEN rating_comment ELSE rated.comment END,
+        coalesce(rated.created_at, CASE WHEN user_rating IS NOT NULL THEN fact.created_at END),
+        coalesce(corrected.created_at, CASE WHEN fact.correction IS NOT NULL THEN fact.created_at END)
+    FROM fact LEFT JOIN LATERAL (SELECT * FROM ai_feedback AS said WHERE said.interaction_id = fact.id
+        AND said.rating IS NOT NULL ORDER BY said.created_at DESC, said.id DESC LIMIT 1) AS rated ON true
+    LEFT JOIN LATERAL (SELECT * FROM ai_feedback AS said WHERE said.interaction_id = fact.id
+        AND said.correction IS NOT NULL ORDER BY said.created_at DESC, said.id DESC LIMIT 1) AS corrected ON true
+        ON CONFLICT (id) DO NOTHING RETURNING id)
+    INSERT INTO ai_embeddings (interaction_id, embedding)
+        SELECT id, embedding FROM fact JOIN kept USING (id) WHERE embedding IS NOT NULL""",
 )
 
-KINDS: Final = {kind.name: kind for kind in (AI_INTERACTION,)}
+# The parts of one statement do not see what the others do: the latest of these facts is compared with the latest
+# before them, which the interaction has.
+AI_FEEDBACK: Final = FactKind(
+    name="ai_feedback",
+    insert="""WITH fact AS MATERIALIZED (SELECT * FROM json_to_recordset($1::json) AS said (id uuid,
+        interaction_id uuid, rating integer, comment text, correction text, created_at timestamptz)),
+    kept AS (INSERT INTO ai_feedback (id, interaction_id, rating, comment, correction, created_at)
+        SELECT id, interaction_id, rating, nullif(comment, ''), correction, created_at FROM fact
+        ON CONFLICT (id) DO NOTHING),
+    rated AS (SELECT DISTINCT ON (interaction_id) interaction_id, rating, comment, created_at AS rated_at
+        FROM fact WHERE rating IS NOT NULL ORDER BY interaction_id, created_at DESC, id DESC),
+    corrected AS (SELECT DISTINCT ON (interaction_id) interaction_id, correction, created_at AS corrected_at
+        FROM fact WHERE correction IS NOT NULL ORDER BY interaction_id, created_at DESC, id DESC),
+    latest AS (SELECT *, rating IS NOT NULL AS is_rated, correction IS NOT NULL AS is_corrected
+        FROM rated FULL JOIN corrected USING (interaction_id))
+    UPDATE ai_interactions AS old SET
+        user_rating = CASE WHEN is_rated AND (old.rated_at IS NULL OR old.rated_at <= latest.rated_at)
+            THEN rating ELSE old.user_rating END,
+        rating_comment = CASE WHEN is_rated AND (old.rated_at IS NULL OR old.rated_at <= latest.rated_at)
+            THEN nullif(comment, '') ELSE old.rating_comment END,
+        rated_at = CASE WHEN is_rated THEN greatest(old.rated_at, latest.rated_at) ELSE old.rated_at END,
+        correction = CASE WHEN is_corrected AND (old.corrected_at IS NULL OR old.corrected_at <= latest.corrected_at)
+            THEN latest.correction ELSE old.correction END,
+        corrected_at = CASE WHEN is_corrected THEN greatest(old.corrected_at, latest.corrected_at)
+            ELSE old.corrected_at END
+    FROM latest WHERE old.id = latest.interaction_id""",
+)
+
+# What was recorded after it stays, also when this is sent again. `ids` are of interactions that PostgreSQL did not
+# have, whose ratings it may have.
+AI_ERASURE: Final = FactKind(
+    name="ai_erasure",
+    insert="""WITH fact AS MATERIALIZED (SELECT * FROM json_to_recordset($1::json) AS said (session_id text,
+        created_at timestamptz, ids uuid[])),
+    gone AS (DELETE FROM ai_interactions AS old USING fact
+        WHERE old.session_id = fact.session_id AND old.created_at <= fact.created_at RETURNING old.id)
+    DELETE FROM ai_feedback WHERE interaction_id IN (SELECT id FROM gone UNION ALL SELECT unnest(ids) FROM fact)""",
+)
+
+KINDS: Final = {kind.name: kind for kind in (AI_INTERACTION, AI_FEEDBACK, AI_ERASURE)}

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Self
-from uuid import UUID
 
 from runtime import paging
 from runtime.errors import InvalidArgument
 from services.metadata import checks
-from services.metadata.store import Interaction, InteractionFilter, Page, ServerFilter, ServerRecord
+from services.metadata.store import Page, ServerFilter, ServerRecord
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -85,43 +84,3 @@ class ServerQuery:
         if len(found) > self.limit:
             token = paging.page_token("servers", self.filters, [found[self.limit - 1].descriptor.server_id])
         return Page(items=tuple(found[: self.limit]), next_page_token=token, total_size=total, stale_since=stale_since)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InteractionQuery:
-    """A page of interactions: those that match, before the (time, id) `before`, `limit` at most."""
-
-    session_id: str
-    min_rating: int
-    limit: int
-    before: tuple[datetime, UUID] | None
-
-    @classmethod
-    def of(cls, filters: InteractionFilter, page_size: int, page_token: str) -> Self:
-        """Raises InvalidArgument as ``MetadataStore.list_interactions`` says."""
-        checks.check_text(filters.session_id, "session_id", max_characters=checks.MAX_SESSION_ID_CHARACTERS)
-        if filters.min_rating:
-            checks.check_rating(filters.min_rating, "min_rating")
-        limit = paging.page_size(page_size)
-        bound = [filters.session_id, filters.min_rating]
-        last = paging.position("interactions", bound, page_token, (int, str))
-        before = None if last is None else _instant_in_token(*last)
-        return cls(session_id=filters.session_id, min_rating=filters.min_rating, limit=limit, before=before)
-
-    def page(
-        self, found: Sequence[Interaction], total: int, *, stale_since: datetime | None = None
-    ) -> Page[Interaction]:
-        """The page of what was found with one row more than `limit`; a stale one always goes on."""
-        token = ""
-        if found and (len(found) > self.limit or stale_since is not None):
-            last = found[: self.limit][-1]
-            key: list[str | int] = [microseconds_of(last.create_time), last.id]
-            token = paging.page_token("interactions", [self.session_id, self.min_rating], key)
-        return Page(items=tuple(found[: self.limit]), next_page_token=token, total_size=total, stale_since=stale_since)
-
-
-def _instant_in_token(microseconds: str | int, interaction_id: str | int) -> tuple[datetime, UUID]:
-    try:
-        return instant_of(int(microseconds)), UUID(str(interaction_id))
-    except (ValueError, OverflowError):
-        raise paging.bad_token() from None

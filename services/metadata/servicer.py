@@ -5,19 +5,10 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fleet.codec import descriptor_from_pb, descriptor_to_pb
-from openmanager.metadata.v1 import interaction_pb2
 from openmanager.metadata.v1 import metadata_pb2 as pb
-from services.metadata.store import (
-    Interaction,
-    InteractionFilter,
-    MetadataStore,
-    NewInteraction,
-    ServerFilter,
-    ServerRecord,
-)
+from services.metadata.store import MetadataStore, ServerFilter, ServerRecord
 
 SERVER_REGISTRY = "openmanager.metadata.v1.ServerRegistryService"
-INTERACTION_STORE = "openmanager.metadata.v1.InteractionStoreService"
 
 
 class ServerRegistryServicer:
@@ -69,42 +60,6 @@ class ServerRegistryServicer:
         return pb.UndeleteServerRecordResponse(server=_record(await self._store.undelete_server(request.server_id)))
 
 
-class InteractionStoreServicer:
-    """``InteractionStoreService`` on a store."""
-
-    def __init__(self, store: MetadataStore) -> None:
-        self._store = store
-
-    async def StoreInteraction(
-        self, request: pb.StoreInteractionRequest, _context: object
-    ) -> pb.StoreInteractionResponse:
-        said = request.interaction
-        new = NewInteraction(
-            id=said.id,
-            session_id=said.session_id,
-            query=said.query,
-            response=said.response,
-            confidence=said.confidence if said.HasField("confidence") else None,
-            user_rating=said.user_rating if said.HasField("user_rating") else None,
-        )
-        return pb.StoreInteractionResponse(interaction=_interaction(await self._store.record_interaction(new)))
-
-    async def LoadInteraction(self, request: pb.LoadInteractionRequest, _context: object) -> pb.LoadInteractionResponse:
-        return pb.LoadInteractionResponse(interaction=_interaction(await self._store.get_interaction(request.id)))
-
-    async def QueryInteractions(
-        self, request: pb.QueryInteractionsRequest, _context: object
-    ) -> pb.QueryInteractionsResponse:
-        filters = InteractionFilter(session_id=request.session_id, min_rating=request.min_rating)
-        page = await self._store.list_interactions(filters, page_size=request.page_size, page_token=request.page_token)
-        return pb.QueryInteractionsResponse(
-            interactions=[_interaction(interaction) for interaction in page.items],
-            next_page_token=page.next_page_token,
-            total_size=page.total_size,
-            stale_since=_maybe_time(page.stale_since),
-        )
-
-
 def _time(instant: datetime) -> Timestamp:
     message = Timestamp()
     message.FromDatetime(instant)
@@ -121,16 +76,4 @@ def _record(server: ServerRecord) -> pb.ServerRecord:
         create_time=_time(server.create_time),
         update_time=_time(server.update_time),
         delete_time=_maybe_time(server.delete_time),
-    )
-
-
-def _interaction(interaction: Interaction) -> interaction_pb2.Interaction:
-    return interaction_pb2.Interaction(
-        id=interaction.id,
-        session_id=interaction.session_id,
-        query=interaction.query,
-        response=interaction.response,
-        confidence=interaction.confidence,
-        user_rating=interaction.user_rating,
-        create_time=_time(interaction.create_time),
     )

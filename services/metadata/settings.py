@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, SecretStr
 
-from runtime.settings import Address, ByteSize, CommonSettings, setting
+from runtime.settings import Address, ByteSize, CommonSettings, Duration, setting
 from services.metadata.target import target_of_url
 
 
@@ -22,6 +22,13 @@ class MetadataSettings(CommonSettings):
         None,
         "The PostgreSQL (15 to 18) that keeps the record, postgresql://user:password@host:port/database; of several "
         "hosts, separated by commas, the first that takes writes. Unset: one of our own under DATA_DIR/metadata.",
+    )
+    ai_retention: Duration | None = setting(
+        "METADATA_AI_RETENTION",
+        None,
+        "AI interactions are deleted when they are older, with their ratings, corrections and embeddings; looked for "
+        "every hour. Unset: they are kept for ever.",
+        ge=3_600.0,
     )
     metadata_journal_limit: ByteSize = setting(
         "METADATA_JOURNAL_LIMIT",

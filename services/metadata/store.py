@@ -9,7 +9,7 @@ usually nearer), later ones at once; interactions are recorded all the same; wha
 and what cannot be answered at all raises ``Unavailable``.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
@@ -54,7 +54,11 @@ class NewInteraction:
     Attributes:
         id: UUID in its usual form, or empty: the store chooses.
         confidence: 0 to 1, or None.
-        user_rating: 1 to 5, or None.
+        user_rating: 1 to 5, or None; the latest one, of an interaction that is recorded.
+        prompt_tokens, response_tokens: None: nobody counted.
+        latency_ms: how long the answer took; None: nobody measured.
+        correction: what should have been answered; empty: nobody corrected it.
+        embedding: to find similar ones by; empty: none, as in everything that is read.
     """
 
     id: str = ""
@@ -63,27 +67,100 @@ class NewInteraction:
     response: str = ""
     confidence: float | None = None
     user_rating: int | None = None
+    model: str = ""
+    prompt_hash: str = ""
+    prompt_tokens: int | None = None
+    response_tokens: int | None = None
+    latency_ms: int | None = None
+    server_ids: tuple[str, ...] = ()
+    anomaly_ids: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    correction: str = ""
+    rating_comment: str = ""
+    embedding: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Interaction:
-    """An interaction as recorded."""
+class Interaction(NewInteraction):
+    """An interaction as recorded, with the latest rating and correction.
 
-    id: str
-    session_id: str
-    query: str
-    response: str
-    confidence: float | None
-    user_rating: int | None
+    Attributes:
+        rate_time, correct_time: when it was rated and corrected last; None: never, or by an older version.
+    """
+
     create_time: datetime
+    rate_time: datetime | None = None
+    correct_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InteractionFilter:
-    """Which interactions: an empty session or a rating of 0 does not restrict."""
+    """Which interactions: all conditions hold together; an empty text, a rating of 0 and None do not restrict.
+
+    Attributes:
+        start_time, end_time: recorded in [start, end).
+    """
 
     session_id: str = ""
     min_rating: int = 0
+    max_rating: int = 0
+    min_confidence: float | None = None
+    max_confidence: float | None = None
+    model: str = ""
+    tag: str = ""
+    server_id: str = ""
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationBin:
+    """Of the interactions with confidences in [low, high): how many, their means, and the share that was right."""
+
+    low: float
+    high: float
+    count: int
+    mean_confidence: float
+    accuracy: float
+    mean_rating: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """How well confidences agree with ratings: `calibration` says how that is measured.
+
+    Attributes:
+        expected_error, maximum_error: None when no interaction has both.
+        count, unrated, without_confidence: interactions with both, and with only one of them.
+    """
+
+    bins: tuple[CalibrationBin, ...]
+    expected_error: float | None
+    maximum_error: float | None
+    count: int
+    unrated: int
+    without_confidence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erased:
+    """What an erasure came to.
+
+    Attributes:
+        interactions: how many there were; when `pending` only those that the database did not have yet.
+        pending: the database does not answer; what it has goes as soon as it does.
+    """
+
+    interactions: int
+    pending: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A question and what should be answered."""
+
+    query: str
+    answer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +276,78 @@ class MetadataStore(Protocol):
     ) -> Page[Interaction]:
         """Lists interactions, newest first, those of one instant in descending order of id; paged as servers are.
 
-        A ``min_rating`` above 0 leaves out interactions that nobody rated. While the database is away the page after
-        the last one that is local raises ``Unavailable``, with OLDER_UNAVAILABLE.
+        Limits of ratings and confidences leave out interactions that have none. While the database is away the page
+        after the last one that is local raises ``Unavailable``, with OLDER_UNAVAILABLE.
+
+        Raises:
+            InvalidArgument: a bad filter, or as ``list_servers``.
+        """
+        ...
+
+    async def rate_interaction(self, interaction_id: str, rating: int, comment: str = "") -> Interaction:
+        """Adds a rating of 1 to 5; the latest counts, all are kept. Returns the interaction with it.
+
+        Raises:
+            NotFound: there is no such interaction.
+            Unavailable: OLDER_UNAVAILABLE: the database is away, and the interaction is there only, if anywhere.
+            ResourceExhausted: as ``record_interaction``.
+        """
+        ...
+
+    async def correct_interaction(self, interaction_id: str, correction: str) -> Interaction:
+        """Adds what should have been answered, otherwise as ``rate_interaction``."""
+        ...
+
+    def export_interactions(self, filters: InteractionFilter, *, redact: bool = True) -> AsyncGenerator[Example, None]:
+        """Gives what can be learned from, oldest first, as it was at one moment: the correction is the answer, or else
+        the response; what lacks a question or an answer is left out. With `redact` without personal data (`personal`).
+
+        Raises:
+            InvalidArgument: a bad filter.
+            ResourceExhausted: TOO_MANY_EXPORTS at once.
+            Unavailable: the database is away, or lacks what was recorded before (CATCHING_UP).
+        """
+        ...
+
+    async def search_interactions(
+        self, words: str, filters: InteractionFilter, *, page_size: int = 0, page_token: str = ""
+    ) -> Page[Interaction]:
+        """Finds interactions by words as web searches do, newest first; ``total_size`` is not counted.
+
+        Raises:
+            InvalidArgument: for ``query``, nothing or more than 1,000 characters; else as ``list_interactions``.
+            Unavailable: as ``export_interactions``.
+        """
+        ...
+
+    async def similar_interactions(
+        self, embedding: Sequence[float], limit: int = 0
+    ) -> Sequence[tuple[Interaction, float]]:
+        """The interactions recorded with embeddings nearest to one, and their cosine distances, nearest first.
+
+        ``limit`` 0 means 10; more than 100 means 100.
+
+        Raises:
+            InvalidArgument: it has another number of numbers than the recorded ones.
+            FailedPrecondition: PGVECTOR_MISSING.
+            Unavailable: as ``export_interactions``.
+        """
+        ...
+
+    async def calibration(self, filters: InteractionFilter, *, bins: int = 0, right_rating: int = 0) -> Calibration:
+        """Compares confidences with ratings, in 10 bins unless told otherwise, at most 100; 4 and 5 are right.
+
+        Raises:
+            InvalidArgument: a bad filter, number of bins or rating.
+            Unavailable: as ``export_interactions``.
+        """
+        ...
+
+    async def erase_session(self, session_id: str) -> Erased:
+        """Erases the interactions of a session and all that was said of them, for good: also from what waits for the
+        database, and again from one that takes over within a day. What is recorded later under the same id stays.
+
+        Raises:
+            InvalidArgument: for ``session_id``, nothing or too long.
         """
         ...

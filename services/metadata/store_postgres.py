@@ -1,5 +1,5 @@
 # ruff: noqa: S608  every statement is put together at import, from constants of this file
-"""The record in PostgreSQL, as SQL. What is done when it does not answer is in `store_local`.
+"""The record of servers in PostgreSQL, as SQL. What is done when it does not answer is in `store_local`.
 
 What must stay true: every value is a bound parameter, every statement a constant text; the SQL runs on PostgreSQL 15 to
 18 without extensions; a missing text is NULL in the table and empty outside.
@@ -8,17 +8,12 @@ What must stay true: every value is a bound parameter, every statement a constan
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from fleet.model import ServerDescriptor
 from runtime.errors import AlreadyExists, InvalidArgument, NotFound
 from services.metadata import checks
-from services.metadata.queries import InteractionQuery, ServerQuery
-from services.metadata.store import (
-    UPDATABLE_FIELDS,
-    Interaction,
-    ServerRecord,
-)
+from services.metadata.queries import ServerQuery
+from services.metadata.store import UPDATABLE_FIELDS, ServerRecord
 from services.metadata.store_connection import Database
 
 _SERVER_COLUMNS = "id, hostname, environment, role, location, report_interval_ms, created_at, updated_at, deleted_at"
@@ -67,15 +62,6 @@ _DELETE_SERVER = f"""UPDATE servers SET deleted_at = now(), updated_at = now()
     WHERE id = $1 AND deleted_at IS NULL RETURNING {_SERVER_COLUMNS}"""
 _UNDELETE_SERVER = f"""UPDATE servers SET deleted_at = NULL, updated_at = now()
     WHERE id = $1 AND deleted_at IS NOT NULL RETURNING {_SERVER_COLUMNS}"""
-
-_INTERACTION_COLUMNS = "id, session_id, query, response, confidence, user_rating, created_at"
-_INTERACTION_MATCHES = "($1 = '' OR session_id = $1) AND ($2::integer = 0 OR user_rating >= $2)"
-_GET_INTERACTION = f"SELECT {_INTERACTION_COLUMNS} FROM ai_interactions WHERE id = $1"
-_LIST_INTERACTIONS = f"""SELECT {_INTERACTION_COLUMNS} FROM ai_interactions WHERE {_INTERACTION_MATCHES}
-    AND ($3::timestamptz IS NULL OR (created_at, id) < ($3, $4::uuid)) ORDER BY created_at DESC, id DESC LIMIT $5"""
-# One statement, so that what is inserted meanwhile is in both numbers or in none.
-_COUNT_INTERACTIONS = f"""SELECT (SELECT count(*) FROM ai_interactions WHERE {_INTERACTION_MATCHES}),
-    (SELECT count(*) FROM ai_interactions WHERE id = ANY ($3::uuid[]))"""
 
 
 class PostgresStore:
@@ -161,22 +147,6 @@ class PostgresStore:
                 raise AlreadyExists(f"the server {server_id!r} is not deleted", field="server_id")
         return _found(row, server_id)
 
-    async def get_interaction(self, interaction_id: UUID, *, within_s: float | None = None) -> Interaction | None:
-        async with self._database.connection(within_s=within_s) as connection:
-            row = await connection.fetchrow(_GET_INTERACTION, interaction_id)
-        return None if row is None else _interaction(row)
-
-    async def newest_interactions(
-        self, query: InteractionQuery, asked_ids: Sequence[str] = ()
-    ) -> tuple[list[Interaction], int, int]:
-        """One interaction more than the page has, how many match in all, and how many of `asked_ids` are there."""
-        bound = [query.session_id, query.min_rating]
-        before = query.before or (None, None)
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(_LIST_INTERACTIONS, *bound, *before, query.limit + 1)
-            total, asked = await connection.fetchrow(_COUNT_INTERACTIONS, *bound, asked_ids)
-        return [_interaction(row) for row in rows], total, asked
-
     async def _one_server(self, statement: str, server_id: str, *values: Any) -> ServerRecord:
         async with self._database.connection() as connection:
             row = await connection.fetchrow(statement, server_id, *values)
@@ -214,16 +184,4 @@ def _server(row: Any) -> ServerRecord:
         create_time=row["created_at"],
         update_time=row["updated_at"],
         delete_time=row["deleted_at"],
-    )
-
-
-def _interaction(row: Any) -> Interaction:
-    return Interaction(
-        id=str(row["id"]),
-        session_id=row["session_id"] or "",
-        query=row["query"] or "",
-        response=row["response"] or "",
-        confidence=row["confidence"],
-        user_rating=row["user_rating"],
-        create_time=row["created_at"],
     )

@@ -24,6 +24,7 @@ EXAMPLES = [
     if command.startswith(("curl", "grpcurl"))
 ]
 JSON = {"content-type": "application/json"}
+EXPORTED = "0b9f4c1e-2d3a-4f5b-8c7d-9e0f1a2b3c4d"
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def prepared(product: Launched, command: str) -> Iterator[Call | None]:
         product.post(f"{server}:undelete", {})
     if method == "UndeleteServer":
         assert product.post(server, None, method="DELETE").status == 200
-    if method == "GetInteraction":
+    if method in {"GetInteraction", "RateInteraction", "CorrectInteraction"}:
         assert call is not None
         assert product.post("/v1/ai/interactions", {"id": call.subject, "query": "?", "response": "!"}).status == 200
     if method in {"UpdateUser", "DeleteUser", "SetPassword"}:
@@ -46,6 +47,10 @@ def prepared(product: Launched, command: str) -> Iterator[Call | None]:
     if method in {"RotateToken", "RevokeToken"}:
         assert call is not None
         product.post("/v1/tokens", {"id": call.subject, "name": "an example", "role": "ROLE_VIEWER"})
+    if method == "ExportInteractions":
+        learned = {"id": EXPORTED, "sessionId": "s-export", "userRating": 5, "confidence": 0.9}
+        learned |= {"query": "who is logged in?", "response": "ann@example.com from 192.0.2.7"}
+        assert product.post("/v1/ai/interactions", learned).status == 200
     yield call
     if method in {"CreateUser", "UpdateUser", "SetPassword"}:
         assert call is not None

@@ -4,17 +4,12 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 
 from openmanager.analytics.v1 import analytics_pb2
-from openmanager.gateway.v1 import ai_pb2
 from openmanager.gateway.v1 import analytics_pb2 as public_analytics_pb2
 from openmanager.gateway.v1 import simulator_pb2 as public_simulator_pb2
-from openmanager.metadata.v1 import metadata_pb2
 from openmanager.simulator.v1 import simulator_pb2
 
 METHODS = [
     (public_analytics_pb2, "ListAnomalies", analytics_pb2, "QueryAnomalies"),
-    (ai_pb2, "RecordInteraction", metadata_pb2, "StoreInteraction"),
-    (ai_pb2, "GetInteraction", metadata_pb2, "LoadInteraction"),
-    (ai_pb2, "ListInteractions", metadata_pb2, "QueryInteractions"),
     (public_simulator_pb2, "GetSimulator", simulator_pb2, "GetStatus"),
     (public_simulator_pb2, "StartSimulator", simulator_pb2, "StartSending"),
     (public_simulator_pb2, "StopSimulator", simulator_pb2, "StopSending"),

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from openmanager.metadata.v1 import metadata_pb2 as pb
+from openmanager.gateway.v1 import ai_pb2
 from runtime.channel import calling
 from runtime.errors import ResourceExhausted
 from tests.harness import free_port
@@ -45,7 +45,7 @@ async def main(disk: Path) -> None:
         recorder = Recorder(service)
         for one in acknowledged:
             async with calling("metadata"):
-                loaded = await service.interactions.LoadInteraction(pb.LoadInteractionRequest(id=one))
+                loaded = await service.interactions.GetInteraction(ai_pb2.GetInteractionRequest(id=one))
             assert loaded.interaction.id == one
         ballast.unlink()
         await recorder.record()

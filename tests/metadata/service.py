@@ -16,6 +16,7 @@ import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from openmanager.fleet.v1 import metric_pb2, status_pb2, status_pb2_grpc
+from openmanager.gateway.v1 import ai_pb2, ai_pb2_grpc
 from openmanager.metadata.v1 import interaction_pb2
 from openmanager.metadata.v1 import metadata_pb2 as pb
 from openmanager.metadata.v1 import metadata_pb2_grpc as pb_grpc
@@ -42,7 +43,7 @@ class Service:
             )
         self.channel = Channel(self.address, secret=SECRET, default_deadline_s=9.0)
         self.servers = pb_grpc.ServerRegistryServiceStub(self.channel.grpc)
-        self.interactions = pb_grpc.InteractionStoreServiceStub(self.channel.grpc)
+        self.interactions = ai_pb2_grpc.AiInteractionServiceStub(self.channel.grpc)
         self.stores = status_pb2_grpc.StoreStatusServiceStub(self.channel.grpc)
 
     async def healthy(self) -> bool:
@@ -114,9 +115,9 @@ class Recorder:
     async def record(self, **fields: Any) -> str:
         """One of them."""
         started = time.monotonic()
-        request = pb.StoreInteractionRequest(interaction=interaction_pb2.Interaction(query="why?", **fields))
+        request = ai_pb2.RecordInteractionRequest(interaction=interaction_pb2.Interaction(query="why?", **fields))
         async with calling("metadata"):
-            stored = (await self.service.interactions.StoreInteraction(request)).interaction
+            stored = (await self.service.interactions.RecordInteraction(request)).interaction
         self.longest_s = max(self.longest_s, time.monotonic() - started)
         self.acknowledged.append(stored.id)
         return str(stored.id)

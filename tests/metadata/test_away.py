@@ -15,6 +15,7 @@ import apsw
 import pytest
 
 from fleet.model import ServerDescriptor
+from openmanager.gateway.v1 import ai_pb2
 from openmanager.metadata.v1 import metadata_pb2 as pb
 from runtime.channel import calling
 from runtime.circuit import CircuitState
@@ -298,7 +299,7 @@ async def test_the_embedded_database_may_die_while_facts_are_recorded(data_dir: 
         assert recorder.failures == []
 
         async def all_listed_fresh() -> bool:
-            answer = await service.interactions.QueryInteractions(pb.QueryInteractionsRequest(page_size=1))
+            answer = await service.interactions.ListInteractions(ai_pb2.ListInteractionsRequest(page_size=1))
             status = await service.status()
             fresh = not answer.HasField("stale_since") and status.lag_points == 0
             return fresh and answer.total_size == len(recorder.acknowledged)
@@ -317,11 +318,11 @@ async def test_a_listing_without_the_database_says_so_over_the_wire(own_server: 
     async with running(data_dir, DATABASE_URL=own_server.url(name)) as service:
         with pytest.raises(Unavailable) as nothing:
             async with calling("metadata"):
-                await service.interactions.QueryInteractions(pb.QueryInteractionsRequest())
+                await service.interactions.ListInteractions(ai_pb2.ListInteractionsRequest())
         assert nothing.value.reason == "OLDER_UNAVAILABLE"
         recorder = Recorder(service)
         made = await recorder.record(session_id="s")
-        answer = await service.interactions.QueryInteractions(pb.QueryInteractionsRequest(session_id="s"))
+        answer = await service.interactions.ListInteractions(ai_pb2.ListInteractionsRequest(session_id="s"))
         assert [one.id for one in answer.interactions] == [made]
         assert answer.next_page_token
         assert answer.HasField("stale_since")

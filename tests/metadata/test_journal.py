@@ -13,7 +13,7 @@ import pytest
 from runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from services.metadata import commands, interactions
 from services.metadata import journal as journal_module
-from services.metadata.journal import KEPT_MS, Fact, Journal, Newest
+from services.metadata.journal import KEPT_MS, Condition, Fact, Journal, Newest
 from services.metadata.local_file import connect
 from services.metadata.store import NewInteraction
 from tests.harness.power import Disk
@@ -162,7 +162,7 @@ def test_space_is_given_back(journal: Journal, tmp_path: Path) -> None:
 def test_reading_newest_first_by_subject(journal: Journal) -> None:
     facts = [fact(n, session=f"s{n % 3}") for n in range(30)]
     journal.append(facts, LIMIT)
-    wanted = Newest(interactions.KIND, subject="s1")
+    wanted = Newest(interactions.KIND, (Condition("subject = ?", "s1"),))
     expected = [one for one in reversed(facts) if one.subject == "s1"]
     assert journal.newest(wanted, None, 100) == expected
     assert journal.newest(wanted, (expected[3].created_us, expected[3].id), 2) == expected[4:6]

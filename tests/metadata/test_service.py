@@ -10,6 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from openmanager.gateway.v1 import ai_pb2
 from openmanager.metadata.v1 import interaction_pb2
 from openmanager.metadata.v1 import metadata_pb2 as pb
 from runtime.channel import calling
@@ -78,21 +79,25 @@ async def test_every_method_over_the_wire(data_dir: Path, made_cluster: Path) ->
         registered = await calls.RegisterServers(pb.RegisterServersRequest(servers=[descriptor, server("new")]))
         assert registered.changed == 2
         said = interaction_pb2.Interaction(session_id="s", query="why?", response="so", confidence=0.0, user_rating=5)
-        stored = (await service.interactions.StoreInteraction(pb.StoreInteractionRequest(interaction=said))).interaction
+        stored = (
+            await service.interactions.RecordInteraction(ai_pb2.RecordInteractionRequest(interaction=said))
+        ).interaction
         assert (stored.query, stored.confidence, stored.user_rating) == ("why?", 0.0, 5)
         assert stored.HasField("confidence")
-        loaded = await service.interactions.LoadInteraction(pb.LoadInteractionRequest(id=stored.id))
+        loaded = await service.interactions.GetInteraction(ai_pb2.GetInteractionRequest(id=stored.id))
         assert loaded.interaction == stored
-        bare = await service.interactions.StoreInteraction(pb.StoreInteractionRequest())
+        bare = await service.interactions.RecordInteraction(ai_pb2.RecordInteractionRequest())
         assert not bare.interaction.HasField("confidence")
         assert not bare.interaction.HasField("user_rating")
-        found = await service.interactions.QueryInteractions(pb.QueryInteractionsRequest(session_id="s", min_rating=5))
+        found = await service.interactions.ListInteractions(
+            ai_pb2.ListInteractionsRequest(session_id="s", min_rating=5)
+        )
         assert list(found.interactions) == [stored]
         for call, kind, field in (
             (calls.GetServerRecord(pb.GetServerRecordRequest(server_id="no")), NotFound, "server_id"),
             (calls.CreateServerRecord(pb.CreateServerRecordRequest(descriptor=descriptor)), AlreadyExists, "server_id"),
             (calls.ListServerRecords(pb.ListServerRecordsRequest(page_token="x")), InvalidArgument, "page_token"),
-            (service.interactions.LoadInteraction(pb.LoadInteractionRequest(id="x")), InvalidArgument, "id"),
+            (service.interactions.GetInteraction(ai_pb2.GetInteractionRequest(id="x")), InvalidArgument, "id"),
         ):
             with pytest.raises(kind) as refused:
                 async with calling("metadata"):

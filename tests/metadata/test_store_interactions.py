@@ -8,6 +8,7 @@ import pytest
 
 from runtime import paging
 from runtime.errors import InvalidArgument, NotFound
+from services.metadata.interaction_query import bound
 from services.metadata.store import InteractionFilter, MetadataStore, NewInteraction
 from tests.metadata.parts import Parts
 
@@ -121,6 +122,6 @@ async def test_a_forged_interaction_token_is_refused_like_any_input(
         key[0] = 2**63 - 1
     with pytest.raises(InvalidArgument) as refused:
         await blind_store.list_interactions(
-            InteractionFilter(), page_token=paging.page_token("interactions", ["", 0], key)
+            InteractionFilter(), page_token=paging.page_token("interactions", bound(InteractionFilter()), key)
         )
     assert refused.value.field == "page_token"

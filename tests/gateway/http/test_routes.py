@@ -36,6 +36,13 @@ GET /v1/anomalies AnalyticsService/ListAnomalies
 POST /v1/ai/interactions AiInteractionService/RecordInteraction
 GET /v1/ai/interactions/{id} AiInteractionService/GetInteraction
 GET /v1/ai/interactions AiInteractionService/ListInteractions
+POST /v1/ai/interactions/{id}:rate AiInteractionService/RateInteraction
+POST /v1/ai/interactions/{id}:correct AiInteractionService/CorrectInteraction
+GET /v1/ai/interactions:export AiInteractionService/ExportInteractions
+GET /v1/ai/interactions:search AiInteractionService/SearchInteractions
+POST /v1/ai/interactions:similar AiInteractionService/FindSimilarInteractions
+POST /v1/ai/sessions/{session_id}:erase AiInteractionService/EraseSession
+GET /v1/ai/calibration AiInteractionService/GetCalibrationReport
 """
 
 
