@@ -22,11 +22,11 @@ from typing import Any, Final, Self
 from runtime import tasks
 from runtime.clock import Clock
 from runtime.errors import FailedPrecondition, OpenManagerError, ResourceExhausted, Unavailable
+from runtime.local_file import FileThread
 from runtime.tasks import Backoff, run_forever
 from services.metadata.driver_errors import ABORTED, DISK_FULL, UNAVAILABLE, describe, is_refusal
 from services.metadata.journal import FILE_NAME, Backlog, Fact, Journal, Newest, Waiting
 from services.metadata.kinds import KINDS, FactKind
-from services.metadata.local_file import FileThread
 from services.metadata.store_connection import Database
 
 MAX_UNCOMMITTED_BYTES: Final = 64 << 20

@@ -24,8 +24,8 @@ from typing import Final, NamedTuple
 import apsw
 
 from runtime.errors import DataLoss, FailedPrecondition, OpenManagerError, ResourceExhausted
+from runtime.local_file import DAMAGED, connect
 from runtime.sqlite import Transaction, fetch
-from services.metadata.local_file import DAMAGED, connect
 
 FILE_NAME: Final = "facts.db"
 FORMAT_VERSION: Final = 1
