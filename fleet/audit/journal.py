@@ -151,6 +151,25 @@ class AuditJournal:
         self.end = end
         return answers
 
+    def begin_anew(self) -> None:
+        """A new chain for everything that waits: the numbers of this one were given to other events before.
+
+        That is so when the file was put back from a copy. Ids and contents stay.
+        """
+        with Transaction(self._db):
+            rows = fetch(self._db, "SELECT payload, aggregated, bytes FROM events ORDER BY seq")
+            self._db.execute("DELETE FROM events")
+            writer_id, end = f"{self.writer_id.rpartition('-')[0]}-{secrets.token_hex(8)}", START
+            for payload, aggregated, size in rows:
+                event = placed(from_json(payload), writer_id, end)
+                self._db.execute(
+                    "INSERT INTO events VALUES (?, ?, ?, ?)", (event.seq, aggregated, size, to_json(event))
+                )
+                end = event.link
+            self._put(writer_id=writer_id)
+            self._put_end(end)
+        self.writer_id, self.end, self.forgotten_through = writer_id, end, 0
+
     def _forget(self, through: int) -> None:
         gone = fetch(self._db, "DELETE FROM events WHERE seq <= ? RETURNING aggregated, bytes", (through,))
         for aggregated, size in gone:

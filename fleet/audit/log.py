@@ -24,7 +24,7 @@ from fleet.audit.journal import AuditJournal
 from fleet.audit.refusals import MINUTE_US, Refusals
 from runtime import tasks
 from runtime.clock import Clock
-from runtime.errors import OpenManagerError, ResourceExhausted, Unavailable
+from runtime.errors import FailedPrecondition, OpenManagerError, ResourceExhausted, Unavailable
 from runtime.local_file import FileThread
 from runtime.tasks import Backoff, run_forever
 
@@ -36,6 +36,8 @@ COUNT_INTERVAL_S: Final = 1.0
 COUNTED_SHARE: Final = 8
 """Aggregated events may take an eighth of the limit, besides."""
 SHIP_BACKOFF: Final = Backoff(initial_s=0.2, max_s=2.0)
+CHAIN_BROKEN_REASON: Final = "AUDIT_CHAIN_BROKEN"
+"""What the sink says of events that do not follow what it has of their chain."""
 UNAVAILABLE_REASON: Final = "AUDIT_UNAVAILABLE"
 
 Ship = Callable[[Sequence[Event]], Awaitable[None]]
@@ -212,7 +214,15 @@ class AuditLog:
             self._shipped_through = end
             return False
         self._oldest_us = batch[0].time_us
-        await self._ship(batch)
+        try:
+            await self._ship(batch)
+        except FailedPrecondition as error:
+            if error.reason != CHAIN_BROKEN_REASON:
+                raise
+            log.exception("the audit chain of %s is broken; what waits begins a new one", self.writer_id)
+            await self._thread.run(self._journal.begin_anew)
+            self._shipped_through = 0
+            return True
         self._shipped_through = batch[-1].seq
         return True
 

@@ -153,6 +153,14 @@ class Facts:
 
         return await self._read_thread.run(read)
 
+    async def unwritten(self, kind: str) -> list[Fact]:
+        """All of a kind that PostgreSQL does not have, in the order in which they came."""
+        return await self._read_thread.run(self._reader.unwritten, kind)
+
+    async def last_of_subjects(self, kind: str, number: str) -> list[Fact]:
+        """Of each subject the fact of a kind with the highest number under a name in its payload."""
+        return await self._read_thread.run(self._reader.last_of_subjects, kind, number)
+
     async def backlog(self) -> Backlog:
         """What PostgreSQL lacks. Has the shipping look too: the command line may have put facts back."""
         backlog = await self._read_thread.run(self._reader.backlog)

@@ -25,4 +25,14 @@ AI_INTERACTION: Final = FactKind(
     ON CONFLICT (id) DO NOTHING""",
 )
 
-KINDS: Final = {kind.name: kind for kind in (AI_INTERACTION,)}
+AUDIT_EVENT: Final = FactKind(name="audit_event", insert="SELECT audit_insert($1::json)")
+
+AUDIT_CHECKPOINT: Final = FactKind(
+    name="audit_checkpoint",
+    insert="""INSERT INTO audit_checkpoints (number, body, signature)
+    SELECT number, body, decode(signature, 'hex')
+    FROM json_to_recordset($1::json) AS fact (number bigint, body text, signature text)
+    ON CONFLICT (number) DO NOTHING""",
+)
+
+KINDS: Final = {kind.name: kind for kind in (AI_INTERACTION, AUDIT_EVENT, AUDIT_CHECKPOINT)}
