@@ -1,4 +1,4 @@
-"""The audit log on a real database, put together as `services.metadata.__main__` does, and a writer that ships there."""
+"""The audit log on a real database, put together as in `services.metadata.__main__`, and a writer that ships there."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
