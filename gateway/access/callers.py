@@ -16,7 +16,7 @@ from gateway.access.policy import Policy
 from gateway.access.table import AccessTable
 from gateway.admission import Admission
 from runtime.caller import host
-from runtime.errors import PermissionDenied, Unauthenticated
+from runtime.errors import OpenManagerError, PermissionDenied, Unauthenticated
 from runtime.interception import REFLECTION_SERVICES, Authenticator, CallContext, metadata_value, peer_is_loopback
 
 LOCAL_ADMINISTRATOR: Final = Caller.of("local-administrator", ADMIN, "loopback")
@@ -63,6 +63,13 @@ class Callers:
         if self._table is None:
             raise Unauthenticated("the token is not valid", reason="TOKEN_INVALID")
         return self._table.caller(shown)
+
+    def known(self, context: CallContext) -> Caller | None:
+        """Who shows what the call has, for the audit log; None: nobody that is known."""
+        try:
+            return self.by_header(metadata_value(context, "authorization"))
+        except OpenManagerError:
+            return None
 
 
 def grpc_authenticator(callers: Callers, policy: Policy, admission: Admission) -> Authenticator:
