@@ -145,7 +145,7 @@ async def test_a_change_whose_caller_left_is_an_event_too(tmp_path: Path) -> Non
     async def wait(_request: Any, _context: Any) -> Any:
         await asyncio.sleep(60)
 
-    async with auditing(tmp_path, lambda request, context: wait(request, context)) as made:
+    async with auditing(tmp_path, wait) as made:
         call = made.stub.Create(Echo())
         await eventually(lambda: made.servicer.calls == 1)
         call.cancel()
