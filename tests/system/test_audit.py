@@ -184,7 +184,6 @@ async def test_only_an_administrator_reads_it(audited: Audited) -> None:
         assert last.proof.valid
 
 
-@pytest.mark.full
 @pytest.mark.timeout(300)
 @pytest.mark.fault("kill -9 of PostgreSQL, metadata and gateway in the middle of 1,000 audited changes")
 async def test_every_acknowledged_change_is_in_the_log_once_whoever_dies(
