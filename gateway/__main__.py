@@ -4,14 +4,18 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import prometheus_client
 
+from fleet.access import Caller
+from fleet.audit.log import FILE_NAME, AuditLog
 from fleet.writer import FleetWriter
 from gateway.access.callers import Callers, exchange_authenticator, grpc_authenticator, known_to
 from gateway.access.policy import Policy
 from gateway.access.table import AccessTable
 from gateway.admission import Admission
+from gateway.audit import Audit, audited, sending, telling
 from gateway.changes import Changes
 from gateway.http.app import Health, create_app
 from gateway.http.guard import Guard
@@ -32,6 +36,7 @@ from openmanager.gateway.v1 import (
     access_pb2,
     ai_pb2,
     analytics_pb2,
+    audit_pb2,
     fleet_pb2,
     history_pb2,
     ingest_pb2,
@@ -39,6 +44,7 @@ from openmanager.gateway.v1 import (
     storage_pb2,
 )
 from runtime import tasks
+from runtime.channel import Channel
 from runtime.interception import Interception
 from runtime.process import Process, run_process
 from runtime.server import Bound, bind
@@ -53,8 +59,10 @@ class Door:
     callers: Callers
     admission: Admission
     waiting: Waiting
+    audit: Audit
 
 
+_AUDIT = audit_pb2.DESCRIPTOR.services_by_name["AuditService"]
 RECONNECT = Backoff(initial_s=0.1, max_s=2.0, healthy_after_s=5.0)
 
 
@@ -84,9 +92,9 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         admission = Admission(clock, rate=settings.rate_limit, trusted_proxy=settings.trusted_proxy)
         waiting = Waiting(settings.max_waiting_calls, setting="GATEWAY_MAX_WAITING_CALLS")
         table = AccessTable(metadata, clock)
-        door = Door(
-            callers=Callers(settings.token, table, accounts=settings.accounts), admission=admission, waiting=waiting
-        )
+        audit = Audit(await stack.enter_async_context(_audit_log(settings, process, metadata)), clock)
+        callers = Callers(settings.token, table, accounts=settings.accounts)
+        door = Door(callers=callers, admission=admission, waiting=waiting, audit=audit)
         writer = await stack.enter_async_context(
             FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=clock, describe=state.descriptor)
         )
@@ -106,7 +114,9 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             bind(ai, forwarded(ai, "metadata", metadata)),
             bind(simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"], SimulatorServicer(simulator)),
             bind(access_pb2.DESCRIPTOR.services_by_name["AccessService"], access_servicer(metadata)),
+            bind(_AUDIT, forwarded(_AUDIT, "metadata", metadata)),
         ]
+        services = [audited(bound, audit) for bound in services]
 
         async def follow() -> None:
             await state.follow(registry.snapshot_received)
@@ -134,6 +144,19 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             await tasks.cancel(*background)
 
 
+def _audit_log(settings: GatewaySettings, process: Process[GatewaySettings], metadata: Channel) -> AuditLog:
+    """This process's own: of several workers each has one."""
+    number = own_number()
+    folder = process.folder if number is None else process.folder / f"worker-{number}"
+    return AuditLog(
+        folder / FILE_NAME,
+        "gateway",
+        clock=process.clock,
+        limit_bytes=settings.audit_journal_limit,
+        ship=sending(metadata),
+    )
+
+
 async def _serve_grpc(
     settings: GatewaySettings,
     process: Process[GatewaySettings],
@@ -143,17 +166,24 @@ async def _serve_grpc(
     http_listening: asyncio.Event,
 ) -> None:
     policy = Policy(services)
+    authenticator = grpc_authenticator(door.callers, policy, door.admission)
     await process.serve_grpc(
         settings.grpc_address,
         services,
         address_setting="GATEWAY_GRPC_ADDRESS",
         public=True,
         ready=lambda: state.known and http_listening.is_set(),
-        authenticator=grpc_authenticator(door.callers, policy, door.admission),
+        authenticator=telling(authenticator, door.audit.refused_call, door.callers.known),
         waiting=door.waiting,
         knows=known_to(door.callers, policy),
         share_port=own_number() is not None,
     )
+
+
+def _caller_of(exchange: Any) -> Caller:
+    """Whom the guard has found."""
+    caller: Caller = exchange.caller
+    return caller
 
 
 async def _serve_http(
@@ -169,15 +199,17 @@ async def _serve_http(
         return Health(ready=state.known, reasons=() if state.known else ("the cache has not been reached yet",))
 
     policy = Policy(services)
+    authenticator = telling(exchange_authenticator(policy), door.audit.refused_call, _caller_of)
     app = create_app(
         services,
-        interception=Interception(exchange_authenticator(policy), waiting=door.waiting),
+        interception=Interception(authenticator, waiting=door.waiting),
         guard=Guard(door.callers),
         policy=policy,
         health=health,
         metrics=metrics,
         clock=process.clock,
         admission=door.admission,
+        refused=door.audit.refused_request,
     )
     await serve_http(
         app,

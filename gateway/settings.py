@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from pydantic import SecretStr, field_validator
 
-from runtime.settings import Address, CommonSettings, Target, Targets, is_loopback, setting, split_address
+from runtime.settings import Address, ByteSize, CommonSettings, Target, Targets, is_loopback, setting, split_address
 
 
 class GatewaySettings(CommonSettings):
@@ -49,6 +49,13 @@ class GatewaySettings(CommonSettings):
     )
     trusted_proxy: str | None = setting(
         "TRUSTED_PROXY", None, "CIDR of a TLS-terminating proxy: the one way to listen beyond loopback without TLS."
+    )
+    audit_journal_limit: ByteSize = setting(
+        "AUDIT_JOURNAL_LIMIT",
+        "256MiB",
+        "Size of a process's own journal of audit events at which changes are refused while metadata does not take "
+        "them; refused calls have an eighth of it besides.",
+        ge=1 << 20,
     )
     cache_target: Target = setting("CACHE_TARGET", "127.0.0.1:50051", "Where the cache is.")
     timeseries_targets: Targets = setting(

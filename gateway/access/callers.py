@@ -77,6 +77,13 @@ class Callers:
             raise Unauthenticated("the token is not valid", reason="TOKEN_INVALID")
         return self._table.caller(shown)
 
+    def known(self, context: CallContext) -> Caller | None:
+        """Who shows what the call has, for the audit log; None: nobody that is known."""
+        try:
+            return self.by_header(metadata_value(context, "authorization"))
+        except OpenManagerError:
+            return None
+
 
 def grpc_authenticator(callers: Callers, policy: Policy, admission: Admission) -> Authenticator:
     """The check before every gRPC call: who it is, whether he may, and whether now."""

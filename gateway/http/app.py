@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.routing import Route as Page
 
+from fleet.access import Caller
 from gateway.access.policy import Policy
 from gateway.admission import Admission
 from gateway.http import docs_page, openapi
@@ -65,6 +66,10 @@ class Health:
     reasons: tuple[str, ...] = ()
 
 
+Refused = Callable[[str, Scope, Caller | None, OpenManagerError], None]
+"""Told of a request that is not let in: the method ("" for a page), who it is, where that is known, and why."""
+
+
 class HttpApp:
     """What the ASGI server calls. `begin_drain` and `cut_off` are for gateway.http.server."""
 
@@ -76,6 +81,7 @@ class HttpApp:
         interception: Interception,
         policy: Policy,
         pages: Callable[..., Any],
+        refused: Refused | None = None,
     ) -> None:
         self.bridge = bridge
         self._guard = guard
@@ -83,6 +89,7 @@ class HttpApp:
         self._admission = admission
         self._interception = interception
         self._pages = pages
+        self._refused = refused
         self._shortcut = Shortcut(bridge, guard, admission, policy)
         self._running: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None  # kept, since asking for it is a system call (getpid)
@@ -130,12 +137,15 @@ class HttpApp:
     async def _admit_and_answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         match = self.bridge.find(scope)
         rpc = "" if match is None or match.route is None else match.route.rpc
+        caller = None
         try:
             caller = self._guard.admit(scope, open_to_all=self._policy.rule(rpc).open_to_all)
             if match is None and scope["path"] not in OPEN_PAGES:
                 self._policy.check_page(caller)
         except OpenManagerError as error:
             _log.info("refused %s %s: %s", scope["method"], scope["path"], error, extra={"reason": error.reason})
+            if self._refused is not None:
+                self._refused(rpc, scope, caller, error)
             await send_error(send, error, with_body=scope["method"] != "HEAD")
             return
         if match is None:
@@ -195,6 +205,7 @@ def create_app(
     extra: Sequence[BaseRoute] = (),
     clock: Clock | None = None,
     admission: Admission | None = None,
+    refused: Refused | None = None,
 ) -> HttpApp:
     """The application for these services. RouteError when their annotations cannot be served.
 
@@ -239,7 +250,7 @@ def create_app(
         ],
         exception_handlers={HTTPException: _page_error, Exception: _broken_page},
     )
-    return HttpApp(bridge, guard, admission or Admission(clock), interception, policy, pages)
+    return HttpApp(bridge, guard, admission or Admission(clock), interception, policy, pages, refused)
 
 
 def _came_from(scope: Scope) -> tuple[str, str | None]:

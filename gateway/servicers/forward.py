@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
-from runtime import caller, deadline
+from runtime import audited, caller, deadline
 from runtime.channel import Channel, calling
 
 
@@ -65,8 +65,10 @@ def _unary(call: Any, owner: str, trailers: frozenset[str]) -> Any:
         async with calling(owner):
             running = call(request, metadata=caller.metadata_of(caller.of(context)))
             response: bytes = await running
-            if trailers:
+            if trailers or audited.current.get() is not None:
                 told = await running.trailing_metadata()
+                audited.take(told)
+            if trailers:
                 context.set_trailing_metadata(tuple((key, value) for key, value in told if key in trailers))
             return response
 

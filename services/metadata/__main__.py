@@ -4,6 +4,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from fleet.audit.log import FILE_NAME, AuditLog
 from fleet.status import StoreMonitor, StoreStatusServicer
 from runtime import tasks
 from runtime.process import Process, run_process
@@ -14,6 +15,9 @@ from services.metadata.access import servicer as access
 from services.metadata.access.feed import AccessFeed
 from services.metadata.access.setup import offer_setup
 from services.metadata.access.store import AccessStore
+from services.metadata.audit.keeper import Keeper
+from services.metadata.audit.servicer import AUDIT, AUDIT_SINK, AuditServicer, AuditSinkServicer
+from services.metadata.audit.store import AuditStore
 from services.metadata.embedded import EmbeddedPostgres
 from services.metadata.facts import Facts
 from services.metadata.interactions_servicer import AiInteractionServicer
@@ -57,6 +61,32 @@ async def _retention(
         yield
 
 
+@asynccontextmanager
+async def _keeper(
+    settings: MetadataSettings, process: Process[MetadataSettings], store: AuditStore, facts: Facts
+) -> AsyncIterator[Keeper]:
+    """The audit log, and this service's own events in it."""
+    keeper = Keeper(
+        process.folder,
+        store,
+        facts,
+        clock=process.clock,
+        retention_s=settings.audit_retention,
+        legal_hold=settings.audit_legal_hold,
+    )
+    async with keeper:
+        log = AuditLog(
+            process.folder / FILE_NAME,
+            "metadata",
+            clock=process.clock,
+            limit_bytes=settings.audit_journal_limit,
+            ship=keeper.sink.append,
+        )
+        async with log:
+            keeper.log = log
+            yield keeper
+
+
 async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) -> None:
     """Serves until the process stops; the database may come and go meanwhile."""
     async with _target(settings, process) as target, Database(target, clock=process.clock) as database:
@@ -66,12 +96,14 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
             store = LocalFirstStore(database, postgres, facts, copy, clock=process.clock)
             users = AccessStore(database)
             feed = AccessFeed(process.folder, users, process.clock)
+            audit = AuditStore(database)
             probes = {"postgresql": (target.role, store.probe)}
             async with (
                 StoreMonitor("metadata", probes, process.clock) as monitor,
                 tasks.beside("access", run_forever("telling who may come in", feed.follow)),
                 tasks.beside("set-up", run_forever("offering the set-up", lambda: offer_setup(process.folder, users))),
                 _retention(settings, store, process),
+                _keeper(settings, process, audit, facts) as keeper,
             ):
                 await process.serve_grpc(
                     settings.metadata_address,
@@ -80,6 +112,8 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
                         bind("openmanager.gateway.v1.AiInteractionService", AiInteractionServicer(store)),
                         bind(access.ACCESS, access.AccessServicer(users, feed, process.folder)),
                         bind(access.FEED, access.AccessFeedServicer(users, feed)),
+                        bind(AUDIT, AuditServicer(keeper, audit)),
+                        bind(AUDIT_SINK, AuditSinkServicer(keeper)),
                         bind("openmanager.fleet.v1.StoreStatusService", StoreStatusServicer(monitor)),
                     ],
                     address_setting="METADATA_ADDRESS",

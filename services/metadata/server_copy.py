@@ -20,9 +20,9 @@ import orjson
 from fleet.model import ServerDescriptor
 from runtime import tasks
 from runtime.clock import Clock
+from runtime.local_file import FileThread, connect
 from runtime.sqlite import Transaction, fetch
 from runtime.tasks import Backoff, run_forever
-from services.metadata.local_file import FileThread, connect
 from services.metadata.queries import ServerQuery, instant_of, microseconds_of
 from services.metadata.store import ServerFilter, ServerRecord
 from services.metadata.store_connection import Database

@@ -288,10 +288,17 @@ def test_status_of_the_stores(address: str) -> None:
     assert {store["name"] for store in stores} == {"engine", "postgresql"}
 
 
-def test_this_gateway_has_no_audit_log(address: str) -> None:
+def test_the_audit_log_is_proved_and_exported(address: str) -> None:
     done = called(address, "audit", "verify")
-    assert (done.returncode, done.stdout) == (3, "")
-    assert "has no audit log" in done.stderr and "nothing was verified" in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("nothing was altered: ")
+    proof = json.loads(called(address, "audit", "verify", "--output", "json").stdout)
+    assert proof["valid"] is True and proof["findings"] == []
+    done = called(address, "audit", "export", "--format", "csv", "--to", "now")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("time,writer_id,seq,id,actor,")
+    with OnTerminal(address, "audit", "verify") as terminal:
+        terminal.until(lambda shown: "nothing was altered" in shown)
 
 
 def test_a_live_table(address: str) -> None:
