@@ -1,10 +1,12 @@
 """gRPC to the store and back: decode, call, encode. Every rule is in the store."""
 
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from fleet.codec import descriptor_from_pb, descriptor_to_pb
+from fleet.codec import descriptor_from_pb, descriptor_to_pb, details_to_pb
 from openmanager.metadata.v1 import interaction_pb2
 from openmanager.metadata.v1 import metadata_pb2 as pb
 from services.metadata.store import (
@@ -12,6 +14,7 @@ from services.metadata.store import (
     InteractionFilter,
     MetadataStore,
     NewInteraction,
+    Remarks,
     ServerFilter,
     ServerRecord,
 )
@@ -29,10 +32,17 @@ class ServerRegistryServicer:
     async def ListServerRecords(
         self, request: pb.ListServerRecordsRequest, _context: object
     ) -> pb.ListServerRecordsResponse:
-        filters = ServerFilter(environment=request.environment, role=request.role, show_deleted=request.show_deleted)
+        filters = ServerFilter(
+            environment=request.environment,
+            role=request.role,
+            show_deleted=request.show_deleted,
+            only_deleted=request.only_deleted,
+            labels=tuple(request.labels.items()),
+            after_id=request.after_id,
+        )
         page = await self._store.list_servers(filters, page_size=request.page_size, page_token=request.page_token)
         return pb.ListServerRecordsResponse(
-            servers=[_record(server) for server in page.items],
+            servers=[_record(server, with_notes=False) for server in page.items],
             next_page_token=page.next_page_token,
             total_size=page.total_size,
             stale_since=_maybe_time(page.stale_since),
@@ -45,13 +55,19 @@ class ServerRegistryServicer:
     async def CreateServerRecord(
         self, request: pb.CreateServerRecordRequest, _context: object
     ) -> pb.CreateServerRecordResponse:
-        server = await self._store.create_server(descriptor_from_pb(request.descriptor))
+        remarks = _remarks(request.labels, request.notes)
+        server = await self._store.create_server(descriptor_from_pb(request.descriptor), remarks)
         return pb.CreateServerRecordResponse(server=_record(server))
 
     async def UpdateServerRecord(
         self, request: pb.UpdateServerRecordRequest, _context: object
     ) -> pb.UpdateServerRecordResponse:
-        server = await self._store.update_server(descriptor_from_pb(request.descriptor), request.update_mask.paths)
+        server = await self._store.update_server(
+            descriptor_from_pb(request.descriptor),
+            request.update_mask.paths,
+            remarks=_remarks(request.labels, request.notes),
+            etag=request.etag,
+        )
         return pb.UpdateServerRecordResponse(server=_record(server))
 
     async def RegisterServers(self, request: pb.RegisterServersRequest, _context: object) -> pb.RegisterServersResponse:
@@ -61,12 +77,21 @@ class ServerRegistryServicer:
     async def DeleteServerRecord(
         self, request: pb.DeleteServerRecordRequest, _context: object
     ) -> pb.DeleteServerRecordResponse:
-        return pb.DeleteServerRecordResponse(server=_record(await self._store.delete_server(request.server_id)))
+        server = await self._store.delete_server(request.server_id, etag=request.etag)
+        return pb.DeleteServerRecordResponse(server=_record(server))
 
     async def UndeleteServerRecord(
         self, request: pb.UndeleteServerRecordRequest, _context: object
     ) -> pb.UndeleteServerRecordResponse:
-        return pb.UndeleteServerRecordResponse(server=_record(await self._store.undelete_server(request.server_id)))
+        server = await self._store.undelete_server(request.server_id, etag=request.etag)
+        return pb.UndeleteServerRecordResponse(server=_record(server))
+
+    async def WatchServerRecords(
+        self, _request: pb.WatchServerRecordsRequest, _context: object
+    ) -> AsyncGenerator[pb.WatchServerRecordsResponse, None]:
+        async with aclosing(self._store.watch_servers()) as changes:
+            async for changed in changes:
+                yield pb.WatchServerRecordsResponse(servers=[_record(server, with_notes=False) for server in changed])
 
 
 class InteractionStoreServicer:
@@ -115,12 +140,18 @@ def _maybe_time(instant: datetime | None) -> Timestamp | None:
     return None if instant is None else _time(instant)
 
 
-def _record(server: ServerRecord) -> pb.ServerRecord:
+def _remarks(labels: Mapping[str, str], notes: str) -> Remarks:
+    return Remarks(labels=tuple(sorted(labels.items())), notes=notes)
+
+
+def _record(server: ServerRecord, *, with_notes: bool = True) -> pb.ServerRecord:
     return pb.ServerRecord(
         descriptor=descriptor_to_pb(server.descriptor),
         create_time=_time(server.create_time),
         update_time=_time(server.update_time),
         delete_time=_maybe_time(server.delete_time),
+        details=details_to_pb(server.details),
+        notes=server.notes if with_notes else "",
     )
 
 

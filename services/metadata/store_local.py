@@ -8,7 +8,7 @@ What must stay true: what was acknowledged is read by every later call; what is 
 """
 
 import asyncio
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -23,11 +23,13 @@ from services.metadata.facts import MAX_NOTED_BETWEEN, Facts
 from services.metadata.queries import InteractionQuery, ServerQuery, instant_of, microseconds_of
 from services.metadata.server_copy import ServerCopy
 from services.metadata.store import (
+    NO_REMARKS,
     Interaction,
     InteractionFilter,
     MetadataStore,
     NewInteraction,
     Page,
+    Remarks,
     ServerFilter,
     ServerRecord,
 )
@@ -85,20 +87,30 @@ class LocalFirstStore(MetadataStore):
     def _read_within_s(self) -> float | None:
         return None if self._copy.as_of is None else READ_WITHIN_S
 
-    async def create_server(self, descriptor: ServerDescriptor) -> ServerRecord:
-        return await self._changing(self._postgres.create_server(descriptor))
+    async def create_server(self, descriptor: ServerDescriptor, remarks: Remarks = NO_REMARKS) -> ServerRecord:
+        return await self._changing(self._postgres.create_server(descriptor, remarks))
 
-    async def update_server(self, descriptor: ServerDescriptor, fields: Collection[str] = ()) -> ServerRecord:
-        return await self._changing(self._postgres.update_server(descriptor, fields))
+    async def update_server(
+        self,
+        descriptor: ServerDescriptor,
+        fields: Collection[str] = (),
+        *,
+        remarks: Remarks = NO_REMARKS,
+        etag: str = "",
+    ) -> ServerRecord:
+        return await self._changing(self._postgres.update_server(descriptor, fields, remarks=remarks, etag=etag))
 
     async def register_servers(self, descriptors: Sequence[ServerDescriptor]) -> int:
         return await self._changing(self._postgres.register_servers(descriptors))
 
-    async def delete_server(self, server_id: str) -> ServerRecord:
-        return await self._changing(self._postgres.delete_server(server_id))
+    async def delete_server(self, server_id: str, *, etag: str = "") -> ServerRecord:
+        return await self._changing(self._postgres.delete_server(server_id, etag=etag))
 
-    async def undelete_server(self, server_id: str) -> ServerRecord:
-        return await self._changing(self._postgres.undelete_server(server_id))
+    async def undelete_server(self, server_id: str, *, etag: str = "") -> ServerRecord:
+        return await self._changing(self._postgres.undelete_server(server_id, etag=etag))
+
+    def watch_servers(self) -> AsyncGenerator[Sequence[ServerRecord], None]:
+        return self._copy.watch()
 
     async def _changing(self, change: Awaitable[T]) -> T:
         try:
