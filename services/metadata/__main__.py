@@ -10,6 +10,8 @@ from runtime.server import bind
 from services.metadata import commands
 from services.metadata.embedded import EmbeddedPostgres
 from services.metadata.facts import Facts
+from services.metadata.maintenance import MaintenanceStore
+from services.metadata.maintenance_servicer import MAINTENANCE_STORE, MaintenanceStoreServicer
 from services.metadata.server_copy import ServerCopy
 from services.metadata.servicer import (
     INTERACTION_STORE,
@@ -41,12 +43,14 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
         facts = Facts(process.folder, database, clock=process.clock, limit_bytes=settings.metadata_journal_limit)
         async with facts, ServerCopy(process.folder, postgres, database, clock=process.clock) as copy:
             store = LocalFirstStore(database, postgres, facts, copy, clock=process.clock)
+            maintenance = MaintenanceStore(database, clock=process.clock, changed=copy.changed)
             probes = {"postgresql": (target.role, store.probe)}
             async with StoreMonitor("metadata", probes, process.clock) as monitor:
                 await process.serve_grpc(
                     settings.metadata_address,
                     [
                         bind(SERVER_REGISTRY, ServerRegistryServicer(store)),
+                        bind(MAINTENANCE_STORE, MaintenanceStoreServicer(maintenance)),
                         bind(INTERACTION_STORE, InteractionStoreServicer(store)),
                         bind("openmanager.fleet.v1.StoreStatusService", StoreStatusServicer(monitor)),
                     ],
