@@ -162,3 +162,19 @@ def test_while_we_are_deaf_the_silence_of_what_others_heard_is_ours() -> None:
     assert second.live.sweep() == ()
     second.clock.advance(2)
     assert second.live.sweep() == ("a",)
+
+
+def test_a_descriptor_told_here_and_a_record_told_there_are_both_kept() -> None:
+    here, there = World("e1"), World("e2")
+    for world in (here, there):
+        world.describe(descriptor("a"))
+    exchange([here, there], random.Random(0))
+    details = ServerDetails(revision=2, labels=(("team", "shop"),))
+    there.record("a", details)
+    here.clock.advance(1)
+    here.describe(descriptor("a", role="db"))
+    exchange([here, there], random.Random(0))
+    for world in (here, there):
+        state = world.live.get("a")
+        assert state is not None
+        assert (state.details, state.descriptor.role) == (details, "db")
