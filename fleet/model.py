@@ -137,7 +137,7 @@ class ServerDetails:
     maintenance: tuple[tuple[int, int], ...] = ()
 
     def in_maintenance(self, now_ms: int) -> bool:
-        """Whether a window is open."""
+        """Whether a window is open at a time in ms since the epoch."""
         return any(start <= now_ms < end for start, end in self.maintenance)
 
     def next_edge_ms(self, now_ms: int) -> int | None:
@@ -146,6 +146,11 @@ class ServerDetails:
 
 
 NO_DETAILS = ServerDetails()
+
+
+def etag_of(revision: int) -> str:
+    """What a change of a record may be compared with; empty where no record is known."""
+    return f"r{revision}" if revision else ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

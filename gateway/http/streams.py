@@ -52,6 +52,12 @@ class Framer(Protocol):
         """A fault after the status line has gone."""
 
 
+def if_match_field(method: MethodDescriptor) -> str:
+    """The field of the method's request that the header If-Match is; empty: none."""
+    marked = (field.name for field in method.input_type.fields if field.GetOptions().Extensions[options_pb2.if_match])
+    return next(marked, "")
+
+
 def framer_of(method: MethodDescriptor) -> Framer:
     """The framing that the method's options ask for."""
     wanted = method.GetOptions().Extensions[options_pb2.http_stream_format]

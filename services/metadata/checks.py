@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from uuid import UUID
 
-from fleet.model import ServerDescriptor, ServerDetails
+from fleet.model import ServerDescriptor
 from fleet.validation import MAX_SERVER_ID_CHARACTERS, check_descriptors
 from runtime.errors import InvalidArgument
 
@@ -87,13 +87,8 @@ def check_notes(notes: str, field: str = "notes") -> str:
     return check_text(notes, field, max_bytes=MAX_NOTES_BYTES)
 
 
-def etag_of(details: ServerDetails) -> str:
-    """What a change may be compared with; empty where no record is known."""
-    return f"r{details.revision}" if details.revision else ""
-
-
 def revision_of(etag: str) -> int | None:
-    """The revision that a tag names; None: none was given; -1, which no record has, for what was never a tag."""
+    """The inverse of `fleet.model.etag_of`; None: none was given; -1, which no record has, for what was never a tag."""
     if not etag:
         return None
     digits = etag[1:]

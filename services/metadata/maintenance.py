@@ -15,7 +15,7 @@ from uuid import UUID
 from fleet.model import ServerDetails
 from runtime import paging
 from runtime.clock import Clock
-from runtime.errors import InvalidArgument, NotFound, ResourceExhausted
+from runtime.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
 from services.metadata import checks
 from services.metadata.queries import instant_of, microseconds_of
 from services.metadata.store import Page
@@ -33,8 +33,8 @@ _COLUMNS: Final = "id, server_id, starts_at, ends_at, reason, created_by, create
 _TOUCH: Final = """UPDATE servers SET updated_at = now() WHERE id = $1 AND deleted_at IS NULL
     RETURNING revision, labels, notes <> '' AS has_notes"""
 _COUNT_OPEN: Final = "SELECT count(*) FROM maintenance_windows WHERE server_id = $1 AND ends_at > now() AND id <> $2"
-_ADD: Final = f"""INSERT INTO maintenance_windows (server_id, starts_at, ends_at, reason, created_by)
-    VALUES ($1, $2, $3, $4, $5) RETURNING {_COLUMNS}"""
+_ADD: Final = f"""INSERT INTO maintenance_windows (server_id, starts_at, ends_at, reason, created_by, id)
+    VALUES ($1, $2, $3, $4, $5, coalesce($6, gen_random_uuid())) ON CONFLICT (id) DO NOTHING RETURNING {_COLUMNS}"""
 _GET: Final = f"SELECT {_COLUMNS} FROM maintenance_windows WHERE server_id = $1 AND id = $2"
 _CHANGE: Final = f"""UPDATE maintenance_windows SET starts_at = $3, ends_at = $4, reason = $5, updated_at = now()
     WHERE server_id = $1 AND id = $2 RETURNING {_COLUMNS}"""
@@ -48,13 +48,14 @@ _NO_WINDOW: Final = UUID(int=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewWindow:
-    """A window to record. ``start_time`` None: now."""
+    """A window to record. ``start_time`` None: now; ``id`` empty: the store chooses a UUID."""
 
     server_id: str
     start_time: datetime | None
     end_time: datetime | None
     reason: str = ""
     created_by: str = ""
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +84,13 @@ class MaintenanceStore:
         """Records a window; also returns what its server's details are with it.
 
         Raises:
+            AlreadyExists: the id is taken.
             InvalidArgument: naming the field of the window.
             NotFound: no such server.
             ResourceExhausted: MAX_OPEN_WINDOWS.
         """
         checks.check_server_id(new.server_id)
+        own_id = checks.check_interaction_id(new.id) if new.id else None
         start, end = _checked_span(new.start_time or self._now(), new.end_time)
         _checked_reason(new.reason)
         checks.check_text(new.created_by, "created_by", max_characters=MAX_CALLER_CHARACTERS)
@@ -96,7 +99,9 @@ class MaintenanceStore:
         async with self._database.connection() as connection, connection.transaction():
             server = await _touched(connection, new.server_id)
             await _check_room(connection, new.server_id, _NO_WINDOW)
-            row = await connection.fetchrow(_ADD, new.server_id, start, end, new.reason, new.created_by)
+            row = await connection.fetchrow(_ADD, new.server_id, start, end, new.reason, new.created_by, own_id)
+            if row is None:
+                raise AlreadyExists(f"there is a maintenance window {own_id}", field="id")
             details = await _details(connection, new.server_id, server)
         self._changed()
         return _window(row), details

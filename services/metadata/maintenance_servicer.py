@@ -68,6 +68,7 @@ def _new(said: details_pb2.MaintenanceWindow) -> NewWindow:
         end_time=_instant(said.end_time, "end_time") if said.HasField("end_time") else None,
         reason=said.reason,
         created_by=said.created_by,
+        id=said.id,
     )
 
 

@@ -164,7 +164,8 @@ def test_while_we_are_deaf_the_silence_of_what_others_heard_is_ours() -> None:
     assert second.live.sweep() == ("a",)
 
 
-def test_a_descriptor_told_here_and_a_record_told_there_are_both_kept() -> None:
+@pytest.mark.parametrize("first", ["here", "there"])
+def test_a_descriptor_told_here_and_a_record_told_there_are_both_kept(first: str) -> None:
     here, there = World("e1"), World("e2")
     for world in (here, there):
         world.describe(descriptor("a"))
@@ -173,6 +174,8 @@ def test_a_descriptor_told_here_and_a_record_told_there_are_both_kept() -> None:
     there.record("a", details)
     here.clock.advance(1)
     here.describe(descriptor("a", role="db"))
+    giver, taker = (there, here) if first == "here" else (here, there)
+    taker.live.absorb([stored for stored in [giver.live.stored("a")] if stored is not None])
     exchange([here, there], random.Random(0))
     for world in (here, there):
         state = world.live.get("a")

@@ -7,7 +7,7 @@ import pytest
 
 from fleet.model import ServerDescriptor
 from runtime.clock import ManualClock, SystemClock
-from runtime.errors import InvalidArgument, NotFound, ResourceExhausted
+from runtime.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
 from services.metadata import maintenance
 from services.metadata.maintenance import MaintenanceStore, NewWindow
 from services.metadata.store import MetadataStore
@@ -54,6 +54,16 @@ async def test_a_window_is_recorded_and_part_of_the_servers_record(
         return (await parts.copy.get("a")) == after
 
     await eventually(copied, 10.0)
+
+
+async def test_a_window_may_bring_its_id_once(windows: MaintenanceStore, store: MetadataStore) -> None:
+    own = "3f2b7c1e-8c1d-4f0e-9a53-0a4b6f0c2d11"
+    made, details = await windows.add(window(id=own))
+    assert made.id == own
+    with pytest.raises(AlreadyExists) as refused:
+        await windows.add(window(id=own))
+    assert refused.value.field == "id"
+    assert (await store.get_server("a")).details == details
 
 
 async def test_named_fields_are_changed_and_windows_removed(windows: MaintenanceStore, store: MetadataStore) -> None:
@@ -125,6 +135,7 @@ async def test_so_many_windows_may_be_open_also_when_asked_for_at_once(
         (window(reason="a\0"), "reason"),
         (window(created_by="a\0"), "created_by"),
         (window(server_id=""), "server_id"),
+        (window(id="x"), "id"),
     ],
 )
 async def test_windows_that_cannot_be_are_refused_by_name(bad: NewWindow, field: str) -> None:

@@ -4,9 +4,8 @@ import asyncio
 
 import pytest
 
-from fleet.model import ServerDescriptor
+from fleet.model import ServerDescriptor, etag_of
 from runtime.errors import Aborted, InvalidArgument, NotFound
-from services.metadata import checks
 from services.metadata.queries import ServerQuery
 from services.metadata.store import MetadataStore, Remarks, ServerFilter, ServerRecord
 from tests.harness import eventually
@@ -20,7 +19,7 @@ def server(server_id: str, **fields: str) -> ServerDescriptor:
 
 
 def etag(record: ServerRecord) -> str:
-    return checks.etag_of(record.details)
+    return etag_of(record.details.revision)
 
 
 async def ids(store: MetadataStore, filters: ServerFilter) -> list[str]:
