@@ -96,18 +96,19 @@ def test_over_grpc_a_lost_race_is_aborted(product: Launched) -> None:
             assert lost.value.code() == grpc.StatusCode.ABORTED
 
 
-def test_what_a_sender_says_moves_the_etag_that_readers_see(product: Launched) -> None:
-    server_id = f"sent-{uuid.uuid4().hex[:8]}"
-    row = {"serverId": server_id, "time": "now"}
-    batch = {"metrics": [{"name": "pulse"}], "rows": [row], "values": [1]}
-    assert product.post("/v1/metrics:write", batch).status == 200
+def test_the_record_of_a_server_that_began_to_report_is_heard_of(product: Launched) -> None:
+    for _ in range(2):  # the first may be found by what happens once at the start
+        server_id = f"sent-{uuid.uuid4().hex[:8]}"
+        row = {"serverId": server_id, "time": "now"}
+        batch = {"metrics": [{"name": "pulse"}], "rows": [row], "values": [1]}
+        assert product.post("/v1/metrics:write", batch).status == 200
 
-    def etag() -> str:
-        return str(product.get(f"/v1/servers/{server_id}").json.get("etag", ""))
+        def etag(server_id: str = server_id) -> str:
+            return str(product.get(f"/v1/servers/{server_id}").json.get("etag", ""))
 
-    seen = within(20, etag)
-    assert patch(product, server_id, {"role": "db", "etag": seen}).status == 200
-    assert product.post(f"/v1/servers/{server_id}", None, method="DELETE").status == 200
+        seen = within(20, etag)
+        assert patch(product, server_id, {"role": "db", "etag": seen}).status == 200
+        assert product.post(f"/v1/servers/{server_id}", None, method="DELETE").status == 200
 
 
 def test_servers_are_found_by_label_and_when_deleted(product: Launched) -> None:
