@@ -22,6 +22,7 @@ from gateway.servicers.ingest import IngestServicer
 from gateway.servicers.maintenance import MaintenanceServicer
 from gateway.servicers.passing import AiInteractionServicer, AnalyticsServicer, SimulatorServicer
 from gateway.servicers.storage import StorageServicer, replica_names
+from gateway.servicers.transfer import ServerTransferServicer
 from gateway.settings import GatewaySettings
 from gateway.state import FleetState
 from gateway.workers import own_number, serve_by_workers
@@ -34,6 +35,7 @@ from openmanager.gateway.v1 import (
     maintenance_pb2,
     simulator_pb2,
     storage_pb2,
+    transfer_pb2,
 )
 from runtime import tasks
 from runtime.interception import Interception
@@ -85,6 +87,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
                 maintenance_pb2.DESCRIPTOR.services_by_name["MaintenanceService"],
                 MaintenanceServicer(metadata, registry),
             ),
+            bind(transfer_pb2.DESCRIPTOR.services_by_name["ServerTransferService"], ServerTransferServicer(metadata)),
             bind(history_pb2.DESCRIPTOR.services_by_name["HistoryService"], HistoryServicer(timeseries, state, clock)),
             bind(ingest_pb2.DESCRIPTOR.services_by_name["IngestService"], IngestServicer(writer, state)),
             bind(storage_pb2.DESCRIPTOR.services_by_name["StorageService"], storage),

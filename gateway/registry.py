@@ -196,8 +196,7 @@ class Registry:
             known = self._state.revision(server_id)
             if record.HasField("delete_time") or (known is not None and known >= record.details.revision):
                 continue
-            if known is None:
-                request.servers.append(record.descriptor)
+            request.servers.append(record.descriptor)
             request.details.add(server_id=server_id, details=record.details)
         if request.details:
             async with calling("cache"):

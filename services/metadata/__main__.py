@@ -10,6 +10,8 @@ from runtime.server import bind
 from services.metadata import commands
 from services.metadata.embedded import EmbeddedPostgres
 from services.metadata.facts import Facts
+from services.metadata.imports import ServerImports
+from services.metadata.imports_servicer import SERVER_IMPORT, ServerImportServicer
 from services.metadata.maintenance import MaintenanceStore
 from services.metadata.maintenance_servicer import MAINTENANCE_STORE, MaintenanceStoreServicer
 from services.metadata.server_copy import ServerCopy
@@ -51,6 +53,7 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
                     [
                         bind(SERVER_REGISTRY, ServerRegistryServicer(store)),
                         bind(MAINTENANCE_STORE, MaintenanceStoreServicer(maintenance)),
+                        bind(SERVER_IMPORT, ServerImportServicer(ServerImports(database, changed=copy.changed))),
                         bind(INTERACTION_STORE, InteractionStoreServicer(store)),
                         bind("openmanager.fleet.v1.StoreStatusService", StoreStatusServicer(monitor)),
                     ],

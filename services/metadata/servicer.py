@@ -20,6 +20,8 @@ from services.metadata.store import (
 )
 
 SERVER_REGISTRY = "openmanager.metadata.v1.ServerRegistryService"
+MAX_NOTED_PAGE_SIZE = 100
+"""Servers with notes of 64 KiB each in a message of at most 16 MiB."""
 INTERACTION_STORE = "openmanager.metadata.v1.InteractionStoreService"
 
 
@@ -40,9 +42,12 @@ class ServerRegistryServicer:
             labels=tuple(request.labels.items()),
             after_id=request.after_id,
         )
-        page = await self._store.list_servers(filters, page_size=request.page_size, page_token=request.page_token)
+        size = min(request.page_size or MAX_NOTED_PAGE_SIZE, MAX_NOTED_PAGE_SIZE)
+        page = await self._store.list_servers(
+            filters, page_size=size if request.with_notes else request.page_size, page_token=request.page_token
+        )
         return pb.ListServerRecordsResponse(
-            servers=[_record(server, with_notes=False) for server in page.items],
+            servers=[_record(server, with_notes=request.with_notes) for server in page.items],
             next_page_token=page.next_page_token,
             total_size=page.total_size,
             stale_since=_maybe_time(page.stale_since),

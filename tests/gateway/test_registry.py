@@ -86,12 +86,13 @@ async def test_nobody_is_taken_out_on_the_word_of_a_copy() -> None:
         task = asyncio.create_task(registry.seed())
         metadata.is_away, metadata.servers["restored"] = True, True  # the copy does not know that it was restored
         registry.snapshot_received()
-        await eventually(lambda: cache.told == ["new"])
+        await eventually(lambda: cache.told == ["changed", "new"])
         assert (cache.removed, cache.recorded) == ([], ["changed", "new"])
-        metadata.is_away, metadata.servers["restored"] = False, False
         await eventually(lambda: clock.sleepers == 1)
+        assert cache.removed == []
+        metadata.is_away, metadata.servers["restored"] = False, False
         clock.advance(ASK_AGAIN_S)
         await eventually(lambda: cache.removed == ["gone"])
-        assert cache.told == ["new", "new", "restored"]
+        assert cache.told == ["changed", "new", "changed", "new", "restored"]
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -1,5 +1,6 @@
 """Servers as people keep them, through the whole product: labels, notes, etags, maintenance, deleted ones."""
 
+import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -219,3 +220,46 @@ def test_labels_and_notes_that_cannot_be_are_refused_by_their_field(product: Lau
         ):
             assert refused.status == 400
             assert refused.json["details"][1]["fieldViolations"][0]["field"] == field
+
+
+def test_an_export_is_imported_again_and_changes_nothing(product: Launched) -> None:
+    notes = 'two\nlines, "quoted"'
+    with kept(product, labels={"team": "shop"}, notes=notes) as server_id:
+        exported = product.get("/v1/servers:export?format=csv")
+        types = {name.lower(): value for name, value in exported.headers.items()}
+        assert types["content-type"] == "text/csv; charset=utf-8"
+        text = exported.body.decode()
+        assert text.startswith("id,hostname,environment,role,location,labels,notes\r\n")
+        answer = product.post("/v1/servers:import", {"text": text, "format": "csv"}).json
+        assert (answer["applied"], answer["failed"], answer["created"], answer["updated"]) == (False, 0, 0, 0)
+        assert answer["unchanged"] >= 21
+        lines = product.get("/v1/servers:export?format=json_lines")
+        assert dict(lines.headers)["content-type"] == "application/x-ndjson"
+        objects = {one["id"]: one for one in map(json.loads, lines.body.decode().splitlines())}
+        assert (objects[server_id]["labels"], objects[server_id]["notes"]) == ({"team": "shop"}, notes)
+
+
+def test_an_imported_server_is_seen_soon_and_a_refused_file_changes_nothing(product: Launched) -> None:
+    server_id = f"kept-{uuid.uuid4().hex[:8]}"
+    rows = [{"id": server_id, "role": "db", "labels": {"n": "1"}}, {"id": "x", "role": "r" * 51}, {"colour": "red"}]
+    body = {"text": "\n".join(map(json.dumps, rows)), "format": "json_lines"}
+    refused = product.post("/v1/servers:import", body).json
+    assert (refused["applied"], refused["failed"]) == (False, 2)
+    assert [(row["row"], row["outcome"], row["field"]) for row in refused["rows"]] == [
+        (1, "IMPORT_OUTCOME_CREATED", ""),
+        (2, "IMPORT_OUTCOME_FAILED", "role"),
+        (3, "IMPORT_OUTCOME_FAILED", "colour"),
+    ]
+    assert product.get(f"/v1/servers/{server_id}").status == 404
+    taken = product.post("/v1/servers:import", body | {"partial": True}).json
+    assert (taken["applied"], taken["created"]) == (True, 1)
+    seen = within(20, lambda: (answer := product.get(f"/v1/servers/{server_id}")).status == 200 and answer.json)
+    assert (seen["role"], seen["labels"]) == ("db", {"n": "1"})
+    again = {"text": f"id,role\n{server_id},web\n", "format": "csv"}
+    assert product.post("/v1/servers:import", again).json["updated"] == 1
+    within(20, lambda: product.get(f"/v1/servers/{server_id}").json["role"] == "web")
+    assert product.post(f"/v1/servers/{server_id}", None, method="DELETE").status == 200
+    gone = product.post("/v1/servers:import", again).json
+    assert (gone["applied"], gone["rows"][0]["field"]) == (False, "id")
+    nonsense = product.post("/v1/servers:import", {"text": "colour\nred\n"})
+    assert (nonsense.status, nonsense.json["details"][1]["fieldViolations"][0]["field"]) == (400, "text")
