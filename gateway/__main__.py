@@ -21,14 +21,17 @@ from gateway.http.app import Health, create_app
 from gateway.http.guard import Guard
 from gateway.http.server import serve_http
 from gateway.metrics import OperatorMetrics
+from gateway.notes import Notes
 from gateway.registry import Registry
 from gateway.servicers.access import access_servicer
 from gateway.servicers.fleet import FleetServicer
 from gateway.servicers.forward import forwarded
 from gateway.servicers.history import HistoryServicer
 from gateway.servicers.ingest import IngestServicer
+from gateway.servicers.maintenance import MaintenanceServicer
 from gateway.servicers.passing import AnalyticsServicer, SimulatorServicer
 from gateway.servicers.storage import StorageServicer, replica_names
+from gateway.servicers.transfer import ServerTransferServicer
 from gateway.settings import GatewaySettings
 from gateway.state import FleetState
 from gateway.workers import own_number, serve_by_workers, siblings
@@ -40,8 +43,10 @@ from openmanager.gateway.v1 import (
     fleet_pb2,
     history_pb2,
     ingest_pb2,
+    maintenance_pb2,
     simulator_pb2,
     storage_pb2,
+    transfer_pb2,
 )
 from runtime import tasks
 from runtime.channel import Channel
@@ -105,8 +110,13 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         services = [
             bind(
                 fleet_pb2.DESCRIPTOR.services_by_name["FleetService"],
-                FleetServicer(state, registry, Changes(state, clock)),
+                FleetServicer(state, registry, Changes(state, clock), Notes(metadata)),
             ),
+            bind(
+                maintenance_pb2.DESCRIPTOR.services_by_name["MaintenanceService"],
+                MaintenanceServicer(metadata, registry),
+            ),
+            bind(transfer_pb2.DESCRIPTOR.services_by_name["ServerTransferService"], ServerTransferServicer(metadata)),
             bind(history_pb2.DESCRIPTOR.services_by_name["HistoryService"], HistoryServicer(timeseries, state, clock)),
             bind(ingest_pb2.DESCRIPTOR.services_by_name["IngestService"], IngestServicer(writer, state)),
             bind(storage_pb2.DESCRIPTOR.services_by_name["StorageService"], storage),
@@ -124,6 +134,9 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         background = [
             asyncio.create_task(run_forever("the live state", follow, RECONNECT), name="follow-cache"),
             asyncio.create_task(run_forever("telling the cache of servers", registry.seed, RECONNECT), name="seed"),
+            asyncio.create_task(
+                run_forever("following the record", registry.follow_records, RECONNECT), name="follow-records"
+            ),
             asyncio.create_task(run_forever("asking the stores", operator.refresh, RECONNECT), name="store-metrics"),
             asyncio.create_task(run_forever("who may come in", table.follow, RECONNECT), name="follow-access"),
             asyncio.create_task(run_forever("telling which tokens are used", table.report), name="report-access"),

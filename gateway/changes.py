@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from fleet.access import Scope
 from fleet.codec import delimited
@@ -193,7 +193,14 @@ async def _built(
     return _Message(Prepared(data), _Place(after, known), more, is_empty=not parts and not gone)
 
 
-async def made(entries: Iterable[ServerEntry], view: fleet_pb2.ServerView.ValueType) -> None:
+class HasView(Protocol):
+    """What is listed."""
+
+    def server(self, view: fleet_pb2.ServerView.ValueType) -> bytes:
+        """A serialized Server."""
+
+
+async def made(entries: Iterable[HasView], view: fleet_pb2.ServerView.ValueType) -> None:
     """Has the bytes of servers made, and lets others have their turn meanwhile."""
     for number, entry in enumerate(entries, start=1):
         entry.server(view)

@@ -232,6 +232,11 @@ class FleetState:
         entry = self._entries.get(server_id)
         return None if entry is None else descriptor_from_pb(entry.state.descriptor)
 
+    def revision(self, server_id: str) -> int | None:
+        """Of what is known of a server's record; None for an unknown server."""
+        entry = self._entries.get(server_id)
+        return None if entry is None else entry.revision
+
     async def kept(self, question: object, make: Callable[[], Awaitable[bytes]], *, part: object = None) -> Prepared:
         """The answer to a question about the whole fleet, made once a version.
 

@@ -104,6 +104,13 @@ class Exchange:
             return False
         return known.strip() == "*" or etag in [tag.strip().removeprefix("W/").strip('"') for tag in known.split(",")]
 
+    def wanted_etag(self) -> str:
+        """What If-Match names, without its quotes; empty where it is absent or `*`. A weak tag matches nothing."""
+        text = (self.header(b"if-match") or "").strip()
+        if text == "*":
+            return ""
+        return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+
     async def body(self) -> bytes:
         """The whole body, at most MAX_BODY_BYTES, within BODY_READ_TIMEOUT_S."""
         length = self.header(b"content-length")

@@ -20,7 +20,11 @@ from services.metadata.audit.servicer import AUDIT, AUDIT_SINK, AuditServicer, A
 from services.metadata.audit.store import AuditStore
 from services.metadata.embedded import EmbeddedPostgres
 from services.metadata.facts import Facts
+from services.metadata.imports import ServerImports
+from services.metadata.imports_servicer import SERVER_IMPORT, ServerImportServicer
 from services.metadata.interactions_servicer import AiInteractionServicer
+from services.metadata.maintenance import MaintenanceStore
+from services.metadata.maintenance_servicer import MAINTENANCE_STORE, MaintenanceStoreServicer
 from services.metadata.server_copy import ServerCopy
 from services.metadata.servicer import SERVER_REGISTRY, ServerRegistryServicer
 from services.metadata.settings import MetadataSettings
@@ -97,6 +101,7 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
             users = AccessStore(database)
             feed = AccessFeed(process.folder, users, process.clock)
             audit = AuditStore(database)
+            maintenance = MaintenanceStore(database, clock=process.clock, changed=copy.changed)
             probes = {"postgresql": (target.role, store.probe)}
             async with (
                 StoreMonitor("metadata", probes, process.clock) as monitor,
@@ -114,6 +119,8 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
                         bind(access.FEED, access.AccessFeedServicer(users, feed)),
                         bind(AUDIT, AuditServicer(keeper, audit)),
                         bind(AUDIT_SINK, AuditSinkServicer(keeper)),
+                        bind(MAINTENANCE_STORE, MaintenanceStoreServicer(maintenance)),
+                        bind(SERVER_IMPORT, ServerImportServicer(ServerImports(database, changed=copy.changed))),
                         bind("openmanager.fleet.v1.StoreStatusService", StoreStatusServicer(monitor)),
                     ],
                     address_setting="METADATA_ADDRESS",

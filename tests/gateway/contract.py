@@ -176,5 +176,7 @@ def _media_type(method: MethodDescriptor) -> str:
     if not method.server_streaming or method.client_streaming:
         return "application/json"
     wanted = method.GetOptions().Extensions[options_pb2.http_stream_format]
+    if wanted == options_pb2.HTTP_STREAM_FORMAT_TEXT:
+        return "text/plain"
     events = wanted == options_pb2.HTTP_STREAM_FORMAT_SERVER_SENT_EVENTS
     return "text/event-stream" if events else "application/x-ndjson"

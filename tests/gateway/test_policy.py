@@ -38,7 +38,7 @@ OUTSIDERS = {
 REACHED = "REACHED"
 # What the issue of roles says, in one place, and not by the options: who may change what.
 WRITERS = {"WriteMetrics": {"operator", "admin", "agent"}, "GetCaller": {"viewer", "operator", "admin", "agent"}}
-READING = ("Get", "List", "Query", "Watch", "Search", "Export", "Verify", "Nearest", "Forecast")
+READING = ("Get", "List", "Query", "Watch", "Search", "Export", "Verify", "Find", "Forecast")
 ADMINISTRATION = {"FleetService", "AccessService", "AuditService"}
 
 
