@@ -1,0 +1,53 @@
+"""How much is done, and where."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+
+from bench.peers import Server
+from services.metadata.embedded import DATABASE, USER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """Of each row.
+
+    Attributes:
+        rounds: turns of each contender; what is told is the median.
+        interactions: recorded in a turn.
+        at_once: calls in flight, and connections of the yardstick.
+        searched: interactions that are searched.
+        searches: questions.
+    """
+
+    rounds: int
+    interactions: int
+    at_once: int
+    searched: int
+    searches: int
+
+
+FULL: Final = Size(rounds=5, interactions=10_000, at_once=50, searched=1_000_000, searches=1_000)
+QUICK: Final = Size(rounds=1, interactions=500, at_once=20, searched=20_000, searches=50)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What every row is given: how much, the service, its data folder and secret, and where to say each step."""
+
+    size: Size
+    service: Server
+    data: Path
+    secret: str
+    say: Callable[[str], None]
+
+    async def connect(self) -> Any:
+        """A connection to the service's own PostgreSQL, with its role."""
+        (pid_file,) = self.data.glob("metadata/**/postmaster.pid")
+        socket_folder = pid_file.read_text().splitlines()[4]
+        return await asyncpg.connect(
+            host=socket_folder, port=5432, user=USER, password="", database=DATABASE, ssl=False, command_timeout=3_600
+        )
