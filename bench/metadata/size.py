@@ -9,6 +9,7 @@ import asyncpg
 
 from bench.peers import Server
 from services.metadata.embedded import DATABASE, USER
+from services.metadata.postmaster import SOCKET_PORT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +45,13 @@ class Bench:
     secret: str
     say: Callable[[str], None]
 
-    async def connect(self) -> Any:
-        """A connection to the service's own PostgreSQL, with its role."""
+    def connection_options(self) -> dict[str, Any]:
+        """How to connect to the service's own PostgreSQL with its role."""
         (pid_file,) = self.data.glob("metadata/**/postmaster.pid")
         socket_folder = pid_file.read_text().splitlines()[4]
-        return await asyncpg.connect(
-            host=socket_folder, port=5432, user=USER, password="", database=DATABASE, ssl=False, command_timeout=3_600
-        )
+        account = {"user": USER, "password": "", "database": DATABASE}
+        return {"host": socket_folder, "port": SOCKET_PORT, "ssl": False, "target_session_attrs": "any", **account}
+
+    async def connect(self) -> Any:
+        """A connection to it."""
+        return await asyncpg.connect(command_timeout=3_600, **self.connection_options())
