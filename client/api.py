@@ -255,6 +255,16 @@ class OpenManager:
         answer = await self._call(self._channel.unary_unary(method), request)
         return cast("bytes", answer)
 
+    async def stream(self, method: str, request: bytes = b"") -> AsyncGenerator[bytes, None]:
+        """The same of a method that answers with a stream; it may take as long as it likes."""
+        answers: Any = cast("Any", self._channel.unary_stream(method))(request, metadata=self._metadata)
+        try:
+            with self._calling():
+                async for answer in answers:
+                    yield cast("bytes", answer)
+        finally:
+            answers.cancel()
+
     async def _call(self, method: Any, request: Any) -> Any:
         """Calls a method that may be repeated; waits, within the time of the call, where the gateway asks for it."""
         ends = time.monotonic() + self._timeout_s

@@ -13,8 +13,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
-from fleet.model import Metric, MetricKind, MetricSet, Rows, ServerDescriptor
-from openmanager.fleet.v1 import metric_pb2
+from fleet.model import Metric, MetricKind, MetricSet, Rows, ServerDescriptor, ServerDetails
+from openmanager.fleet.v1 import details_pb2, metric_pb2
 
 _PACKED_VALUES_TAG = metric_pb2.MetricBatch.VALUES_FIELD_NUMBER << 3 | 2  # wire type 2: length-delimited
 
@@ -71,6 +71,31 @@ def metric_set_from_pb(message: metric_pb2.MetricSet) -> MetricSet:
 def metric_set_to_pb(metric_set: MetricSet) -> metric_pb2.MetricSet:
     """Encodes a set with its id."""
     return metric_pb2.MetricSet(id=metric_set.id, metrics=[metric_to_pb(metric) for metric in metric_set.metrics])
+
+
+def details_from_pb(message: details_pb2.ServerDetails) -> ServerDetails:
+    """Decodes what is recorded beside a descriptor."""
+    return ServerDetails(
+        revision=message.revision,
+        labels=tuple(sorted(message.labels.items())) if message.labels else (),
+        has_notes=message.has_notes,
+        maintenance=tuple(
+            (ms_from_timestamp(window.start_time), ms_from_timestamp(window.end_time)) for window in message.maintenance
+        ),
+    )
+
+
+def details_to_pb(details: ServerDetails) -> details_pb2.ServerDetails:
+    """The inverse of ``details_from_pb``."""
+    return details_pb2.ServerDetails(
+        revision=details.revision,
+        labels=dict(details.labels),
+        has_notes=details.has_notes,
+        maintenance=[
+            details_pb2.MaintenanceInterval(start_time=timestamp_from_ms(start), end_time=timestamp_from_ms(end))
+            for start, end in details.maintenance
+        ],
+    )
 
 
 def descriptor_from_pb(message: metric_pb2.ServerDescriptor) -> ServerDescriptor:

@@ -120,6 +120,39 @@ class ServerDescriptor:
     report_interval_ms: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerDetails:
+    """What is recorded of a server beside its descriptor, as far as the live state shows it.
+
+    Attributes:
+        revision: grows by one with every change of the record; 0: no record is known.
+        labels: (key, value) pairs sorted by key.
+        has_notes: the record has notes.
+        maintenance: windows that had not ended, [start, end) in ms since the epoch, in order.
+    """
+
+    revision: int = 0
+    labels: tuple[tuple[str, str], ...] = ()
+    has_notes: bool = False
+    maintenance: tuple[tuple[int, int], ...] = ()
+
+    def in_maintenance(self, now_ms: int) -> bool:
+        """Whether a window is open at a time in ms since the epoch."""
+        return any(start <= now_ms < end for start, end in self.maintenance)
+
+    def next_edge_ms(self, now_ms: int) -> int | None:
+        """When a window begins or ends next; None: never."""
+        return min((edge for window in self.maintenance for edge in window if edge > now_ms), default=None)
+
+
+NO_DETAILS = ServerDetails()
+
+
+def etag_of(revision: int) -> str:
+    """What a change of a record may be compared with; empty where no record is known."""
+    return f"r{revision}" if revision else ""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
     """Rows of one metric set: row ``i`` is what server ``server_ids[i]`` measured at ``times_ms[i]``.

@@ -1,37 +1,73 @@
 """Starts the gateway: `python -m gateway`."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
 
 import prometheus_client
 
+from fleet.access import Caller
+from fleet.audit.log import FILE_NAME, AuditLog
 from fleet.writer import FleetWriter
-from gateway.access import grpc_authenticator
+from gateway.access.callers import Callers, exchange_authenticator, grpc_authenticator, known_to
+from gateway.access.policy import Policy
+from gateway.access.table import AccessTable
 from gateway.admission import Admission
+from gateway.audit import Audit, audited, sending, telling
 from gateway.changes import Changes
 from gateway.http.app import Health, create_app
 from gateway.http.guard import Guard
 from gateway.http.server import serve_http
 from gateway.metrics import OperatorMetrics
+from gateway.notes import Notes
 from gateway.registry import Registry
+from gateway.servicers.access import access_servicer
 from gateway.servicers.fleet import FleetServicer
 from gateway.servicers.forward import forwarded
 from gateway.servicers.history import HistoryServicer
 from gateway.servicers.ingest import IngestServicer
+from gateway.servicers.maintenance import MaintenanceServicer
 from gateway.servicers.passing import AnalyticsServicer, SimulatorServicer
 from gateway.servicers.storage import StorageServicer, replica_names
+from gateway.servicers.transfer import ServerTransferServicer
 from gateway.settings import GatewaySettings
 from gateway.state import FleetState
-from gateway.workers import own_number, serve_by_workers
-from openmanager.gateway.v1 import ai_pb2, analytics_pb2, fleet_pb2, history_pb2, ingest_pb2, simulator_pb2, storage_pb2
+from gateway.workers import own_number, serve_by_workers, siblings
+from openmanager.gateway.v1 import (
+    access_pb2,
+    ai_pb2,
+    analytics_pb2,
+    audit_pb2,
+    fleet_pb2,
+    history_pb2,
+    ingest_pb2,
+    maintenance_pb2,
+    simulator_pb2,
+    storage_pb2,
+    transfer_pb2,
+)
 from runtime import tasks
+from runtime.channel import Channel
 from runtime.interception import Interception
 from runtime.process import Process, run_process
 from runtime.server import Bound, bind
 from runtime.tasks import Backoff, run_forever
 from runtime.waiting import Waiting
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Who is let in, and how many: the same for both transports."""
+
+    callers: Callers
+    admission: Admission
+    waiting: Waiting
+    audit: Audit
+
+
+_AUDIT = audit_pb2.DESCRIPTOR.services_by_name["AuditService"]
 RECONNECT = Backoff(initial_s=0.1, max_s=2.0, healthy_after_s=5.0)
 
 
@@ -60,6 +96,10 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         state = FleetState(cache, clock)
         admission = Admission(clock, rate=settings.rate_limit, trusted_proxy=settings.trusted_proxy)
         waiting = Waiting(settings.max_waiting_calls, setting="GATEWAY_MAX_WAITING_CALLS")
+        table = AccessTable(metadata, clock)
+        audit = Audit(await stack.enter_async_context(_audit_log(settings, process, metadata)), clock)
+        callers = Callers(settings.token, table, accounts=settings.accounts)
+        door = Door(callers=callers, admission=admission, waiting=waiting, audit=audit)
         writer = await stack.enter_async_context(
             FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=clock, describe=state.descriptor)
         )
@@ -70,15 +110,23 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         services = [
             bind(
                 fleet_pb2.DESCRIPTOR.services_by_name["FleetService"],
-                FleetServicer(state, registry, Changes(state, clock)),
+                FleetServicer(state, registry, Changes(state, clock), Notes(metadata)),
             ),
+            bind(
+                maintenance_pb2.DESCRIPTOR.services_by_name["MaintenanceService"],
+                MaintenanceServicer(metadata, registry),
+            ),
+            bind(transfer_pb2.DESCRIPTOR.services_by_name["ServerTransferService"], ServerTransferServicer(metadata)),
             bind(history_pb2.DESCRIPTOR.services_by_name["HistoryService"], HistoryServicer(timeseries, state, clock)),
             bind(ingest_pb2.DESCRIPTOR.services_by_name["IngestService"], IngestServicer(writer, state)),
             bind(storage_pb2.DESCRIPTOR.services_by_name["StorageService"], storage),
             bind(analytics_pb2.DESCRIPTOR.services_by_name["AnalyticsService"], AnalyticsServicer(analytics)),
             bind(ai, forwarded(ai, "metadata", metadata)),
             bind(simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"], SimulatorServicer(simulator)),
+            bind(access_pb2.DESCRIPTOR.services_by_name["AccessService"], access_servicer(metadata)),
+            bind(_AUDIT, forwarded(_AUDIT, "metadata", metadata)),
         ]
+        services = [audited(bound, audit) for bound in services]
 
         async def follow() -> None:
             await state.follow(registry.snapshot_received)
@@ -86,19 +134,40 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         background = [
             asyncio.create_task(run_forever("the live state", follow, RECONNECT), name="follow-cache"),
             asyncio.create_task(run_forever("telling the cache of servers", registry.seed, RECONNECT), name="seed"),
+            asyncio.create_task(
+                run_forever("following the record", registry.follow_records, RECONNECT), name="follow-records"
+            ),
             asyncio.create_task(run_forever("asking the stores", operator.refresh, RECONNECT), name="store-metrics"),
+            asyncio.create_task(run_forever("who may come in", table.follow, RECONNECT), name="follow-access"),
+            asyncio.create_task(run_forever("telling which tokens are used", table.report), name="report-access"),
         ]
+        metrics: Callable[[], bytes] = prometheus_client.generate_latest
+        others = siblings(settings, metrics)
+        if others is not None:
+            await stack.enter_async_context(others.answering())
+            metrics = others.whole_page
         listening = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(
-                    _serve_http(settings, process, services, state, admission, waiting, listening), name="http"
+                    _serve_http(settings, process, services, state, door, metrics, listening), name="http"
                 )
-                group.create_task(
-                    _serve_grpc(settings, process, services, state, admission, waiting, listening), name="grpc"
-                )
+                group.create_task(_serve_grpc(settings, process, services, state, door, listening), name="grpc")
         finally:
             await tasks.cancel(*background)
+
+
+def _audit_log(settings: GatewaySettings, process: Process[GatewaySettings], metadata: Channel) -> AuditLog:
+    """This process's own: of several workers each has one."""
+    number = own_number()
+    folder = process.folder if number is None else process.folder / f"worker-{number}"
+    return AuditLog(
+        folder / FILE_NAME,
+        "gateway",
+        clock=process.clock,
+        limit_bytes=settings.audit_journal_limit,
+        ship=sending(metadata),
+    )
 
 
 async def _serve_grpc(
@@ -106,20 +175,28 @@ async def _serve_grpc(
     process: Process[GatewaySettings],
     services: Sequence[Bound],
     state: FleetState,
-    admission: Admission,
-    waiting: Waiting,
+    door: Door,
     http_listening: asyncio.Event,
 ) -> None:
+    policy = Policy(services)
+    authenticator = grpc_authenticator(door.callers, policy, door.admission)
     await process.serve_grpc(
         settings.grpc_address,
         services,
         address_setting="GATEWAY_GRPC_ADDRESS",
         public=True,
         ready=lambda: state.known and http_listening.is_set(),
-        authenticator=grpc_authenticator(settings.token, admission),
-        waiting=waiting,
+        authenticator=telling(authenticator, door.audit.refused_call, door.callers.known),
+        waiting=door.waiting,
+        knows=known_to(door.callers, policy),
         share_port=own_number() is not None,
     )
+
+
+def _caller_of(exchange: Any) -> Caller:
+    """Whom the guard has found."""
+    caller: Caller = exchange.caller
+    return caller
 
 
 async def _serve_http(
@@ -127,21 +204,25 @@ async def _serve_http(
     process: Process[GatewaySettings],
     services: Sequence[Bound],
     state: FleetState,
-    admission: Admission,
-    waiting: Waiting,
+    door: Door,
+    metrics: Callable[[], bytes],
     listening: asyncio.Event,
 ) -> None:
     def health() -> Health:
         return Health(ready=state.known, reasons=() if state.known else ("the cache has not been reached yet",))
 
+    policy = Policy(services)
+    authenticator = telling(exchange_authenticator(policy), door.audit.refused_call, _caller_of)
     app = create_app(
         services,
-        interception=Interception(None, waiting=waiting),
-        guard=Guard(settings.token),
+        interception=Interception(authenticator, waiting=door.waiting),
+        guard=Guard(door.callers),
+        policy=policy,
         health=health,
-        metrics=prometheus_client.generate_latest,
+        metrics=metrics,
         clock=process.clock,
-        admission=admission,
+        admission=door.admission,
+        refused=door.audit.refused_request,
     )
     await serve_http(
         app,

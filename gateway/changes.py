@@ -13,11 +13,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
+from fleet.access import Scope
 from fleet.codec import delimited
-from gateway.entry import ServerEntry
-from gateway.state import FleetState
+from gateway.entry import Places, ServerEntry
+from gateway.state import FleetState, Removal
 from openmanager.gateway.v1 import fleet_pb2
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, ResourceExhausted
@@ -38,16 +39,23 @@ _RESPONSE = fleet_pb2.WatchFleetResponse
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which servers a reader wants, and how much of them; an empty environment or role is any."""
+    """Which servers a reader wants and may see, and how much of them; an empty environment or role is any."""
 
     view: fleet_pb2.ServerView.ValueType
     environment: str = ""
     role: str = ""
+    scope: Scope | None = None
 
     def has(self, entry: ServerEntry) -> bool:
         """Whether the server is one of them."""
         environment, role = entry.place
+        if self.scope is not None and not self.scope.has(entry.id, environment, role):
+            return False
         return self.environment in {"", environment} and self.role in {"", role}
+
+    def may_know(self, server_id: str, places: Places) -> bool:
+        """Whether the reader may have seen a server that had these places."""
+        return self.scope is None or any(self.scope.has(server_id, *place) for place in places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +163,7 @@ async def _built(
     place: _Place | None,
     wanted: Wanted,
     entries: list[ServerEntry],
-    removed: list[tuple[str, int]],
+    removed: list[Removal],
 ) -> _Message:
     """A message of what changed up to a sequence. The fleet may go on changing meanwhile: entries do not."""
     parts: list[bytes] = []
@@ -168,12 +176,12 @@ async def _built(
             size += len(part)
             if len(parts) % ENTRIES_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        elif place is not None and entry.placed_at > place.servers:
+        elif place is not None and entry.placed_at > place.servers and wanted.may_know(entry.id, entry.places):
             gone.append(entry.id)
         if size >= MAX_WATCH_MESSAGE_BYTES and number < len(entries):
             after, more = entry.sequence, True
             break
-    gone += [server_id for server_id, at in removed if at <= after]
+    gone += [one.id for one in removed if one.sequence <= after and wanted.may_know(one.id, one.places)]
     head = _RESPONSE(
         version=f"{epoch}-{after}",
         snapshot=place is None,
@@ -185,7 +193,14 @@ async def _built(
     return _Message(Prepared(data), _Place(after, known), more, is_empty=not parts and not gone)
 
 
-async def made(entries: Iterable[ServerEntry], view: fleet_pb2.ServerView.ValueType) -> None:
+class HasView(Protocol):
+    """What is listed."""
+
+    def server(self, view: fleet_pb2.ServerView.ValueType) -> bytes:
+        """A serialized Server."""
+
+
+async def made(entries: Iterable[HasView], view: fleet_pb2.ServerView.ValueType) -> None:
     """Has the bytes of servers made, and lets others have their turn meanwhile."""
     for number, entry in enumerate(entries, start=1):
         entry.server(view)

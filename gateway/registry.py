@@ -2,23 +2,24 @@
 
 The record (metadata) is the truth about which servers there are; the cache is the truth about how they are. What must
 stay true: a change is refused when the record cannot take it; once the record has it, cache and history are told as
-well as can be now, and ``seed`` tells the cache the rest whenever its whole state was received anew (it may have
-started empty). While the record's database is away its copy may not know of what was restored last, so nothing is taken
-out of the live state on its word.
+well as can be now, ``seed`` tells the cache the rest whenever its whole state was received anew (it may have started
+empty), and ``follow_records`` what others change. While the record's database is away its copy may not know of what was
+restored last, so nothing is taken out of the live state on its word.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from fleet.codec import descriptor_from_pb
+from fleet.model import etag_of
 from fleet.validation import check_descriptors
 from fleet.writer import FleetWriter
 from gateway.entry import FULL
 from gateway.state import FleetState
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
-from openmanager.fleet.v1 import metric_pb2, status_pb2
+from openmanager.fleet.v1 import details_pb2, metric_pb2, status_pb2
 from openmanager.gateway.v1 import fleet_pb2
 from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
 from runtime.channel import Channel, calling
@@ -55,34 +56,40 @@ class Registry:
             AlreadyExists: the id is taken, maybe by a deleted server.
         """
         descriptor = _checked(server)
-        request = metadata_pb2.CreateServerRecordRequest(descriptor=descriptor)
+        request = metadata_pb2.CreateServerRecordRequest(
+            descriptor=descriptor, labels=server.labels, notes=server.notes
+        )
         with _naming("server.id"):
             async with calling("metadata"):
                 response = await self._records.CreateServerRecord(request)
-        return await self._show(response.server.descriptor)
+        return await self._show(response.server)
 
-    async def update(self, server: fleet_pb2.Server, fields: Sequence[str]) -> fleet_pb2.Server:
+    async def update(self, server: fleet_pb2.Server, fields: Sequence[str], etag: str = "") -> fleet_pb2.Server:
         """Changes the named fields of a recorded server.
 
         Raises:
+            Aborted: with ETAG_MISMATCH, when `etag` is given and not the record's.
             InvalidArgument: naming the field.
             NotFound: no such record.
         """
         descriptor = _checked(server)
-        request = metadata_pb2.UpdateServerRecordRequest(descriptor=descriptor)
+        request = metadata_pb2.UpdateServerRecordRequest(
+            descriptor=descriptor, labels=server.labels, notes=server.notes, etag=etag
+        )
         request.update_mask.paths.extend(fields)
         with _naming("server.id"):
             async with calling("metadata"):
                 response = await self._records.UpdateServerRecord(request)
-        return await self._show(response.server.descriptor)
+        return await self._show(response.server)
 
-    async def delete(self, server_id: str) -> None:
+    async def delete(self, server_id: str, etag: str = "") -> None:
         """Marks a record deleted and takes the server out of the live state.
 
         Raises:
+            Aborted: with ETAG_MISMATCH, when `etag` is given and not the record's.
             NotFound: no such record.
         """
-        request = metadata_pb2.DeleteServerRecordRequest(server_id=server_id)
+        request = metadata_pb2.DeleteServerRecordRequest(server_id=server_id, etag=etag)
         with _naming("id"):
             async with calling("metadata"):
                 await self._records.DeleteServerRecord(request)
@@ -94,17 +101,51 @@ class Registry:
             self._unseeded.set()
         await self._state.until(lambda: server_id not in self._state, SHOWN_WITHIN_S)
 
-    async def undelete(self, server_id: str) -> fleet_pb2.Server:
+    async def undelete(self, server_id: str, etag: str = "") -> fleet_pb2.Server:
         """Restores a deleted record.
 
         Raises:
+            Aborted: with ETAG_MISMATCH, when `etag` is given and not the record's.
             NotFound: no such record.
         """
-        request = metadata_pb2.UndeleteServerRecordRequest(server_id=server_id)
+        request = metadata_pb2.UndeleteServerRecordRequest(server_id=server_id, etag=etag)
         with _naming("id"):
             async with calling("metadata"):
                 response = await self._records.UndeleteServerRecord(request)
-        return await self._show(response.server.descriptor)
+        return await self._show(response.server)
+
+    async def deleted(
+        self,
+        environment: str,
+        role: str,
+        labels: Sequence[tuple[str, str | None]],
+        *,
+        after_id: str,
+        size: int,
+    ) -> tuple[list["DeletedServer"], int]:
+        """Deleted servers after an id, one more than `size` at most, and how many match in all."""
+        request = metadata_pb2.ListServerRecordsRequest(
+            page_size=size + 1,
+            environment=environment,
+            role=role,
+            only_deleted=True,
+            labels={key: value or "" for key, value in labels},
+            after_id=after_id,
+        )
+        async with calling("metadata"):
+            response = await self._records.ListServerRecords(request)
+        return [DeletedServer(record) for record in response.servers], response.total_size
+
+    async def show_details(self, server_id: str, details: details_pb2.ServerDetails) -> None:
+        """Tells the live state what the record of a server says now, and waits until it shows it."""
+        try:
+            async with calling("cache"):
+                recorded = cache_pb2.RecordedDetails(server_id=server_id, details=details)
+                await self._cache.UpdateServers(cache_pb2.UpdateServersRequest(details=[recorded]))
+        except OpenManagerError as error:
+            _log.warning("the record of %s has changed, but the cache does not know yet: %s", server_id, error)
+            self._unseeded.set()
+        await self._state.until(self._is_shown(server_id, details.revision), SHOWN_WITHIN_S)
 
     def snapshot_received(self) -> None:
         """Tells that the cache's whole state has arrived, so that ``seed`` compares it with the record."""
@@ -123,25 +164,43 @@ class Registry:
                 self._unseeded.set()
                 raise
 
+    async def follow_records(self) -> None:
+        """Tells the cache what changes in the record, whoever changes it, until the stream of it breaks."""
+        try:
+            async with calling("metadata"):
+                stream: AsyncIterator[metadata_pb2.WatchServerRecordsResponse]
+                stream = self._records.WatchServerRecords(metadata_pb2.WatchServerRecordsRequest())
+                async for changed in stream:
+                    await self._tell(changed.servers)
+        finally:
+            self._unseeded.set()  # what changes until the stream is there again is told by nobody
+
     async def _seed_once(self) -> bool:
         """Whether the record itself was asked."""
-        missing: list[metric_pb2.ServerDescriptor] = []
         deleted: list[str] = []
         is_record = True
         async for page in self._pages():
             is_record &= not page.HasField("stale_since")
-            for record in page.servers:
-                server_id = record.descriptor.server_id
-                if record.HasField("delete_time"):
-                    deleted.append(server_id)
-                elif server_id not in self._state:
-                    missing.append(record.descriptor)
-        async with calling("cache"):
-            if missing:
-                await self._cache.UpdateServers(cache_pb2.UpdateServersRequest(servers=missing))
-            if deleted and is_record:
+            deleted += [record.descriptor.server_id for record in page.servers if record.HasField("delete_time")]
+            await self._tell(page.servers)
+        if deleted and is_record:
+            async with calling("cache"):
                 await self._cache.RemoveServers(cache_pb2.RemoveServersRequest(server_ids=deleted))
         return is_record
+
+    async def _tell(self, records: Iterable[metadata_pb2.ServerRecord]) -> None:
+        """Tells the cache of servers that the live state lacks, and what it does not know of the others yet."""
+        request = cache_pb2.UpdateServersRequest()
+        for record in records:
+            server_id = record.descriptor.server_id
+            known = self._state.revision(server_id)
+            if record.HasField("delete_time") or (known is not None and known >= record.details.revision):
+                continue
+            request.servers.append(record.descriptor)
+            request.details.add(server_id=server_id, details=record.details)
+        if request.details:
+            async with calling("cache"):
+                await self._cache.UpdateServers(request)
 
     async def _pages(self) -> AsyncIterator[metadata_pb2.ListServerRecordsResponse]:
         token = ""
@@ -156,21 +215,26 @@ class Registry:
             if not token:
                 return
 
-    async def _show(self, descriptor: metric_pb2.ServerDescriptor) -> fleet_pb2.Server:
+    async def _show(self, record: metadata_pb2.ServerRecord) -> fleet_pb2.Server:
+        descriptor = record.descriptor
         server_id = descriptor.server_id
         try:
             async with calling("cache"):
                 request = cache_pb2.UpdateServersRequest(servers=[descriptor], admit_removed=True)
+                request.details.add(server_id=server_id, details=record.details)
                 await self._cache.UpdateServers(request)
             await self._writer.tell_servers([descriptor_from_pb(descriptor)])
         except OpenManagerError as error:
             _log.warning("server %s is recorded, but not everyone knows yet: %s", server_id, error)
             self._unseeded.set()
-        await self._state.until(lambda: self._shows(descriptor), SHOWN_WITHIN_S)
+        is_shown = self._is_shown(server_id, record.details.revision)
+        await self._state.until(lambda: is_shown() and self._shows(descriptor), SHOWN_WITHIN_S)
         entry = self._state.get(server_id) if self._state.known else None
-        if entry is not None and self._shows(descriptor):
-            return entry.message(FULL)
-        return _server(descriptor)
+        server = entry.message(FULL) if entry is not None and self._shows(descriptor) else _server(descriptor)
+        return _with_remarks(server, record)
+
+    def _is_shown(self, server_id: str, revision: int) -> Callable[[], bool]:
+        return lambda: (self._state.revision(server_id) or 0) >= revision
 
     def _shows(self, descriptor: metric_pb2.ServerDescriptor) -> bool:
         if descriptor.server_id not in self._state:
@@ -179,6 +243,24 @@ class Registry:
         return entry is not None and _same(entry.state.descriptor, descriptor, _SHOWN_FIELDS)
 
 
+class DeletedServer:
+    """A deleted server as it is listed."""
+
+    def __init__(self, record: metadata_pb2.ServerRecord) -> None:
+        self.id = record.descriptor.server_id
+        self._record = record
+
+    def server(self, _view: fleet_pb2.ServerView.ValueType) -> bytes:
+        """A serialized Server; the same in each view."""
+        message = _server(self._record.descriptor)
+        message.status = status_pb2.SERVER_STATUS_UNSPECIFIED
+        message.delete_time.CopyFrom(self._record.delete_time)
+        message.etag = etag_of(self._record.details.revision)
+        message.labels.update(self._record.details.labels)
+        return message.SerializeToString(deterministic=True)
+
+
+_REMARKS = ("labels", "notes")
 _SHOWN_FIELDS = ("hostname", "environment", "role", "location")
 
 
@@ -204,6 +286,8 @@ def _naming(field: str) -> Iterator[None]:
     except OpenManagerError as error:
         if error.field == "server_id":
             error.field = field
+        elif error.field in _REMARKS:
+            error.field = f"server.{error.field}"
         raise
 
 
@@ -227,3 +311,13 @@ def _server(descriptor: metric_pb2.ServerDescriptor) -> fleet_pb2.Server:
         location=descriptor.location,
         status=status_pb2.SERVER_STATUS_OFFLINE,
     )
+
+
+def _with_remarks(server: fleet_pb2.Server, record: metadata_pb2.ServerRecord) -> fleet_pb2.Server:
+    """The server as a change has left it, whatever the live state shows of others that came after."""
+    server.labels.clear()
+    server.labels.update(record.details.labels)
+    if record.notes:
+        server.notes = record.notes
+    server.etag = etag_of(record.details.revision)
+    return server

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from pydantic import SecretStr, field_validator
 
-from runtime.settings import Address, CommonSettings, Target, Targets, is_loopback, setting, split_address
+from runtime.settings import Address, ByteSize, CommonSettings, Target, Targets, is_loopback, setting, split_address
 
 
 class GatewaySettings(CommonSettings):
@@ -36,10 +36,26 @@ class GatewaySettings(CommonSettings):
         le=10_000,
     )
     token: SecretStr | None = setting(
-        "GATEWAY_TOKEN", None, "Administrator's bearer token; with it every caller must present it.", min_length=16
+        "GATEWAY_TOKEN",
+        None,
+        "Administrator's bearer token; with it every caller must present it, or a token of AccessService.",
+        min_length=16,
+    )
+    accounts: bool = setting(
+        "GATEWAY_ACCOUNTS",
+        False,
+        "true: every caller must present a token, of GATEWAY_TOKEN or of AccessService; the first administrator is "
+        "made with the token in DATA_DIR/metadata/setup-token.",
     )
     trusted_proxy: str | None = setting(
         "TRUSTED_PROXY", None, "CIDR of a TLS-terminating proxy: the one way to listen beyond loopback without TLS."
+    )
+    audit_journal_limit: ByteSize = setting(
+        "AUDIT_JOURNAL_LIMIT",
+        "256MiB",
+        "Size of a process's own journal of audit events at which changes are refused while metadata does not take "
+        "them; refused calls have an eighth of it besides.",
+        ge=1 << 20,
     )
     cache_target: Target = setting("CACHE_TARGET", "127.0.0.1:50051", "Where the cache is.")
     timeseries_targets: Targets = setting(
@@ -65,8 +81,8 @@ class GatewaySettings(CommonSettings):
         for env, address in self.listen_addresses().items():
             if is_loopback(split_address(address)[0]):
                 continue
-            if self.token is None:
-                yield f"{env}: {address} is reachable from other machines: set GATEWAY_TOKEN"
+            if self.token is None and not self.accounts:
+                yield f"{env}: {address} is reachable from other machines: set GATEWAY_TOKEN or GATEWAY_ACCOUNTS=true"
             if not has_tls and self.trusted_proxy is None:
                 yield (
                     f"{env}: {address} is reachable from other machines: set TLS_CERT_FILE and TLS_KEY_FILE, or "

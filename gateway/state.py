@@ -10,16 +10,17 @@ is given is made once a version and only when somebody reads it.
 """
 
 import asyncio
+import hashlib
 import math
 from bisect import insort
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from itertools import takewhile
-from typing import Final
+from typing import Final, NamedTuple
 
 from fleet.codec import descriptor_from_pb, metric_set_from_pb
 from fleet.model import ServerDescriptor
-from gateway.entry import ServerEntry, Sets
+from gateway.entry import Places, ServerEntry, Sets
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
 from runtime.channel import Channel, calling
 from runtime.circuit import Circuit
@@ -36,6 +37,14 @@ MAX_KEPT_BYTES: Final = 32 << 20
 """Of answers about the fleet as it is now, of which JSON of about the same size may be kept too."""
 
 
+class Removal(NamedTuple):
+    """A server that is gone since a sequence, and the places that it had."""
+
+    id: str
+    sequence: int
+    places: Places
+
+
 class FleetState:
     """The mirror. ``follow`` keeps it up to date for as long as it runs."""
 
@@ -45,7 +54,7 @@ class FleetState:
         self._circuit = Circuit("cache", clock)
         self._entries: dict[str, ServerEntry] = {}  # in order of sequence
         self._ids: list[str] = []  # in order
-        self._removed: OrderedDict[str, int] = OrderedDict()  # id -> sequence at which it was gone, in order of it
+        self._removed: OrderedDict[str, Removal] = OrderedDict()  # by id, in order of sequence
         self._known_from = 0  # removals up to this sequence may be unknown
         self._received_s: float | None = None
         self._change = asyncio.Event()
@@ -124,7 +133,7 @@ class FleetState:
             entries.pop(server_id, None)
             entry = before.get(server_id)
             if entry is None or (entry.epoch, entry.sequence) != (version.epoch, state.sequence):
-                entry = ServerEntry(state, sets, version.epoch, entry)
+                entry = ServerEntry(state, sets, version.epoch, entry, self._places_before(server_id, version.epoch))
             entries[server_id] = entry
         if not goes_on:
             self._removed.clear()
@@ -134,28 +143,36 @@ class FleetState:
         for server_id in entries:
             self._removed.pop(server_id, None)
         for server_id in before.keys() - entries.keys() if goes_on else ():
-            self._remember_removed(server_id)
+            self._remember_removed(before[server_id])
 
     def _change_some(self, message: cache_pb2.WatchServersResponse, sets: Sets) -> None:
         version = message.version
         self.sequence = version.sequence
         for server_id in message.removed_server_ids:
-            if self._entries.pop(server_id, None) is not None:
+            gone = self._entries.pop(server_id, None)
+            if gone is not None:
                 self._ids.remove(server_id)
-                self._remember_removed(server_id)
+                self._remember_removed(gone)
         for state in message.states:
             server_id = state.descriptor.server_id
             before = self._entries.pop(server_id, None)
+            places = self._places_before(server_id, version.epoch)
             if before is None:
                 insort(self._ids, server_id)
                 self._removed.pop(server_id, None)
-            self._entries[server_id] = ServerEntry(state, sets, version.epoch, before)
+            self._entries[server_id] = ServerEntry(state, sets, version.epoch, before, places)
 
-    def _remember_removed(self, server_id: str) -> None:
-        self._removed[server_id] = self.sequence
-        self._removed.move_to_end(server_id)
+    def _places_before(self, server_id: str, epoch: str) -> Places:
+        """Those of a server that was removed and comes back."""
+        removal = self._removed.get(server_id)
+        return frozenset() if removal is None or epoch != self.epoch else removal.places
+
+    def _remember_removed(self, entry: ServerEntry) -> None:
+        self._removed[entry.id] = Removal(entry.id, self.sequence, entry.places)
+        self._removed.move_to_end(entry.id)
         while len(self._removed) > MAX_REMOVED:
-            _, self._known_from = self._removed.popitem(last=False)
+            _, oldest = self._removed.popitem(last=False)
+            self._known_from = oldest.sequence
 
     def _tell(self) -> None:
         self._received_s = self._clock.monotonic()
@@ -203,11 +220,11 @@ class FleetState:
         newest_first = takewhile(lambda entry: entry.sequence > sequence, reversed(self._entries.values()))
         return list(newest_first)[::-1]
 
-    def removed_after(self, sequence: int) -> list[tuple[str, int]] | None:
-        """Ids and sequences of servers that went after a sequence of this epoch, in order; None: not all are known."""
+    def removed_after(self, sequence: int) -> list[Removal] | None:
+        """The servers that went after a sequence of this epoch, in order; None: not all are known."""
         if sequence < self._known_from:
             return None
-        newest_first = takewhile(lambda removal: removal[1] > sequence, reversed(self._removed.items()))
+        newest_first = takewhile(lambda removal: removal.sequence > sequence, reversed(self._removed.values()))
         return list(newest_first)[::-1]
 
     def descriptor(self, server_id: str) -> ServerDescriptor | None:
@@ -215,16 +232,25 @@ class FleetState:
         entry = self._entries.get(server_id)
         return None if entry is None else descriptor_from_pb(entry.state.descriptor)
 
-    async def kept(self, question: object, make: Callable[[], Awaitable[bytes]]) -> Prepared:
-        """The answer to a question about the whole fleet, made once a version."""
-        found = self._kept.get(question)
+    def revision(self, server_id: str) -> int | None:
+        """Of what is known of a server's record; None for an unknown server."""
+        entry = self._entries.get(server_id)
+        return None if entry is None else entry.revision
+
+    async def kept(self, question: object, make: Callable[[], Awaitable[bytes]], *, part: object = None) -> Prepared:
+        """The answer to a question about the whole fleet, made once a version.
+
+        `part`: of which part of the fleet (None: the whole); its tag tells nothing of what happens elsewhere.
+        """
+        found = self._kept.get((question, part))
         if found is None:
             kept, version = self._kept, self.version
-            found = Prepared(await make(), etag=version)
+            data = await make()
+            found = Prepared(data, etag=version if part is None else content_tag(data))
             if kept is self._kept and len(kept) < MAX_KEPT_ANSWERS:
                 size = self._kept_bytes + len(found.data)
                 if size <= MAX_KEPT_BYTES:
-                    kept[question], self._kept_bytes = found, size
+                    kept[question, part], self._kept_bytes = found, size
         return found
 
     def __contains__(self, server_id: object) -> bool:
@@ -248,3 +274,8 @@ class FleetState:
         """Raises Unavailable while nothing was ever received."""
         if not self.known:
             raise Unavailable("the live state has not been received from the cache yet", retry_after_s=1.0)
+
+
+def content_tag(data: bytes) -> str:
+    """An entity tag of nothing but the answer itself."""
+    return hashlib.blake2b(data, digest_size=12).hexdigest()

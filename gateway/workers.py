@@ -11,6 +11,7 @@ own connections with it; one that cannot start ends all with its own words; none
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Final
 
 from gateway.http.server import bound_socket, listen
 from gateway.settings import GatewaySettings
+from gateway.siblings import RUN_VARIABLE, Page, Siblings
 from runtime import notify
 from runtime.errors import Unavailable
 from runtime.folder import CannotStartError
@@ -40,6 +42,12 @@ def own_number() -> int | None:
     return int(text) if text.isdecimal() else None
 
 
+def siblings(settings: GatewaySettings, page: Page) -> Siblings | None:
+    """What this worker has in common with the others, when it is one; `page` makes its own page of metrics."""
+    number = own_number()
+    return None if number is None else Siblings(os.environ.get(RUN_VARIABLE, ""), number, settings.workers, page)
+
+
 async def serve_by_workers(settings: GatewaySettings, process: Process[GatewaySettings]) -> None:
     """Runs until the process is told to stop.
 
@@ -56,6 +64,7 @@ async def serve_by_workers(settings: GatewaySettings, process: Process[GatewaySe
             "GATEWAY_GRPC_ADDRESS": grpc_address,
             "GATEWAY_HTTP_ADDRESS": http_address,
             PARENT_PID_VARIABLE: str(os.getpid()),
+            RUN_VARIABLE: secrets.token_hex(16),
         }
         workers = [Worker(number, environ) for number in range(1, settings.workers + 1)]
         try:

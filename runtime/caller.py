@@ -11,10 +11,11 @@ gRPC wants them, whatever the name is.
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote
 
-from runtime.interception import CallContext, metadata_value
+if TYPE_CHECKING:
+    from runtime.interception import CallContext
 
 NAME_KEY: Final = "openmanager-caller"
 ROLE_KEY: Final = "openmanager-caller-role"
@@ -24,9 +25,9 @@ MAX_VALUE_BYTES: Final = 1_024
 """gRPC takes 8 KiB of metadata in all; a longer value is cut."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Caller:
-    """Attributes: all empty where nothing is known.
+    """Attributes: all empty where nothing is known. fleet.access has one that knows which servers he sees.
 
     name: of the user or token, or what stands for it ("local-administrator").
     role: what it may do.
@@ -44,12 +45,15 @@ current: ContextVar[Caller | None] = ContextVar("openmanager_caller", default=No
 """The caller of the running call; whoever authenticates it sets this."""
 
 
-def of(context: CallContext) -> Caller:
-    """The caller of the running call: what authentication said, or else what its context says."""
-    found = current.get()
-    if found is not None:
-        return found
-    return Caller(name=str(getattr(context, "principal", "")), address=host(context.peer()))
+def of(context: "CallContext") -> Caller:
+    """The caller of the running call: what authentication said, and where it comes from."""
+    found = current.get() or Caller()
+    return Caller(
+        name=found.name,
+        role=found.role,
+        address=found.address or host(context.peer()),
+        authentication=found.authentication,
+    )
 
 
 def host(peer: str) -> str:
@@ -74,8 +78,9 @@ def _cut(value: str) -> str:
     return raw.decode() if len(raw) <= MAX_VALUE_BYTES else raw[:MAX_VALUE_BYTES].decode("utf-8", "ignore")
 
 
-def told(context: CallContext) -> Caller:
+def told(context: "CallContext") -> Caller:
     """The caller that the metadata of a call to an inner service names."""
-    values = (metadata_value(context, key) for key in (NAME_KEY, ROLE_KEY, ADDRESS_KEY, AUTHENTICATION_KEY))
-    name, role, address, authentication = (unquote(value or "", errors="replace") for value in values)
+    said = dict(reversed([*(context.invocation_metadata() or ())]))  # of several the first counts
+    values = (said.get(key) or "" for key in (NAME_KEY, ROLE_KEY, ADDRESS_KEY, AUTHENTICATION_KEY))
+    name, role, address, authentication = (unquote(str(value), errors="replace") for value in values)
     return Caller(name=name, role=role, address=address, authentication=authentication)

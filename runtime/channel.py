@@ -180,6 +180,7 @@ def _options(service: str) -> tuple[tuple[str, Any], ...]:
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES * TRANSPORT_FACTOR),
         ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),  # or it would be a minute all the same
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", RECONNECT_INITIAL_MS),

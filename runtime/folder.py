@@ -55,6 +55,20 @@ def locked(data_dir: Path, name: str) -> Iterator[Path]:
         os.close(descriptor)
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Puts a file that only its owner can read in the place of the one before, whole or not at all."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def service_secret(settings: CommonSettings) -> str:
     """The secret inner services demand: SERVICE_SECRET, or what DATA_DIR/service-secret holds, made when missing."""
     if settings.service_secret is not None:

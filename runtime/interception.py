@@ -20,12 +20,14 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from contextvars import Token
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
-from runtime import deadline, durations, telemetry, tracing
+from runtime import caller, deadline, durations, telemetry, tracing
+from runtime.caller import Caller
 from runtime.deadline import DEFAULT_DEADLINE_S, MAX_DEADLINE_S
 from runtime.errors import (
     Cancelled,
@@ -65,9 +67,9 @@ class CallContext(Protocol):
         """Seconds until the caller's deadline; None when it named none."""
 
 
-Authenticator = Callable[[str, CallContext], None]
-"""Given the method's path ("/pkg.Service/Method") and the call; raises Unauthenticated or PermissionDenied. What it
-needs to know it has in memory: it waits for nothing."""
+Authenticator = Callable[[str, CallContext], Caller | None]
+"""Given the method's path ("/pkg.Service/Method") and the call, says who calls (None: a process of ours); raises
+Unauthenticated or PermissionDenied. What it needs to know it has in memory: it waits for nothing."""
 AtOnce = Callable[[Request], Response | None]
 """Answers a request from memory, or with None: then the method is to be called. It waits for nothing."""
 
@@ -134,9 +136,10 @@ class Interception:
         """Runs a method with one response. Its deadline: the caller's or the default, never over the maximum."""
         started, peer = time.monotonic(), ""
         failure: OpenManagerError | None = None
+        who: Token[Caller | None] | None = None
         try:
             if self._authenticator is not None:
-                self._authenticator(method, context)
+                who = caller.current.set(self._authenticator(method, context))
             if at_once is not None:
                 response = at_once(request)
                 if response is not None:
@@ -158,6 +161,8 @@ class Interception:
             raise failure from error
         finally:
             _record(method, peer, context, started, failure)
+            if who is not None:
+                caller.current.reset(who)
 
     async def _in_time(
         self, handler: Callable[[Request, Any], Awaitable[Response]], request: Request, context: Any, started: float
@@ -217,7 +222,7 @@ class Interception:
         place = ""
         try:
             if self._authenticator is not None:
-                self._authenticator(method, context)
+                caller.current.set(self._authenticator(method, context))  # a stream has a context of its own
             if self._waiting is not None and waits:
                 place = self._waiting.enter(method)
             async with aclosing(cast("AsyncGenerator[Response, None]", handler(request, context))) as responses:
@@ -310,6 +315,8 @@ def _record(method: str, peer: str, context: CallContext, started: float, failur
             "ms": round(elapsed_s * 1e3, 3),
             "peer": peer or context.peer(),
         }
+        if (known := caller.current.get()) is not None:
+            fields["caller"] = known.name
         if failure is not None:
             fields |= {"reason": failure.reason, "error": str(failure)}
         _access.log(level, "%s %s", method, code, extra=fields)

@@ -23,3 +23,5 @@ KEEPALIVE_TIME_MS: Final = 20_000
 """A connection without traffic is probed after this time ..."""
 KEEPALIVE_TIMEOUT_MS: Final = 5_000
 """... and given up when the probe is not answered within this."""
+HANDSHAKE_TIMEOUT_MS: Final = 20_000
+"""How long a connection may take until TLS is agreed on, and again until our settings of HTTP/2 are acknowledged."""

@@ -25,12 +25,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
-from runtime import folder, logs, notify, paging, tasks, telemetry, tls
+from runtime import descriptors, folder, logs, notify, paging, tasks, telemetry, tls
 from runtime.channel import Channel
 from runtime.clock import Clock, SystemClock
+from runtime.doorman import Knows, bearer_of
 from runtime.errors import OpenManagerError
 from runtime.folder import CannotStartError
-from runtime.interception import Authenticator, Interception, service_secret_authenticator
+from runtime.interception import REFLECTION_SERVICES, Authenticator, Interception, service_secret_authenticator
 from runtime.limits import DRAIN_GRACE_S
 from runtime.redaction import redact
 from runtime.server import AddressUnavailable, Bound, GrpcServer
@@ -41,6 +42,9 @@ S = TypeVar("S", bound=CommonSettings)
 
 EXIT_FAILED: Final = 1
 EXIT_BAD_SETTINGS: Final = 2
+NO_FORKS: Final = ("GRPC_ENABLE_FORK_SUPPORT", "0")
+"""gRPC prepares each fork for a child that goes on with gRPC; ours run another program at once. In between its threads
+ended 45 of 400 children of a busy process; PostgreSQL is such a child, started under another user and so by fork."""
 PARENT_PID_VARIABLE: Final = "OPENMANAGER_PARENT_PID"
 PARENT_CHECK_INTERVAL_S: Final = 1.0
 READINESS_INTERVAL_S: Final = 0.25
@@ -73,21 +77,24 @@ class Process(Generic[S]):
         public: bool = False,
         ready: Callable[[], bool] | None = None,
         authenticator: Authenticator | None = None,
+        knows: Knows | None = None,
         waiting: Waiting | None = None,
         share_port: bool = False,
     ) -> None:
         """Serves until `stopping`, lets calls in flight finish, returns.
 
         An inner server (public=False) lets in who has the service secret; a public one whom `authenticator` lets in,
-        everyone without one. `waiting`: how many calls may wait. Health says SERVING while `ready()` is true.
-        `share_port`: others like this one listen on the same port.
+        everyone without one, and `knows` says beforehand whom it will not (runtime.doorman). `waiting`: how many calls
+        may wait. Health says SERVING while `ready()` is true. `share_port`: others like this one listen on the same
+        port.
         """
         setting = address_setting or f"{self.name.upper()}_ADDRESS"
         if not public:
             authenticator = service_secret_authenticator(self.secret)
+            knows = bearer_of(self.secret, open_services=REFLECTION_SERVICES)  # to callers on this machine
         credentials = tls.server_credentials(self.settings, address, public=public)
         interception = Interception(authenticator, waiting=waiting)
-        server = GrpcServer(servicers, interception, credentials=credentials, share_port=share_port)
+        server = GrpcServer(servicers, interception, credentials=credentials, share_port=share_port, knows=knows)
         try:
             bound = await server.start(address)
         except AddressUnavailable as error:
@@ -155,6 +162,7 @@ def run_process(
     `prometheus`: its metrics are read by Prometheus too (prometheus_client.generate_latest). `part`: which of several
     alike it is, with a folder of its own in that of the first.
     """
+    os.environ.setdefault(*NO_FORKS)
     try:
         settings = settings_class.load()
     except SettingsError as error:
@@ -162,6 +170,7 @@ def run_process(
         _say(f"{name}: cannot start, settings that make no sense:\n{lines}".rstrip())
         sys.exit(EXIT_BAD_SETTINGS)
     logs.configure(name, settings.log_level)
+    descriptors.allow_many()
     telemetry.configure(f"openmanager-{name}", settings.otel_exporter_otlp_endpoint, prometheus=prometheus)
     gc.collect()
     gc.freeze()  # of 66,000 objects of modules and messages none goes: a full collection on the loop took 30 ms

@@ -14,7 +14,8 @@ from typing import Any
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from runtime import limits, reflection
+from runtime import descriptors, limits, reflection
+from runtime.doorman import Doorman, Knows
 from runtime.handlers import Bound, bind, intercepted
 from runtime.interception import HEALTH_SERVICE, Interception
 from runtime.limits import MAX_MESSAGE_BYTES
@@ -44,7 +45,9 @@ class GrpcServer:
         credentials: Any = None,
         max_concurrent_calls: int = limits.MAX_CONCURRENT_CALLS,
         share_port: bool = False,
+        knows: Knows | None = None,
     ) -> None:
+        """Prepares. `knows`: who is refused before anything of his message is read; None: nobody."""
         self.interception = interception
         self._credentials = credentials
         self._share_port = share_port
@@ -60,17 +63,23 @@ class GrpcServer:
                 ("grpc.so_reuseport", int(share_port)),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES * limits.TRANSPORT_FACTOR),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES * limits.TRANSPORT_FACTOR),
+                ("grpc.max_allowed_incoming_connections", descriptors.max_connections()),
                 ("grpc.max_concurrent_streams", limits.MAX_STREAMS_PER_CONNECTION),
                 ("grpc.server.max_pending_requests", limits.MAX_PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", 3 * limits.MAX_PENDING_CALLS),
+                ("grpc.server_handshake_timeout_ms", limits.HANDSHAKE_TIMEOUT_MS),
+                ("grpc.http2.settings_timeout", limits.HANDSHAKE_TIMEOUT_MS),
                 ("grpc.keepalive_time_ms", limits.KEEPALIVE_TIME_MS),
                 ("grpc.keepalive_timeout_ms", limits.KEEPALIVE_TIMEOUT_MS),
+                ("grpc.http2.ping_timeout_ms", limits.KEEPALIVE_TIMEOUT_MS),  # or it would be a minute all the same
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", limits.KEEPALIVE_TIME_MS // 2),
             ),
         )
         served = (*servicers, *reflection.bound((*self._services, HEALTH_SERVICE)))
+        if knows is not None:
+            self._server.add_generic_rpc_handlers((Doorman(served, interception, knows),))  # asked before the others
         self._server.add_generic_rpc_handlers(tuple(intercepted(one, interception) for one in served))
         # Open to all without interception: it says nothing more than up or down, and is too frequent to log.
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -88,8 +97,19 @@ class GrpcServer:
                 port = self._server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
             raise AddressUnavailable(errno.EADDRNOTAVAIL, f"cannot listen on {address}: {error}") from error
-        await self._server.start()
+        await self._begin()
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def _begin(self) -> None:
+        """gRPC's start, which must not be cut off: its task of serving would then fail on the future that the start
+        waited for ("invalid state" in the log, before the reason of the cancellation), and the port stay open."""
+        starting = asyncio.create_task(self._server.start(), name="grpc-start")
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait({starting})
+            await self._server.stop(None)
+            raise
 
     async def set_serving(self, serving: bool) -> None:
         """What grpc.health.v1 answers for the server ("") and each of its services."""

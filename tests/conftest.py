@@ -9,6 +9,9 @@ import pytest
 import pytest_asyncio
 
 from runtime import telemetry
+from runtime.process import NO_FORKS
+
+os.environ.setdefault(*NO_FORKS)
 
 pytest_plugins = ("tests.harness.fault_report", "tests.harness.shared_product")
 

@@ -95,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     _add_history(commands)
     _add_ingest(commands)
     _add_status(commands)
+    _add_audit(commands)
     completion = _add(commands, "completion", "print what makes a shell complete this command", _COMPLETION)
     completion.add_argument("shell", choices=SHELLS, help="which shell")
     return whole
@@ -240,6 +241,27 @@ def _add_ingest(commands: "_Commands[argparse.ArgumentParser]") -> None:
 def _add_status(commands: "_Commands[argparse.ArgumentParser]") -> None:
     status = _add(commands, "status", "show every store: up or down, how far behind", "examples:\n  openmanager status")
     _add_output(status)
+
+
+def _add_audit(commands: "_Commands[argparse.ArgumentParser]") -> None:
     audit = _add(commands, "audit", "the audit log", "examples:\n  openmanager audit verify")
     actions = audit.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _add(actions, "verify", "prove that nobody altered the audit log", "examples:\n  openmanager audit verify")
+    verify = _add(
+        actions,
+        "verify",
+        "prove that nobody altered the audit log; exit status 1 says that somebody did",
+        "examples:\n  openmanager audit verify\n  openmanager audit verify --output json | jq .findings",
+    )
+    _add_output(verify)
+    export = _add(
+        actions,
+        "export",
+        "write the audit log to standard output",
+        "examples:\n  openmanager audit export > audit.jsonl"
+        "\n  openmanager audit export --from -30d --format csv > audit.csv",
+    )
+    export.add_argument(
+        "--format", choices=("jsonl", "csv"), default="jsonl", help="all, with the signed checkpoints; or the events"
+    )
+    export.add_argument("--from", dest="start", metavar="TIME", type=moment_s, help="only from then on")
+    export.add_argument("--to", dest="end", metavar="TIME", type=moment_s, help="only before then")

@@ -1,4 +1,4 @@
-"""`openmanager status` and `openmanager audit verify`."""
+"""`openmanager status`."""
 
 import json
 import sys
@@ -6,7 +6,6 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Final
 
-from client import audit
 from client.api import OpenManager
 from client.command import exits
 from client.command.fleet import as_json
@@ -32,9 +31,6 @@ _COLOURS: Final[Mapping[str, str]] = {"up": "green", "degraded": "yellow", "down
 
 async def run(manager: OpenManager, options: Namespace) -> int:
     """Runs the command; returns the exit status."""
-    if options.command == "audit":
-        await audit.verify(manager)
-        return exits.OK
     stores = await manager.status()
     terminal = Terminal(sys.stdout)
     if options.output == "json":

@@ -21,6 +21,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.routing import Route as Page
 
+from fleet.access import Caller
+from gateway.access.policy import Policy
 from gateway.admission import Admission
 from gateway.http import docs_page, openapi
 from gateway.http.bridge import Bridge
@@ -47,6 +49,8 @@ from runtime.interception import Interception, masked
 from runtime.limits import MAX_CONCURRENT_CALLS, STREAM_GRACE_S
 
 _LOGGED: Final = "openmanager.logged"  # in the scope: the exception has been answered and logged
+OPEN_PAGES: Final = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+"""They say nothing of the fleet: whoever is let in may read them; of the first two also who is not."""
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _UNTRACED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _VERBS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -62,6 +66,10 @@ class Health:
     reasons: tuple[str, ...] = ()
 
 
+Refused = Callable[[str, Scope, Caller | None, OpenManagerError], None]
+"""Told of a request that is not let in: the method ("" for a page), who it is, where that is known, and why."""
+
+
 class HttpApp:
     """What the ASGI server calls. `begin_drain` and `cut_off` are for gateway.http.server."""
 
@@ -71,14 +79,18 @@ class HttpApp:
         guard: Guard,
         admission: Admission,
         interception: Interception,
+        policy: Policy,
         pages: Callable[..., Any],
+        refused: Refused | None = None,
     ) -> None:
         self.bridge = bridge
         self._guard = guard
+        self._policy = policy
         self._admission = admission
         self._interception = interception
         self._pages = pages
-        self._shortcut = Shortcut(bridge, guard, admission)
+        self._refused = refused
+        self._shortcut = Shortcut(bridge, guard, admission, policy)
         self._running: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None  # kept, since asking for it is a system call (getpid)
 
@@ -123,13 +135,19 @@ class HttpApp:
             call.set_attributes({"http.route": route.template, "rpc.method": route.rpc[1:]})
 
     async def _admit_and_answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match = self.bridge.find(scope)
+        rpc = "" if match is None or match.route is None else match.route.rpc
+        caller = None
         try:
-            principal = self._guard.admit(scope)
+            caller = self._guard.admit(scope, open_to_all=self._policy.rule(rpc).open_to_all)
+            if match is None and scope["path"] not in OPEN_PAGES:
+                self._policy.check_page(caller)
         except OpenManagerError as error:
             _log.info("refused %s %s: %s", scope["method"], scope["path"], error, extra={"reason": error.reason})
+            if self._refused is not None:
+                self._refused(rpc, scope, caller, error)
             await send_error(send, error, with_body=scope["method"] != "HEAD")
             return
-        match = self.bridge.find(scope)
         if match is None:
             await self._page(scope, receive, send)
             return
@@ -138,7 +156,7 @@ class HttpApp:
         except OpenManagerError as error:
             await send_error(send, error, with_body=scope["method"] != "HEAD")
         else:
-            await self.bridge.answer(match, scope, receive, send, principal)
+            await self.bridge.answer(match, scope, receive, send, caller)
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -181,16 +199,18 @@ def create_app(
     *,
     interception: Interception,
     guard: Guard,
+    policy: Policy,
     health: Callable[[], Health],
     metrics: Callable[[], bytes],
     extra: Sequence[BaseRoute] = (),
     clock: Clock | None = None,
     admission: Admission | None = None,
+    refused: Refused | None = None,
 ) -> HttpApp:
     """The application for these services. RouteError when their annotations cannot be served.
 
-    `interception` is to be one of its own, without authenticator: the guard has admitted the caller, and stopping ends
-    the streams of this one only. Configure telemetry before, since tracing is decided here.
+    `interception` is to be one of its own, whose authenticator is `exchange_authenticator`: the guard has found who
+    calls, and stopping ends the streams of this one only. Configure telemetry before, since tracing is decided here.
     """
     clock = clock or SystemClock()
     bridge = Bridge(bound, interception, clock)
@@ -230,7 +250,7 @@ def create_app(
         ],
         exception_handlers={HTTPException: _page_error, Exception: _broken_page},
     )
-    return HttpApp(bridge, guard, admission or Admission(clock), interception, pages)
+    return HttpApp(bridge, guard, admission or Admission(clock), interception, policy, pages, refused)
 
 
 def _came_from(scope: Scope) -> tuple[str, str | None]:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N813  a function, named as a class
 
+from fleet.access import Caller
 from gateway.http.endpoint import Endpoint
 from gateway.http.exchange import Exchange
 from gateway.http.replies import Receive, Scope, Send, WrongMethod, send_error
@@ -57,7 +58,7 @@ class Bridge:
         """The first endpoint of a method, by short names; for tests that stand in for the method."""
         return next(endpoint for endpoint in self._endpoints.values() if endpoint.rpc.endswith(f".{service}/{method}"))
 
-    async def answer(self, match: Match, scope: Scope, receive: Receive, send: Send, principal: str) -> None:
+    async def answer(self, match: Match, scope: Scope, receive: Receive, send: Send, caller: Caller) -> None:
         """Answers one request; raises only CancelledError, and only when the server itself is being cut off."""
         with_body = scope["method"] != "HEAD"
         route = match.route
@@ -66,7 +67,7 @@ class Bridge:
             await send_error(send, WrongMethod(scope["method"], allowed), with_body=with_body)
             return
         endpoint = self.endpoint_of(route)
-        exchange = Exchange(scope, receive, principal, match.values)
+        exchange = Exchange(scope, receive, caller, match.values)
         try:
             exchange.read_deadline()
             if endpoint.framer is not None:

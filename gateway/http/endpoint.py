@@ -23,7 +23,7 @@ from gateway.http.answer import Answer
 from gateway.http.encode import encoder_of, reader_of
 from gateway.http.exchange import DISCONNECT_WATCH_AFTER_S, Exchange
 from gateway.http.routes import REMEMBERED_PATHS, Route
-from gateway.http.streams import Framer, framer_of, last_id_field
+from gateway.http.streams import Framer, framer_of, if_match_field, last_id_field
 from gateway.http.transcode import RequestReader
 from runtime.clock import Clock
 from runtime.prepared import Prepared
@@ -63,6 +63,7 @@ class Endpoint:
         self.response_class: type[Message] = GetMessageClass(output)
         self.framer: Framer | None = framer_of(route.method) if route.is_stream else None
         self._last_id = last_id_field(route.method) if self.framer is not None else ""
+        self._if_match = if_match_field(route.method)
         self._has_lists = any(field.is_repeated for field in output.fields)
         if route.response_body:
             field = output.fields_by_name[route.response_body]
@@ -124,10 +125,13 @@ class Endpoint:
         exchange.watch(after_s=DISCONNECT_WATCH_AFTER_S if self.framer is None else 0.0)
         query: bytes = exchange.scope["query_string"]
         if len(body) > DECODE_IN_THREAD_BYTES:
-            return await asyncio.to_thread(self._read, exchange, query, body)
-        message = self._read(exchange, query, body)
+            message = await asyncio.to_thread(self._read, exchange, query, body)
+        else:
+            message = self._read(exchange, query, body)
         if self._last_id and not getattr(message, self._last_id) and (seen := exchange.header(b"last-event-id")):
             setattr(message, self._last_id, seen)
+        if self._if_match and not getattr(message, self._if_match):
+            setattr(message, self._if_match, exchange.wanted_etag())
         return message
 
     async def respond(self, request: Message, exchange: Exchange) -> Any:

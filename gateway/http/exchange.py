@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+from fleet.access import Caller
 from gateway.http.replies import BodyTooLarge, Receive, Scope
 from runtime.errors import Cancelled, DeadlineExceeded, InvalidArgument
 from runtime.settings import parse_duration
@@ -35,18 +36,18 @@ class Exchange:
         "_task",
         "_timer",
         "_watcher",
+        "caller",
         "gone",
-        "principal",
         "scope",
         "trailers",
         "values",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, principal: str, values: tuple[str, ...] = ()) -> None:
+    def __init__(self, scope: Scope, receive: Receive, caller: Caller, values: tuple[str, ...] = ()) -> None:
         self.scope = scope
         self.values = values
         """The path's variables, as they were sent."""
-        self.principal = principal
+        self.caller = caller
         """Who calls, as the guard found."""
         self.gone = False
         """Whether the caller has left; the task was cancelled then."""
@@ -102,6 +103,13 @@ class Exchange:
         if known is None:
             return False
         return known.strip() == "*" or etag in [tag.strip().removeprefix("W/").strip('"') for tag in known.split(",")]
+
+    def wanted_etag(self) -> str:
+        """What If-Match names, without its quotes; empty where it is absent or `*`. A weak tag matches nothing."""
+        text = (self.header(b"if-match") or "").strip()
+        if text == "*":
+            return ""
+        return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
 
     async def body(self) -> bytes:
         """The whole body, at most MAX_BODY_BYTES, within BODY_READ_TIMEOUT_S."""

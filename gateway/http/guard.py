@@ -1,4 +1,4 @@
-"""Who may come in over HTTP: a local administrator while no token is configured, whoever has the token otherwise.
+"""Who may come in over HTTP: whoever shows a token that is known; a local administrator while none is wanted.
 
 The local administrator is anyone on this machine, which includes every web page that a browser on this machine shows.
 So without a token a request needs all of: a loopback peer, a Host that is this machine (a page that points its own name
@@ -6,23 +6,20 @@ at 127.0.0.1 sends that name), an Origin that is absent or ours, no sign of a pr
 local), and a JSON content type on changes (a page cannot send one elsewhere without being asked first, and there is no
 CORS to allow it).
 
-What must stay true: each rule refuses by itself; a refusal says which rule and what to do; a token is compared in
-constant time and never logged; only `open_paths` are answered to everyone, and they tell nothing.
+What must stay true: each rule refuses by itself; a refusal says which rule and what to do; only `open_paths` are
+answered to everyone, and they tell nothing.
 """
 
-import hmac
 import ipaddress
 import re
 from collections.abc import Collection
 from typing import Final
 
-from pydantic import SecretStr
-
+from fleet.access import Caller
+from gateway.access.callers import ANYBODY, LOCAL_ADMINISTRATOR, Callers
 from gateway.http.replies import NotJson, Scope
-from runtime.errors import OpenManagerError, PermissionDenied, Unauthenticated
+from runtime.errors import OpenManagerError, PermissionDenied
 
-LOCAL_ADMINISTRATOR: Final = "local-administrator"
-TOKEN_HOLDER: Final = "token-holder"  # noqa: S105  a name
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 
 _LOCAL_HOST: Final = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
@@ -33,29 +30,32 @@ _PROXY_HEADER_PREFIX: Final = b"x-forwarded-"
 class Guard:
     """Admits or refuses a request from its ASGI scope, before anything of its body is read."""
 
-    def __init__(self, token: SecretStr | str | None = None, *, open_paths: Collection[str] = OPEN_PATHS) -> None:
-        secret = token.get_secret_value() if isinstance(token, SecretStr) else token
-        self._token = secret.encode() if secret else None
+    def __init__(self, callers: Callers, *, open_paths: Collection[str] = OPEN_PATHS) -> None:
+        self._callers = callers
         self._open_paths = frozenset(open_paths)
 
     @property
     def wants_token(self) -> bool:
         """Whether authentication is configured."""
-        return self._token is not None
+        return self._callers.wants_token
 
-    def admit(self, scope: Scope) -> str:
-        """The caller's name; Unauthenticated, PermissionDenied or NotJson says why there is none."""
+    def admit(self, scope: Scope, *, open_to_all: bool = False) -> Caller:
+        """Who calls; Unauthenticated, PermissionDenied, Unavailable or NotJson says why he is not let in.
+
+        `open_to_all`: for a method that asks for a secret of its own.
+        """
         if scope["path"] in self._open_paths:
-            return ""
+            return ANYBODY
         headers = scope["headers"]
-        if self._token is not None:
-            self._check_token(headers)
-            principal = TOKEN_HOLDER
-        else:
+        caller = None
+        if not open_to_all:
+            given = _header(headers, b"authorization")
+            caller = self._callers.by_header(None if given is None else given.decode("latin-1"))
+        if caller is None and not self._callers.wants_token:
             _check_local(scope, headers)
-            principal = LOCAL_ADMINISTRATOR
+            caller = LOCAL_ADMINISTRATOR
         _check_content_type(scope, headers)
-        return principal
+        return ANYBODY if caller is None else caller
 
     def knows(self, scope: Scope) -> bool:
         """Whether the caller of an open path would be admitted elsewhere, and so may be told more."""
@@ -64,15 +64,6 @@ class Guard:
         except OpenManagerError:
             return False
         return True
-
-    def _check_token(self, headers: list[tuple[bytes, bytes]]) -> None:
-        given = _header(headers, b"authorization")
-        if given is None:
-            raise Unauthenticated("a token is needed: authorization: Bearer <token>", reason="TOKEN_REQUIRED")
-        scheme, _, token = given.partition(b" ")
-        assert self._token is not None
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
-            raise Unauthenticated("the token is not valid", reason="TOKEN_INVALID")
 
 
 def _check_local(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:

@@ -10,12 +10,13 @@ from typing import Any, Final
 from google.protobuf.descriptor import MethodDescriptor
 
 from gateway.http.routes import Route
-from gateway.http.streams import last_id_field
+from gateway.http.streams import if_match_field, last_id_field
 from openmanager.gateway.v1 import options_pb2
 from runtime.tracing import TRACEPARENT, TRACERESPONSE
 
 REQUEST_TIMEOUT: Final = "Request-Timeout"
 IF_NONE_MATCH: Final = "If-None-Match"
+IF_MATCH: Final = "If-Match"
 LAST_EVENT_ID: Final = "Last-Event-ID"
 ETAG: Final = "ETag"
 RETRY_AFTER: Final = "Retry-After"
@@ -31,6 +32,7 @@ _OF_REQUESTS: Final[Mapping[str, tuple[str, str]]] = {
         "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     ),
     IF_NONE_MATCH: ("Entity tags of answers that the caller has.", 'W/"6f1e2a-1042"'),
+    IF_MATCH: ("The `etag` that the record must have, or `*`.", '"r17"'),
     LAST_EVENT_ID: ("Id of the last event that the reader has; only what changed since follows.", "6f1e2a-1042"),
 }
 _OF_ANSWERS: Final[Mapping[str, Object]] = {
@@ -70,6 +72,8 @@ def parameters(route: Route) -> list[Object]:
     names = [*OF_EVERY_REQUEST]
     if has_entity_tag(route.method):
         names.append(IF_NONE_MATCH)
+    if if_match_field(route.method):
+        names.append(IF_MATCH)
     if route.is_stream and last_id_field(route.method):
         names.append(LAST_EVENT_ID)
     return [{"$ref": f"#/components/parameters/{name}"} for name in names]

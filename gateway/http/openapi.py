@@ -16,7 +16,7 @@ from gateway.http.encode import message_type
 from gateway.http.exchange import MAX_BODY_BYTES
 from gateway.http.routes import Route, field_at
 from gateway.http.schemas import Schema, Schemas
-from gateway.http.streams import EventFramer, framer_of
+from gateway.http.streams import EventFramer, TextFramer, framer_of
 from gateway.http.transcode import query_parameters
 from openmanager.gateway.v1 import options_pb2
 
@@ -157,6 +157,9 @@ def _answer(route: Route, schemas: Schemas) -> dict[str, Any]:
     if isinstance(framer_of(route.method), EventFramer):
         text = "Server-Sent Events; the schema is that of one event, whose `data` is JSON."
         return {"description": text, "content": {"text/event-stream": {"schema": _event(route.method, schemas)}}}
+    if isinstance(framer_of(route.method), TextFramer):
+        text = "A file. A last line that begins with `#error` means that it is not complete."
+        return {"description": text, "content": {"text/plain": {"schema": {"type": "string"}}}}
     text = (
         'JSON lines; the schema is that of one line. A line {"error": google.rpc.Status} at the end means that the '
         "answer is not complete."

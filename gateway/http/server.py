@@ -22,14 +22,14 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 
 from gateway.http.app import HttpApp
+from gateway.http.idle import IdleBounds, IdleConnections
+from runtime import descriptors, tasks
 from runtime.limits import DRAIN_GRACE_S
 from runtime.server import AddressInUse, AddressUnavailable
 from runtime.settings import split_address
 
 BACKLOG: Final = 1_024
 """Connections the kernel holds until they are accepted."""
-MAX_CONNECTIONS: Final = 16_384
-"""Connections at once; more wait in the backlog. Each watcher of the fleet holds one."""
 MAX_HEADER_BYTES: Final = 64 << 10
 """All headers of a request; more are answered with 431."""
 HEADER_READ_TIMEOUT_MS: Final = 30_000
@@ -38,6 +38,7 @@ HTTP2_KEEPALIVE_MS: Final = 20_000
 CUT_OFF_S: Final = 1.0
 """After the cut, how long the last answers may take to leave."""
 ADDRESS_SETTING: Final = "GATEWAY_HTTP_ADDRESS"
+IDLE: Final = IdleBounds()
 
 # Incremental, because granian would otherwise reset the process's handlers and write to stdout.
 _LOGGING: Final[dict[str, Any]] = {"incremental": True, "formatters": {}, "handlers": {}, "loggers": {}}
@@ -55,7 +56,7 @@ class _Server(Server):
             http=HTTPModes.auto,
             websockets=False,
             backlog=BACKLOG,
-            backpressure=MAX_CONNECTIONS,
+            backpressure=descriptors.max_connections(),  # more wait in the backlog
             http1_settings=HTTP1Settings(header_read_timeout=HEADER_READ_TIMEOUT_MS, max_buffer_size=MAX_HEADER_BYTES),
             http2_settings=HTTP2Settings(
                 max_concurrent_streams=HTTP2_STREAMS_PER_CONNECTION,
@@ -87,6 +88,7 @@ async def serve_http(
     tls_key_file: Path | None = None,
     grace_s: float = DRAIN_GRACE_S,
     share_port: bool = False,
+    idle: IdleBounds = IDLE,
 ) -> None:
     """Serves until `stopping`, lets calls in flight finish for `grace_s`, returns. `share_port`: others like this one
     listen on the same port.
@@ -108,7 +110,8 @@ async def serve_http(
             _log.info("gateway listens on %s (HTTP%s)", real, tls)
             if bound is not None:
                 bound(real)
-            await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+            async with tasks.beside("http-idle", IdleConnections(port, idle).watch()):
+                await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
                 await serving
                 raise RuntimeError("the HTTP server ended by itself")

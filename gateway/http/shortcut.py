@@ -5,13 +5,14 @@ a caller who leaves while work is done for him, a body, a place in a trace that 
 Whatever is unusual about a request sends it the long way, a refusal too.
 
 What must stay true: the answer is the same as on the long way but for the random ids of its trace
-(tests/gateway/http/test_shortcut.py compares them); the guard is asked; the call is counted.
+(tests/gateway/http/test_shortcut.py compares them); guard and policy are asked; the call is counted.
 """
 
 import logging
 import time
 from typing import Any, Final
 
+from gateway.access.policy import Policy
 from gateway.admission import Admission
 from gateway.http.answer import whole
 from gateway.http.bridge import Bridge
@@ -33,10 +34,11 @@ Event = dict[str, Any]
 class Shortcut:
     """Asked before the long way."""
 
-    def __init__(self, bridge: Bridge, guard: Guard, admission: Admission) -> None:
+    def __init__(self, bridge: Bridge, guard: Guard, admission: Admission, policy: Policy) -> None:
         self._bridge = bridge
         self._guard = guard
         self._admission = admission
+        self._policy = policy
 
     def answer(self, scope: Scope) -> tuple[Event, Event] | None:
         """The two ASGI events of the answer; None: it has to go the long way."""
@@ -46,7 +48,10 @@ class Shortcut:
             return None
         endpoint = self._bridge.endpoint_of(found.route)
         try:
-            self._guard.admit(scope)
+            caller = self._guard.admit(scope)
+            if caller.scope is not None:
+                return None
+            self._policy.check(endpoint.rpc, caller)
             response = endpoint.ready(found.values)
         except OpenManagerError:
             return None

@@ -52,11 +52,19 @@ class Framer(Protocol):
         """A fault after the status line has gone."""
 
 
+def if_match_field(method: MethodDescriptor) -> str:
+    """The field of the method's request that the header If-Match is; empty: none."""
+    marked = (field.name for field in method.input_type.fields if field.GetOptions().Extensions[options_pb2.if_match])
+    return next(marked, "")
+
+
 def framer_of(method: MethodDescriptor) -> Framer:
     """The framing that the method's options ask for."""
     wanted = method.GetOptions().Extensions[options_pb2.http_stream_format]
     if wanted == options_pb2.HTTP_STREAM_FORMAT_SERVER_SENT_EVENTS:
         return EventFramer(method)
+    if wanted == options_pb2.HTTP_STREAM_FORMAT_TEXT:
+        return TextFramer()
     return LineFramer(method)
 
 
@@ -83,6 +91,28 @@ class LineFramer:
 
     def error(self, error: OpenManagerError) -> bytes:
         return orjson.dumps({"error": status_value(error)}, option=orjson.OPT_APPEND_NEWLINE)
+
+
+class TypedChunk(bytes):
+    """The first chunk of an answer, which says of what type that is."""
+
+    content_type: str
+
+
+class TextFramer:
+    """The `text` of messages that say their `content_type`; a fault is a last line that begins with `#error`."""
+
+    headers: tuple[Header, ...] = API_HEADERS
+    opening = b""
+    heartbeat = b""
+
+    def message(self, message: Any) -> bytes:
+        chunk = TypedChunk(message.text.encode())
+        chunk.content_type = message.content_type
+        return chunk
+
+    def error(self, error: OpenManagerError) -> bytes:
+        return b"#error %b\n" % orjson.dumps(status_value(error))
 
 
 class EventFramer:
@@ -151,6 +181,8 @@ class StreamWriter:
             if not self.started:
                 self.started = True
                 headers = [*self._framer.headers, *trace_headers(200)]
+                if isinstance(chunk, TypedChunk):
+                    headers.append((b"content-type", chunk.content_type.encode()))
                 await self._send({"type": "http.response.start", "status": 200, "headers": headers})
                 chunk = self._framer.opening + chunk
             if chunk:

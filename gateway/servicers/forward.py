@@ -7,17 +7,25 @@ along in metadata (`runtime.caller`), made here and never taken from what the ca
 fault comes back as the owner's own error.
 """
 
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
-from runtime import caller, deadline
+from runtime import audited, caller, deadline
 from runtime.channel import Channel, calling
 
 
-def forwarded(service: ServiceDescriptor, owner: str, channel: Channel, *, trailers: Collection[str] = ()) -> object:
+def forwarded(
+    service: ServiceDescriptor,
+    owner: str,
+    channel: Channel,
+    *,
+    trailers: Collection[str] = (),
+    own: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+) -> object:
     """A servicer each of whose methods calls the same method of `owner`; for `bind`.
 
     Args:
@@ -26,12 +34,17 @@ def forwarded(service: ServiceDescriptor, owner: str, channel: Channel, *, trail
         channel: to it.
         trailers: keys of what the owner may say beside an answer (over HTTP, headers) that are passed on; of unary
             methods only.
+        own: methods that the gateway answers itself, by name; they are given the servicer first.
 
     Raises:
         TypeError: a method takes a stream.
     """
-    methods = {method.name: _forwarded(method, owner, channel, frozenset(trailers)) for method in service.methods}
-    return type(f"Forwarded{service.name}", (), methods)()
+    methods = {
+        method.name: _forwarded(method, owner, channel, frozenset(trailers))
+        for method in service.methods
+        if method.name not in own
+    }
+    return type(f"Forwarded{service.name}", (), {**methods, **own})()
 
 
 def _forwarded(method: MethodDescriptor, owner: str, channel: Channel, trailers: frozenset[str]) -> Any:
@@ -52,8 +65,10 @@ def _unary(call: Any, owner: str, trailers: frozenset[str]) -> Any:
         async with calling(owner):
             running = call(request, metadata=caller.metadata_of(caller.of(context)))
             response: bytes = await running
-            if trailers:
+            if trailers or audited.current.get() is not None:
                 told = await running.trailing_metadata()
+                audited.take(told)
+            if trailers:
                 context.set_trailing_metadata(tuple((key, value) for key, value in told if key in trailers))
             return response
 

@@ -9,17 +9,19 @@ from contextlib import aclosing
 
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
+from fleet import access
 from fleet.codec import ms_from_timestamp, timestamp_from_ms
 from gateway.readers import Readers
 from gateway.servicers.fleet import unknown_server
 from gateway.state import FleetState
+from gateway.visible import seen, sees
 from openmanager.fleet.v1 import history_pb2
 from openmanager.gateway.v1 import history_pb2 as public_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime import paging
 from runtime.channel import Channel
 from runtime.clock import Clock
-from runtime.errors import InvalidArgument, NotFound, OpenManagerError, ResourceExhausted
+from runtime.errors import InvalidArgument, OpenManagerError, ResourceExhausted
 
 DEFAULT_RANGE_MS = 3_600_000
 MAX_UNARY_SERIES = 1_000
@@ -46,6 +48,8 @@ class HistoryServicer:
         """Collects the stream, within limits."""
         if not request.server_id:
             raise InvalidArgument("name a server", field="server_id")
+        if not sees(self._state, request.server_id):
+            raise unknown_server(request.server_id, "server_id")
         query = self._query(request, [request.server_id], list(request.metric))
         names = {"metrics": "metric", "server_ids": "server_id"}
         response = public_pb2.GetServerHistoryResponse()
@@ -68,7 +72,15 @@ class HistoryServicer:
         self, request: public_pb2.QueryHistoryRequest, _context: object
     ) -> AsyncIterator[public_pb2.QueryHistoryResponse]:
         """Passes the stream on."""
-        query = self._query(request, list(request.server_ids), list(request.metrics))
+        server_ids = list(request.server_ids)
+        for server_id in server_ids:
+            if not sees(self._state, server_id):
+                raise unknown_server(server_id, "server_ids")
+        if not server_ids and access.scope() is not None:
+            server_ids = [entry.id for entry in seen(self._state.all())]
+            if not server_ids:
+                return
+        query = self._query(request, server_ids, list(request.metrics))
         query.across_servers = request.across_servers
         query.top = request.top
         if request.HasField("percentile"):
@@ -80,11 +92,15 @@ class HistoryServicer:
         self, request: public_pb2.ListMetricsRequest, _context: object
     ) -> public_pb2.ListMetricsResponse:
         """Pages through what timeseries has."""
+        if access.scope() is not None and not request.server_id:
+            raise InvalidArgument("name a server: the caller sees some only", field="server_id")
+        if not sees(self._state, request.server_id):
+            raise unknown_server(request.server_id, "server_id")
         size = paging.page_size(request.page_size, METRICS_PAGE_SIZE)
         asked = timeseries_pb2.ListMetricsRequest(server_id=request.server_id)
         answer: timeseries_pb2.ListMetricsResponse = await self._readers.call(lambda stub: stub.ListMetrics(asked))
         if request.server_id and not answer.metrics and request.server_id not in self._state:
-            raise _unknown(request.server_id, "server_id")
+            raise unknown_server(request.server_id, "server_id")
         chosen, token = paging.page_of(
             answer.metrics,
             lambda info: (info.key,),
@@ -134,15 +150,9 @@ class HistoryServicer:
                 if all(server_id in self._state for server_id in query.server_ids):
                     return  # in the fleet, but it has never reported
                 unknown = next(server_id for server_id in query.server_ids if server_id not in self._state)
-                raise _unknown(unknown, names.get("server_ids", "server_ids")) from None
+                raise unknown_server(unknown, names.get("server_ids", "server_ids")) from None
             error.field = names.get(error.field or "", error.field)
             raise
-
-
-def _unknown(server_id: str, field: str) -> NotFound:
-    error = unknown_server(server_id)
-    error.field = field
-    return error
 
 
 def _join(series: RepeatedCompositeFieldContainer[history_pb2.Series], part: history_pb2.Series) -> None:

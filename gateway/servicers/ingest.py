@@ -7,14 +7,16 @@ numbers, so no value is touched on the way through (a test holds the two message
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
+from fleet import access
 from fleet.codec import descriptor_from_pb, metric_from_pb
 from fleet.model import MetricSet, ServerDescriptor
 from fleet.validation import check_batch, check_descriptors, check_metric_set, metric_set_unknown, server_id_fault
 from fleet.writer import FleetWriter
 from gateway.state import FleetState
+from gateway.visible import sees
 from openmanager.fleet.v1 import metric_pb2
 from openmanager.gateway.v1 import ingest_pb2
-from runtime.errors import InvalidArgument
+from runtime.errors import InvalidArgument, PermissionDenied
 
 THREAD_METRICS = 2_000
 """Sets over this are checked in a thread: decoding and hashing take 2.2 ms for 511 metrics."""
@@ -52,6 +54,7 @@ class IngestServicer:
 
     async def _write(self, request: ingest_pb2.WriteMetricsRequest, set_id: str) -> ingest_pb2.WriteMetricsResponse:
         servers = self._servers_of(request)
+        self._check_scope(request, servers)
         request.ClearField("metrics")
         request.ClearField("servers")
         request.metric_set_id = set_id
@@ -74,6 +77,23 @@ class IngestServicer:
             metric_set_id=set_id,
         )
 
+    def _check_scope(self, request: ingest_pb2.WriteMetricsRequest, servers: Sequence[ServerDescriptor]) -> None:
+        """Raises PermissionDenied for a server that the caller does not see, or would move out of his scope."""
+        scope = access.scope()
+        if scope is None:
+            return
+        for index, server in enumerate(servers):  # those that are new to the fleet are among them
+            entry = self._state.get(server.server_id)
+            environment, role = ("", "") if entry is None else entry.place
+            place = (server.environment or environment, server.role or role)
+            if not scope.has(server.server_id, *place) or (entry and not sees(self._state, server.server_id)):
+                where = f"servers[{index}]" if index < len(request.servers) else "rows"
+                raise _out_of_scope(server.server_id, where)
+        said = {server.server_id for server in servers}
+        for index, row in enumerate(request.rows):
+            if row.server_id not in said and not sees(self._state, row.server_id):
+                raise _out_of_scope(row.server_id, f"rows[{index}].server_id")
+
     def _servers_of(self, request: ingest_pb2.WriteMetricsRequest) -> Sequence[ServerDescriptor]:
         described = [descriptor_from_pb(message) for message in request.servers]
         check_descriptors(described)
@@ -86,3 +106,8 @@ class IngestServicer:
                 known.add(server_id)
                 described.append(ServerDescriptor(server_id=server_id, hostname=server_id))
         return described
+
+
+def _out_of_scope(server_id: str, field: str) -> PermissionDenied:
+    text = f"{server_id[:255]!r} is outside of the caller's scope"
+    return PermissionDenied(text, reason="OUT_OF_SCOPE", field=field)

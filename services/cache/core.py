@@ -195,4 +195,4 @@ def _slices(update: Update) -> Iterator[Update]:
         for start in range(0, count, ROWS_PER_SLICE):
             places = np.arange(count)
             part = rows.select((start <= places) & (places < start + ROWS_PER_SLICE))
-            yield replace(update, descriptors=(), batches=((metric_set, part),))
+            yield replace(update, descriptors=(), batches=((metric_set, part),), details={})

@@ -26,7 +26,7 @@ import numpy as np
 import orjson
 
 from fleet.health import ServerStatus
-from fleet.model import HEADLINE_METRICS, Metric, MetricSet, ServerDescriptor
+from fleet.model import HEADLINE_METRICS, NO_DETAILS, Metric, MetricSet, ServerDescriptor, ServerDetails
 from services.cache.model import STAMP_DIGITS, Removal, Sample, ServerState, Stored, headline_columns, headline_of
 
 _OWN_KEYS: Final = frozenset(
@@ -63,7 +63,10 @@ def full_document(state: ServerState) -> tuple[bytes, bytes]:
         [sample.set_id, count, sample.time_ms, sample.received_ms]
         for sample, count in zip(state.samples, counts, strict=True)
     ]
-    return orjson.dumps(document), _note(state, {"life": state.life, "described": state.described, "sets": sets})
+    facts = {"life": state.life, "described": state.described, "sets": sets}
+    if state.details.revision:
+        facts["record"] = _recorded(state.details)
+    return orjson.dumps(document), _note(state, facts)
 
 
 def removal_note(removal: Removal) -> bytes:
@@ -106,6 +109,7 @@ def parse_stored(server_id: str, note: bytes | None, document: Any, sets: Sets) 
             writer=writer,
             life=int(facts["life"]),
             described=int(facts["described"]),
+            details=_details(facts["record"]) if "record" in facts else NO_DETAILS,
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not the note of a server's document: {error!r}") from error
@@ -170,6 +174,20 @@ def parse_metric_key(key: str) -> Metric:
         if separator == "}":
             return Metric(name=name, labels=tuple(labels)) if not rest else Metric(name=key)
     return Metric(name=key)
+
+
+def _recorded(details: ServerDetails) -> list[Any]:
+    return [details.revision, dict(details.labels), details.has_notes, details.maintenance]
+
+
+def _details(recorded: list[Any]) -> ServerDetails:
+    revision, labels, has_notes, maintenance = recorded
+    return ServerDetails(
+        revision=int(revision),
+        labels=tuple((str(key), str(value)) for key, value in labels.items()),
+        has_notes=bool(has_notes),
+        maintenance=tuple((int(start), int(end)) for start, end in maintenance),
+    )
 
 
 def _note(stored: Stored, facts: dict[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ a removal. Joining keeps the newest of each part, so whoever joins in whatever o
 
     life         the later one wins whole: a removal voids every earlier state, an admission every earlier removal
     descriptor   the one given last
+    details      of the later revision of the record
     samples      of each metric set the one measured last
     status       of the side that has the newer samples; of the later judgement where both have the same; judged anew
                  where each side has something newer
@@ -105,6 +106,8 @@ def _joined(mine: ServerState, theirs: ServerState, stamp: int, writer: str, rul
     my_description = (mine.described, str(mine.descriptor))
     their_description = (theirs.described, str(theirs.descriptor))
     described = theirs if their_description >= my_description else mine
+    my_record, their_record = _record(mine), _record(theirs)
+    recorded = theirs if their_record >= my_record else mine
     if i_have_news and they_have_news:
         status = judge(later.status, *newest_headline(samples), rules)
     elif i_have_news or they_have_news:
@@ -118,14 +121,31 @@ def _joined(mine: ServerState, theirs: ServerState, stamp: int, writer: str, rul
         received_ms=samples[-1].received_ms if samples else None,
         heard_s=mine.heard_s,
         samples=samples,
+        details=recorded.details,
     )
-    nothing_of_mine = not i_have_news and my_description <= their_description and status == theirs.status
+    nothing_of_mine = (
+        not i_have_news
+        and my_description <= their_description
+        and my_record <= their_record
+        and status == theirs.status
+    )
     if nothing_of_mine and theirs.version:
         return replace(joined, stamp=theirs.stamp, writer=theirs.writer)
-    nothing_of_theirs = not they_have_news and their_description <= my_description and status == mine.status
+    nothing_of_theirs = (
+        not they_have_news
+        and their_description <= my_description
+        and their_record <= my_record
+        and status == mine.status
+    )
     if nothing_of_theirs and mine.version > theirs.version:
         return mine
     return replace(joined, stamp=stamp, writer=writer)
+
+
+def _record(state: ServerState) -> tuple[object, ...]:
+    """Orders what is recorded; of one revision windows that have ended may be told or not."""
+    details = state.details
+    return details.revision, details.maintenance, details.labels, details.has_notes
 
 
 def _samples(mine: ServerState, theirs: ServerState) -> tuple[tuple[Sample, ...], bool, bool]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.health import ServerStatus
-from fleet.model import HEADLINE_METRICS, MetricSet, ServerDescriptor
+from fleet.model import HEADLINE_METRICS, NO_DETAILS, MetricSet, ServerDescriptor, ServerDetails
 
 Headline = tuple[float, float, float]
 """cpu_usage, memory_usage, disk_usage in percent; NaN where there is none."""
@@ -65,6 +65,8 @@ class ServerState:
         writer: that replica.
         life: when the server was admitted, in ms; 0 when it was never removed. What belongs to an older life is void.
         described: the stamp of its descriptor.
+        details: what is recorded beside the descriptor, of the latest revision that was told.
+        in_maintenance: whether a window of the details is open, by our clock.
     """
 
     descriptor: ServerDescriptor
@@ -78,6 +80,8 @@ class ServerState:
     writer: str = ""
     life: int = 0
     described: int = 0
+    details: ServerDetails = NO_DETAILS
+    in_maintenance: bool = False
 
     @property
     def server_id(self) -> str:

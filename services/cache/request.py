@@ -5,7 +5,7 @@ What must stay true: a request is refused before anything of it is applied; the 
 
 import asyncio
 
-from fleet.codec import descriptor_from_pb, metric_set_from_pb, rows_from_pb
+from fleet.codec import descriptor_from_pb, details_from_pb, metric_set_from_pb, rows_from_pb
 from fleet.model import MetricSet, Rows
 from fleet.validation import check_batch, check_descriptors, check_metric_set, metric_set_unknown, row_faults
 from openmanager.cache.v1 import cache_pb2
@@ -50,7 +50,12 @@ async def decode_update(
         rows, refused = _decode_rows(batch, metric_set, f"batches[{index}]", now_ms)
         batches.append((metric_set, rows))
         refused_rows += refused
-    update = Update(descriptors=descriptors, batches=batches, admit_removed=request.admit_removed)
+    update = Update(
+        descriptors=descriptors,
+        batches=batches,
+        admit_removed=request.admit_removed,
+        details={recorded.server_id: details_from_pb(recorded.details) for recorded in request.details},
+    )
     return update, list(new_sets.values()), refused_rows
 
 

@@ -13,12 +13,12 @@ What must stay true:
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 from fleet.health import DEFAULT_RULES, HealthRules, ServerStatus, judge, offline_after_ms
-from fleet.model import MetricSet, Rows, ServerDescriptor
+from fleet.model import NO_DETAILS, MetricSet, Rows, ServerDescriptor, ServerDetails
 from runtime.clock import Clock
 from runtime.errors import ResourceExhausted
 from services.cache.arrivals import Arrival, Arrivals, SampleMerger
@@ -49,11 +49,13 @@ class Update:
 
     Attributes:
         admit_removed: takes servers back that were removed.
+        details: what is recorded of servers, by id; of those that are not there it is ignored.
     """
 
     descriptors: Sequence[ServerDescriptor] = ()
     batches: Sequence[tuple[MetricSet, Rows]] = ()
     admit_removed: bool = False
+    details: Mapping[str, ServerDetails] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,7 @@ class LiveState:
         self._states: dict[str, ServerState] = {}  # in order of sequence
         self._removed: dict[str, tuple[int, Removal]] = {}  # with the sequence of the removal, in that order
         self._silent_at: dict[str, float] = {}  # monotonic; servers that are not offline
+        self._edges: dict[str, int] = {}  # ms; when a maintenance window of a server begins or ends next
         self._by_status = [0] * len(ServerStatus)
         self._values = 0
         self._ids: list[str] | None = []  # sorted; None: to be sorted again
@@ -114,10 +117,18 @@ class LiveState:
             if server_id not in self._removed and not self._is_known(descriptor)
         }
         touched = dict.fromkeys((*news, *arrivals, *(server_id for server_id in lives if server_id in self._states)))
+        touched.update(
+            (server_id, None)
+            for server_id, details in update.details.items()
+            if (state := self._states.get(server_id)) is not None and details.revision > state.details.revision
+        )
         self._check_room(touched, arrivals)
         now_ms, now_s = self._clock.now_ms(), self._clock.monotonic()
         for server_id in touched:
             state = self._renewed(server_id, news.get(server_id), arrivals.get(server_id, {}), now_ms, now_s)
+            details = update.details.get(server_id)
+            if details is not None and details.revision > state.details.revision:
+                state = replace(state, details=details)
             if server_id in lives:
                 life, after = lives[server_id]
                 state = replace(state, life=life, stamp=max(state.stamp, after))
@@ -125,11 +136,15 @@ class LiveState:
         return Outcome(changed=tuple(touched), ignored_rows=ignored)
 
     def sweep(self, *, deaf: bool = False) -> tuple[str, ...]:
-        """Marks the servers offline that have been silent for too long, and returns their ids.
+        """Marks the servers offline that have been silent for too long, and those whose maintenance begins or ends.
 
-        While we are `deaf` to other replicas, servers that were last heard by them are given time: the silence is ours.
+        Returns their ids. While we are `deaf` to other replicas, servers that were last heard by them are given time:
+        the silence is ours.
         """
         now_ms, now_s = self._clock.now_ms(), self._clock.monotonic()
+        turned = [server_id for server_id, edge_ms in self._edges.items() if edge_ms <= now_ms]
+        for server_id in turned:
+            self._put(replace(self._states[server_id], sequence=self._next()))
         silent = [server_id for server_id, at_s in self._silent_at.items() if at_s <= now_s]
         for place, server_id in reversed(list(enumerate(silent))):
             state = self._states[server_id]
@@ -139,7 +154,7 @@ class LiveState:
                 continue
             judged = replace(state, status=ServerStatus.OFFLINE, sequence=self._next())
             self._put(replace(judged, stamp=max(now_ms, state.stamp + 1), writer=self.epoch))
-        return tuple(silent)
+        return tuple(dict.fromkeys((*turned, *silent)))
 
     def remove(self, server_ids: Iterable[str]) -> int:
         """Forgets servers and remembers that they are removed. Returns how many were there."""
@@ -330,6 +345,7 @@ class LiveState:
             writer=self.epoch,
             life=old.life if old else 0,
             described=described,
+            details=old.details if old else NO_DETAILS,
         )
 
     def _next(self) -> int:
@@ -353,6 +369,13 @@ class LiveState:
     def _put(self, state: ServerState) -> None:
         server_id = state.server_id
         self.stamp = max(self.stamp, state.stamp)
+        in_maintenance = False
+        edge_ms = None
+        if state.details.maintenance:
+            now_ms = self._clock.now_ms()
+            in_maintenance, edge_ms = state.details.in_maintenance(now_ms), state.details.next_edge_ms(now_ms)
+        if in_maintenance != state.in_maintenance:
+            state = replace(state, in_maintenance=in_maintenance)
         old = self._states.pop(server_id, None)  # so that the new one goes to the end of the order
         if old is None:
             self._ids = None
@@ -361,6 +384,8 @@ class LiveState:
         self._states[server_id] = state
         self._by_status[state.status] += 1
         self._values += state.cells
+        if edge_ms is not None:
+            self._edges[server_id] = edge_ms
         if state.status != ServerStatus.OFFLINE:
             self._silent_at[server_id] = state.heard_s + offline_after_ms(state.descriptor.report_interval_ms) / 1_000
 
@@ -368,3 +393,4 @@ class LiveState:
         self._by_status[state.status] -= 1
         self._values -= state.cells
         self._silent_at.pop(state.server_id, None)
+        self._edges.pop(state.server_id, None)

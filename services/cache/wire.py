@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from fleet.codec import (
     descriptor_to_pb,
+    details_to_pb,
     duration_from_ms,
     metric_set_to_pb,
     packed_doubles,
@@ -90,7 +91,10 @@ def _encode_state(state: ServerState) -> bytes:
         descriptor=descriptor_to_pb(state.descriptor),
         status=status_pb2.ServerStatus.ValueType(int(state.status)),
         sequence=state.sequence,
+        in_maintenance=state.in_maintenance,
     )
+    if state.details.revision:
+        message.details.CopyFrom(details_to_pb(state.details))
     if state.observed_ms is not None:
         message.observed_time.CopyFrom(timestamp_from_ms(state.observed_ms))
     if state.received_ms is not None:

@@ -6,5 +6,6 @@ database is there or not: with ``facts`` (``journal``, ``kinds``, ``interactions
 they are in PostgreSQL, and ``server_copy``, which is read while it is away. ``store_postgres`` is the SQL, ``queries``
 what listings ask of either; ``store_connection`` the only border to the driver (``hosts``, ``line``,
 ``driver_errors``), ``store_migrate`` the schema's history; ``embedded``, ``postmaster`` and ``account`` run a
-PostgreSQL of our own. ``commands`` is what operators type.
+PostgreSQL of our own. ``maintenance`` keeps the windows in which a server is worked on. ``commands`` is what operators
+type.
 """

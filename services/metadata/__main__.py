@@ -4,15 +4,27 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from fleet.audit.log import FILE_NAME, AuditLog
 from fleet.status import StoreMonitor, StoreStatusServicer
 from runtime import tasks
 from runtime.process import Process, run_process
 from runtime.server import bind
 from runtime.tasks import run_forever
 from services.metadata import commands
+from services.metadata.access import servicer as access
+from services.metadata.access.feed import AccessFeed
+from services.metadata.access.setup import offer_setup
+from services.metadata.access.store import AccessStore
+from services.metadata.audit.keeper import Keeper
+from services.metadata.audit.servicer import AUDIT, AUDIT_SINK, AuditServicer, AuditSinkServicer
+from services.metadata.audit.store import AuditStore
 from services.metadata.embedded import EmbeddedPostgres
 from services.metadata.facts import Facts
+from services.metadata.imports import ServerImports
+from services.metadata.imports_servicer import SERVER_IMPORT, ServerImportServicer
 from services.metadata.interactions_servicer import AiInteractionServicer
+from services.metadata.maintenance import MaintenanceStore
+from services.metadata.maintenance_servicer import MAINTENANCE_STORE, MaintenanceStoreServicer
 from services.metadata.server_copy import ServerCopy
 from services.metadata.servicer import SERVER_REGISTRY, ServerRegistryServicer
 from services.metadata.settings import MetadataSettings
@@ -53,6 +65,32 @@ async def _retention(
         yield
 
 
+@asynccontextmanager
+async def _keeper(
+    settings: MetadataSettings, process: Process[MetadataSettings], store: AuditStore, facts: Facts
+) -> AsyncIterator[Keeper]:
+    """The audit log, and this service's own events in it."""
+    keeper = Keeper(
+        process.folder,
+        store,
+        facts,
+        clock=process.clock,
+        retention_s=settings.audit_retention,
+        legal_hold=settings.audit_legal_hold,
+    )
+    async with keeper:
+        log = AuditLog(
+            process.folder / FILE_NAME,
+            "metadata",
+            clock=process.clock,
+            limit_bytes=settings.audit_journal_limit,
+            ship=keeper.sink.append,
+        )
+        async with log:
+            keeper.log = log
+            yield keeper
+
+
 async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) -> None:
     """Serves until the process stops; the database may come and go meanwhile."""
     async with _target(settings, process) as target, Database(target, clock=process.clock) as database:
@@ -60,13 +98,29 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
         facts = Facts(process.folder, database, clock=process.clock, limit_bytes=settings.metadata_journal_limit)
         async with facts, ServerCopy(process.folder, postgres, database, clock=process.clock) as copy:
             store = LocalFirstStore(database, postgres, facts, copy, clock=process.clock)
+            users = AccessStore(database)
+            feed = AccessFeed(process.folder, users, process.clock)
+            audit = AuditStore(database)
+            maintenance = MaintenanceStore(database, clock=process.clock, changed=copy.changed)
             probes = {"postgresql": (target.role, store.probe)}
-            async with StoreMonitor("metadata", probes, process.clock) as monitor, _retention(settings, store, process):
+            async with (
+                StoreMonitor("metadata", probes, process.clock) as monitor,
+                tasks.beside("access", run_forever("telling who may come in", feed.follow)),
+                tasks.beside("set-up", run_forever("offering the set-up", lambda: offer_setup(process.folder, users))),
+                _retention(settings, store, process),
+                _keeper(settings, process, audit, facts) as keeper,
+            ):
                 await process.serve_grpc(
                     settings.metadata_address,
                     [
                         bind(SERVER_REGISTRY, ServerRegistryServicer(store)),
                         bind("openmanager.gateway.v1.AiInteractionService", AiInteractionServicer(store)),
+                        bind(access.ACCESS, access.AccessServicer(users, feed, process.folder)),
+                        bind(access.FEED, access.AccessFeedServicer(users, feed)),
+                        bind(AUDIT, AuditServicer(keeper, audit)),
+                        bind(AUDIT_SINK, AuditSinkServicer(keeper)),
+                        bind(MAINTENANCE_STORE, MaintenanceStoreServicer(maintenance)),
+                        bind(SERVER_IMPORT, ServerImportServicer(ServerImports(database, changed=copy.changed))),
                         bind("openmanager.fleet.v1.StoreStatusService", StoreStatusServicer(monitor)),
                     ],
                     address_setting="METADATA_ADDRESS",

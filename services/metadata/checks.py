@@ -5,7 +5,7 @@ names the field.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from fleet.model import ServerDescriptor
@@ -31,6 +31,13 @@ MAX_SEARCH_CHARACTERS = 1_000
 MAX_REGISTERED_SERVERS = 20_000
 MAX_FILTER_IDS = 1_000
 MIN_RATING, MAX_RATING = 1, 5
+MAX_LABELS = 64
+"""Of one server."""
+MAX_LABEL_KEY_BYTES = 63
+MAX_LABEL_VALUE_BYTES = 63
+MAX_FILTER_LABELS = 16
+MAX_REVISION_DIGITS = 18
+MAX_NOTES_BYTES = 64 << 10
 
 
 def check_text(text: str, field: str, *, max_characters: int | None = None, max_bytes: int | None = None) -> str:
@@ -62,6 +69,42 @@ def check_descriptor(descriptor: ServerDescriptor, field: str) -> ServerDescript
     except InvalidArgument as error:
         raise InvalidArgument(error.message, field=(error.field or field).replace("[0]", "", 1)) from None
     return descriptor
+
+
+def check_labels(labels: Iterable[tuple[str, str]], field: str = "labels") -> tuple[tuple[str, str], ...]:
+    """Returns a server's labels in order of their keys."""
+    pairs = tuple(sorted(labels))
+    if len(pairs) > MAX_LABELS:
+        raise InvalidArgument(f"more than {MAX_LABELS} labels (MAX_LABELS)", field=field)
+    for key, value in pairs:
+        check_label(key, value, field)
+    return pairs
+
+
+def check_label(key: str, value: str, field: str) -> None:
+    """Refuses a key or value that no server's label can have."""
+    if not key:
+        raise InvalidArgument("a label has no key", field=field)
+    if ":" in key:
+        raise InvalidArgument("a label's key has a colon", field=field)
+    check_text(key, field, max_bytes=MAX_LABEL_KEY_BYTES)
+    check_text(value, field, max_bytes=MAX_LABEL_VALUE_BYTES)
+    if not key.isprintable() or not value.isprintable():
+        raise InvalidArgument("a label has a control character", field=field)
+
+
+def check_notes(notes: str, field: str = "notes") -> str:
+    """Returns notes that PostgreSQL can keep."""
+    return check_text(notes, field, max_bytes=MAX_NOTES_BYTES)
+
+
+def revision_of(etag: str) -> int | None:
+    """The inverse of `fleet.model.etag_of`; None: none was given; -1, which no record has, for what was never a tag."""
+    if not etag:
+        return None
+    digits = etag[1:]
+    is_ours = etag[0] == "r" and digits.isascii() and digits.isdecimal() and len(digits) <= MAX_REVISION_DIGITS
+    return int(digits) if is_ours else -1
 
 
 def check_interaction_id(text: str, field: str = "id") -> UUID:

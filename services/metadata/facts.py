@@ -23,12 +23,12 @@ from typing import Any, Final, Self, TypeVar
 from runtime import tasks
 from runtime.clock import Clock
 from runtime.errors import FailedPrecondition, OpenManagerError, ResourceExhausted, Unavailable
+from runtime.local_file import FileThread
 from runtime.tasks import Backoff, run_forever
 from services.metadata import erasing
 from services.metadata.driver_errors import ABORTED, DISK_FULL, UNAVAILABLE, describe, is_refusal
 from services.metadata.journal import FILE_NAME, Backlog, Fact, Journal, Waiting
 from services.metadata.kinds import KINDS, FactKind
-from services.metadata.local_file import FileThread
 from services.metadata.store_connection import Database
 
 MAX_UNCOMMITTED_BYTES: Final = 64 << 20
@@ -176,6 +176,14 @@ class Facts:
                         return True
                     await self._shipped.wait()
         return waits is None
+
+    async def unwritten(self, kind: str) -> list[Fact]:
+        """All of a kind that PostgreSQL does not have, in the order in which they came."""
+        return await self._read_thread.run(self._reader.unwritten, kind)
+
+    async def last_of_subjects(self, kind: str, number: str) -> list[Fact]:
+        """Of each subject the fact of a kind with the highest number under a name in its payload."""
+        return await self._read_thread.run(self._reader.last_of_subjects, kind, number)
 
     async def backlog(self) -> Backlog:
         """What PostgreSQL lacks. Has the shipping look too: the command line may have put facts back."""

@@ -24,8 +24,8 @@ from typing import Final, NamedTuple
 import apsw
 
 from runtime.errors import DataLoss, FailedPrecondition, OpenManagerError, ResourceExhausted
+from runtime.local_file import DAMAGED, connect
 from runtime.sqlite import Transaction, fetch
-from services.metadata.local_file import DAMAGED, connect
 
 FILE_NAME: Final = "facts.db"
 FORMAT_VERSION: Final = 1
@@ -313,6 +313,24 @@ class Journal:
             (*values, limit),
         )
         return [_fact(row) for row in rows]
+
+    def unwritten(self, kind: str) -> list[Fact]:
+        """All of a kind that PostgreSQL does not have, in the order in which they came."""
+        rows = fetch(
+            self._db,
+            f"SELECT {_FACT} FROM facts WHERE kind = ? AND state <> 1 ORDER BY sequence",  # noqa: S608
+            (kind,),
+        )
+        return [_fact(row) for row in rows]
+
+    def last_of_subjects(self, kind: str, number: str) -> list[Fact]:
+        """Of each subject the fact of a kind with the highest number under a name in its payload."""
+        rows = fetch(
+            self._db,
+            f"SELECT {_FACT}, max(CAST(payload ->> ?1 AS INTEGER)) FROM facts WHERE kind = ?2 GROUP BY subject",  # noqa: S608
+            (number, kind),
+        )
+        return [_fact(row[:5]) for row in rows]
 
     def count(self, wanted: Newest) -> int:
         """How many there are."""

@@ -80,4 +80,15 @@ AI_ERASURE: Final = FactKind(
     DELETE FROM ai_feedback WHERE interaction_id IN (SELECT id FROM gone UNION ALL SELECT unnest(ids) FROM fact)""",
 )
 
-KINDS: Final = {kind.name: kind for kind in (AI_INTERACTION, AI_FEEDBACK, AI_ERASURE)}
+AUDIT_EVENT: Final = FactKind(name="audit_event", insert="SELECT audit_insert($1::json)")
+
+AUDIT_CHECKPOINT: Final = FactKind(
+    name="audit_checkpoint",
+    insert="""INSERT INTO audit_checkpoints (number, body, signature)
+    SELECT number, body, decode(signature, 'hex')
+    FROM json_to_recordset($1::json) AS fact (number bigint, body text, signature text)
+    ON CONFLICT (number) DO NOTHING""",
+)
+
+_ALL: Final = (AI_INTERACTION, AI_FEEDBACK, AI_ERASURE, AUDIT_EVENT, AUDIT_CHECKPOINT)
+KINDS: Final = {kind.name: kind for kind in _ALL}

@@ -4,10 +4,11 @@ What must stay true: a token that PostgreSQL's page carries goes on in the copy,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, Self
 
+from fleet.validation import MAX_SERVER_ID_CHARACTERS
 from runtime import paging
 from runtime.errors import InvalidArgument
 from services.metadata import checks
@@ -35,6 +36,8 @@ class ServerQuery:
     role: str
     ids: list[str] | None
     show_deleted: bool
+    only_deleted: bool
+    labels: tuple[tuple[str, str], ...]
     limit: int
     after: str
 
@@ -51,8 +54,10 @@ class ServerQuery:
             role=filters.role,
             ids=ids,
             show_deleted=filters.show_deleted,
+            only_deleted=filters.only_deleted,
+            labels=_checked_labels(filters.labels),
             limit=paging.page_size(page_size),
-            after="",
+            after=checks.check_text(filters.after_id, "after_id", max_characters=MAX_SERVER_ID_CHARACTERS),
         )
         last = paging.position("servers", query.filters, page_token, (str,))
         return query if last is None else query._going_on(str(last[0]))
@@ -62,19 +67,13 @@ class ServerQuery:
             checks.check_server_id(after)
         except InvalidArgument:
             raise paging.bad_token() from None
-        return type(self)(
-            environment=self.environment,
-            role=self.role,
-            ids=self.ids,
-            show_deleted=self.show_deleted,
-            limit=self.limit,
-            after=after,
-        )
+        return replace(self, after=after)
 
     @property
     def filters(self) -> list[object]:
         """What a token is bound to."""
-        return [self.environment, self.role, self.ids, self.show_deleted]
+        more = [self.only_deleted, self.labels]
+        return [self.environment, self.role, self.ids, self.show_deleted, *(more if any(more) else ())]
 
     def page(
         self, found: Sequence[ServerRecord], total: int, *, stale_since: datetime | None = None
@@ -84,3 +83,11 @@ class ServerQuery:
         if len(found) > self.limit:
             token = paging.page_token("servers", self.filters, [found[self.limit - 1].descriptor.server_id])
         return Page(items=tuple(found[: self.limit]), next_page_token=token, total_size=total, stale_since=stale_since)
+
+
+def _checked_labels(labels: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    if len(labels) > checks.MAX_FILTER_LABELS:
+        raise InvalidArgument(f"more than {checks.MAX_FILTER_LABELS} labels (MAX_FILTER_LABELS)", field="labels")
+    for key, value in labels:
+        checks.check_label(key, value, "labels")
+    return tuple(sorted(labels))

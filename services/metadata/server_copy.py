@@ -7,7 +7,7 @@ cannot be read is thrown away, and a failure of its own disk harms nobody.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,13 +20,13 @@ import orjson
 from fleet.model import ServerDescriptor
 from runtime import tasks
 from runtime.clock import Clock
+from runtime.local_file import FileThread, connect
 from runtime.sqlite import Transaction, fetch
 from runtime.tasks import Backoff, run_forever
-from services.metadata.local_file import FileThread, connect
 from services.metadata.queries import ServerQuery, instant_of, microseconds_of
 from services.metadata.store import ServerFilter, ServerRecord
 from services.metadata.store_connection import Database
-from services.metadata.store_postgres import PostgresStore
+from services.metadata.store_postgres import PostgresStore, details_of
 
 FILE_NAME: Final = "servers.db"
 POLL_S: Final = 5.0
@@ -38,15 +38,22 @@ WHOLE_EVERY_S: Final = 600.0
 """All is read again so often, for transactions of others that took longer."""
 BACKOFF: Final = Backoff(initial_s=0.5, max_s=2.0)
 _PAGE: Final = 1_000
-_COLUMNS: Final = "id, hostname, environment, role, location, report_interval_ms, created_us, updated_us, deleted_us"
+_COLUMNS: Final = """id, hostname, environment, role, location, report_interval_ms, created_us, updated_us, deleted_us,
+    revision, labels, notes, windows"""
 _SCHEMA: Final = """
 CREATE TABLE servers (id TEXT PRIMARY KEY, hostname TEXT NOT NULL, environment TEXT NOT NULL, role TEXT NOT NULL,
     location TEXT NOT NULL, report_interval_ms INTEGER NOT NULL, created_us INTEGER NOT NULL,
-    updated_us INTEGER NOT NULL, deleted_us INTEGER) STRICT, WITHOUT ROWID;
+    updated_us INTEGER NOT NULL, deleted_us INTEGER, revision INTEGER NOT NULL, labels TEXT NOT NULL,
+    notes TEXT NOT NULL, windows TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
 _MATCHES: Final = """(?1 = '' OR environment = ?1) AND (?2 = '' OR role = ?2)
-    AND (?3 IS NULL OR id IN (SELECT value FROM json_each(?3))) AND (?4 OR deleted_us IS NULL)"""
+    AND (?3 IS NULL OR id IN (SELECT value FROM json_each(?3))) AND (?4 OR deleted_us IS NULL)
+    AND NOT (?5 AND deleted_us IS NULL) AND NOT EXISTS (SELECT 1 FROM json_each(?6) AS wanted
+        WHERE NOT EXISTS (SELECT 1 FROM json_each(servers.labels) AS has
+            WHERE has.key = wanted.key AND wanted.value IN ('', has.value)))"""
+
+_MARKS: Final = ", ".join("?" * (_COLUMNS.count(",") + 1))
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +94,7 @@ class CopyFile:
             if whole:
                 self._db.execute("DELETE FROM servers")
             self._db.executemany(
-                f"INSERT OR REPLACE INTO servers ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+                f"INSERT OR REPLACE INTO servers ({_COLUMNS}) VALUES ({_MARKS})",  # noqa: S608
                 [_row(server) for server in servers],
             )
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('as_of_us', ?)", (microseconds_of(as_of),))
@@ -97,10 +104,12 @@ class CopyFile:
     def list(self, query: ServerQuery) -> tuple[list[ServerRecord], int]:
         """One server more than the page has, and how many match in all."""
         ids = None if query.ids is None else orjson.dumps(query.ids).decode()
-        bound = (query.environment, query.role, ids, query.show_deleted)
+        labels = orjson.dumps(dict(query.labels)).decode()
+        show_deleted = query.show_deleted or query.only_deleted
+        bound = (query.environment, query.role, ids, show_deleted, query.only_deleted, labels)
         rows = fetch(
             self._db,
-            f"SELECT {_COLUMNS} FROM servers WHERE {_MATCHES} AND id > ?5 ORDER BY id LIMIT ?6",  # noqa: S608
+            f"SELECT {_COLUMNS} FROM servers WHERE {_MATCHES} AND id > ?7 ORDER BY id LIMIT ?8",  # noqa: S608
             (*bound, query.after, query.limit + 1),
         )
         ((total,),) = fetch(
@@ -124,6 +133,14 @@ class CopyFile:
             self._db.close()
 
 
+class _Slot:
+    """What a watcher has not read yet: of each server the latest."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, ServerRecord] = {}
+        self.filled = asyncio.Event()
+
+
 class ServerCopy:
     """The copy and the task that keeps it up to date, entered for as long as the service runs."""
 
@@ -139,6 +156,7 @@ class ServerCopy:
         self._identity: str | None = None
         self._whole_at = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._watchers: set[_Slot] = set()
         self.as_of: datetime | None = None
         """When the copy was the record; None: there is none yet."""
         database.on_return(self._changed.set)
@@ -171,6 +189,25 @@ class ServerCopy:
         """A server that was not deleted at `as_of`."""
         return await self._thread.run(self._file.get, server_id)
 
+    async def watch(self) -> AsyncGenerator[Sequence[ServerRecord], None]:
+        """As ``MetadataStore.watch_servers``: what each question finds, at most `_PAGE` records at once."""
+        slot = _Slot()
+        self._watchers.add(slot)
+        try:
+            while True:
+                await slot.filled.wait()
+                taken = list(slot.records)[:_PAGE]
+                yield [slot.records.pop(server_id) for server_id in taken]
+                if not slot.records:
+                    slot.filled.clear()
+        finally:
+            self._watchers.discard(slot)
+
+    def _tell(self, records: Sequence[ServerRecord]) -> None:
+        for slot in self._watchers if records else ():
+            slot.records.update((record.descriptor.server_id, record) for record in records)
+            slot.filled.set()
+
     async def _follow(self) -> None:
         while True:
             self._changed.clear()
@@ -194,6 +231,7 @@ class ServerCopy:
         changed, total, asked = await self._postgres.changed_servers(self._asked - OVERLAP)
         kept = await self._thread.run(self._file.store, changed, as_of, whole=False)
         self._asked, self.as_of = asked, as_of
+        self._tell(changed)
         if kept != total:  # rows were deleted by hand, or came by a long transaction
             await self._ask_for_all()
 
@@ -211,6 +249,7 @@ class ServerCopy:
                 break
         await self._thread.run(self._file.store, servers, as_of, whole=True)
         self._asked, self.as_of = asked, as_of
+        self._tell(servers)
 
 
 def _row(server: ServerRecord) -> tuple[str | int | None, ...]:
@@ -225,11 +264,16 @@ def _row(server: ServerRecord) -> tuple[str | int | None, ...]:
         microseconds_of(server.create_time),
         microseconds_of(server.update_time),
         None if deleted is None else microseconds_of(deleted),
+        server.details.revision,
+        orjson.dumps(dict(server.details.labels)).decode(),
+        server.notes,
+        orjson.dumps(server.details.maintenance).decode(),
     )
 
 
 def _server(row: Sequence[object]) -> ServerRecord:
-    server_id, hostname, environment, role, location, report_interval_ms, *times = row
+    server_id, hostname, environment, role, location, report_interval_ms, *times = row[:9]
+    revision, labels, notes, windows = row[9:]
     created, updated, deleted = (None if time is None else instant_of(int(str(time))) for time in times)
     assert created is not None
     assert updated is not None
@@ -245,4 +289,6 @@ def _server(row: Sequence[object]) -> ServerRecord:
         create_time=created,
         update_time=updated,
         delete_time=deleted,
+        details=details_of(int(str(revision)), str(labels), bool(notes), str(windows)),
+        notes=str(notes),
     )

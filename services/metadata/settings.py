@@ -37,3 +37,17 @@ class MetadataSettings(CommonSettings):
         "PostgreSQL has goes first, before its 24 hours are over.",
         ge=1 << 20,
     )
+    audit_journal_limit: ByteSize = setting(
+        "AUDIT_JOURNAL_LIMIT",
+        "256MiB",
+        "Size of a process's own journal of audit events at which changes are refused while metadata does not take "
+        "them; refused calls have an eighth of it besides.",
+        ge=1 << 20,
+    )
+    audit_retention: Duration = setting(
+        "AUDIT_RETENTION",
+        "365d",
+        "Months of the audit log that ended longer ago are dropped, after a signed checkpoint of their end.",
+        ge=86_400,
+    )
+    audit_legal_hold: bool = setting("AUDIT_LEGAL_HOLD", False, "No month of the audit log is dropped, however old.")

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
-from fleet.model import ServerDescriptor
+from fleet.model import NO_DETAILS, ServerDescriptor, ServerDetails
 
 T = TypeVar("T")
 
-UPDATABLE_FIELDS = ("hostname", "environment", "role", "location", "report_interval")
+UPDATABLE_FIELDS = ("hostname", "environment", "role", "location", "report_interval", "labels", "notes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +27,7 @@ class ServerRecord:
 
     Attributes:
         delete_time: None unless it is deleted.
+        details: revision, labels, maintenance windows that had not ended when it was read.
         stale_since: when this was known to be the record; None: it is.
     """
 
@@ -34,17 +35,38 @@ class ServerRecord:
     create_time: datetime
     update_time: datetime
     delete_time: datetime | None = None
+    details: ServerDetails = NO_DETAILS
+    notes: str = ""
     stale_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remarks:
+    """What people say of a server: labels as sorted pairs, and notes."""
+
+    labels: tuple[tuple[str, str], ...] = ()
+    notes: str = ""
+
+
+NO_REMARKS = Remarks()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFilter:
-    """Which servers: all conditions hold together; an empty one does not restrict."""
+    """Which servers: all conditions hold together; an empty one does not restrict.
+
+    Attributes:
+        labels: (key, value) pairs; an empty value is any.
+        after_id: only ids after it in the listing's order.
+    """
 
     environment: str = ""
     role: str = ""
     ids: tuple[str, ...] = ()
     show_deleted: bool = False
+    only_deleted: bool = False
+    labels: tuple[tuple[str, str], ...] = ()
+    after_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +227,7 @@ class MetadataStore(Protocol):
         """
         ...
 
-    async def create_server(self, descriptor: ServerDescriptor) -> ServerRecord:
+    async def create_server(self, descriptor: ServerDescriptor, remarks: Remarks = NO_REMARKS) -> ServerRecord:
         """Adds a server; an empty host name becomes the id.
 
         Raises:
@@ -213,12 +235,20 @@ class MetadataStore(Protocol):
         """
         ...
 
-    async def update_server(self, descriptor: ServerDescriptor, fields: Collection[str] = ()) -> ServerRecord:
+    async def update_server(
+        self,
+        descriptor: ServerDescriptor,
+        fields: Collection[str] = (),
+        *,
+        remarks: Remarks = NO_REMARKS,
+        etag: str = "",
+    ) -> ServerRecord:
         """Sets the named ones of UPDATABLE_FIELDS, all of them when none is named; an empty text clears a field.
 
-        ``update_time`` moves even when the values are the same. An empty host name becomes the id.
+        ``update_time`` and the revision move even when the values are the same. An empty host name becomes the id.
 
         Raises:
+            Aborted: with ETAG_MISMATCH, when `etag` is given and not the record's.
             InvalidArgument: for ``update_mask``, a name that is not one of them.
             NotFound: the server is unknown or deleted.
         """
@@ -236,20 +266,29 @@ class MetadataStore(Protocol):
         """
         ...
 
-    async def delete_server(self, server_id: str) -> ServerRecord:
+    async def delete_server(self, server_id: str, *, etag: str = "") -> ServerRecord:
         """Marks a server deleted; nothing of it is removed.
 
         Raises:
+            Aborted: with ETAG_MISMATCH, when `etag` is given and not the record's.
             NotFound: it is unknown or deleted already.
         """
         ...
 
-    async def undelete_server(self, server_id: str) -> ServerRecord:
+    async def undelete_server(self, server_id: str, *, etag: str = "") -> ServerRecord:
         """Takes that mark away.
 
         Raises:
+            Aborted: with ETAG_MISMATCH, when `etag` is given and not the record's.
             NotFound: it is unknown.
             AlreadyExists: it is not deleted.
+        """
+        ...
+
+    def watch_servers(self) -> AsyncGenerator[Sequence[ServerRecord], None]:
+        """Yields records that changed since the watching began, whoever changed them, some seconds later.
+
+        A watcher that is slow is told of a record once, as it was lately.
         """
         ...
 

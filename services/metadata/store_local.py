@@ -7,7 +7,7 @@ What must stay true: what was acknowledged is read by every later call; what is 
 """
 
 import asyncio
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Final, TypeVar
@@ -21,7 +21,7 @@ from services.metadata.facts import Facts
 from services.metadata.interactions_local import LocalInteractions
 from services.metadata.queries import ServerQuery
 from services.metadata.server_copy import ServerCopy
-from services.metadata.store import MetadataStore, Page, ServerFilter, ServerRecord
+from services.metadata.store import NO_REMARKS, MetadataStore, Page, Remarks, ServerFilter, ServerRecord
 from services.metadata.store_connection import Database
 from services.metadata.store_postgres import PostgresStore
 
@@ -70,20 +70,30 @@ class LocalFirstStore(LocalInteractions, MetadataStore):
     def _read_within_s(self) -> float | None:
         return None if self._copy.as_of is None else READ_WITHIN_S
 
-    async def create_server(self, descriptor: ServerDescriptor) -> ServerRecord:
-        return await self._changing(self._postgres.create_server(descriptor))
+    async def create_server(self, descriptor: ServerDescriptor, remarks: Remarks = NO_REMARKS) -> ServerRecord:
+        return await self._changing(self._postgres.create_server(descriptor, remarks))
 
-    async def update_server(self, descriptor: ServerDescriptor, fields: Collection[str] = ()) -> ServerRecord:
-        return await self._changing(self._postgres.update_server(descriptor, fields))
+    async def update_server(
+        self,
+        descriptor: ServerDescriptor,
+        fields: Collection[str] = (),
+        *,
+        remarks: Remarks = NO_REMARKS,
+        etag: str = "",
+    ) -> ServerRecord:
+        return await self._changing(self._postgres.update_server(descriptor, fields, remarks=remarks, etag=etag))
 
     async def register_servers(self, descriptors: Sequence[ServerDescriptor]) -> int:
         return await self._changing(self._postgres.register_servers(descriptors))
 
-    async def delete_server(self, server_id: str) -> ServerRecord:
-        return await self._changing(self._postgres.delete_server(server_id))
+    async def delete_server(self, server_id: str, *, etag: str = "") -> ServerRecord:
+        return await self._changing(self._postgres.delete_server(server_id, etag=etag))
 
-    async def undelete_server(self, server_id: str) -> ServerRecord:
-        return await self._changing(self._postgres.undelete_server(server_id))
+    async def undelete_server(self, server_id: str, *, etag: str = "") -> ServerRecord:
+        return await self._changing(self._postgres.undelete_server(server_id, etag=etag))
+
+    def watch_servers(self) -> AsyncGenerator[Sequence[ServerRecord], None]:
+        return self._copy.watch()
 
     async def _changing(self, change: Awaitable[T]) -> T:
         try:

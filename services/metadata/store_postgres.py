@@ -9,34 +9,45 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from fleet.model import ServerDescriptor
-from runtime.errors import AlreadyExists, InvalidArgument, NotFound
+import orjson
+
+from fleet.model import ServerDescriptor, ServerDetails
+from runtime.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
 from services.metadata import checks
 from services.metadata.queries import ServerQuery
-from services.metadata.store import UPDATABLE_FIELDS, ServerRecord
+from services.metadata.store import NO_REMARKS, UPDATABLE_FIELDS, Remarks, ServerRecord
 from services.metadata.store_connection import Database
 
-_SERVER_COLUMNS = "id, hostname, environment, role, location, report_interval_ms, created_at, updated_at, deleted_at"
+_WINDOWS = """SELECT json_agg(json_build_array(
+        floor(extract(epoch FROM starts_at) * 1000)::bigint, floor(extract(epoch FROM ends_at) * 1000)::bigint)
+        ORDER BY starts_at, ends_at) FROM maintenance_windows WHERE server_id = servers.id AND ends_at > now()"""
+WINDOWS_OF_ONE = _WINDOWS.replace("servers.id", "$1")
+"""The windows of $1 that have not ended, as JSON: [[start, end], ...] in ms since the epoch; NULL: none."""
+_SERVER_COLUMNS = f"""id, hostname, environment, role, location, report_interval_ms, created_at, updated_at, deleted_at,
+    revision, labels, notes, ({_WINDOWS}) AS windows"""
 _SERVER_MATCHES = """($1 = '' OR environment = $1) AND ($2 = '' OR role = $2)
-    AND ($3::text[] IS NULL OR id = ANY ($3)) AND ($4 OR deleted_at IS NULL)"""
+    AND ($3::text[] IS NULL OR id = ANY ($3)) AND ($4 OR deleted_at IS NULL) AND NOT ($5 AND deleted_at IS NULL)
+    AND labels @> $6::jsonb AND labels ?& $7::text[]"""
 _LIST_SERVERS = f"""SELECT {_SERVER_COLUMNS} FROM servers WHERE {_SERVER_MATCHES}
-    AND id COLLATE "C" > $5 ORDER BY id COLLATE "C" LIMIT $6"""
+    AND id COLLATE "C" > $8 ORDER BY id COLLATE "C" LIMIT $9"""
 _COUNT_SERVERS = f"SELECT count(*) FROM servers WHERE {_SERVER_MATCHES}"
 _NOW_AND_TOTAL = "SELECT now(), (SELECT count(*) FROM servers)"
 _CHANGED_SERVERS = f"SELECT {_SERVER_COLUMNS} FROM servers WHERE updated_at >= $1"
 _GET_SERVER = f"SELECT {_SERVER_COLUMNS} FROM servers WHERE id = $1 AND deleted_at IS NULL"
-_CREATE_SERVER = f"""INSERT INTO servers (id, hostname, environment, role, location, report_interval_ms)
-    VALUES ($1, $2, NULLIF($3, ''), NULLIF($4, ''), NULLIF($5, ''), NULLIF($6::integer, 0))
+_CREATE_SERVER = f"""INSERT INTO servers (id, hostname, environment, role, location, report_interval_ms, labels, notes)
+    VALUES ($1, $2, NULLIF($3, ''), NULLIF($4, ''), NULLIF($5, ''), NULLIF($6::integer, 0), $7::jsonb, $8)
     ON CONFLICT (id) DO NOTHING RETURNING {_SERVER_COLUMNS}"""
 _UPDATE_SERVER = f"""UPDATE servers SET
-    hostname = CASE WHEN 'hostname' = ANY ($7::text[]) THEN $2 ELSE hostname END,
-    environment = CASE WHEN 'environment' = ANY ($7) THEN NULLIF($3, '') ELSE environment END,
-    role = CASE WHEN 'role' = ANY ($7) THEN NULLIF($4, '') ELSE role END,
-    location = CASE WHEN 'location' = ANY ($7) THEN NULLIF($5, '') ELSE location END,
-    report_interval_ms = CASE WHEN 'report_interval' = ANY ($7) THEN NULLIF($6::integer, 0)
+    hostname = CASE WHEN 'hostname' = ANY ($9::text[]) THEN $2 ELSE hostname END,
+    environment = CASE WHEN 'environment' = ANY ($9) THEN NULLIF($3, '') ELSE environment END,
+    role = CASE WHEN 'role' = ANY ($9) THEN NULLIF($4, '') ELSE role END,
+    location = CASE WHEN 'location' = ANY ($9) THEN NULLIF($5, '') ELSE location END,
+    report_interval_ms = CASE WHEN 'report_interval' = ANY ($9) THEN NULLIF($6::integer, 0)
         ELSE report_interval_ms END,
+    labels = CASE WHEN 'labels' = ANY ($9) THEN $7::jsonb ELSE labels END,
+    notes = CASE WHEN 'notes' = ANY ($9) THEN $8 ELSE notes END,
     updated_at = now()
-    WHERE id = $1 AND deleted_at IS NULL RETURNING {_SERVER_COLUMNS}"""
+    WHERE id = $1 AND deleted_at IS NULL AND ($10::bigint IS NULL OR revision = $10) RETURNING {_SERVER_COLUMNS}"""
 # The join leaves out what would not differ before anything is locked: ON CONFLICT DO UPDATE locks (and so writes) every
 # row it meets, even one that its WHERE then leaves alone.
 _REGISTER_SERVERS = """INSERT INTO servers AS kept (id, hostname, environment, role, location, report_interval_ms)
@@ -59,9 +70,10 @@ _REGISTER_SERVERS = """INSERT INTO servers AS kept (id, hostname, environment, r
         WHERE (kept.hostname, kept.environment, kept.role, kept.location, kept.report_interval_ms) IS DISTINCT FROM
         (EXCLUDED.hostname, EXCLUDED.environment, EXCLUDED.role, EXCLUDED.location, EXCLUDED.report_interval_ms)"""
 _DELETE_SERVER = f"""UPDATE servers SET deleted_at = now(), updated_at = now()
-    WHERE id = $1 AND deleted_at IS NULL RETURNING {_SERVER_COLUMNS}"""
+    WHERE id = $1 AND deleted_at IS NULL AND ($2::bigint IS NULL OR revision = $2) RETURNING {_SERVER_COLUMNS}"""
 _UNDELETE_SERVER = f"""UPDATE servers SET deleted_at = NULL, updated_at = now()
-    WHERE id = $1 AND deleted_at IS NOT NULL RETURNING {_SERVER_COLUMNS}"""
+    WHERE id = $1 AND deleted_at IS NOT NULL AND ($2::bigint IS NULL OR revision = $2) RETURNING {_SERVER_COLUMNS}"""
+_IS_DELETED = "SELECT deleted_at IS NOT NULL FROM servers WHERE id = $1"
 
 
 class PostgresStore:
@@ -77,7 +89,11 @@ class PostgresStore:
         self, query: ServerQuery, *, within_s: float | None = None
     ) -> tuple[list[ServerRecord], int]:
         """One server more than the page has, and how many match in all."""
-        bound = query.filters
+        bound = (
+            *(query.environment, query.role, query.ids, query.show_deleted or query.only_deleted, query.only_deleted),
+            orjson.dumps({key: value for key, value in query.labels if value}).decode(),
+            [key for key, _ in query.labels],
+        )
         async with self._database.connection(within_s=within_s) as connection:
             rows = await connection.fetch(_LIST_SERVERS, *bound, query.after, query.limit + 1)
             total = await connection.fetchval(_COUNT_SERVERS, *bound)
@@ -95,15 +111,23 @@ class PostgresStore:
             row = await connection.fetchrow(_GET_SERVER, checks.check_server_id(server_id))
         return _found(row, server_id)
 
-    async def create_server(self, descriptor: ServerDescriptor) -> ServerRecord:
+    async def create_server(self, descriptor: ServerDescriptor, remarks: Remarks = NO_REMARKS) -> ServerRecord:
         checks.check_descriptor(descriptor, "descriptor")
+        said = _checked(remarks)
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(_CREATE_SERVER, *_values(descriptor))
+            row = await connection.fetchrow(_CREATE_SERVER, *_values(descriptor), *said)
         if row is None:
             raise AlreadyExists(f"there is a server {descriptor.server_id!r}, maybe a deleted one", field="server_id")
         return _server(row)
 
-    async def update_server(self, descriptor: ServerDescriptor, fields: Collection[str] = ()) -> ServerRecord:
+    async def update_server(
+        self,
+        descriptor: ServerDescriptor,
+        fields: Collection[str] = (),
+        *,
+        remarks: Remarks = NO_REMARKS,
+        etag: str = "",
+    ) -> ServerRecord:
         unknown = sorted(set(fields) - set(UPDATABLE_FIELDS))
         if unknown:
             raise InvalidArgument(
@@ -111,7 +135,8 @@ class PostgresStore:
             )
         checks.check_descriptor(descriptor, "descriptor")
         chosen = list(fields or UPDATABLE_FIELDS)
-        return await self._one_server(_UPDATE_SERVER, *_values(descriptor), chosen)
+        values = (*_values(descriptor), *_checked(remarks), chosen)
+        return await self._one_server(_UPDATE_SERVER, *values, checks.revision_of(etag))
 
     async def register_servers(self, descriptors: Sequence[ServerDescriptor]) -> int:
         if len(descriptors) > checks.MAX_REGISTERED_SERVERS:
@@ -136,21 +161,50 @@ class PostgresStore:
             done: str = await connection.execute(_REGISTER_SERVERS, *columns)
         return int(done.rpartition(" ")[2])  # "INSERT 0 <rows inserted or updated>"
 
-    async def delete_server(self, server_id: str) -> ServerRecord:
-        return await self._one_server(_DELETE_SERVER, checks.check_server_id(server_id))
+    async def delete_server(self, server_id: str, *, etag: str = "") -> ServerRecord:
+        return await self._one_server(_DELETE_SERVER, checks.check_server_id(server_id), checks.revision_of(etag))
 
-    async def undelete_server(self, server_id: str) -> ServerRecord:
+    async def undelete_server(self, server_id: str, *, etag: str = "") -> ServerRecord:
         checks.check_server_id(server_id)
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(_UNDELETE_SERVER, server_id)
-            if row is None and await connection.fetchrow(_GET_SERVER, server_id) is not None:
-                raise AlreadyExists(f"the server {server_id!r} is not deleted", field="server_id")
+            row = await connection.fetchrow(_UNDELETE_SERVER, server_id, checks.revision_of(etag))
+            is_deleted = None if row else await connection.fetchval(_IS_DELETED, server_id)
+        if is_deleted:
+            raise etag_mismatch(server_id)
+        if is_deleted is False:
+            raise AlreadyExists(f"the server {server_id!r} is not deleted", field="server_id")
         return _found(row, server_id)
 
     async def _one_server(self, statement: str, server_id: str, *values: Any) -> ServerRecord:
         async with self._database.connection() as connection:
             row = await connection.fetchrow(statement, server_id, *values)
+            if row is None and await connection.fetchval(_IS_DELETED, server_id) is False:
+                raise etag_mismatch(server_id)
         return _found(row, server_id)
+
+
+def etag_mismatch(server_id: str) -> Aborted:
+    """The error for a change that was made for another revision."""
+    return Aborted(
+        f"the record of the server {server_id!r} has changed: read it again, and send the etag that it has then",
+        reason="ETAG_MISMATCH",
+        field="etag",
+    )
+
+
+def details_of(revision: int, labels: str, has_notes: bool, windows: str | None) -> ServerDetails:
+    """Makes details of columns; `labels` and `windows` are JSON."""
+    return ServerDetails(
+        revision=revision,
+        labels=tuple(sorted((str(key), str(value)) for key, value in orjson.loads(labels).items())),
+        has_notes=has_notes,
+        maintenance=tuple((start, end) for start, end in orjson.loads(windows or b"[]")),
+    )
+
+
+def _checked(remarks: Remarks) -> tuple[str, str]:
+    """Labels as JSON, and the notes."""
+    return orjson.dumps(dict(checks.check_labels(remarks.labels))).decode(), checks.check_notes(remarks.notes)
 
 
 def _values(descriptor: ServerDescriptor) -> tuple[str, str, str, str, str, int]:
@@ -184,4 +238,6 @@ def _server(row: Any) -> ServerRecord:
         create_time=row["created_at"],
         update_time=row["updated_at"],
         delete_time=row["deleted_at"],
+        details=details_of(row["revision"], row["labels"], bool(row["notes"]), row["windows"]),
+        notes=row["notes"],
     )

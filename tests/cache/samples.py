@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fleet.codec import descriptor_to_pb, metric_set_to_pb, rows_to_pb
-from fleet.model import HEADLINE_METRICS, Metric, MetricKind, MetricSet, Rows, ServerDescriptor
+from fleet.model import HEADLINE_METRICS, Metric, MetricKind, MetricSet, Rows, ServerDescriptor, ServerDetails
 from openmanager.cache.v1 import cache_pb2
 from runtime.clock import ManualClock
 from services.cache.metric_sets import MetricSets
@@ -80,6 +80,10 @@ class World:
 
     def describe(self, *descriptors: ServerDescriptor, admit_removed: bool = False) -> Outcome:
         return self.live.update(Update(descriptors=descriptors, admit_removed=admit_removed))
+
+    def record(self, server_id: str, details: ServerDetails) -> Outcome:
+        """What the record says of a server."""
+        return self.live.update(Update(details={server_id: details}))
 
     def fleet(self) -> Fleet:
         return self.live.fleet()

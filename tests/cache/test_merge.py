@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from fleet.health import ServerStatus
+from fleet.model import ServerDetails
 from services.cache.model import Removal, ServerState, Stored
 from services.cache.state import LiveState
 from tests.cache.samples import HEADLINE, T0, World, descriptor, rows_of, set_of
@@ -20,7 +21,8 @@ def content(live: LiveState, server_id: str = "a") -> object:
     if not isinstance(stored, ServerState):
         return stored and stored.life
     samples = sorted((sample.set_id, sample.time_ms, sample.received_ms) for sample in stored.samples)
-    return stored.descriptor, stored.status, stored.observed_ms, stored.received_ms, samples, stored.metrics()
+    times = stored.observed_ms, stored.received_ms
+    return stored.descriptor, stored.details, stored.status, times, samples, stored.metrics()
 
 
 def exchange(worlds: Sequence[World], rng: random.Random) -> None:
@@ -54,6 +56,9 @@ def test_replicas_that_hear_anything_in_any_order_end_with_the_same(seed: int) -
             world.rows(rows_of(OTHER, {"a": (rng.random(), rng.random())}, T0 + step))
         elif action < 0.65:
             world.describe(descriptor("a", role=f"role-{step}"))
+        elif action < 0.68:
+            windows = ((T0 + step, T0 + step + 9),) if rng.random() < 0.5 else ()
+            world.record("a", ServerDetails(revision=rng.randrange(1, step + 2), maintenance=windows))
         elif action < 0.7:
             world.live.remove(["a"])
         elif action < 0.75:
@@ -157,3 +162,22 @@ def test_while_we_are_deaf_the_silence_of_what_others_heard_is_ours() -> None:
     assert second.live.sweep() == ()
     second.clock.advance(2)
     assert second.live.sweep() == ("a",)
+
+
+@pytest.mark.parametrize("first", ["here", "there"])
+def test_a_descriptor_told_here_and_a_record_told_there_are_both_kept(first: str) -> None:
+    here, there = World("e1"), World("e2")
+    for world in (here, there):
+        world.describe(descriptor("a"))
+    exchange([here, there], random.Random(0))
+    details = ServerDetails(revision=2, labels=(("team", "shop"),))
+    there.record("a", details)
+    here.clock.advance(1)
+    here.describe(descriptor("a", role="db"))
+    giver, taker = (there, here) if first == "here" else (here, there)
+    taker.live.absorb([stored for stored in [giver.live.stored("a")] if stored is not None])
+    exchange([here, there], random.Random(0))
+    for world in (here, there):
+        state = world.live.get("a")
+        assert state is not None
+        assert (state.details, state.descriptor.role) == (details, "db")

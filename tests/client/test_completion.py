@@ -51,8 +51,9 @@ def test_bash_completes(tmp_path: Path) -> None:
         ("openmanager --token ", set()),
         ("openmanager history web-01 cpu_usage --output p", {"parquet"}),
         ("openmanager history web-01 cpu_usage --aggregation M", {"MIN", "MAX"}),
-        ("openmanager audit ", {"verify"} | GATEWAY),
+        ("openmanager audit ", {"verify", "export"} | GATEWAY),
         ("openmanager audit verify --a", {"--address"}),
+        ("openmanager audit export --format ", {"jsonl", "csv"}),
         ("openmanager completion ", set(SHELLS) | GATEWAY),
         ("openmanager ingest m", {"metrics one.json"}),
         ("openmanager ingest --ca-file o", {"other.pem"}),
@@ -75,7 +76,7 @@ def test_scripts_are_printed() -> None:
 def test_nothing_of_the_tree_is_missing(shell: str) -> None:
     text = script(parser(), shell)
     found = list(nodes(parser()))
-    assert {node.path for node in found} == {"", "audit verify"} | COMMANDS
+    assert {node.path for node in found} == {"", "audit verify", "audit export"} | COMMANDS
     for node in found:
         for option in node.options:
             name = option.name.removeprefix("--") if shell == "fish" else option.name

@@ -67,7 +67,7 @@ class Call:
     path: str = ""
     """As sent, without the query."""
     subject: str = ""
-    """The id of the server or interaction that it is about."""
+    """The id or name of what it is about."""
 
     @property
     def name(self) -> str:
@@ -96,8 +96,7 @@ def call_of(command: str) -> Call | None:
         except KeyError:
             raise LookupError(command) from None
         body = _body(words)
-        inner = body.get("server") or body.get("interaction") or body
-        return Call("grpcurl", method, subject=inner.get("id", ""))
+        return Call("grpcurl", method, subject=_subject(body))
     url = next(word for word in words if re.match(r"(https?://)?(127\.0\.0\.1|localhost):8080", word))
     path = "/" + url.partition(":8080")[2].partition("?")[0].removeprefix("/")
     if not path.startswith(("/v1/", "/api/")):
@@ -106,8 +105,13 @@ def call_of(command: str) -> Call | None:
     match = TABLE.find(verb, path)
     if match is None or match.route is None:
         raise LookupError(f"{verb} {path}")
-    subject = match.values[0] if match.values else _body(words).get("id", "")
+    subject = match.values[0] if match.values else _subject(_body(words))
     return Call("curl", match.route.method, verb, path, subject)
+
+
+def _subject(body: dict[str, Any]) -> str:
+    inner = next((body[name] for name in ("server", "interaction", "user", "token") if name in body), body)
+    return str(inner.get("id") or inner.get("name") or "")
 
 
 def _body(words: list[str]) -> dict[str, Any]:

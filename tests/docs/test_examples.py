@@ -1,6 +1,7 @@
 """Every curl and grpcurl command of the pages works on a running product, and answers what its page says it answers."""
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,30 @@ def prepared(product: Launched, command: str) -> Iterator[Call | None]:
         product.post(f"{server}:undelete", {})
     if method == "UndeleteServer":
         assert product.post(server, None, method="DELETE").status == 200
+    if "MaintenanceWindow" in method:
+        _in_maintenance(product, command, is_there=method.startswith(("Get", "Update", "Delete")))
     if method in {"GetInteraction", "RateInteraction", "CorrectInteraction"}:
         assert call is not None
         assert product.post("/v1/ai/interactions", {"id": call.subject, "query": "?", "response": "!"}).status == 200
+    if method in {"UpdateUser", "DeleteUser", "SetPassword"}:
+        assert call is not None
+        product.post("/v1/users", {"user": {"name": call.subject, "role": "ROLE_VIEWER"}})
+    if method in {"RotateToken", "RevokeToken"}:
+        assert call is not None
+        product.post("/v1/tokens", {"id": call.subject, "name": "an example", "role": "ROLE_VIEWER"})
     if method == "ExportInteractions":
         learned = {"id": EXPORTED, "sessionId": "s-export", "userRating": 5, "confidence": 0.9}
         learned |= {"query": "who is logged in?", "response": "ann@example.com from 192.0.2.7"}
         assert product.post("/v1/ai/interactions", learned).status == 200
     yield call
+    if method in {"CreateUser", "UpdateUser", "SetPassword"}:
+        assert call is not None
+        assert product.post(f"/v1/users/{call.subject}", None, method="DELETE").status == 200
     if method in {"CreateServer", "UpdateServer", "UndeleteServer"}:
         assert product.post(server, None, method="DELETE").status == 200
+    if "MaintenanceWindow" in method:
+        (server_id,) = set(re.findall(r"example-\d", command))
+        assert product.post(f"/v1/servers/{server_id}", None, method="DELETE").status == 200
     if method == "WriteMetrics":
         for written in re.findall(r'"serverId": "([^"]+)"', command):
             within(
@@ -55,6 +70,18 @@ def prepared(product: Launched, command: str) -> Iterator[Call | None]:
             )
     if method == "StopSimulator":
         assert product.post("/v1/simulator:start", {}).status == 200
+
+
+def _in_maintenance(product: Launched, command: str, *, is_there: bool) -> None:
+    """The server of an example, and the window that the example names."""
+    (server_id,) = set(re.findall(r"example-\d", command))
+    product.post("/v1/servers", {"id": server_id})
+    product.post(f"/v1/servers/{server_id}:undelete", {})
+    windows = f"/v1/servers/{server_id}/maintenance"
+    for window in set(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", command)):
+        product.post(f"{windows}/{window}", None, method="DELETE")
+        if is_there:
+            assert product.post(windows, {"id": window, "endTime": time.time() + 3_600}).status == 200
 
 
 @pytest.mark.parametrize(("command", "answer"), EXAMPLES, ids=lambda text: text.split("\n")[0][:100])

@@ -83,7 +83,9 @@ def faults(
         if written.pop(name, None) != {binding.shape for binding in own}:
             found.append(f"{name} is not on docs/api.md with exactly its routes")
         found += [
-            f"docs/api.md has no example of {name} by {by}" for by in ("curl", "grpcurl") if (by, name) not in shown
+            f"docs/api.md has no example of {name} by {by}"
+            for by in ("curl", "grpcurl")
+            if (by, name) not in shown and not _works_once(method)
         ]
     for shape, binding in annotated.items():
         if shape in operations:
@@ -92,6 +94,11 @@ def faults(
             found.append(f"{shape} is not in OpenAPI")
     found += [f"{shape} is in OpenAPI and does not exist" for shape in operations]
     return found + [f"{name} is on docs/api.md and does not exist" for name in written]
+
+
+def _works_once(method: MethodDescriptor) -> bool:
+    """A call that needs a secret which is made once and used up: no example of it can be run again."""
+    return bool(method.GetOptions().Extensions[options_pb2.open_to_all])
 
 
 def _rows(page: str) -> Iterator[tuple[str, set[str]]]:
@@ -169,5 +176,7 @@ def _media_type(method: MethodDescriptor) -> str:
     if not method.server_streaming or method.client_streaming:
         return "application/json"
     wanted = method.GetOptions().Extensions[options_pb2.http_stream_format]
+    if wanted == options_pb2.HTTP_STREAM_FORMAT_TEXT:
+        return "text/plain"
     events = wanted == options_pb2.HTTP_STREAM_FORMAT_SERVER_SENT_EVENTS
     return "text/event-stream" if events else "application/x-ndjson"

@@ -5,7 +5,8 @@ from contextlib import suppress
 import pytest
 
 from gateway import admission as module
-from gateway.access import grpc_authenticator
+from gateway.access.callers import Callers, grpc_authenticator
+from gateway.access.policy import Policy
 from gateway.admission import Admission
 from openmanager.gateway.v1 import fleet_pb2, fleet_pb2_grpc
 from runtime.channel import Channel, calling
@@ -78,7 +79,8 @@ async def test_over_http_and_grpc_it_is_a_status_with_a_time_and_pages_are_left_
         assert answers[2].reason() == "RATE_LIMITED" and answers[2].headers["retry-after"] == "1"
         assert (await served.get("/healthz")).status == (await served.get("/metrics")).status == 200
     servicer = bind("openmanager.gateway.v1.FleetService", FakeServicer())
-    server = GrpcServer([servicer], Interception(grpc_authenticator(None, Admission(clock, rate=1.0))))
+    authenticator = grpc_authenticator(Callers(None, None), Policy([servicer]), Admission(clock, rate=1.0))
+    server = GrpcServer([servicer], Interception(authenticator))
     async with Channel(await server.start("127.0.0.1:0")) as channel:
         stub = fleet_pb2_grpc.FleetServiceStub(channel.grpc)
         with pytest.raises(ResourceExhausted) as refused:

@@ -116,8 +116,8 @@ async def test_the_owner_learns_who_called_from_the_gateway_and_never_from_the_c
 
     known = Caller(name="Ada Lövelace, 管", role="viewer", address="10.0.0.7", authentication="token")
 
-    def authenticate(_method: str, context: CallContext) -> None:
-        caller.current.set(known)
+    def authenticate(_method: str, _context: CallContext) -> Caller:
+        return known
 
     forged = ((caller.NAME_KEY, "root"), (caller.ROLE_KEY, "admin"), (caller.ADDRESS_KEY, "::1"))
     async with forwarding(remember, authenticate) as made:

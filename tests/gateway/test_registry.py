@@ -17,6 +17,7 @@ from tests.harness import eventually
 class Cache:
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.recorded: list[str] = []
         self.removed: list[str] = []
 
     async def UpdateServers(
@@ -24,6 +25,7 @@ class Cache:
     ) -> cache_pb2.UpdateServersResponse:
         assert not request.admit_removed
         self.told += [server.server_id for server in request.servers]
+        self.recorded += [recorded.server_id for recorded in request.details]
         return cache_pb2.UpdateServersResponse()
 
     async def RemoveServers(
@@ -38,7 +40,7 @@ class Metadata:
 
     def __init__(self) -> None:
         self.is_away = False
-        self.servers = {"known": False, "new": False, "gone": True, "restored": False}
+        self.servers = {"known": False, "changed": False, "new": False, "gone": True, "restored": False}
 
     async def ListServerRecords(
         self, request: metadata_pb2.ListServerRecordsRequest, _context: Any
@@ -48,6 +50,7 @@ class Metadata:
         response = metadata_pb2.ListServerRecordsResponse()
         record = response.servers.add()
         record.descriptor.server_id = server_id
+        record.details.revision = 2 if server_id == "changed" else 1
         if is_deleted:
             record.delete_time.seconds = 1
         if place + 1 < len(self.servers):
@@ -55,6 +58,13 @@ class Metadata:
         elif self.is_away:
             response.stale_since.seconds = 1
         return response
+
+
+class State:
+    """Knows two servers, of each the first revision of its record."""
+
+    def revision(self, server_id: str) -> int | None:
+        return 1 if server_id in {"known", "changed"} else None
 
 
 async def test_nobody_is_taken_out_on_the_word_of_a_copy() -> None:
@@ -70,18 +80,19 @@ async def test_nobody_is_taken_out_on_the_word_of_a_copy() -> None:
             cache=channels[0],
             metadata=channels[1],
             writer=None,  # type: ignore[arg-type]  # nothing is written
-            state={"known"},  # type: ignore[arg-type]  # all that is asked of it
+            state=State(),  # type: ignore[arg-type]  # all that is asked of it
             clock=clock,
         )
         task = asyncio.create_task(registry.seed())
         metadata.is_away, metadata.servers["restored"] = True, True  # the copy does not know that it was restored
         registry.snapshot_received()
-        await eventually(lambda: cache.told == ["new"])
+        await eventually(lambda: cache.told == ["changed", "new"])
+        assert (cache.removed, cache.recorded) == ([], ["changed", "new"])
+        await eventually(lambda: clock.sleepers == 1)
         assert cache.removed == []
         metadata.is_away, metadata.servers["restored"] = False, False
-        await eventually(lambda: clock.sleepers == 1)
         clock.advance(ASK_AGAIN_S)
         await eventually(lambda: cache.removed == ["gone"])
-        assert cache.told == ["new", "new", "restored"]
+        assert cache.told == ["changed", "new", "changed", "new", "restored"]
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -116,7 +116,7 @@ class World:
     def __init__(self, cache: PlayedCache, state: FleetState) -> None:
         self.cache = cache
         self.state = state
-        self.servicer = FleetServicer(state, None, Changes(state, SystemClock()))  # type: ignore[arg-type]  # no changes
+        self.servicer = FleetServicer(state, None, Changes(state, SystemClock()), None)  # type: ignore[arg-type]  # no changes
         self.context = Said()
         self.snapshots = 0
 

@@ -1,14 +1,20 @@
 """What every test may lean on: waiting for a fact with a bound instead of sleeping, and ports nobody else uses."""
 
 import asyncio
+import contextlib
 import inspect
+import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast, overload
+from pathlib import Path
+from typing import Final, TypeVar, cast, overload
 
 T = TypeVar("T")
 
+_EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST_PORT: Final = 10_000
+_PORTS_TRIED: Final = 100
 _POLL_S = 0.01  # short enough to add nothing to a test, long enough to leave the event loop to the code under test
 
 
@@ -38,8 +44,17 @@ async def eventually(predicate: Callable[[], object], within_s: float = 5.0) -> 
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that was free a moment ago. Servers that can listen on port 0 should do that instead."""
+    """A TCP port that was free a moment ago. Servers that can listen on port 0 should do that instead.
+
+    Not one of those that the kernel gives to outgoing connections: on a busy machine it did, before the server came.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    first, last = (int(word) for word in _EPHEMERAL.read_text().split())
+    candidates = [port for port in range(_LOWEST_PORT, 1 << 16) if not first <= port <= last]
+    for port in random.sample(candidates, min(len(candidates), _PORTS_TRIED)):
+        with socket.socket(family, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return cast("int", probe.getsockname()[1])

@@ -235,7 +235,7 @@ async def test_a_database_that_was_set_up_anew_is_migrated_anew(target: Database
     async with open_database(target) as database:
         store = PostgresStore(database)
         async with database.connection() as connection:
-            await connection.execute("DROP TABLE servers, ai_interactions, schema_version")
+            await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         with pytest.raises(Unavailable):
             await store.list_servers(EVERYTHING)
         await eventually(lambda: answers(store), 3.0)
@@ -246,7 +246,7 @@ async def test_the_probe_says_that_the_schema_cannot_be_used(target: DatabaseTar
         known = database._migrations
         database._migrations = (Migration(version=1, name="broken", sql="SELECT 1 / 0"),)
         async with database.connection() as connection:
-            await connection.execute("DROP TABLE servers, schema_version")
+            await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         assert not await answers(PostgresStore(database))
 
         async def told() -> bool:

@@ -11,10 +11,10 @@ import apsw
 import pytest
 
 from runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from runtime.local_file import connect
 from services.metadata import commands, interactions
 from services.metadata import journal as journal_module
 from services.metadata.journal import KEPT_MS, Condition, Fact, Journal, Newest
-from services.metadata.local_file import connect
 from services.metadata.store import NewInteraction
 from tests.harness.power import Disk
 from tests.metadata.service import ROOT
@@ -92,7 +92,7 @@ def plant_normal(patches: pytest.MonkeyPatch) -> None:
 
 
 def plant_unsynced_name(patches: pytest.MonkeyPatch) -> None:
-    patches.setattr("services.metadata.local_file.sync_folder", lambda _folder: None)
+    patches.setattr("runtime.local_file.sync_folder", lambda _folder: None)
     patches.setattr("tests.harness.power.Disk.folder_synced", lambda _disk, _path: None)
 
 

@@ -15,6 +15,7 @@ from services.metadata.target import DatabaseTarget
 from tests.harness.postgres import PostgresServer
 
 KNOWN = load_migrations()
+NEXT = len(KNOWN) + 1
 CONTRACT = {
     "servers": {
         "id": ("character varying", 255, "NO"),
@@ -97,7 +98,7 @@ async def test_services_that_start_at_once_migrate_once(target: DatabaseTarget) 
 
 @pytest.mark.parametrize(
     "last_words",
-    ["SELECT 1 / 0", "INSERT INTO schema_version VALUES (3, 'before its row is written', now(), '')"],
+    ["SELECT 1 / 0", f"INSERT INTO schema_version VALUES ({NEXT}, 'before its row is written', now(), '')"],
     ids=["in its SQL", "in its own row"],
 )
 async def test_a_failed_migration_leaves_the_old_schema_whole(
@@ -106,23 +107,24 @@ async def test_a_failed_migration_leaves_the_old_schema_whole(
     await migrate(connection, KNOWN)
     await connection.execute("INSERT INTO servers (id, hostname) VALUES ('a', 'kept')")
     bad = f"CREATE TABLE half (n integer); ALTER TABLE servers DROP COLUMN hostname; {last_words}"
-    with pytest.raises(FailedPrecondition, match=r"migration 3 \(test\) failed and was rolled back") as failed:
-        await migrate(connection, (*KNOWN, step(3, bad)))
+    with pytest.raises(FailedPrecondition, match=rf"migration {NEXT} \(test\) failed and was rolled back") as failed:
+        await migrate(connection, (*KNOWN, step(NEXT, bad)))
     assert failed.value.reason == "MIGRATION_FAILED"
     fresh = await connect(target)
-    assert await versions(fresh) == [1, 2]
+    assert await versions(fresh) == list(range(1, NEXT))
     assert await fresh.fetchval("SELECT to_regclass('half')") is None
     assert await fresh.fetchval("SELECT hostname FROM servers") == "kept"
     await fresh.close()
     await connection.close()  # as the service does; its lock goes with it
     again = await connect(target)
-    assert await migrate(again, (*KNOWN, step(3, "CREATE TABLE half (n integer)"))) == 3
+    assert await migrate(again, (*KNOWN, step(NEXT, "CREATE TABLE half (n integer)"))) == NEXT
     await again.close()
 
 
 async def test_a_schema_newer_than_the_program_is_left_alone(connection: Any, target: DatabaseTarget) -> None:
-    await migrate(connection, (*KNOWN, step(3, "CREATE TABLE later (n integer)")))
-    with pytest.raises(FailedPrecondition, match="schema is version 3, this program knows 2: start a newer") as refused:
+    await migrate(connection, (*KNOWN, step(NEXT, "CREATE TABLE later (n integer)")))
+    said = f"schema is version {NEXT}, this program knows {NEXT - 1}: start a newer"
+    with pytest.raises(FailedPrecondition, match=said) as refused:
         async with Database(target, clock=SystemClock()):
             pass
     assert refused.value.reason == "SCHEMA_TOO_NEW"
@@ -130,7 +132,7 @@ async def test_a_schema_newer_than_the_program_is_left_alone(connection: Any, ta
 
 async def test_a_migration_altered_after_its_release_is_noticed(connection: Any) -> None:
     await migrate(connection, KNOWN)
-    altered = (KNOWN[0], replace(KNOWN[1], sql=KNOWN[1].sql + "\n-- changed"))
+    altered = (KNOWN[0], replace(KNOWN[1], sql=KNOWN[1].sql + "\n-- changed"), *KNOWN[2:])
     with pytest.raises(FailedPrecondition, match="migration 2") as refused:
         await migrate(connection, altered)
     assert refused.value.reason == "SCHEMA_MISMATCH"

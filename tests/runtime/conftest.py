@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 
 from runtime.channel import Channel
+from runtime.doorman import Knows
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 from tests.runtime.echo import SERVICE, EchoServicer, EchoSettings
@@ -37,10 +38,13 @@ class Serving:
 
 @contextlib.asynccontextmanager
 async def serving(
-    servicer: EchoServicer | None = None, interception: Interception | None = None, address: str = "127.0.0.1:0"
+    servicer: EchoServicer | None = None,
+    interception: Interception | None = None,
+    address: str = "127.0.0.1:0",
+    knows: Knows | None = None,
 ) -> AsyncIterator[Serving]:
     servicer = servicer or EchoServicer()
-    server = GrpcServer([bind(SERVICE, servicer)], interception or Interception())
+    server = GrpcServer([bind(SERVICE, servicer)], interception or Interception(), knows=knows)
     bound = await server.start(address)
     try:
         yield Serving(server, bound, servicer)

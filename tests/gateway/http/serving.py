@@ -12,6 +12,8 @@ from typing import Any, cast
 import orjson
 from starlette.routing import BaseRoute
 
+from gateway.access.callers import Callers, exchange_authenticator
+from gateway.access.policy import Policy
 from gateway.admission import Admission
 from gateway.http.app import Health, HttpApp, create_app
 from gateway.http.guard import Guard
@@ -265,10 +267,13 @@ async def serving(
 ) -> AsyncIterator[Served]:
     """Serves every public service on a free port until the block ends."""
     servicer = FakeServicer()
+    services = bound_services(servicer)
+    policy = Policy(services)
     app = create_app(
-        bound_services(servicer),
-        interception=interception or Interception(),
-        guard=Guard(token),
+        services,
+        interception=interception or Interception(exchange_authenticator(policy)),
+        guard=Guard(Callers(token, None)),
+        policy=policy,
         health=lambda: health or Health(ready=True),
         metrics=lambda: b"up 1\n",
         clock=clock,

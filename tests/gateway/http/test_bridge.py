@@ -38,7 +38,7 @@ async def test_lists_and_counts_are_there_when_empty() -> None:
         stores = await served.get("/api/database/status")
         same = await served.get("/v1/storage/status")
     assert servers.json() == {"servers": [], "nextPageToken": "", "totalSize": 0}
-    assert summary.json() == {"total": 2, "healthy": 0, "warning": 0, "critical": 0, "offline": 0}
+    assert summary.json() == {"total": 2, "healthy": 0, "warning": 0, "critical": 0, "offline": 0, "maintenance": 0}
     assert stores.json()["stores"][0]["lagPoints"] == "0"
     assert stores.json() == same.json()
 
@@ -197,7 +197,7 @@ async def test_the_method_sees_who_calls() -> None:
         context = served.servicer.contexts.pop()
     assert context.peer().startswith("ipv4:127.0.0.1:")
     assert ("x-request-id", "r-1") in context.invocation_metadata()
-    assert context.principal == "local-administrator"
+    assert context.caller.name == "local-administrator"
 
 
 async def test_one_connection_carries_many_requests() -> None:

@@ -101,7 +101,7 @@ def test_floats_are_as_short_as_json_format_has_them(value: float) -> None:
 def test_what_users_read_is_there_when_it_is_zero() -> None:
     assert to_json(fleet_pb2.ListServersResponse()) == b'{"servers":[],"nextPageToken":"","totalSize":0}'
     summary = orjson.loads(to_json(fleet_pb2.FleetSummary(total=1)))
-    assert summary == {"total": 1, "healthy": 0, "warning": 0, "critical": 0, "offline": 0}
+    assert summary == {"total": 1, "healthy": 0, "warning": 0, "critical": 0, "offline": 0, "maintenance": 0}
     assert "observedTime" not in orjson.loads(to_json(fleet_pb2.Server(id="a")))
 
 

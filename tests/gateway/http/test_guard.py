@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from gateway.access.callers import Callers
 from gateway.http.app import Health
 from gateway.http.guard import Guard
 from runtime.errors import OpenManagerError
@@ -52,7 +53,7 @@ def refusal(guard: Guard, asked: dict[str, Any]) -> str:
     ],
 )
 def test_the_local_administrator_is_let_in(asked: dict[str, Any]) -> None:
-    assert refusal(Guard(), asked) == ""
+    assert refusal(Guard(Callers(None, None)), asked) == ""
 
 
 @pytest.mark.parametrize(
@@ -82,13 +83,13 @@ def test_the_local_administrator_is_let_in(asked: dict[str, Any]) -> None:
     ],
 )
 def test_each_rule_refuses_by_itself(asked: dict[str, Any], reason: str) -> None:
-    assert refusal(Guard(), asked) == reason
+    assert refusal(Guard(Callers(None, None)), asked) == reason
 
 
 def test_two_hosts_are_refused() -> None:
     asked = scope()
     asked["headers"].append((b"host", b"localhost:8080"))
-    assert refusal(Guard(), asked) == "HOST_NOT_LOCAL"
+    assert refusal(Guard(Callers(None, None)), asked) == "HOST_NOT_LOCAL"
 
 
 @pytest.mark.parametrize(
@@ -108,8 +109,8 @@ def test_with_a_token_only_the_token_counts(authorization: str, reason: str) -> 
     asked = scope(
         client=("10.0.0.1", "1"), host="gateway.example", authorization=authorization, x_forwarded_for="1.2.3.4"
     )
-    assert refusal(Guard(TOKEN), asked) == reason
-    assert refusal(Guard(TOKEN), scope(authorization=authorization)) == reason
+    assert refusal(Guard(Callers(TOKEN, None)), asked) == reason
+    assert refusal(Guard(Callers(TOKEN, None)), scope(authorization=authorization)) == reason
 
 
 async def test_refusals_are_a_status_and_reach_no_method() -> None:
@@ -129,7 +130,7 @@ async def test_a_token_is_asked_for_everywhere_but_health() -> None:
             assert (await served.get(path, authorization=f"Bearer {TOKEN}")).status == (
                 404 if path == "/nothing" else 200
             )
-        assert served.servicer.contexts[-1].principal == "token-holder"
+        assert served.servicer.contexts[-1].caller.name == "token-holder"
         assert (await served.get("/healthz", host="gateway.example")).json() == {"status": "ok"}
         assert (await served.get("/readyz")).json() == {"ready": False}
         told = await served.get("/readyz", authorization=f"Bearer {TOKEN}")

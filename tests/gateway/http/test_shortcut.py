@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from gateway.access.callers import Callers, exchange_authenticator
+from gateway.access.policy import Policy
 from gateway.admission import Admission
 from gateway.http import shortcut
 from gateway.http.app import Health, HttpApp, create_app
@@ -70,10 +72,13 @@ class Quick(Servicer):
 
 def app_of(servicer: Servicer, *, token: str | None = TOKEN, rate: float = 0.0) -> HttpApp:
     clock = SystemClock()
+    services = [bind(fleet_pb2.DESCRIPTOR.services_by_name["FleetService"], servicer)]
+    policy = Policy(services)
     return create_app(
-        [bind(fleet_pb2.DESCRIPTOR.services_by_name["FleetService"], servicer)],
-        interception=Interception(),
-        guard=Guard(token),
+        services,
+        interception=Interception(exchange_authenticator(policy)),
+        guard=Guard(Callers(token, None)),
+        policy=policy,
         health=lambda: Health(ready=True),
         metrics=lambda: b"",
         clock=clock,

@@ -1,4 +1,4 @@
-"""SQLite files of this service: how they are opened, which thread uses them, and what their errors mean to a caller.
+"""SQLite files of a service: how they are opened, which thread uses them, and what their errors mean to a caller.
 
 What must stay true: COMMIT returns after the sync (WAL, `synchronous=FULL`) unless the file is only a copy; a
 connection is used by one thread; no exception of apsw passes `FileThread.run`.
@@ -48,7 +48,7 @@ def storage_error(error: apsw.Error) -> OpenManagerError:
     if isinstance(error, apsw.FullError):
         return ResourceExhausted("the disk of DATA_DIR is full; nothing of this was kept", reason="DISK_FULL")
     if isinstance(error, DAMAGED):
-        return DataLoss(f"a file in DATA_DIR/metadata is damaged: {error}", reason="STORAGE_FAILED")
+        return DataLoss(f"a file in DATA_DIR is damaged: {error}", reason="STORAGE_FAILED")
     return Unavailable(f"the disk of DATA_DIR failed: {error}", reason="STORAGE_FAILED")
 
 

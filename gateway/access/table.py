@@ -1,0 +1,92 @@
+"""The tokens that are known: mirrored from metadata, so that knowing a caller is a look-up.
+
+What must stay true: what is looked up is a hash, so that the time it takes tells nothing of any secret; a whole table
+takes the place of the one before at once; while metadata is away the last one holds, so that nobody is locked out; at a
+start without metadata nobody's token is known, and that is told as such.
+"""
+
+import hashlib
+import logging
+import time
+from typing import Final
+
+from fleet.access import Caller, Scope
+from openmanager.access.v1 import access_pb2, access_pb2_grpc
+from runtime.channel import Channel, calling
+from runtime.clock import Clock
+from runtime.errors import OpenManagerError, Unauthenticated, Unavailable
+
+REPORT_INTERVAL_S: Final = 30.0
+"""How often metadata is told which tokens were used."""
+MAX_REPORTED: Final = 10_000
+
+_log = logging.getLogger(__name__)
+
+
+class AccessTable:
+    """Everybody who may come in with a token."""
+
+    def __init__(self, metadata: Channel, clock: Clock) -> None:
+        self._stub = access_pb2_grpc.AccessFeedServiceStub(metadata.grpc)
+        self._clock = clock
+        self._callers: dict[bytes, tuple[Caller, float]] | None = None
+        self._used: set[str] = set()
+
+    def caller(self, secret: str) -> Caller:
+        """Who shows this.
+
+        Raises:
+            Unauthenticated: TOKEN_INVALID, TOKEN_EXPIRED.
+            Unavailable: ACCESS_UNKNOWN: nothing was received from metadata yet.
+        """
+        if self._callers is None:
+            raise Unavailable(
+                "who may come in is not known yet: metadata has not been reached",
+                reason="ACCESS_UNKNOWN",
+                retry_after_s=1.0,
+            )
+        found = self._callers.get(hashlib.sha256(secret.encode()).digest())
+        if found is None:
+            raise Unauthenticated("the token is not valid", reason="TOKEN_INVALID")
+        caller, ends_s = found
+        if time.time() >= ends_s:
+            raise Unauthenticated("the token has expired", reason="TOKEN_EXPIRED")
+        if len(self._used) < MAX_REPORTED:
+            self._used.add(caller.token_id)
+        return caller
+
+    async def follow(self) -> None:
+        """Mirrors metadata until the subscription breaks."""
+        async with calling("metadata"):
+            async for message in self._stub.WatchAccess(access_pb2.WatchAccessRequest()):
+                if message.HasField("stale_since"):
+                    _log.warning("who may come in is as it was known before the metadata database went away")
+                self._callers = {
+                    one.hash: (_caller(one), _seconds(one) if one.HasField("expire_time") else float("inf"))
+                    for one in message.credentials
+                }
+
+    async def report(self) -> None:
+        """Tells metadata again and again which tokens were used; what it does not hear is told the next time."""
+        while True:
+            await self._clock.sleep(REPORT_INTERVAL_S)
+            used, self._used = self._used, set()
+            if not used:
+                continue
+            try:
+                async with calling("metadata"):
+                    await self._stub.ReportTokenUse(access_pb2.ReportTokenUseRequest(token_ids=sorted(used)))
+            except OpenManagerError as error:
+                self._used |= used
+                _log.info("which tokens were used is told later: %s", error)
+
+
+def _seconds(one: access_pb2.Credential) -> float:
+    return float(one.expire_time.seconds + one.expire_time.nanos / 1e9)
+
+
+def _caller(one: access_pb2.Credential) -> Caller:
+    scope = None
+    if one.HasField("scope"):
+        scope = Scope.of(one.scope.environments, one.scope.server_roles, one.scope.server_ids)
+    return Caller.of(one.name, one.role, "token", scope=scope, token_id=one.id)

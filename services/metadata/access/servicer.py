@@ -1,0 +1,194 @@
+"""gRPC to users and tokens and back: decode, call, encode. Every rule is in the store and the model."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from openmanager.access.v1 import access_pb2 as feed_pb2
+from openmanager.gateway.v1 import access_pb2 as pb
+from openmanager.gateway.v1 import options_pb2
+from runtime.errors import InvalidArgument
+from services.metadata.access.feed import AccessFeed
+from services.metadata.access.model import Scope, Token, User
+from services.metadata.access.setup import withdraw_setup
+from services.metadata.access.store import UPDATABLE, AccessStore
+
+ACCESS: Final = "openmanager.gateway.v1.AccessService"
+FEED: Final = "openmanager.access.v1.AccessFeedService"
+MAX_USES: Final = 10_000
+
+
+class AccessServicer:
+    """``AccessService`` but for GetCaller, which the gateway knows by itself."""
+
+    def __init__(self, store: AccessStore, feed: AccessFeed, folder: Path) -> None:
+        """Takes the folder in which the set-up token is."""
+        self._store = store
+        self._feed = feed
+        self._folder = folder
+
+    async def SetUp(self, request: pb.SetUpRequest, _context: object) -> pb.SetUpResponse:
+        user, secret = await self._store.set_up(request.setup_token, request.name, request.password)
+        self._feed.changed()
+        await asyncio.to_thread(withdraw_setup, self._folder)
+        return pb.SetUpResponse(user=_user(user), token_secret=secret)
+
+    async def CreateUser(self, request: pb.CreateUserRequest, _context: object) -> pb.CreateUserResponse:
+        user = await self._store.create_user(_given_user(request.user), request.password)
+        return pb.CreateUserResponse(user=_user(user))
+
+    async def ListUsers(self, request: pb.ListUsersRequest, _context: object) -> pb.ListUsersResponse:
+        page = await self._store.list_users(request.page_size, request.page_token)
+        return pb.ListUsersResponse(
+            users=map(_user, page.items), next_page_token=page.next_page_token, total_size=page.total_size
+        )
+
+    async def UpdateUser(self, request: pb.UpdateUserRequest, _context: object) -> pb.UpdateUserResponse:
+        given = request.user
+        present = {"role": given.role, "scope": given.HasField("scope"), "disabled": given.disabled}
+        fields = list(request.update_mask.paths) or [name for name in UPDATABLE if present[name]]
+        user = await self._store.update_user(_given_user(given), fields)
+        self._feed.changed()
+        return pb.UpdateUserResponse(user=_user(user))
+
+    async def DeleteUser(self, request: pb.DeleteUserRequest, _context: object) -> pb.DeleteUserResponse:
+        await self._store.delete_user(request.name)
+        self._feed.changed()
+        return pb.DeleteUserResponse()
+
+    async def SetPassword(self, request: pb.SetPasswordRequest, _context: object) -> pb.SetPasswordResponse:
+        await self._store.set_password(request.name, request.password)
+        return pb.SetPasswordResponse()
+
+    async def CreateToken(self, request: pb.CreateTokenRequest, _context: object) -> pb.CreateTokenResponse:
+        given = request.token
+        wanted = Token(
+            id=given.id,
+            name=given.name,
+            role=given.role,
+            scope=_given_scope(given),
+            user=given.user,
+            expire_time=_instant(given.expire_time) if given.HasField("expire_time") else None,
+        )
+        token, secret = await self._store.create_token(wanted)
+        self._feed.changed()
+        return pb.CreateTokenResponse(token=_token(token), secret=secret)
+
+    async def ListTokens(self, request: pb.ListTokensRequest, _context: object) -> pb.ListTokensResponse:
+        page = await self._store.list_tokens(request.page_size, request.page_token, show_ended=request.show_ended)
+        return pb.ListTokensResponse(
+            tokens=map(_token, page.items), next_page_token=page.next_page_token, total_size=page.total_size
+        )
+
+    async def RotateToken(self, request: pb.RotateTokenRequest, _context: object) -> pb.RotateTokenResponse:
+        token, secret = await self._store.rotate_token(request.id)
+        self._feed.changed()
+        return pb.RotateTokenResponse(token=_token(token), secret=secret)
+
+    async def RevokeToken(self, request: pb.RevokeTokenRequest, _context: object) -> pb.RevokeTokenResponse:
+        token = await self._store.revoke_token(request.id)
+        self._feed.changed()
+        return pb.RevokeTokenResponse(token=_token(token))
+
+
+class AccessFeedServicer:
+    """``AccessFeedService``."""
+
+    def __init__(self, store: AccessStore, feed: AccessFeed) -> None:
+        self._store = store
+        self._feed = feed
+
+    async def WatchAccess(
+        self, _request: feed_pb2.WatchAccessRequest, _context: object
+    ) -> AsyncGenerator[feed_pb2.WatchAccessResponse, None]:
+        async with aclosing(self._feed.watch()) as changes:
+            async for known in changes:
+                yield feed_pb2.WatchAccessResponse(
+                    credentials=[
+                        feed_pb2.Credential(
+                            hash=one.hash,
+                            id=one.id,
+                            name=one.name,
+                            role=_role(one.role),
+                            scope=_scope(one.scope),
+                            expire_time=_time(one.expire_time),
+                        )
+                        for one in known.credentials
+                    ],
+                    stale_since=_time(known.stale_since),
+                )
+
+    async def ReportTokenUse(
+        self, request: feed_pb2.ReportTokenUseRequest, _context: object
+    ) -> feed_pb2.ReportTokenUseResponse:
+        if len(request.token_ids) > MAX_USES:
+            raise InvalidArgument(f"more than {MAX_USES} tokens", field="token_ids")
+        await self._store.note_use(request.token_ids)
+        return feed_pb2.ReportTokenUseResponse()
+
+
+def _given_scope(of: Any) -> Scope | None:
+    if not of.HasField("scope"):
+        return None
+    return Scope(
+        environments=tuple(of.scope.environments),
+        server_roles=tuple(of.scope.server_roles),
+        server_ids=tuple(of.scope.server_ids),
+    )
+
+
+def _given_user(user: pb.User) -> User:
+    return User(name=user.name, role=user.role, scope=_given_scope(user), disabled=user.disabled)
+
+
+def _instant(time: Timestamp) -> datetime:
+    try:
+        return time.ToDatetime(tzinfo=UTC)
+    except (OverflowError, ValueError):
+        raise InvalidArgument("the time is outside of the years 1 to 9999", field="token.expire_time") from None
+
+
+def _role(role: int) -> options_pb2.Role.ValueType:
+    return options_pb2.Role.ValueType(role)
+
+
+def _scope(scope: Scope | None) -> pb.Scope | None:
+    return None if scope is None else pb.Scope(**scope.stored())
+
+
+def _time(instant: datetime | None) -> Timestamp | None:
+    if instant is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(instant)
+    return message
+
+
+def _user(user: User) -> pb.User:
+    return pb.User(
+        name=user.name,
+        role=_role(user.role),
+        scope=_scope(user.scope),
+        disabled=user.disabled,
+        create_time=_time(user.create_time),
+        update_time=_time(user.update_time),
+    )
+
+
+def _token(token: Token) -> pb.Token:
+    return pb.Token(
+        id=token.id,
+        name=token.name,
+        role=_role(token.role),
+        scope=_scope(token.scope),
+        user=token.user,
+        expire_time=_time(token.expire_time),
+        create_time=_time(token.create_time),
+        last_use_time=_time(token.last_use_time),
+        revoke_time=_time(token.revoke_time),
+    )

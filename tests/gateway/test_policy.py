@@ -1,0 +1,204 @@
+"""Every call x everybody who may try it, over gRPC and HTTP alike: who is let through and who is not, and why."""
+
+import hashlib
+import math
+import re
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N813
+
+from fleet.access import ADMIN, AGENT, OPERATOR, VIEWER, Caller, Scope, includes
+from gateway.access.callers import ANYBODY, Callers, exchange_authenticator, grpc_authenticator
+from gateway.access.policy import Policy, Rule
+from gateway.access.table import AccessTable
+from gateway.admission import Admission
+from gateway.http.app import Health, HttpApp, create_app
+from gateway.http.guard import Guard
+from openmanager.gateway.v1 import options_pb2
+from runtime.channel import Channel
+from runtime.clock import SystemClock
+from runtime.errors import FailedPrecondition, PermissionDenied, carried_error
+from runtime.handlers import Bound, bind
+from runtime.interception import Interception
+from runtime.server import GrpcServer
+from tests.gateway.http.serving import PACKAGE, SERVICES, FakeServicer, bound_services
+
+ROLES = {"viewer": VIEWER, "agent": AGENT, "operator": OPERATOR, "admin": ADMIN}
+SOME = Scope.of((), (), ("web-01",))
+CALLERS = {f"{name}{'' if scope is None else ' of some'}": Caller.of(name, role, "token", scope=scope)
+           for name, role in ROLES.items() for scope in (None, SOME)}  # fmt: skip
+OUTSIDERS = {
+    "nobody": ("", "TOKEN_REQUIRED"),
+    "unknown": ("om_unknown", "TOKEN_INVALID"),
+    "expired": ("om_expired", "TOKEN_EXPIRED"),
+}
+REACHED = "REACHED"
+# What the issue of roles says, in one place, and not by the options: who may change what.
+WRITERS = {"WriteMetrics": {"operator", "admin", "agent"}, "GetCaller": {"viewer", "operator", "admin", "agent"}}
+READING = ("Get", "List", "Query", "Watch", "Search", "Export", "Verify", "Find", "Forecast")
+ADMINISTRATION = {"FleetService", "AccessService", "AuditService"}
+
+
+def methods() -> Iterator[Any]:
+    for name in SERVICES:
+        yield from default_pool().FindServiceByName(f"{PACKAGE}.{name}").methods
+
+
+def hash_of(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def path_of(method: Any) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+@pytest.fixture
+def table() -> AccessTable:
+    """Knows each of CALLERS by a secret that is its name, and one whose token is over."""
+    found = AccessTable(Channel("127.0.0.1:1"), SystemClock())
+    found._callers = {hash_of(secret_of(name)): (caller, math.inf) for name, caller in CALLERS.items()}
+    found._callers[hash_of("om_expired")] = (CALLERS["admin"], 1.0)
+    return found
+
+
+def test_every_call_says_who_may() -> None:
+    for method in methods():
+        options = method.GetOptions().Extensions
+        assert bool(options[options_pb2.required_role]) != options[options_pb2.open_to_all], method.full_name
+        if method.name.startswith(READING) and method.containing_service.name not in {"AccessService", "AuditService"}:
+            assert options[options_pb2.required_role] == options_pb2.ROLE_VIEWER, method.full_name
+        elif not options[options_pb2.open_to_all] and method.name not in WRITERS:
+            assert options[options_pb2.required_role] >= options_pb2.ROLE_OPERATOR, method.full_name
+            if method.containing_service.name in ADMINISTRATION:
+                assert options[options_pb2.required_role] == options_pb2.ROLE_ADMIN, method.full_name
+        assert options[options_pb2.agents_may] == (method.name in {"WriteMetrics", "GetCaller"}), method.full_name
+
+
+def test_a_call_that_says_nothing_is_for_nobody() -> None:
+    policy = Policy([])
+    assert policy.rule("/any/Thing") == Rule()
+    for caller in (*CALLERS.values(), ANYBODY):
+        with pytest.raises(PermissionDenied):
+            policy.check("/any/Thing", caller)
+
+
+def test_who_may_is_what_the_roles_mean() -> None:
+    policy = Policy(bound_services(FakeServicer()))
+    for method in methods():
+        allowed = {name for name, caller in CALLERS.items() if _passes(policy, path_of(method), caller)}
+        if method.name in WRITERS:
+            assert {name for name in allowed if " " not in name} == WRITERS[method.name]
+        elif not policy.rule(path_of(method)).open_to_all:
+            assert "agent" not in allowed and "agent of some" not in allowed and "admin" in allowed
+
+
+def _passes(policy: Policy, path: str, caller: Caller) -> bool:
+    try:
+        policy.check(path, caller)
+    except PermissionDenied:
+        return False
+    return True
+
+
+async def test_over_grpc_every_call_is_refused_to_who_may_not(table: AccessTable) -> None:
+    services = reached_services()
+    authenticator = grpc_authenticator(Callers(None, table, accounts=True), Policy(services), Admission(SystemClock()))
+    server = GrpcServer(services, Interception(authenticator))
+    address = await server.start("127.0.0.1:0")
+    async with grpc.aio.insecure_channel(address) as channel:
+
+        async def ask(method: Any, secret: str) -> str:
+            kind = (
+                f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+            )
+            metadata = (("authorization", f"Bearer {secret}"),) if secret else ()
+            make = getattr(channel, kind)(path_of(method))
+            call = make(iter([b""]) if method.client_streaming else b"", metadata=metadata, timeout=20)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await (call.read() if method.server_streaming else call)
+            error = carried_error(caught.value)
+            return "" if error is None else error.reason
+
+        for method in methods():
+            for name, wanted in expected(method).items():
+                assert await ask(method, secret_of(name)) == wanted, (method.full_name, name)
+    await server.stop(0)
+
+
+async def test_over_http_every_call_is_refused_to_who_may_not(table: AccessTable) -> None:
+    services = reached_services()
+    policy = Policy(services)
+    app = create_app(
+        services,
+        interception=Interception(exchange_authenticator(policy)),
+        guard=Guard(Callers(None, table, accounts=True)),
+        policy=policy,
+        health=lambda: Health(ready=True),
+        metrics=lambda: b"",
+    )
+    for route in app.bridge.table.routes:
+        path = re.sub(r"\{[^}]*\}", "a", route.template)
+        for name, wanted in expected(route.method).items():
+            headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+            if secret := secret_of(name):
+                headers.append((b"authorization", f"Bearer {secret}".encode()))
+            answer = await ask_app(app, route.verb, path, headers, b"{}" if route.body else b"")
+            assert f'"{wanted}"' in answer, (route.template, name, answer)
+
+
+async def ask_app(app: HttpApp, verb: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes) -> str:
+    scope = {
+        "type": "http", "method": verb, "path": path, "raw_path": path.encode(), "query_string": b"", "scheme": "http",
+        "client": ("127.0.0.1", 4711), "headers": headers,
+    }  # fmt: skip
+    said: list[bytes] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    async def send(event: Any) -> None:
+        said.append(event.get("body", b""))
+
+    await app(scope, receive, send)
+    return b"".join(said).decode()
+
+
+def reached_services() -> list[Bound]:
+    """Every public service; whoever gets to a method is told so."""
+    bound = []
+    for name in SERVICES:
+        service = default_pool().FindServiceByName(f"{PACKAGE}.{name}")
+        made = {method.name: _reached_stream if method.server_streaming else _reached for method in service.methods}
+        bound.append(bind(service, type(name, (), made)()))
+    return bound
+
+
+async def _reached(_servicer: object, _request: object, _context: object) -> bytes:
+    raise FailedPrecondition("here", reason=REACHED)
+
+
+async def _reached_stream(_servicer: object, _request: object, _context: object) -> AsyncGenerator[bytes, None]:
+    for nothing in ():
+        yield nothing
+    raise FailedPrecondition("here", reason=REACHED)
+
+
+def expected(method: Any) -> dict[str, str]:
+    """The reason that each caller is told."""
+    options = method.GetOptions().Extensions
+    if options[options_pb2.open_to_all]:
+        return dict.fromkeys((*CALLERS, *OUTSIDERS), REACHED)
+    told = {name: reason for name, (_, reason) in OUTSIDERS.items()}
+    for name, caller in CALLERS.items():
+        role = options[options_pb2.required_role]
+        has_role = includes(caller.may, role) or (options[options_pb2.agents_may] and caller.may == AGENT)
+        sees_it = caller.scope is None or options[options_pb2.honours_scope]
+        told[name] = "ROLE_REQUIRED" if not has_role else REACHED if sees_it else "SCOPE_TOO_NARROW"
+    return told
+
+
+def secret_of(name: str) -> str:
+    return OUTSIDERS[name][0] if name in OUTSIDERS else name.replace(" ", "-")
