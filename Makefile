@@ -15,7 +15,7 @@ ROUNDS ?= 500
 WORKERS ?= -n 2 --dist loadfile
 CODE := runtime fleet services gateway client launcher tools deploy bench tests
 
-.PHONY: help setup run test test-full crash power faults bench bench-scale bench-api example-clients check format lock gen docs clean
+.PHONY: help setup run test test-full crash power faults bench bench-scale bench-api bench-metadata example-clients check format lock gen docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ bench-scale: $(STAMPS)/gen-dev ## 20,000 servers for half an hour, kill -9, rest
 
 bench-api: $(STAMPS)/gen-dev ## measure the gateway beside bare servers; ARGS="--quick", "--only grpc", "--help"
 	@$(BIN)/python -m bench api $(ARGS)
+
+bench-metadata: $(STAMPS)/gen-dev ## measure recording and searching AI interactions beside bare inserts; ARGS="--quick", "--help"
+	@$(BIN)/python -m bench metadata $(ARGS)
 
 example-clients: $(STAMPS)/gen-dev ## build examples/clients/ and run each against a live product; ARGS="go rust"
 	@$(BIN)/python -m tests.examples.clients $(ARGS)

@@ -1,6 +1,7 @@
 """`python -m bench`: runs the rows, prints a line a step and a table at the end, writes everything as JSON.
 
-`scale` is a row that takes half an hour, so it is a command of its own; `api` measures the gateway, not the history;
+`scale` is a row that takes half an hour, so it is a command of its own; `api` measures the gateway and `metadata` the
+record, not the history;
 `record-host` makes a data set.
 """
 
@@ -23,6 +24,7 @@ from bench import cost, host, ingest, peers, queries, report, scale, storage, ye
 from bench.api import command as api
 from bench.api.rows import ROWS as API_ROWS
 from bench.load import SERVERS, TICKS_A_DAY, Mix
+from bench.metadata import command as metadata
 from runtime.settings import parse_duration
 
 ROWS: Final = ("ingest", "storage", "queries", "year", "cost")
@@ -37,6 +39,7 @@ EXAMPLES: Final = """examples:
   make bench-scale ARGS="--servers 2000 --minutes 3"
   make bench ARGS="--only cost --scale bench-scale.json"
   make bench-api                                 the gateway instead of the history; ARGS="--help"
+  make bench-metadata                            the record of interactions; ARGS="--help"
 
 The peers are found on the PATH as victoria-metrics and influxd; rows lack those that are not there.
 Recordings are found in OPENMANAGER_TEST_DATA or beside the checkout, this machine's by --host or BENCH_HOST_RECORDING.
@@ -214,6 +217,7 @@ def _arguments() -> argparse.Namespace:
     long.add_argument("--engine", action="append", default=[], metavar="NAME=VALUE", help="a bound of its engine")
     long.add_argument("--output", type=Path, default=Path("bench-scale.json"), help="the report (%(default)s)")
     api.add_arguments(commands.add_parser("api", help="the gateway beside bare servers: calls, latencies, watchers"))
+    metadata.add_arguments(commands.add_parser("metadata", help="the record beside bare inserts; search"))
     return parser.parse_args()
 
 
@@ -254,6 +258,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="openmanager-bench-") as folder:
             if arguments.command == "api":
                 return _run_api(arguments, Path(folder), say)
+            if arguments.command == "metadata":
+                return metadata.main(arguments, Path(folder), say)
             if arguments.command == "scale":
                 found = run_scale(_scale_of(arguments), Path(folder), say)
             else:

@@ -20,6 +20,7 @@ from services.metadata.interaction_query import InteractionQuery, check_filters
 from services.metadata.interactions_export import Exports
 from services.metadata.interactions_postgres import PostgresInteractions
 from services.metadata.journal import Fact, Journal, Newest
+from services.metadata.known import Known
 from services.metadata.queries import instant_of, microseconds_of
 from services.metadata.store import Calibration, Erased, Example, Interaction, InteractionFilter, NewInteraction, Page
 from services.metadata.store_connection import Database
@@ -41,6 +42,7 @@ class LocalInteractions:
 
     def __init__(self, database: Database, facts: Facts, *, clock: Clock) -> None:
         self._interactions = PostgresInteractions(database)
+        self._known_ids = Known(self._interactions, KNOWN_WITHIN_S)
         self._exports = Exports(database)
         self._embeddings = Embeddings(database)
         self._own_database = database
@@ -71,7 +73,7 @@ class LocalInteractions:
     async def _known(self, interaction_id: UUID) -> Interaction | None:
         """What PostgreSQL has under an id; None also when it does not answer."""
         with suppress(Unavailable):
-            return await self._interactions.get(interaction_id, within_s=KNOWN_WITHIN_S)
+            return await self._known_ids.find(interaction_id)
         return None
 
     async def get_interaction(self, interaction_id: str) -> Interaction:

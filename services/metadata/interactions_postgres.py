@@ -26,6 +26,7 @@ _FORGET: Final = """WITH old AS (SELECT id FROM ai_interactions WHERE created_at
 _FORGET_LONELY: Final = """DELETE FROM ai_feedback AS said WHERE said.created_at < $1 AND NOT EXISTS (
     SELECT FROM ai_interactions AS one WHERE one.id = said.interaction_id)"""
 _GET: Final = f"SELECT {COLUMNS} FROM ai_interactions WHERE id = $1"
+_GET_ALL: Final = f"SELECT {COLUMNS} FROM ai_interactions WHERE id = ANY ($1)"
 
 
 class PostgresInteractions:
@@ -42,6 +43,12 @@ class PostgresInteractions:
         async with self._database.connection(within_s=within_s) as connection:
             row = await connection.fetchrow(_GET, interaction_id)
         return None if row is None else of_row(row)
+
+    async def get_all(self, ids: Sequence[UUID], *, within_s: float) -> dict[str, Interaction]:
+        """Those that there are."""
+        async with self._database.connection(within_s=within_s) as connection:
+            rows = await connection.fetch(_GET_ALL, ids)
+        return {str(row["id"]): of_row(row) for row in rows}
 
     async def newest(
         self, query: InteractionQuery, asked_ids: Sequence[str] = ()
