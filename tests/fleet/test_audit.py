@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import hashlib
+import os
 import struct
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from uuid import UUID
@@ -242,6 +244,36 @@ async def test_counted_calls_outlive_the_process(tmp_path: Path) -> None:
     async with opened(copy, sink, clock):
         await until_over(clock)
         await eventually(lambda: [event.count for event in sink.events] == [1])
+
+
+@pytest.mark.full
+async def test_a_change_waits_for_one_sync(tmp_path: Path) -> None:
+    """Turn by turn with a file beside it that is appended to and synced by itself, so that both meet the same disk."""
+    sink = Sink()
+    waited: list[float] = []
+    synced: list[float] = []
+    handle = os.open(tmp_path / "raw", os.O_WRONLY | os.O_CREAT)
+
+    def raw() -> float:
+        started = time.perf_counter()
+        os.write(handle, bytes(3 * 4_120))  # what a commit adds to the log: a frame for each page it changes
+        os.fdatasync(handle)
+        return time.perf_counter() - started
+
+    async with opened(tmp_path, sink) as log:
+        for number in range(2_200):
+            started = time.perf_counter()
+            await log.append(said())
+            waited.append(time.perf_counter() - started)
+            synced.append(await asyncio.to_thread(raw))
+            if number == 200:  # both are warm
+                waited.clear()
+                synced.clear()
+    os.close(handle)
+    for share in (0.5, 0.99):
+        ours, bare = (sorted(times)[int(len(times) * share)] for times in (waited, synced))
+        print(f"p{share * 100:g}: {ours * 1e3:.3f} ms, one fdatasync {bare * 1e3:.3f} ms, {ours / bare:.2f}x")
+        assert ours <= 1.5 * bare + 0.0001  # and what switching threads takes
 
 
 def refused(clock: ManualClock, **more: str) -> Draft:
