@@ -275,8 +275,12 @@ def _shown(response: Any, answer: type[Message], field: str) -> tuple[str, dict[
     """Name and content of the one message in an answer that may be known."""
     raw = response.data if isinstance(response, Prepared) else response
     message = getattr(answer.FromString(raw) if isinstance(raw, bytes) else raw, field)
-    said = MessageToDict(message)
-    return target_of(message), {key: value for key, value in said.items() if key not in _PASSING}
+    return target_of(message), shown_of(message)
+
+
+def shown_of(message: Message) -> dict[str, Any]:
+    """A message of `SHOWN` as an event has it."""
+    return {key: value for key, value in MessageToDict(message).items() if key not in _PASSING}
 
 
 def _announced(action: str, behaviour: Callable[..., Any], audit: Audit) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from fleet import access
 from fleet.codec import delimited
+from gateway.audit import shown_of
 from gateway.changes import Changes, Wanted, made
 from gateway.entry import BASIC, FULL, ServerEntry
 from gateway.notes import Notes
@@ -210,9 +211,9 @@ class FleetServicer:
 
     def _note_before(self, server_id: str) -> None:
         """Tells the audit log what is known of a server that is about to change."""
-        known = self._state.descriptor(server_id)
+        known = self._state.get(server_id)
         if known is not None:
-            audited.note(before={"id": server_id, **{name: getattr(known, name) for name in _UPDATABLE}})
+            audited.note(before=shown_of(known.message(BASIC)))
 
     async def _tell_age(self, context: Context) -> None:
         """Asks the cache where it is not followed, and says how old the state may be all the same."""
