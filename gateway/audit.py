@@ -15,7 +15,7 @@ here; no request is written down as a whole, for it may hold secrets: a method s
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
@@ -27,13 +27,14 @@ from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N81
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from opentelemetry.metrics import CallbackOptions, Observation
 
 from fleet.audit.event import Draft, Event, draft
 from fleet.audit.log import UNAVAILABLE_REASON, AuditLog
 from fleet.audit.wire import to_pb
 from openmanager.metadata.v1 import audit_pb2, audit_pb2_grpc
 from runtime import audited as notes
-from runtime import caller, tasks, tracing
+from runtime import caller, tasks, telemetry, tracing
 from runtime.caller import Caller
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
@@ -67,7 +68,9 @@ _CHANGED_NOTHING: Final = (
 )
 """Failures of a method after which all is as it was; after any other something may have been done."""
 _REFUSED: Final = (PermissionDenied, Unauthenticated)
-SHOWN: Final = frozenset(f"openmanager.gateway.v1.{name}" for name in ("Server", "User", "Token"))
+SHOWN: Final = frozenset(f"openmanager.gateway.v1.{name}" for name in ("Server", "User", "Token")) | {
+    "openmanager.fleet.v1.MaintenanceWindow"
+}
 """Messages without secrets, nor what people said: as an answer has them they are what was there afterwards."""
 _PASSING: Final = frozenset({"metrics", "status", "observedTime", "receiveTime", "clockSkew", "lastUseTime"})
 """What of them nobody changed."""
@@ -96,6 +99,15 @@ class Audit:
         self._journal = journal
         self._clock = clock
         self._later: set[asyncio.Task[Event]] = set()
+        telemetry.meter("gateway").create_observable_gauge(
+            "openmanager.audit.waiting",
+            [self._waiting],
+            unit="{event}",
+            description="Audit events that metadata does not have yet.",
+        )
+
+    def _waiting(self, _options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(self._journal.lag.events)]
 
     def check(self) -> None:
         """Whether a change could be recorded now; raises as `AuditLog.check`."""

@@ -243,6 +243,25 @@ async def test_the_ends_of_chains_are_known_again_after_a_start(
         await audit.ship(writer.make(1))
 
 
+async def test_a_chain_goes_on_from_the_database_where_data_dir_was_lost(
+    embedded_server: PostgresServer, tmp_path: Path
+) -> None:
+    target = await embedded_server.fresh_database()
+    writer = Writer()
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+    async with auditing(target, embedded_server, tmp_path / "first") as audit:
+        await audit.filled(writer, 10)
+        await audit.ship(writer.make(5))
+        audit.keeper.sign = nothing  # type: ignore[method-assign]
+        await audit.parts.all_inserted()
+    async with auditing(target, embedded_server, tmp_path / "second") as audit:
+        await audit.ship(writer.make(5))
+        assert audit.keeper.sink.end(writer.name) == writer.end
+        await audit.parts.all_inserted()
+        assert {kind for kind, _, _ in await audit.found()} == {"CHECKPOINT_REMOVED", "CHECKPOINT_ALTERED"}  # no key
+
+
 async def nothing() -> bool:
     return False
 

@@ -205,6 +205,7 @@ async def test_users_and_tokens_are_in_it_and_their_secrets_are_not(audited: Aud
         assert secret not in everything
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
 @pytest.mark.fault("kill -9 of PostgreSQL, metadata and gateway in the middle of 1,000 audited changes")
 async def test_every_acknowledged_change_is_in_the_log_once_whoever_dies(
