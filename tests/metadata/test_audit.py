@@ -1,16 +1,19 @@
 """The audit log in a real PostgreSQL, and a superuser who tampers with it: verifying names what was done."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import shutil
+import signal
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from fleet.audit.event import START, placed
-from runtime.clock import ManualClock
-from runtime.errors import FailedPrecondition
+from fleet.audit.event import START, draft, placed
+from fleet.audit.log import AuditLog
+from runtime.clock import ManualClock, SystemClock
+from runtime.errors import FailedPrecondition, Unavailable
 from services.metadata.audit.checkpoint import CHECKPOINTS_FILE, KEY_FILE
 from services.metadata.audit.keeper import CHECKPOINT_INTERVAL_S
 from services.metadata.audit.store import EventFilter, row_of_event
@@ -240,6 +243,25 @@ async def test_the_ends_of_chains_are_known_again_after_a_start(
         await audit.ship(writer.make(1))
 
 
+async def test_a_chain_goes_on_from_the_database_where_data_dir_was_lost(
+    embedded_server: PostgresServer, tmp_path: Path
+) -> None:
+    target = await embedded_server.fresh_database()
+    writer = Writer()
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+    async with auditing(target, embedded_server, tmp_path / "first") as audit:
+        await audit.filled(writer, 10)
+        await audit.ship(writer.make(5))
+        audit.keeper.sign = nothing  # type: ignore[method-assign]
+        await audit.parts.all_inserted()
+    async with auditing(target, embedded_server, tmp_path / "second") as audit:
+        await audit.ship(writer.make(5))
+        assert audit.keeper.sink.end(writer.name) == writer.end
+        await audit.parts.all_inserted()
+        assert {kind for kind, _, _ in await audit.found()} == {"CHECKPOINT_REMOVED", "CHECKPOINT_ALTERED"}  # no key
+
+
 async def nothing() -> bool:
     return False
 
@@ -290,6 +312,54 @@ async def test_listing_pages_through_what_matches(on_one: Audit) -> None:
     only = await on_one.store.newest(EventFilter(target="server-7"), None, 10)
     assert only == [one.events[6]]
     assert await on_one.store.newest(EventFilter(actor="nobody"), None, 10) == []
+
+
+async def test_while_postgresql_is_away_events_are_taken_and_shipped_later_in_order(
+    own_server: PostgresServer, tmp_path: Path
+) -> None:
+    target = await own_server.fresh_database()
+    async with auditing(target, own_server, tmp_path) as audit:
+        writer = Writer()
+        await audit.filled(writer, 100)
+        own_server.stop(signal.SIGQUIT)
+        await audit.ship(writer.make(900))
+        assert await audit.keeper.sign()  # signed on our disk meanwhile
+        with pytest.raises(Unavailable):
+            await audit.keeper.verify()
+        own_server.start()
+        await audit.parts.all_inserted(60.0)
+        rows = [row.seq async for page in audit.store.rows() for row in page]
+        assert rows == list(range(1, 1_001))
+        proof = await audit.keeper.verify()
+        assert (proof.total, proof.unproved_events, proof.checkpoints) == (0, 0, 2)
+
+
+async def test_a_journal_that_was_put_back_from_a_copy_begins_a_new_chain_and_loses_nothing(
+    on_one: Audit, tmp_path: Path
+) -> None:
+    folder, copy = tmp_path / "gateway", tmp_path / "copy"
+    folder.mkdir()
+
+    async def record(actions: Sequence[str]) -> str:
+        ship = on_one.keeper.sink.append
+        log = AuditLog(folder / "audit.db", "gateway", clock=SystemClock(), limit_bytes=1 << 20, ship=ship)
+        async with log:
+            for action in actions:
+                await log.append(draft(time_us=1_790_000_000_000_000, action=action))
+            await eventually(lambda: log.lag.events == 0, 10.0)
+            return log.writer_id
+
+    before = await record(["a", "b"])
+    shutil.copytree(folder, copy)
+    await record(["c", "d", "e"])
+    shutil.rmtree(folder)
+    shutil.copytree(copy, folder)
+    after = await record(["f", "g"])
+    assert after != before
+    await on_one.parts.all_inserted()
+    found = await on_one.store.newest(EventFilter(), None, 20)
+    assert sorted(event.action for event in found) == list("abcdefg")
+    assert await on_one.found() == set()
 
 
 @pytest.mark.full

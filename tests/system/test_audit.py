@@ -111,6 +111,9 @@ async def test_changes_are_listed_with_who_what_and_whence(audited: Audited) -> 
     ]
     assert {event["actor"] for event in (created, updated, deleted)} == {"token-holder"}
     assert (updated["code"], updated["address"], updated["authentication"]) == ("OK", "127.0.0.1", "token")
+    assert json.loads(created["after"])["role"] == "web" and "before" not in created
+    assert (json.loads(updated["before"])["role"], json.loads(updated["after"])["role"]) == ("web", "db")
+    assert json.loads(deleted["before"])["role"] == "db"
     assert updated["traceId"] == changed.headers["traceresponse"].split("-")[1]
     assert await audited.events("&target=audited-1&action=" + f"{FLEET}.DeleteServer") == [deleted]
     first = (await audited.call("/v1/audit?page_size=1")).json
@@ -184,6 +187,25 @@ async def test_only_an_administrator_reads_it(audited: Audited) -> None:
         assert last.proof.valid
 
 
+async def test_users_and_tokens_are_in_it_and_their_secrets_are_not(audited: Audited) -> None:
+    password = "correct horse battery staple"
+    user = {"user": {"name": "Grace", "role": "ROLE_OPERATOR"}, "password": password}
+    assert (await audited.call("/v1/users", body=user)).status == 200
+    made = await audited.call("/v1/tokens", body={"name": "for-grace", "role": "ROLE_VIEWER", "user": "Grace"})
+    service = "openmanager.gateway.v1.AccessService"
+    (event,) = await eventually(
+        lambda: audited.events(f"&target={made.json['token']['id']}&action={service}.CreateToken"), 10.0
+    )
+    assert json.loads(event["after"])["name"] == "for-grace"
+    (event,) = await audited.events(f"&target=Grace&action={service}.CreateUser")
+    assert json.loads(event["after"])["role"] == "ROLE_OPERATOR"
+    everything = (await audited.call("/v1/audit:export")).body.decode()
+    assert made.json["token"]["id"] in everything
+    for secret in (password, made.json["secret"], TOKEN):
+        assert secret not in everything
+
+
+@pytest.mark.full
 @pytest.mark.timeout(300)
 @pytest.mark.fault("kill -9 of PostgreSQL, metadata and gateway in the middle of 1,000 audited changes")
 async def test_every_acknowledged_change_is_in_the_log_once_whoever_dies(

@@ -6,6 +6,7 @@ came since. What is taken is what the database must have in the end.
 """
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from services.metadata.facts import Facts
 from services.metadata.journal import Fact
 from services.metadata.kinds import AUDIT_EVENT
 from services.metadata.queries import instant_of
+
+log = logging.getLogger(__name__)
 
 MAX_EVENTS: Final = 1_000
 MAX_WRITER_ID_CHARACTERS: Final = 64
@@ -66,7 +69,7 @@ class Sink:
         writer = events[0].writer_id
         _check(events, writer)
         async with self._locks[writer]:
-            end = self.end(writer)
+            end = await self._end_before(events[0])
             for event in events:
                 if event.seq <= end.seq:
                     await self._check_taken(event)
@@ -81,6 +84,15 @@ class Sink:
                 self.months.add(month_of(event.time_us))
             await asyncio.gather(*(self._facts.record(_fact(event)) for event in new))
             self.ends[writer] = end
+
+    async def _end_before(self, event: Event) -> Link:
+        """The chain's end; where the event does not follow it, the database may know more than a lost or full disk."""
+        end = self.end(event.writer_id)
+        if event.seq > end.seq + 1 and await self._store.hash_of(event.writer_id, event.seq - 1) == event.prev_hash:
+            end = Link(event.seq - 1, event.prev_hash)
+            log.warning("the audit chain of %s goes on behind %d, as the database has it", event.writer_id, end.seq)
+            self.ends[event.writer_id] = end
+        return end
 
     async def _check_taken(self, event: Event) -> None:
         """One whose number was taken before is that event, sent again, and not another one of a journal put back."""
