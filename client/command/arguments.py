@@ -95,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     _add_history(commands)
     _add_ingest(commands)
     _add_status(commands)
+    _add_certs(commands)
     completion = _add(commands, "completion", "print what makes a shell complete this command", _COMPLETION)
     completion.add_argument("shell", choices=SHELLS, help="which shell")
     return whole
@@ -235,6 +236,32 @@ def _add_ingest(commands: "_Commands[argparse.ArgumentParser]") -> None:
         default="60s",
         help="how long to try again while the gateway is away (60s)",
     )
+
+
+def _add_certs(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    examples = (
+        "examples:\n  openmanager certs init --dir certs\n"
+        "  openmanager certs init --dir certs --name om.example.net --name 10.0.0.7"
+    )
+    certs = _add(commands, "certs", "certificates for the processes of an installation", examples)
+    actions = certs.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = "make an authority of one's own, and a certificate of it for each process; asks no gateway"
+    init = _add(actions, "init", text, examples)
+    init.add_argument("--dir", metavar="DIR", default="certs", help="where to (certs); nothing there is written over")
+    init.add_argument(
+        "--name",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a host name or address by which the processes are dialled, beside localhost and their own names",
+    )
+    init.add_argument("--days", metavar="DAYS", type=_days, default=825, help="how long they hold (825)")
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 3_650:
+        raise argparse.ArgumentTypeError("1 to 3650 days")
+    return int(text)
 
 
 def _add_status(commands: "_Commands[argparse.ArgumentParser]") -> None:

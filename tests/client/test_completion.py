@@ -13,7 +13,7 @@ from client.command.completion import nodes, script
 from tests.client.calling import called
 from tests.harness.commands import require_command
 
-COMMANDS = {"servers", "server", "watch", "history", "ingest", "status", "audit", "completion"}
+COMMANDS = {"servers", "server", "watch", "history", "ingest", "status", "audit", "certs", "completion"}
 GATEWAY = {"--help", "--address", "--token", "--ca-file", "--profile", "--timeout"}
 
 
@@ -75,7 +75,7 @@ def test_scripts_are_printed() -> None:
 def test_nothing_of_the_tree_is_missing(shell: str) -> None:
     text = script(parser(), shell)
     found = list(nodes(parser()))
-    assert {node.path for node in found} == {"", "audit verify"} | COMMANDS
+    assert {node.path for node in found} == {"", "audit verify", "certs init"} | COMMANDS
     for node in found:
         for option in node.options:
             name = option.name.removeprefix("--") if shell == "fish" else option.name
