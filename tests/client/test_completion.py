@@ -42,6 +42,8 @@ def test_bash_completes(tmp_path: Path) -> None:
         ("openmanager ", COMMANDS | GATEWAY),
         ("openmanager s", {"servers", "server", "status"}),
         ("openmanager servers --st", {"--status"}),
+        ("openmanager servers e", {"export"}),
+        ("openmanager servers import m", {"metrics one.json"}),
         ("openmanager servers --status ", {"healthy", "warning", "critical", "offline"}),
         ("openmanager servers --status w", {"warning"}),
         ("openmanager servers --status=w", {"warning"}),
@@ -75,7 +77,13 @@ def test_scripts_are_printed() -> None:
 def test_nothing_of_the_tree_is_missing(shell: str) -> None:
     text = script(parser(), shell)
     found = list(nodes(parser()))
-    assert {node.path for node in found} == {"", "audit verify", "certs init"} | COMMANDS
+    assert {node.path for node in found} == {
+        "",
+        "audit verify",
+        "certs init",
+        "servers export",
+        "servers import",
+    } | COMMANDS
     for node in found:
         for option in node.options:
             name = option.name.removeprefix("--") if shell == "fish" else option.name
