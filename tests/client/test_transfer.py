@@ -85,7 +85,7 @@ def test_what_makes_no_sense_is_said(address: str, tmp_path: Path) -> None:
     latin = tmp_path / "latin.csv"
     latin.write_bytes(b"id,location\na,M\xfcnchen\n")
     done = called(address, "servers", "import", str(latin))
-    assert (done.returncode, "not UTF-8: byte 16" in done.stderr) == (exits.FAILED, True)
+    assert (done.returncode, "not UTF-8: byte 15" in done.stderr) == (exits.FAILED, True)
     wrong = tmp_path / "wrong.csv"
     wrong.write_text("colour\nred\n")
     assert "colour" in called(address, "servers", "import", str(wrong)).stderr
