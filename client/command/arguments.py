@@ -60,6 +60,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     whole = parser()
     options = whole.parse_args(_joined(arguments))
     options.timeout = getattr(options, "timeout", DEFAULT_TIMEOUT_S)  # stands before or after the command
+    if options.command == "servers" and options.action and (options.status or options.environment or options.role):
+        whole.error(f"--status, --environment and --role before {options.action} are of the list")
     if options.command == "history":
         if options.start >= options.end:
             whole.error("--from is not before --to")
@@ -96,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     _add_ingest(commands)
     _add_status(commands)
     _add_audit(commands)
+    _add_certs(commands)
     completion = _add(commands, "completion", "print what makes a shell complete this command", _COMPLETION)
     completion.add_argument("shell", choices=SHELLS, help="which shell")
     return whole
@@ -164,9 +167,36 @@ def _add_servers(commands: "_Commands[argparse.ArgumentParser]") -> None:
     servers.add_argument("--environment", metavar="NAME", default="", help="only those")
     servers.add_argument("--role", metavar="NAME", default="", help="only those")
     _add_output(servers)
+    _add_transfer(servers.add_subparsers(dest="action", metavar="ACTION"))
     server = _add(commands, "server", "show one server with all its metrics", "examples:\n  openmanager server web-01")
     server.add_argument("id", metavar="ID", help="its id")
     _add_output(server)
+
+
+def _add_transfer(actions: "_Commands[argparse.ArgumentParser]") -> None:
+    formats = ("csv", "json_lines")
+    format_help = "how the file is written (by its name: json_lines where it ends in .jsonl, else csv)"
+    export = _add(
+        actions,
+        "export",
+        "write the record of the servers to a file, labels and notes too",
+        "examples:\n  openmanager servers export servers.csv\n  openmanager servers export - --format json_lines",
+    )
+    export.add_argument("file", metavar="FILE", help="the file, replaced when all is there; - for standard output")
+    export.add_argument("--format", choices=formats, help=format_help)
+    export.add_argument("--environment", dest="export_environment", metavar="NAME", default="", help="only those")
+    export.add_argument("--role", dest="export_role", metavar="NAME", default="", help="only those")
+    load = _add(
+        actions,
+        "import",
+        "add the servers of a file, or change those that are there",
+        "examples:\n  openmanager servers import servers.csv --dry-run\n  openmanager servers import servers.jsonl\n\n"
+        "What the file does not say of a server stays as it is.",
+    )
+    load.add_argument("file", metavar="FILE", help="the file; - for standard input")
+    load.add_argument("--format", choices=formats, help=format_help)
+    load.add_argument("--dry-run", action="store_true", help="only say what would become of each row")
+    load.add_argument("--partial", action="store_true", help="record the other rows though some cannot be")
 
 
 def _add_watch(commands: "_Commands[argparse.ArgumentParser]") -> None:
@@ -236,6 +266,32 @@ def _add_ingest(commands: "_Commands[argparse.ArgumentParser]") -> None:
         default="60s",
         help="how long to try again while the gateway is away (60s)",
     )
+
+
+def _add_certs(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    examples = (
+        "examples:\n  openmanager certs init --dir certs\n"
+        "  openmanager certs init --dir certs --name om.example.net --name 10.0.0.7"
+    )
+    certs = _add(commands, "certs", "certificates for the processes of an installation", examples)
+    actions = certs.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = "make an authority of one's own, and a certificate of it for each process; asks no gateway"
+    init = _add(actions, "init", text, examples)
+    init.add_argument("--dir", metavar="DIR", default="certs", help="where to (certs); nothing there is written over")
+    init.add_argument(
+        "--name",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a host name or address by which the processes are dialled, beside localhost and their own names",
+    )
+    init.add_argument("--days", metavar="DAYS", type=_days, default=825, help="how long they hold (825)")
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 3_650:
+        raise argparse.ArgumentTypeError("1 to 3650 days")
+    return int(text)
 
 
 def _add_status(commands: "_Commands[argparse.ArgumentParser]") -> None:
