@@ -334,6 +334,17 @@ async def test_while_postgresql_is_away_events_are_taken_and_shipped_later_in_or
         assert (proof.total, proof.unproved_events, proof.checkpoints) == (0, 0, 2)
 
 
+async def test_events_that_the_database_does_not_have_yet_are_not_missed(on_one: Audit) -> None:
+    """It refuses some, in the middle and at the end: they are in the journal, as those are that wait."""
+    await on_one.filled(Writer("first"), 5)
+    await on_one.sql("ALTER TABLE audit_events ADD CHECK (seq NOT IN (7, 20))")
+    writer = Writer()
+    await on_one.filled(writer, 20)
+    assert await on_one.sql("SELECT count(*) FROM audit_events WHERE writer_id = $1", writer.name) == 18
+    proof = await on_one.keeper.verify()
+    assert (proof.findings, proof.events, proof.unproved_events) == ([], 25, 0)
+
+
 async def test_a_journal_that_was_put_back_from_a_copy_begins_a_new_chain_and_loses_nothing(
     on_one: Audit, tmp_path: Path
 ) -> None:
