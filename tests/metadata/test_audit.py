@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from fleet.audit.event import START, draft, placed
+from fleet.audit.event import START, Draft, draft, placed
 from fleet.audit.log import AuditLog
 from runtime.clock import ManualClock, SystemClock
 from runtime.errors import FailedPrecondition, Unavailable
@@ -266,6 +266,16 @@ async def nothing() -> bool:
     return False
 
 
+class Told:
+    """Stands for the service's own log."""
+
+    def __init__(self, told: list[Draft]) -> None:
+        self._told = told
+
+    async def append(self, said: Draft) -> None:
+        self._told.append(said)
+
+
 async def test_old_months_go_with_a_checkpoint_of_their_end(embedded_server: PostgresServer, tmp_path: Path) -> None:
     clock = ManualClock(1_790_000_000_000)
     target = await embedded_server.fresh_database()
@@ -273,7 +283,14 @@ async def test_old_months_go_with_a_checkpoint_of_their_end(embedded_server: Pos
         one, other = Writer("one"), Writer("other")
         await audit.filled(one, 60, time_us=1_780_000_000_000_000, step_us=DAY_US)  # 2026-05-28 on
         await audit.filled(other, 10, time_us=1_788_000_000_000_000, step_us=DAY_US)
+        told: list[Draft] = []
+        audit.keeper.log = Told(told)  # type: ignore[assignment]
         assert await audit.keeper.drop_old() == ["2026-05", "2026-06", "2026-07"]
+        assert [(said.action, said.target, said.after) for said in told] == [
+            ("openmanager.metadata.DropAuditMonth", "2026-05", '{"events":4,"checkpoint":3}'),
+            ("openmanager.metadata.DropAuditMonth", "2026-06", '{"events":30,"checkpoint":4}'),
+            ("openmanager.metadata.DropAuditMonth", "2026-07", '{"events":26,"checkpoint":5}'),
+        ]
         await audit.parts.all_inserted()
         proof = await audit.keeper.verify()
         assert proof.findings == []
