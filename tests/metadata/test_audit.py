@@ -10,12 +10,15 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from fleet.audit.event import START, Draft, draft, placed
+from fleet.audit.event import MAX_STATE_BYTES, START, Draft, draft, placed
 from fleet.audit.log import AuditLog
+from openmanager.gateway.v1 import audit_pb2 as public
 from runtime.clock import ManualClock, SystemClock
 from runtime.errors import FailedPrecondition, Unavailable
+from runtime.limits import MAX_MESSAGE_BYTES
 from services.metadata.audit.checkpoint import CHECKPOINTS_FILE, KEY_FILE
 from services.metadata.audit.keeper import CHECKPOINT_INTERVAL_S
+from services.metadata.audit.servicer import AuditServicer
 from services.metadata.audit.store import EventFilter, row_of_event
 from services.metadata.target import DatabaseTarget
 from tests.harness import eventually
@@ -388,6 +391,25 @@ async def test_a_journal_that_was_put_back_from_a_copy_begins_a_new_chain_and_lo
     found = await on_one.store.newest(EventFilter(), None, 20)
     assert sorted(event.action for event in found) == list("abcdefg")
     assert await on_one.found() == set()
+
+
+async def test_a_page_of_large_events_fits_into_a_message(on_one: Audit) -> None:
+    servicer = AuditServicer(on_one.keeper, on_one.store)
+    large = "x" * (MAX_STATE_BYTES - 2)
+    end, events = START, []
+    for _ in range(300):
+        events.append(placed(draft(time_us=1_790_000_000_000_000, before=large, after=large), "w", end))
+        end = events[-1].link
+    await on_one.ship(events)
+    await on_one.parts.all_inserted(60.0)
+    request, seen, pages = public.ListAuditEventsRequest(page_size=1_000), [], 0
+    while pages == 0 or request.page_token:
+        answer = await servicer.ListAuditEvents(request, None)
+        assert answer.ByteSize() < MAX_MESSAGE_BYTES
+        seen += [event.id for event in answer.events]
+        request.page_token = answer.next_page_token
+        pages += 1
+    assert pages > 1 and sorted(seen) == sorted(event.id for event in events)
 
 
 @pytest.mark.full
