@@ -30,6 +30,8 @@ from runtime.tasks import Backoff, run_forever
 
 FILE_NAME: Final = "audit.db"
 BATCH_EVENTS: Final = 500
+BATCH_BYTES: Final = 4 << 20
+"""A message holds 16 MiB; an event has at most some 70 KiB."""
 MAX_WAITING_EVENTS: Final = 10_000
 """In memory, for the sync."""
 COUNT_INTERVAL_S: Final = 1.0
@@ -209,7 +211,7 @@ class AuditLog:
             self._ship_fault, self._oldest_us = "", None
 
     async def _ship_batch(self) -> bool:
-        batch, end = await self._thread.run(self._journal.waiting, self._shipped_through, BATCH_EVENTS)
+        batch, end = await self._thread.run(self._journal.waiting, self._shipped_through, BATCH_EVENTS, BATCH_BYTES)
         if not batch:
             self._shipped_through = end
             return False

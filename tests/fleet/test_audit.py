@@ -14,12 +14,25 @@ from uuid import UUID
 import pytest
 
 from fleet.audit import journal as journal_module
-from fleet.audit.event import GENESIS, START, Draft, Event, digest_of, draft, from_json, placed, to_json
+from fleet.audit.event import (
+    GENESIS,
+    MAX_STATE_BYTES,
+    START,
+    Draft,
+    Event,
+    digest_of,
+    draft,
+    from_json,
+    placed,
+    to_json,
+)
 from fleet.audit.journal import AuditJournal
 from fleet.audit.log import AuditLog
 from fleet.audit.refusals import MAX_KINDS, MINUTE_US, OTHERS
+from fleet.audit.wire import to_pb
 from runtime.clock import ManualClock, SystemClock
 from runtime.errors import ResourceExhausted, Unavailable
+from runtime.limits import MAX_MESSAGE_BYTES
 from tests.harness import eventually
 
 LIMIT = 64 << 20
@@ -131,6 +144,24 @@ async def test_a_sink_that_is_away_gets_everything_later_in_order(tmp_path: Path
         await log.append(said())
         await eventually(lambda: len(sink.events) == 22)
     assert sink.whole()
+
+
+async def test_a_batch_of_large_events_fits_into_a_message(tmp_path: Path) -> None:
+    sink = Sink()
+    sizes: list[int] = []
+
+    async def ship(events: Sequence[Event]) -> None:
+        sizes.append(sum(to_pb(event).ByteSize() for event in events))
+        await sink.ship(events)
+
+    log = AuditLog(tmp_path / "audit.db", "test", clock=SystemClock(), limit_bytes=LIMIT, ship=ship)
+    sink.away = True
+    async with log:
+        large = "x" * (MAX_STATE_BYTES - 2)
+        await asyncio.gather(*(log.append(said(before=large, after=large)) for _ in range(300)))
+        sink.away = False
+        await eventually(lambda: len(sink.events) == 300, 20.0)
+    assert sink.whole() and max(sizes) < MAX_MESSAGE_BYTES / 2
 
 
 async def test_what_cannot_be_journaled_is_refused_before_it_is_done_and_again_allowed_later(

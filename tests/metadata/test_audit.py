@@ -10,12 +10,15 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from fleet.audit.event import START, draft, placed
+from fleet.audit.event import MAX_STATE_BYTES, START, Draft, draft, placed
 from fleet.audit.log import AuditLog
+from openmanager.gateway.v1 import audit_pb2 as public
 from runtime.clock import ManualClock, SystemClock
 from runtime.errors import FailedPrecondition, Unavailable
+from runtime.limits import MAX_MESSAGE_BYTES
 from services.metadata.audit.checkpoint import CHECKPOINTS_FILE, KEY_FILE
 from services.metadata.audit.keeper import CHECKPOINT_INTERVAL_S
+from services.metadata.audit.servicer import AuditServicer
 from services.metadata.audit.store import EventFilter, row_of_event
 from services.metadata.target import DatabaseTarget
 from tests.harness import eventually
@@ -266,6 +269,16 @@ async def nothing() -> bool:
     return False
 
 
+class Told:
+    """Stands for the service's own log."""
+
+    def __init__(self, told: list[Draft]) -> None:
+        self._told = told
+
+    async def append(self, said: Draft) -> None:
+        self._told.append(said)
+
+
 async def test_old_months_go_with_a_checkpoint_of_their_end(embedded_server: PostgresServer, tmp_path: Path) -> None:
     clock = ManualClock(1_790_000_000_000)
     target = await embedded_server.fresh_database()
@@ -273,7 +286,14 @@ async def test_old_months_go_with_a_checkpoint_of_their_end(embedded_server: Pos
         one, other = Writer("one"), Writer("other")
         await audit.filled(one, 60, time_us=1_780_000_000_000_000, step_us=DAY_US)  # 2026-05-28 on
         await audit.filled(other, 10, time_us=1_788_000_000_000_000, step_us=DAY_US)
+        told: list[Draft] = []
+        audit.keeper.log = Told(told)  # type: ignore[assignment]
         assert await audit.keeper.drop_old() == ["2026-05", "2026-06", "2026-07"]
+        assert [(said.action, said.target, said.after) for said in told] == [
+            ("openmanager.metadata.DropAuditMonth", "2026-05", '{"events":4,"checkpoint":3}'),
+            ("openmanager.metadata.DropAuditMonth", "2026-06", '{"events":30,"checkpoint":4}'),
+            ("openmanager.metadata.DropAuditMonth", "2026-07", '{"events":26,"checkpoint":5}'),
+        ]
         await audit.parts.all_inserted()
         proof = await audit.keeper.verify()
         assert proof.findings == []
@@ -334,6 +354,17 @@ async def test_while_postgresql_is_away_events_are_taken_and_shipped_later_in_or
         assert (proof.total, proof.unproved_events, proof.checkpoints) == (0, 0, 2)
 
 
+async def test_events_that_the_database_does_not_have_yet_are_not_missed(on_one: Audit) -> None:
+    """It refuses some, in the middle and at the end: they are in the journal, as those are that wait."""
+    await on_one.filled(Writer("first"), 5)
+    await on_one.sql("ALTER TABLE audit_events ADD CHECK (seq NOT IN (7, 20))")
+    writer = Writer()
+    await on_one.filled(writer, 20)
+    assert await on_one.sql("SELECT count(*) FROM audit_events WHERE writer_id = $1", writer.name) == 18
+    proof = await on_one.keeper.verify()
+    assert (proof.findings, proof.events, proof.unproved_events) == ([], 25, 0)
+
+
 async def test_a_journal_that_was_put_back_from_a_copy_begins_a_new_chain_and_loses_nothing(
     on_one: Audit, tmp_path: Path
 ) -> None:
@@ -360,6 +391,25 @@ async def test_a_journal_that_was_put_back_from_a_copy_begins_a_new_chain_and_lo
     found = await on_one.store.newest(EventFilter(), None, 20)
     assert sorted(event.action for event in found) == list("abcdefg")
     assert await on_one.found() == set()
+
+
+async def test_a_page_of_large_events_fits_into_a_message(on_one: Audit) -> None:
+    servicer = AuditServicer(on_one.keeper, on_one.store)
+    large = "x" * (MAX_STATE_BYTES - 2)
+    end, events = START, []
+    for _ in range(300):
+        events.append(placed(draft(time_us=1_790_000_000_000_000, before=large, after=large), "w", end))
+        end = events[-1].link
+    await on_one.ship(events)
+    await on_one.parts.all_inserted(60.0)
+    request, seen, pages = public.ListAuditEventsRequest(page_size=1_000), [], 0
+    while pages == 0 or request.page_token:
+        answer = await servicer.ListAuditEvents(request, None)
+        assert answer.ByteSize() < MAX_MESSAGE_BYTES
+        seen += [event.id for event in answer.events]
+        request.page_token = answer.next_page_token
+        pages += 1
+    assert pages > 1 and sorted(seen) == sorted(event.id for event in events)
 
 
 @pytest.mark.full

@@ -219,6 +219,7 @@ class Keeper:
         )
 
     async def _drop_all(self) -> None:
+        await self._clock.sleep(CHECKPOINT_INTERVAL_S)  # the database has been reached by then, as a rule
         while True:
             await self.drop_old()
             await self._clock.sleep(RETENTION_INTERVAL_S)
