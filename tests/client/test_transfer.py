@@ -13,11 +13,14 @@ from tests.client.calling import OnTerminal, called
 from tests.harness.launched import Launched, within
 from tests.harness.shared_product import SERVERS
 
+EXPORT = "/v1/servers:export?format=json_lines"
+
 
 @pytest.fixture
 def address(product: Launched) -> Iterator[str]:
+    within(30, lambda: len(product.get(EXPORT).body.splitlines()) >= SERVERS)  # the record comes after the live state
     yield product.addresses["gateway"]
-    for line in product.get("/v1/servers:export?format=json_lines").body.decode().splitlines():
+    for line in product.get(EXPORT).body.decode().splitlines():
         if (server_id := json.loads(line)["id"]).startswith("transfer-"):
             product.post(f"/v1/servers/{server_id}", None, method="DELETE")
 
