@@ -93,7 +93,6 @@ class Facts:
         self._group: list[tuple[Fact, asyncio.Future[Fact]]] = []
         self._group_bytes = 0
         self._arrived, self._wake, self._shipped = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._shipping = asyncio.Lock()
         self._batch_facts = BATCH_FACTS
         self._fault = ""
         self.noted = 0
@@ -152,11 +151,9 @@ class Facts:
     async def erase(self, kinds: Sequence[str], subject: str, instead: Callable[[list[str]], Fact]) -> int:
         """Deletes all facts about a subject for good; what PostgreSQL has of them, `instead` tells it to delete.
 
-        Returns how many of the first kind it did not have. No batch is on its way there meanwhile, which could bring
-        them back.
+        Also of what is just on its way: `instead` comes after it. Returns how many of the first kind it did not have.
         """
-        async with self._shipping:
-            ids = await self._write_thread.run(erasing.erase, self._writer.db, kinds, subject, instead)
+        ids = await self._write_thread.run(erasing.erase, self._writer.db, kinds, subject, instead)
         self._wake.set()
         return len(ids)
 
@@ -230,10 +227,7 @@ class Facts:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._database.usable:
-                    async with self._shipping:
-                        if not await self._ship_batch():
-                            break
+                while self._database.usable and await self._ship_batch():
                     self._batch_facts = min(2 * self._batch_facts, BATCH_FACTS)
                 if self._database.usable:
                     self._fault = ""

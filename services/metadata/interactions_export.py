@@ -51,7 +51,7 @@ class Exports:
             ORDER BY created_at, id"""  # noqa: S608  of constant pieces
         async with (
             self._database.connection() as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
+            connection.transaction(readonly=True),  # its one cursor is one snapshot
         ):
             await connection.execute(
                 f"SET LOCAL statement_timeout = '{BATCH_WITHIN_S:.0f}s';"

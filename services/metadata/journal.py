@@ -253,6 +253,8 @@ class Journal:
         """PostgreSQL will not keep this one."""
         with Transaction(self._db):
             self._db.execute("UPDATE facts SET state = 2 WHERE sequence = ?", (sequence,))
+            if not self._db.changes():  # erased while it was on its way
+                return
             self._db.execute(
                 "INSERT INTO dead_letters VALUES (?, ?, ?, ?, 1) ON CONFLICT (sequence) DO UPDATE SET"
                 " reason = excluded.reason, last_ms = excluded.last_ms, attempts = attempts + 1",

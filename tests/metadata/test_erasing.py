@@ -16,6 +16,7 @@ from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
 from tests.metadata.parts import Parts, opened
 from tests.metadata.test_connection import QUICK
+from tests.metadata.test_migrate import connect
 
 ALL = InteractionFilter()
 SECRET = "between you and me 7261"
@@ -121,14 +122,17 @@ async def test_another_database_that_has_it_still_or_again_loses_it(
         await parts.store.record_interaction(NewInteraction(session_id="s0", query="later"))
         await parts.all_inserted()
         assert await counts(parts) == (11, 20, 10)
+    other = await connect(second)  # recorded later by somebody who is not in this journal
+    await other.execute("INSERT INTO ai_interactions (session_id, query) VALUES ('s0', 'elsewhere')")
+    await other.close()
     async with opened(second, tmp_path) as parts:
 
         async def erased() -> bool:
-            return await counts(parts) == (11, 20, 10)
+            return await counts(parts) == (12, 20, 10)
 
         await eventually(erased, 10.0)
         await parts.all_inserted()
-        assert (await sessions_in(parts)).count("s0") == 1
+        assert (await sessions_in(parts)).count("s0") == 2
 
 
 async def has_all(parts: Parts) -> bool:

@@ -1,5 +1,6 @@
 """Interactions found by their words and their meaning, and how well confidences agree with ratings."""
 
+import asyncio
 import bisect
 import math
 import random
@@ -24,8 +25,14 @@ async def found(store: MetadataStore, words: str, filters: InteractionFilter = A
     return [one.query for one in (await store.search_interactions(words, filters)).items]
 
 
-async def test_words_are_found_at_once_in_all_that_was_said(parts: Parts) -> None:
-    store = parts.store
+async def test_words_are_found_at_once_in_all_that_was_said(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, ship = parts.store, parts.facts._ship_batch
+
+    async def slow() -> bool:
+        await asyncio.sleep(0.1)
+        return await ship()
+
+    monkeypatch.setattr(parts.facts, "_ship_batch", slow)
     for query, response in (
         ("why is web-01 slow", "a backup runs"),
         ("Disk FULL on db_2", "delete old logs"),
@@ -82,7 +89,7 @@ async def test_texts_of_any_words_are_kept_and_their_beginnings_found(parts: Par
     """A tsvector has a limit of its own, at which PostgreSQL would refuse what was acknowledged."""
     rng = random.Random(3)
     letters = "abcdefghijklmnopqrstuvwxyzäöüßéèñ漢字仮名書体"
-    words = " ".join("".join(rng.choices(letters, k=rng.randrange(1, 4))) for _ in range(400_000))
+    words = " ".join("".join(rng.choices(letters, k=rng.randrange(5, 9))) for _ in range(150_000))
     huge = words.encode()[: 1 << 20].decode(errors="ignore")
     for text in (huge, "x" * (1 << 20), "a " * (1 << 19), "漢 " * 200_000):
         await parts.store.record_interaction(NewInteraction(query=text, response="needle " + text[:300_000]))
@@ -136,7 +143,7 @@ async def test_the_nearest_are_found_with_and_without_the_index(
             recorded = await store.record_interaction(NewInteraction(query="q", embedding=embedding))
             assert recorded.embedding == ()
             made[recorded.id] = embedding
-        await store.record_interaction(NewInteraction(query="has none"))
+        bare = await store.record_interaction(NewInteraction(query="has none"))
         wanted = tuple(rng.gauss(0, 1) for _ in range(8))
         expected = sorted(made, key=lambda one: cosine(made[one], wanted))
 
@@ -153,6 +160,9 @@ async def test_the_nearest_are_found_with_and_without_the_index(
                 return bool(await connection.fetchval(_INDEX_STATE, INDEX))
 
         await eventually(indexed, 20.0)
+        await right(60)
+        async with parts.database.connection() as connection:  # of before the first, by somebody else
+            await connection.execute("INSERT INTO ai_embeddings VALUES ($1, '{1, 2, 3}')", bare.id)
         await right(60)
         async with parts.database.connection() as connection, connection.transaction():
             await connection.execute("SET LOCAL enable_seqscan = off")
