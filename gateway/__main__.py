@@ -9,6 +9,7 @@ from typing import Any
 import prometheus_client
 
 from fleet.access import Caller
+from fleet.audit.configuration import record_configuration
 from fleet.audit.log import FILE_NAME, AuditLog
 from fleet.writer import FleetWriter
 from gateway.access.callers import Callers, exchange_authenticator, grpc_authenticator, known_to
@@ -97,7 +98,9 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         admission = Admission(clock, rate=settings.rate_limit, trusted_proxy=settings.trusted_proxy)
         waiting = Waiting(settings.max_waiting_calls, setting="GATEWAY_MAX_WAITING_CALLS")
         table = AccessTable(metadata, clock)
-        audit = Audit(await stack.enter_async_context(_audit_log(settings, process, metadata)), clock)
+        journal = await stack.enter_async_context(_audit_log(settings, process, metadata))
+        await record_configuration(journal, "gateway", settings, clock)
+        audit = Audit(journal, clock)
         callers = Callers(settings.token, table, accounts=settings.accounts)
         door = Door(callers=callers, admission=admission, waiting=waiting, audit=audit)
         writer = await stack.enter_async_context(
