@@ -205,6 +205,27 @@ async def test_a_start_with_other_settings_is_an_event(audited: Audited) -> None
     assert len(await audited.events("&action=openmanager.metadata.Configure")) == 1
 
 
+async def test_what_a_worker_that_is_no_more_has_left_behind_is_shipped(audited: Audited) -> None:
+    product = audited.product
+    await product.kill("metadata", how=signal.SIGTERM)
+    wrong = {"authorization": "Bearer of-a-worker"}
+    assert (await audited.call("/v1/servers/left-behind", method="PATCH", body={}, headers=wrong)).status == 401
+    await product.kill("gateway", how=signal.SIGTERM)
+    folder = product.folder / "data" / "gateway"
+    (folder / "worker-7").mkdir()
+    for file in folder.glob("audit.db*"):
+        file.rename(folder / "worker-7" / file.name)
+    await product.start("metadata", "gateway")
+    await eventually(audited.reaches_metadata, 10.0)
+
+    async def there() -> bool:
+        found = await audited.events("&code=UNAUTHENTICATED")
+        return any(event["action"] == f"{FLEET}.UpdateServer" for event in found)
+
+    await eventually(there, 15.0)
+    assert (await audited.proof())["valid"] is True
+
+
 async def test_users_and_tokens_are_in_it_and_their_secrets_are_not(audited: Audited) -> None:
     password = "correct horse battery staple"
     user = {"user": {"name": "Grace", "role": "ROLE_OPERATOR"}, "password": password}
