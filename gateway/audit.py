@@ -18,6 +18,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -30,7 +31,7 @@ from google.protobuf.message_factory import GetMessageClass
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from fleet.audit.event import Draft, Event, draft
-from fleet.audit.log import UNAVAILABLE_REASON, AuditLog
+from fleet.audit.log import FILE_NAME, UNAVAILABLE_REASON, AuditLog
 from fleet.audit.wire import to_pb
 from openmanager.metadata.v1 import audit_pb2, audit_pb2_grpc
 from runtime import audited as notes
@@ -90,6 +91,21 @@ def sending(metadata: Channel) -> Callable[[Sequence[Event]], Any]:
             await stub.AppendAuditEvents(audit_pb2.AppendAuditEventsRequest(events=map(to_pb, events)))
 
     return ship
+
+
+def own_file(folder: Path, number: int | None) -> Path:
+    """The journal of a gateway: of its folder, or of that of the worker with this number in it."""
+    return (folder if number is None else folder / f"worker-{number}") / FILE_NAME
+
+
+def left_behind(folder: Path, number: int | None, workers: int) -> list[Path]:
+    """Journals that no process has any more since there are fewer workers, or more than one process, now; each may
+    have events that wait. The first process ships them."""
+    if number not in {None, 1}:
+        return []
+    kept = {own_file(folder, each) for each in ([None] if number is None else range(1, workers + 1))}
+    found = {folder / FILE_NAME, *folder.glob(f"worker-*/{FILE_NAME}")} - kept
+    return sorted(path for path in found if path.exists())
 
 
 class Audit:

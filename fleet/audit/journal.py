@@ -201,6 +201,16 @@ class AuditJournal:
         if int(pages) > TIDY_PAGES:
             fetch(self._db, "PRAGMA wal_checkpoint(PASSIVE)")
 
+    def noted(self, key: str) -> str:
+        """What was noted under a name; empty: nothing."""
+        rows = fetch(self._db, "SELECT value FROM meta WHERE key = ?", (f"note {key}",))
+        return str(rows[0][0]) if rows else ""
+
+    def note(self, key: str, text: str) -> None:
+        """Notes something beside the events."""
+        with Transaction(self._db):
+            self._put(**{f"note {key}": text})
+
     def _put(self, **values: Any) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(values.items()))
 

@@ -152,6 +152,14 @@ class AuditLog:
         """Counts a call that becomes an event together with its like, when the minute is over."""
         self._refusals.add(said)
 
+    async def noted(self, key: str) -> str:
+        """What was noted in the file under a name; empty: nothing."""
+        return await self._thread.run(self._journal.noted, key)
+
+    async def note(self, key: str, text: str) -> None:
+        """Notes something in the file, beside the events."""
+        await self._thread.run(self._journal.note, key, text)
+
     async def _commit_all(self) -> None:
         while True:
             await self._arrived.wait()

@@ -20,6 +20,7 @@ from services.metadata.audit.checkpoint import CHECKPOINTS_FILE, KEY_FILE
 from services.metadata.audit.keeper import CHECKPOINT_INTERVAL_S
 from services.metadata.audit.servicer import AuditServicer
 from services.metadata.audit.store import EventFilter, row_of_event
+from services.metadata.journal import Fact
 from services.metadata.target import DatabaseTarget
 from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
@@ -390,6 +391,32 @@ async def test_a_journal_that_was_put_back_from_a_copy_begins_a_new_chain_and_lo
     await on_one.parts.all_inserted()
     found = await on_one.store.newest(EventFilter(), None, 20)
     assert sorted(event.action for event in found) == list("abcdefg")
+    assert await on_one.found() == set()
+
+
+async def test_events_that_are_being_taken_were_not_put_in(on_one: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of a batch are in the database already while others wait for their sync."""
+    record, release, number = on_one.parts.facts.record, asyncio.Event(), 0
+
+    async def slow(fact: Fact) -> Fact:
+        nonlocal number
+        number += 1
+        if number > 5:
+            await release.wait()
+        return await record(fact)
+
+    monkeypatch.setattr(on_one.parts.facts, "record", slow)
+    taking = asyncio.create_task(on_one.keeper.sink.append(Writer().make(10)))
+    await eventually(lambda: number == 10)
+
+    async def five_there() -> bool:
+        return bool(await on_one.sql("SELECT count(*) FROM audit_events") == 5)
+
+    await eventually(five_there)
+    assert await on_one.found() == set()
+    release.set()
+    await taking
+    await on_one.parts.all_inserted()
     assert await on_one.found() == set()
 
 

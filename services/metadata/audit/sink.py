@@ -37,7 +37,8 @@ class Sink:
         self._store = store
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.ends: dict[str, Link] = {}
-        """Writer -> the last event taken."""
+        """Writer -> the last event taken: it and all before are durable."""
+        self._begun: dict[str, Link] = {}
         self.months: set[str] = set()
         """"YYYY-MM" of all events that were taken and have not gone by age."""
 
@@ -55,6 +56,10 @@ class Sink:
     def end(self, writer_id: str) -> Link:
         """How far a chain goes; START for one that is not known."""
         return self.ends.get(writer_id, START)
+
+    def begun(self, writer_id: str) -> Link:
+        """The last event of a chain that was accepted, and may be on its way only."""
+        return max(self.end(writer_id), self._begun.get(writer_id, START))
 
     async def append(self, events: Sequence[Event]) -> None:
         """Takes events of one chain; returns when they are durable. Those that were taken before are skipped.
@@ -82,6 +87,7 @@ class Sink:
             new = [event for event in events if event.seq > self.end(writer).seq]
             for event in new:  # before they are there, so that a checkpoint never lacks one
                 self.months.add(month_of(event.time_us))
+            self._begun[writer] = end
             await asyncio.gather(*(self._facts.record(_fact(event)) for event in new))
             self.ends[writer] = end
 
