@@ -80,6 +80,15 @@ def test_a_change_bound_to_an_etag_happens_to_what_was_seen_or_not_at_all(produc
         assert (refused.status, reason(refused)) == (409, "ETAG_MISMATCH")
 
 
+def test_nobody_but_the_caller_changes_a_record_that_no_sender_reports(product: Launched) -> None:
+    with kept(product) as server_id:
+        etag = product.get(f"/v1/servers/{server_id}").json["etag"]
+        for number in range(30):
+            changed = patch(product, server_id, {"role": f"role-{number}", "etag": etag})
+            assert changed.status == 200, (number, changed.body)
+            etag = changed.json["etag"]
+
+
 def test_over_grpc_a_lost_race_is_aborted(product: Launched) -> None:
     with kept(product) as server_id, grpc.insecure_channel(product.addresses["gateway"]) as channel:
         stub: Any = fleet_pb2_grpc.FleetServiceStub(channel)
