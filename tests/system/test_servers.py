@@ -1,6 +1,7 @@
 """Servers as people keep them, through the whole product: labels, notes, etags, maintenance, deleted ones."""
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -183,6 +184,8 @@ def test_in_maintenance_a_server_is_counted_apart_until_the_window_ends(product:
         made = product.post(windows, {"endTime": time.time() + 2.0, "reason": "disk"}).json
         assert says() == (True, True)
         assert counts()["maintenance"] == before + 1
+        shown = product.get("/metrics").body.decode()
+        assert re.search(r'^openmanager_fleet_servers\w*{.*status="maintenance"} [1-9]', shown, re.MULTILINE)
         assert product.get(f"/v1/servers/{server_id}").json["status"] == "SERVER_STATUS_OFFLINE"
         within(20, lambda: says() == (False, False))  # by itself
         assert counts()["maintenance"] == before
