@@ -14,7 +14,7 @@ from typing import Final
 
 from client.api import OpenManager
 from client.channel import BadAddress
-from client.command import audit, completion, exits, fleet, history, ingest, status, watch
+from client.command import access, audit, completion, exits, fleet, history, ingest, status, watch
 from client.command.arguments import parse, parser
 from client.command.profile import connection
 from client.command.terminal import complain
@@ -25,6 +25,8 @@ _RUN: Final[Mapping[str, Callable[[OpenManager, Namespace], Awaitable[int]]]] = 
     "server": fleet.run,
     "status": status.run,
     "audit": audit.run,
+    "setup": access.run,
+    "token": access.run,
     "watch": watch.run,
     "history": history.run,
     "ingest": ingest.run,

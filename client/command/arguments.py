@@ -98,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     _add_ingest(commands)
     _add_status(commands)
     _add_audit(commands)
+    _add_access(commands)
     _add_certs(commands)
     completion = _add(commands, "completion", "print what makes a shell complete this command", _COMPLETION)
     completion.add_argument("shell", choices=SHELLS, help="which shell")
@@ -297,6 +298,51 @@ def _days(text: str) -> int:
 def _add_status(commands: "_Commands[argparse.ArgumentParser]") -> None:
     status = _add(commands, "status", "show every store: up or down, how far behind", "examples:\n  openmanager status")
     _add_output(status)
+
+
+def _add_access(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    setup = _add(
+        commands,
+        "setup",
+        "make the first administrator; his password is asked for, or read from standard input",
+        "examples:\n  openmanager setup ada --setup-token-file data/metadata/setup-token",
+    )
+    setup.add_argument("name", help="of the administrator")
+    setup.add_argument("--setup-token-file", metavar="FILE", required=True, help="DATA_DIR/metadata/setup-token")
+    token = _add(commands, "token", "what programs show instead of a password", _OF_TOKENS)
+    actions = token.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = _add(actions, "create", "make a token; its secret is printed once", _OF_TOKENS)
+    create.add_argument("name", help="what it is for")
+    create.add_argument(
+        "--role", choices=("viewer", "agent", "operator", "admin"), required=True, help="what it may do"
+    )
+    for option, dest, what in (
+        ("--environment", "environments", "of this environment"),
+        ("--server-role", "server_roles", "of this role"),
+        ("--server", "servers", "this one"),
+    ):
+        help_text = (
+            f"only servers {what}; may be repeated" if what != "this one" else "only this server; may be repeated"
+        )
+        create.add_argument(option, dest=dest, action="append", default=[], metavar="NAME", help=help_text)
+    create.add_argument(
+        "--expires", metavar="TIME", type=moment_s, help="when it ends: +90d, 2027-01-01; default: never"
+    )
+    create.add_argument("--user", default="", metavar="NAME", help="whose it is; it can do no more than they")
+    listed = _add(actions, "list", "list tokens, newest first", "examples:\n  openmanager token list --all")
+    listed.add_argument("--all", action="store_true", help="revoked and expired ones too")
+    _add_output(listed)
+    for action, summary in (("rotate", "give a token another secret"), ("revoke", "end a token for good")):
+        one = _add(
+            actions, action, summary, f"examples:\n  openmanager token {action} 7d0f3c52-8f0e-4f64-9d0b-3f5c1a0c2b11"
+        )
+        one.add_argument("id", help="of the token")
+
+
+_OF_TOKENS: Final = """\
+examples:
+  openmanager token create "rack 7" --role agent --server web-01 --server web-02
+  openmanager token create dashboard --role viewer --environment production --expires +90d"""
 
 
 def _add_audit(commands: "_Commands[argparse.ArgumentParser]") -> None:

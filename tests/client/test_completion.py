@@ -13,7 +13,19 @@ from client.command.completion import nodes, script
 from tests.client.calling import called
 from tests.harness.commands import require_command
 
-COMMANDS = {"servers", "server", "watch", "history", "ingest", "status", "audit", "certs", "completion"}
+COMMANDS = {
+    "servers",
+    "server",
+    "watch",
+    "history",
+    "ingest",
+    "status",
+    "audit",
+    "certs",
+    "setup",
+    "token",
+    "completion",
+}
 GATEWAY = {"--help", "--address", "--token", "--ca-file", "--profile", "--timeout"}
 
 
@@ -40,7 +52,7 @@ def test_bash_completes(tmp_path: Path) -> None:
     (tmp_path / "other.pem").touch()
     for line, offered in (
         ("openmanager ", COMMANDS | GATEWAY),
-        ("openmanager s", {"servers", "server", "status"}),
+        ("openmanager s", {"servers", "server", "setup", "status"}),
         ("openmanager servers --st", {"--status"}),
         ("openmanager servers e", {"export"}),
         ("openmanager servers import m", {"metrics one.json"}),
@@ -83,6 +95,10 @@ def test_nothing_of_the_tree_is_missing(shell: str) -> None:
         "audit verify",
         "audit export",
         "certs init",
+        "token create",
+        "token list",
+        "token rotate",
+        "token revoke",
         "servers export",
         "servers import",
     } | COMMANDS

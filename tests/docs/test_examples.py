@@ -12,6 +12,7 @@ from google.api import annotations_pb2
 from google.protobuf import json_format
 from google.protobuf.message_factory import GetMessageClass
 
+from openmanager.gateway.v1 import options_pb2
 from tests.docs.examples import ROOT, Call, call_of, console_blocks, examples, names, pages, run
 from tests.harness.commands import require_command
 from tests.harness.launched import Launched, within
@@ -109,6 +110,8 @@ def as_message(call: Call, said: str) -> Any:
     if call.by == "grpcurl" and call.method.server_streaming:
         text = json.dumps(json.JSONDecoder().raw_decode(said)[0])
     if call.by == "curl":
+        if call.method.GetOptions().Extensions[options_pb2.http_stream_format] == options_pb2.HTTP_STREAM_FORMAT_TEXT:
+            return said
         if call.method.server_streaming:
             text = said.splitlines()[0]
         bare = call_field(call)
