@@ -20,8 +20,7 @@ def erase(db: apsw.Connection, kinds: Sequence[str], subject: str, instead: Call
     """
     which = ", ".join("?" * len(kinds))
     with Transaction(db):
-        unwritten = "SELECT id FROM facts WHERE kind = ? AND subject = ? AND state <> 1"
-        ids = [str(text) for (text,) in fetch(db, unwritten, (kinds[0], subject))]
+        ids = unwritten(db, kinds[0], subject)
         db.execute(f"DELETE FROM facts WHERE kind IN ({which}) AND subject = ?", (*kinds, subject))  # noqa: S608
         db.execute("DELETE FROM dead_letters WHERE sequence NOT IN (SELECT sequence FROM facts)")
         fact = instead(ids)
@@ -29,6 +28,12 @@ def erase(db: apsw.Connection, kinds: Sequence[str], subject: str, instead: Call
     with suppress(apsw.Error):  # the log has them, too, until it begins anew; a reader may be in the way of that
         db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     return ids
+
+
+def unwritten(db: apsw.Connection, kind: str, subject: str) -> list[str]:
+    """The ids of the facts about a subject that PostgreSQL does not have."""
+    statement = "SELECT id FROM facts WHERE kind = ? AND subject = ? AND state <> 1"
+    return [str(text) for (text,) in fetch(db, statement, (kind, subject))]
 
 
 def forget(db: apsw.Connection, kinds: Sequence[str], before_us: int) -> None:

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, NotFound, Unavailable
-from services.metadata import calibration, checks, interactions
+from services.metadata import calibration, checks, erasing, interactions
 from services.metadata.embeddings import Embeddings
 from services.metadata.facts import IN_FLIGHT_FACTS, MAX_NOTED_BETWEEN, Facts
 from services.metadata.interaction_query import InteractionQuery, check_filters
@@ -184,18 +184,19 @@ class LocalInteractions:
     async def erase_session(self, session_id: str) -> Erased:
         checks.check_session(session_id)
         size, last, is_known = 0, None, False
+        waiting = await self._facts.read(lambda journal: erasing.unwritten(journal.db, interactions.KIND, session_id))
         with suppress(Unavailable):
-            size, last = await self._interactions.size_of_session(session_id, within_s=KNOWN_WITHIN_S)
+            size, last = await self._interactions.size_of_session(session_id, waiting, within_s=KNOWN_WITHIN_S)
             is_known = True
         # Whatever the clock did since: later than all of it.
         self._last_us = max(self._next_us(), 0 if last is None else microseconds_of(last) + 1)
         erased_us = self._last_us
-        unwritten = await self._facts.erase(
+        erased = await self._facts.erase(
             interactions.PERSONAL, session_id, lambda ids: interactions.erasure_fact(session_id, erased_us, ids)
         )
         if await self._facts.settled(interactions.ERASURE, CAUGHT_UP_WITHIN_S) and is_known:
-            return Erased(interactions=size + unwritten, pending=False)
-        return Erased(interactions=unwritten, pending=True)
+            return Erased(interactions=size + len(waiting), pending=False)
+        return Erased(interactions=erased, pending=True)
 
     async def forget_interactions(self, older_than_s: float) -> int:
         """Deletes what was recorded longer ago, and what was said of it; returns how many interactions that were."""

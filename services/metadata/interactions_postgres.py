@@ -18,7 +18,8 @@ COLUMNS: Final = """id, session_id, query, response, confidence, user_rating, cr
     prompt_tokens, response_tokens, latency_ms, server_ids, anomaly_ids, tags, correction,
     rating_comment, rated_at, corrected_at"""
 FORGET_ROWS: Final = 1_000
-_SESSION: Final = "SELECT count(*) AS count, max(created_at) AS last FROM ai_interactions WHERE session_id = $1"
+_SESSION: Final = """SELECT count(*) FILTER (WHERE id <> ALL ($2::uuid[])) AS count, max(created_at) AS last
+    FROM ai_interactions WHERE session_id = $1"""
 _FORGET: Final = """WITH old AS (SELECT id FROM ai_interactions WHERE created_at < $1 ORDER BY created_at, id LIMIT $2),
     unsaid AS (DELETE FROM ai_feedback WHERE interaction_id IN (SELECT id FROM old)),
     gone AS (DELETE FROM ai_interactions WHERE id IN (SELECT id FROM old) RETURNING id)
@@ -74,10 +75,12 @@ class PostgresInteractions:
             rows = await connection.fetch(statement, *values)
         return [of_row(row) for row in rows]
 
-    async def size_of_session(self, session_id: str, *, within_s: float) -> tuple[int, datetime | None]:
-        """How many interactions it has, and the time of the last."""
+    async def size_of_session(
+        self, session_id: str, but: Sequence[str], *, within_s: float
+    ) -> tuple[int, datetime | None]:
+        """How many interactions it has but some, which may be just coming, and the time of the last of all."""
         async with self._database.connection(within_s=within_s) as connection:
-            row = await connection.fetchrow(_SESSION, session_id)
+            row = await connection.fetchrow(_SESSION, session_id, but)
         return row["count"], row["last"]
 
     async def forget(self, before: datetime) -> int:

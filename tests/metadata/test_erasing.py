@@ -142,13 +142,14 @@ async def has_all(parts: Parts) -> bool:
 async def test_what_is_on_its_way_to_the_database_does_not_come_back(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reached, goes_on = asyncio.Event(), asyncio.Event()
+    reached, goes_on, arrived = asyncio.Event(), asyncio.Event(), asyncio.Event()
     insert = parts.facts._insert
 
     async def slow(*arguments: Any) -> None:
         reached.set()
         await goes_on.wait()
         await insert(*arguments)
+        arrived.set()
 
     monkeypatch.setattr(parts.facts, "_insert", slow)
     await parts.store.record_interaction(NewInteraction(session_id="s0", query="on its way"))
@@ -156,6 +157,7 @@ async def test_what_is_on_its_way_to_the_database_does_not_come_back(
     erasing = asyncio.create_task(parts.store.erase_session("s0"))
     await asyncio.sleep(0.05)
     goes_on.set()
+    await arrived.wait()
     await erasing
     await parts.all_inserted()
     assert await counts(parts) == (0, 0, 0)
