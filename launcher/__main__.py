@@ -83,8 +83,13 @@ def _welcome(data: Path) -> str:
         f"              analytics {at['ANALYTICS_ADDRESS']}",
         f"  data        {data}   logs in {data / 'logs'}",
     ]
-    if not os.environ.get("GATEWAY_TOKEN"):
-        lines.append("  access      whoever is on this machine is administrator, until you set GATEWAY_TOKEN")
+    if os.environ.get("GATEWAY_ACCOUNTS", "").lower() == "true":
+        setup = f"openmanager setup NAME --setup-token-file {data / 'metadata' / 'setup-token'}"
+        lines += ["  access      whoever has a token; while there is no user yet:", f"              {setup}"]
+    elif not os.environ.get("GATEWAY_TOKEN"):
+        lines.append(
+            "  access      whoever is on this machine is administrator, until you set GATEWAY_TOKEN or GATEWAY_ACCOUNTS=true"
+        )
     lines.append("Ctrl-C stops everything.")
     return "\n".join(lines)
 
