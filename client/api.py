@@ -34,6 +34,8 @@ from openmanager.gateway.v1 import (
     ingest_pb2_grpc,
     storage_pb2,
     storage_pb2_grpc,
+    transfer_pb2,
+    transfer_pb2_grpc,
 )
 
 DEFAULT_TIMEOUT_S: Final = 10.0
@@ -55,6 +57,7 @@ class OpenManager:
         self._history: Any = history_pb2_grpc.HistoryServiceStub(channel)
         self._ingest: Any = ingest_pb2_grpc.IngestServiceStub(channel)
         self._storage: Any = storage_pb2_grpc.StorageServiceStub(channel)
+        self._transfer: Any = transfer_pb2_grpc.ServerTransferServiceStub(channel)
 
     @classmethod
     def connect(
@@ -117,6 +120,37 @@ class OpenManager:
         """One server with all its metrics."""
         answer = await self._call(self._fleet.GetServer, fleet_pb2.GetServerRequest(id=server_id))
         return cast("fleet_pb2.Server", answer.server)
+
+    async def export_servers(
+        self, file_format: str = "csv", *, environment: str = "", role: str = ""
+    ) -> AsyncGenerator[str, None]:
+        """The record of the servers as a file, a part after another; `file_format` is `csv` or `json_lines`."""
+        request = transfer_pb2.ExportServersRequest(
+            format=_file_format(file_format), environment=environment, role=role
+        )
+        stream = self._transfer.ExportServers(request, metadata=self._metadata)
+        try:
+            with self._calling():
+                async for message in stream:
+                    yield message.text
+        finally:
+            stream.cancel()
+
+    async def import_servers(
+        self, text: str, file_format: str = "csv", *, dry_run: bool = False, partial: bool = False
+    ) -> transfer_pb2.ImportServersResponse:
+        """Adds the servers of a file, or changes those that are there; says of each row what became of it.
+
+        Args:
+            text: the file.
+            file_format: `csv` or `json_lines`.
+            dry_run: only say it.
+            partial: record the other rows though some cannot be.
+        """
+        request = transfer_pb2.ImportServersRequest(
+            format=_file_format(file_format), text=text, dry_run=dry_run, partial=partial
+        )
+        return cast("transfer_pb2.ImportServersResponse", await self._call(self._transfer.ImportServers, request))
 
     async def summary(self) -> fleet_pb2.FleetSummary:
         """How many servers have which status."""
@@ -286,6 +320,10 @@ class OpenManager:
             yield
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self.address) from error
+
+
+def _file_format(name: str) -> transfer_pb2.ServerFileFormat.ValueType:
+    return transfer_pb2.ServerFileFormat.Value(f"SERVER_FILE_FORMAT_{name.upper()}")
 
 
 def _view(full: bool) -> fleet_pb2.ServerView.ValueType:

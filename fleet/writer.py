@@ -185,8 +185,15 @@ class FleetWriter:
         )
 
     async def tell_servers(self, servers: Sequence[ServerDescriptor]) -> None:
-        """Journals what is known of servers without a row of theirs."""
-        await self.write_message(metric_pb2.MetricBatch(), servers)
+        """Journals what the record says of servers, without a row of theirs.
+
+        Cache and metadata are told by whoever changed the record: a registration behind it, still on its way when the
+        next change is made, would undo that.
+        """
+        news = [server for server in servers if self._told.get(server.server_id) != server]
+        if news:
+            await self._append(metric_pb2.MetricBatch(), news)
+            self._told.update((server.server_id, server) for server in news)
 
     async def _append(
         self, batch: metric_pb2.MetricBatch, news: Sequence[ServerDescriptor]

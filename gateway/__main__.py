@@ -9,13 +9,14 @@ from typing import Any
 import prometheus_client
 
 from fleet.access import Caller
-from fleet.audit.log import FILE_NAME, AuditLog
+from fleet.audit.configuration import record_configuration
+from fleet.audit.log import AuditLog
 from fleet.writer import FleetWriter
 from gateway.access.callers import Callers, exchange_authenticator, grpc_authenticator, known_to
 from gateway.access.policy import Policy
 from gateway.access.table import AccessTable
 from gateway.admission import Admission
-from gateway.audit import Audit, audited, sending, telling
+from gateway.audit import Audit, audited, left_behind, own_file, sending, telling
 from gateway.changes import Changes
 from gateway.http.app import Health, create_app
 from gateway.http.guard import Guard
@@ -97,7 +98,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         admission = Admission(clock, rate=settings.rate_limit, trusted_proxy=settings.trusted_proxy)
         waiting = Waiting(settings.max_waiting_calls, setting="GATEWAY_MAX_WAITING_CALLS")
         table = AccessTable(metadata, clock)
-        audit = Audit(await stack.enter_async_context(_audit_log(settings, process, metadata)), clock)
+        audit = Audit(await _audit_log(stack, settings, process, metadata), clock)
         callers = Callers(settings.token, table, accounts=settings.accounts)
         door = Door(callers=callers, admission=admission, waiting=waiting, audit=audit)
         writer = await stack.enter_async_context(
@@ -157,17 +158,26 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             await tasks.cancel(*background)
 
 
-def _audit_log(settings: GatewaySettings, process: Process[GatewaySettings], metadata: Channel) -> AuditLog:
-    """This process's own: of several workers each has one."""
+async def _audit_log(
+    stack: AsyncExitStack, settings: GatewaySettings, process: Process[GatewaySettings], metadata: Channel
+) -> AuditLog:
+    """This process's own: of several workers each has one. What others have left behind is shipped, too."""
     number = own_number()
-    folder = process.folder if number is None else process.folder / f"worker-{number}"
-    return AuditLog(
-        folder / FILE_NAME,
-        "gateway",
-        clock=process.clock,
-        limit_bytes=settings.audit_journal_limit,
-        ship=sending(metadata),
-    )
+    own = own_file(process.folder, number)
+    logs = [
+        await stack.enter_async_context(
+            AuditLog(
+                path,
+                "gateway",
+                clock=process.clock,
+                limit_bytes=settings.audit_journal_limit,
+                ship=sending(metadata),
+            )
+        )
+        for path in (*left_behind(process.folder, number, settings.workers), own)
+    ]
+    await record_configuration(logs[-1], "gateway", settings, process.clock)
+    return logs[-1]
 
 
 async def _serve_grpc(

@@ -15,23 +15,27 @@ here; no request is written down as a whole, for it may hold secrets: a method s
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N813  a function, named as a class
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from opentelemetry.metrics import CallbackOptions, Observation
 
 from fleet.audit.event import Draft, Event, draft
-from fleet.audit.log import UNAVAILABLE_REASON, AuditLog
+from fleet.audit.log import FILE_NAME, UNAVAILABLE_REASON, AuditLog
 from fleet.audit.wire import to_pb
 from openmanager.metadata.v1 import audit_pb2, audit_pb2_grpc
 from runtime import audited as notes
-from runtime import caller, tasks, tracing
+from runtime import caller, tasks, telemetry, tracing
 from runtime.caller import Caller
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
@@ -51,6 +55,7 @@ from runtime.errors import (
 )
 from runtime.handlers import Bound
 from runtime.interception import Authenticator, CallContext
+from runtime.prepared import Prepared
 
 _CHANGED_NOTHING: Final = (
     InvalidArgument,
@@ -64,6 +69,12 @@ _CHANGED_NOTHING: Final = (
 )
 """Failures of a method after which all is as it was; after any other something may have been done."""
 _REFUSED: Final = (PermissionDenied, Unauthenticated)
+SHOWN: Final = frozenset(f"openmanager.gateway.v1.{name}" for name in ("Server", "User", "Token")) | {
+    "openmanager.fleet.v1.MaintenanceWindow"
+}
+"""Messages without secrets, nor what people said: as an answer has them they are what was there afterwards."""
+_PASSING: Final = frozenset({"metrics", "status", "observedTime", "receiveTime", "clockSkew", "lastUseTime"})
+"""What of them nobody changed."""
 PAGE: Final = "http"
 """The action of a request that is for no method."""
 _ID_FIELDS: Final = ("id", "server_id", "name", "session_id", "user_name")
@@ -82,6 +93,21 @@ def sending(metadata: Channel) -> Callable[[Sequence[Event]], Any]:
     return ship
 
 
+def own_file(folder: Path, number: int | None) -> Path:
+    """The journal of a gateway: of its folder, or of that of the worker with this number in it."""
+    return (folder if number is None else folder / f"worker-{number}") / FILE_NAME
+
+
+def left_behind(folder: Path, number: int | None, workers: int) -> list[Path]:
+    """Journals that no process has any more since there are fewer workers, or more than one process, now; each may
+    have events that wait. The first process ships them."""
+    if number not in {None, 1}:
+        return []
+    kept = {own_file(folder, each) for each in ([None] if number is None else range(1, workers + 1))}
+    found = {folder / FILE_NAME, *folder.glob(f"worker-*/{FILE_NAME}")} - kept
+    return sorted(path for path in found if path.exists())
+
+
 class Audit:
     """The gateway's own log, as its calls use it."""
 
@@ -89,6 +115,15 @@ class Audit:
         self._journal = journal
         self._clock = clock
         self._later: set[asyncio.Task[Event]] = set()
+        telemetry.meter("gateway").create_observable_gauge(
+            "openmanager.audit.waiting",
+            [self._waiting],
+            unit="{event}",
+            description="Audit events that metadata does not have yet.",
+        )
+
+    def _waiting(self, _options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(self._journal.lag.events)]
 
     def check(self) -> None:
         """Whether a change could be recorded now; raises as `AuditLog.check`."""
@@ -218,17 +253,20 @@ def _wrapped(method: MethodDescriptor, raw: Any, audit: Audit) -> Any:
         )
     if method.client_streaming:
         return grpc.stream_unary_rpc_method_handler(
-            _recorded(action, raw.stream_unary, audit), request_deserializer=decode
+            _recorded(method, raw.stream_unary, audit), request_deserializer=decode
         )
     if method.server_streaming:
         return grpc.unary_stream_rpc_method_handler(
             _announced(action, raw.unary_stream, audit), request_deserializer=decode
         )
-    return grpc.unary_unary_rpc_method_handler(_recorded(action, raw.unary_unary, audit), request_deserializer=decode)
+    return grpc.unary_unary_rpc_method_handler(_recorded(method, raw.unary_unary, audit), request_deserializer=decode)
 
 
-def _recorded(action: str, behaviour: Callable[..., Any], audit: Audit) -> Callable[..., Any]:
+def _recorded(method: MethodDescriptor, behaviour: Callable[..., Any], audit: Audit) -> Callable[..., Any]:
     """A method with one answer."""
+    action, answer = method.full_name, GetMessageClass(method.output_type)
+    fields = method.output_type.fields
+    shown = next((f.name for f in fields if f.message_type is not None and f.message_type.full_name in SHOWN), "")
 
     async def record(request: Any, context: Any) -> Any:
         audit.check()
@@ -251,10 +289,26 @@ def _recorded(action: str, behaviour: Callable[..., Any], audit: Audit) -> Calla
             raise
         finally:
             notes.current.reset(token)
-        await audit.change(action, who, target=note.target, before=note.before, after=note.after)
+        target, after = note.target, note.after
+        if shown:
+            found, said = _shown(response, answer, shown)
+            target, after = found or target, said if after is None else after
+        await audit.change(action, who, target=target, before=note.before, after=after)
         return response
 
     return record
+
+
+def _shown(response: Any, answer: type[Message], field: str) -> tuple[str, dict[str, Any]]:
+    """Name and content of the one message in an answer that may be known."""
+    raw = response.data if isinstance(response, Prepared) else response
+    message = getattr(answer.FromString(raw) if isinstance(raw, bytes) else raw, field)
+    return target_of(message), shown_of(message)
+
+
+def shown_of(message: Message) -> dict[str, Any]:
+    """A message of `SHOWN` as an event has it."""
+    return {key: value for key, value in MessageToDict(message).items() if key not in _PASSING}
 
 
 def _announced(action: str, behaviour: Callable[..., Any], audit: Audit) -> Callable[..., Any]:

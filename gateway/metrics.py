@@ -91,5 +91,7 @@ class OperatorMetrics:
         counts: dict[str, int] = {}
         for entry in self._state.all():
             name = status_pb2.ServerStatus.Name(entry.status).removeprefix("SERVER_STATUS_").lower()
+            if entry.state.in_maintenance:
+                name = "maintenance"
             counts[name] = counts.get(name, 0) + 1
         return [Observation(count, {"status": name}) for name, count in sorted(counts.items())]

@@ -144,7 +144,9 @@ class CommonSettings(BaseSettings):
     tls_cert_file: Path | None = setting("TLS_CERT_FILE", None, "PEM certificate chain that servers present.")
     tls_key_file: Path | None = setting("TLS_KEY_FILE", None, "PEM private key of TLS_CERT_FILE.")
     tls_ca_file: Path | None = setting(
-        "TLS_CA_FILE", None, "PEM certificates that callers of inner services trust; set it to dial with TLS."
+        "TLS_CA_FILE",
+        None,
+        "PEM certificates of the authority of inner services and their callers; with it both prove who they are.",
     )
     service_secret: SecretStr | None = setting(
         "SERVICE_SECRET", None, "Secret that inner services demand of callers; default: DATA_DIR/service-secret."
@@ -197,6 +199,8 @@ class CommonSettings(BaseSettings):
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             set_one, unset = ("TLS_CERT_FILE", "TLS_KEY_FILE")[:: 1 if self.tls_cert_file else -1]
             yield f"{unset}: must be set too, since {set_one} is"
+        if self.tls_ca_file is not None and self.tls_cert_file is None:
+            yield "TLS_CERT_FILE: must be set too, since TLS_CA_FILE is: inner services ask their callers for one"
         for env, path in (
             ("TLS_CERT_FILE", self.tls_cert_file),
             ("TLS_KEY_FILE", self.tls_key_file),

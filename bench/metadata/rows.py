@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bench.api.judged import Judged
-from bench.metadata import record_row, search_row
+from bench.metadata import record_row, search_row, servers_row
 from bench.metadata.size import Bench
 
 
@@ -20,4 +20,5 @@ class Row:
 ROWS: Final = {
     record_row.ROW: Row(measure=record_row.measure, judged=record_row.judged),
     search_row.ROW: Row(measure=search_row.measure, judged=search_row.judged),
+    servers_row.ROW: Row(measure=servers_row.measure, judged=servers_row.judged),
 }

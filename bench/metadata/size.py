@@ -21,7 +21,8 @@ class Size:
         interactions: recorded in a turn.
         at_once: calls in flight, and connections of the yardstick.
         searched: interactions that are searched.
-        searches: questions.
+        searches: questions, and pages of servers.
+        servers: that are listed.
     """
 
     rounds: int
@@ -29,10 +30,11 @@ class Size:
     at_once: int
     searched: int
     searches: int
+    servers: int
 
 
-FULL: Final = Size(rounds=5, interactions=10_000, at_once=50, searched=1_000_000, searches=1_000)
-QUICK: Final = Size(rounds=1, interactions=500, at_once=20, searched=20_000, searches=50)
+FULL: Final = Size(rounds=5, interactions=10_000, at_once=50, searched=1_000_000, searches=1_000, servers=20_000)
+QUICK: Final = Size(rounds=1, interactions=500, at_once=20, searched=20_000, searches=50, servers=2_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

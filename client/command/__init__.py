@@ -14,7 +14,7 @@ from typing import Final
 
 from client.api import OpenManager
 from client.channel import BadAddress
-from client.command import audit, completion, exits, fleet, history, ingest, status, watch
+from client.command import access, audit, completion, exits, fleet, history, ingest, status, watch
 from client.command.arguments import parse, parser
 from client.command.profile import connection
 from client.command.terminal import complain
@@ -25,6 +25,8 @@ _RUN: Final[Mapping[str, Callable[[OpenManager, Namespace], Awaitable[int]]]] = 
     "server": fleet.run,
     "status": status.run,
     "audit": audit.run,
+    "setup": access.run,
+    "token": access.run,
     "watch": watch.run,
     "history": history.run,
     "ingest": ingest.run,
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
         if options.command == "completion":
             sys.stdout.write(completion.script(parser(), options.shell))
             result = exits.OK
+        elif options.command == "certs":
+            result = _local(options)
         else:
             result = _run(options)
         sys.stdout.flush()
@@ -52,6 +56,20 @@ def main(arguments: Sequence[str]) -> int:
         complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return exits.FAILED
     return result
+
+
+def _local(options: Namespace) -> int:
+    """What asks no gateway; what it needs is only imported for it (40 ms)."""
+    from client.command import certs  # noqa: PLC0415
+
+    try:
+        return certs.run(options)
+    except exits.UsageError as error:
+        complain(str(error))
+        return exits.USAGE
+    except exits.CommandFailed as error:
+        complain(str(error))
+        return exits.FAILED
 
 
 def _run(options: Namespace) -> int:

@@ -60,6 +60,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     whole = parser()
     options = whole.parse_args(_joined(arguments))
     options.timeout = getattr(options, "timeout", DEFAULT_TIMEOUT_S)  # stands before or after the command
+    if options.command == "servers" and options.action and (options.status or options.environment or options.role):
+        whole.error(f"--status, --environment and --role before {options.action} are of the list")
     if options.command == "history":
         if options.start >= options.end:
             whole.error("--from is not before --to")
@@ -96,6 +98,8 @@ def parser() -> argparse.ArgumentParser:
     _add_ingest(commands)
     _add_status(commands)
     _add_audit(commands)
+    _add_access(commands)
+    _add_certs(commands)
     completion = _add(commands, "completion", "print what makes a shell complete this command", _COMPLETION)
     completion.add_argument("shell", choices=SHELLS, help="which shell")
     return whole
@@ -164,9 +168,36 @@ def _add_servers(commands: "_Commands[argparse.ArgumentParser]") -> None:
     servers.add_argument("--environment", metavar="NAME", default="", help="only those")
     servers.add_argument("--role", metavar="NAME", default="", help="only those")
     _add_output(servers)
+    _add_transfer(servers.add_subparsers(dest="action", metavar="ACTION"))
     server = _add(commands, "server", "show one server with all its metrics", "examples:\n  openmanager server web-01")
     server.add_argument("id", metavar="ID", help="its id")
     _add_output(server)
+
+
+def _add_transfer(actions: "_Commands[argparse.ArgumentParser]") -> None:
+    formats = ("csv", "json_lines")
+    format_help = "how the file is written (by its name: json_lines where it ends in .jsonl, else csv)"
+    export = _add(
+        actions,
+        "export",
+        "write the record of the servers to a file, labels and notes too",
+        "examples:\n  openmanager servers export servers.csv\n  openmanager servers export - --format json_lines",
+    )
+    export.add_argument("file", metavar="FILE", help="the file, replaced when all is there; - for standard output")
+    export.add_argument("--format", choices=formats, help=format_help)
+    export.add_argument("--environment", dest="export_environment", metavar="NAME", default="", help="only those")
+    export.add_argument("--role", dest="export_role", metavar="NAME", default="", help="only those")
+    load = _add(
+        actions,
+        "import",
+        "add the servers of a file, or change those that are there",
+        "examples:\n  openmanager servers import servers.csv --dry-run\n  openmanager servers import servers.jsonl\n\n"
+        "What the file does not say of a server stays as it is.",
+    )
+    load.add_argument("file", metavar="FILE", help="the file; - for standard input")
+    load.add_argument("--format", choices=formats, help=format_help)
+    load.add_argument("--dry-run", action="store_true", help="only say what would become of each row")
+    load.add_argument("--partial", action="store_true", help="record the other rows though some cannot be")
 
 
 def _add_watch(commands: "_Commands[argparse.ArgumentParser]") -> None:
@@ -238,9 +269,80 @@ def _add_ingest(commands: "_Commands[argparse.ArgumentParser]") -> None:
     )
 
 
+def _add_certs(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    examples = (
+        "examples:\n  openmanager certs init --dir certs\n"
+        "  openmanager certs init --dir certs --name om.example.net --name 10.0.0.7"
+    )
+    certs = _add(commands, "certs", "certificates for the processes of an installation", examples)
+    actions = certs.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = "make an authority of one's own, and a certificate of it for each process; asks no gateway"
+    init = _add(actions, "init", text, examples)
+    init.add_argument("--dir", metavar="DIR", default="certs", help="where to (certs); nothing there is written over")
+    init.add_argument(
+        "--name",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a host name or address by which the processes are dialled, beside localhost and their own names",
+    )
+    init.add_argument("--days", metavar="DAYS", type=_days, default=825, help="how long they hold (825)")
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 3_650:
+        raise argparse.ArgumentTypeError("1 to 3650 days")
+    return int(text)
+
+
 def _add_status(commands: "_Commands[argparse.ArgumentParser]") -> None:
     status = _add(commands, "status", "show every store: up or down, how far behind", "examples:\n  openmanager status")
     _add_output(status)
+
+
+def _add_access(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    setup = _add(
+        commands,
+        "setup",
+        "make the first administrator; his password is asked for, or read from standard input",
+        "examples:\n  openmanager setup ada --setup-token-file data/metadata/setup-token",
+    )
+    setup.add_argument("name", help="of the administrator")
+    setup.add_argument("--setup-token-file", metavar="FILE", required=True, help="DATA_DIR/metadata/setup-token")
+    token = _add(commands, "token", "what programs show instead of a password", _OF_TOKENS)
+    actions = token.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = _add(actions, "create", "make a token; its secret is printed once", _OF_TOKENS)
+    create.add_argument("name", help="what it is for")
+    create.add_argument(
+        "--role", choices=("viewer", "agent", "operator", "admin"), required=True, help="what it may do"
+    )
+    for option, dest, what in (
+        ("--environment", "environments", "of this environment"),
+        ("--server-role", "server_roles", "of this role"),
+        ("--server", "servers", "this one"),
+    ):
+        help_text = (
+            f"only servers {what}; may be repeated" if what != "this one" else "only this server; may be repeated"
+        )
+        create.add_argument(option, dest=dest, action="append", default=[], metavar="NAME", help=help_text)
+    create.add_argument(
+        "--expires", metavar="TIME", type=moment_s, help="when it ends: +90d, 2027-01-01; default: never"
+    )
+    create.add_argument("--user", default="", metavar="NAME", help="whose it is; it can do no more than they")
+    listed = _add(actions, "list", "list tokens, newest first", "examples:\n  openmanager token list --all")
+    listed.add_argument("--all", action="store_true", help="revoked and expired ones too")
+    _add_output(listed)
+    for action, summary in (("rotate", "give a token another secret"), ("revoke", "end a token for good")):
+        one = _add(
+            actions, action, summary, f"examples:\n  openmanager token {action} 7d0f3c52-8f0e-4f64-9d0b-3f5c1a0c2b11"
+        )
+        one.add_argument("id", help="of the token")
+
+
+_OF_TOKENS: Final = """\
+examples:
+  openmanager token create "rack 7" --role agent --server web-01 --server web-02
+  openmanager token create dashboard --role viewer --environment production --expires +90d"""
 
 
 def _add_audit(commands: "_Commands[argparse.ArgumentParser]") -> None:

@@ -60,9 +60,8 @@ def _show(terminal: Terminal, proof: AuditProof) -> None:
     if hidden > 0:
         terminal.line(f"... and {hidden:,} more")
     found = "nothing was altered" if proof.valid else f"{proof.findings_count:,} faults"
-    chains = "1 chain" if len(proof.chains) == 1 else f"{len(proof.chains)} chains"
     colour = "green" if proof.valid else "red"
-    terminal.line(f"{terminal.coloured(found, colour)}: {proof.events:,} events in {chains}")
+    terminal.line(f"{terminal.coloured(found, colour)}: events {proof.events:,}, chains {len(proof.chains)}")
     if proof.HasField("proved_until"):
         until = f"{time_text(proof.proved_until.ToNanoseconds() / 1e9)} UTC"
         terminal.line(f"signed until {until}; {proof.unproved_events:,} events since then cannot be proved yet")

@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from client.api import OpenManager
-from client.command import exits
+from client.command import exits, transfer
 from client.command.tables import Cell, Column, table
 from client.command.terminal import Terminal, clean
 from client.command.values import age_text, number_text, time_text
@@ -35,6 +35,8 @@ _COLOURS: Final[Mapping[str, str]] = {"healthy": "green", "warning": "yellow", "
 
 async def run(manager: OpenManager, options: Namespace) -> int:
     """Runs the command; returns the exit status."""
+    if options.command == "servers" and options.action:
+        return await transfer.run(manager, options)
     terminal = Terminal(sys.stdout)
     if options.command == "server":
         _show(terminal, await manager.server(options.id), options.output)
@@ -89,6 +91,9 @@ def _show(terminal: Terminal, server: Server, output: str) -> None:
         "observed": f"{time_text(server.observed_time.ToNanoseconds() / 1e9)} UTC"
         if server.HasField("observed_time")
         else "never",
+        "maintenance": "a window is open" if server.in_maintenance else "",
+        "labels": clean(", ".join(f"{key}={value}" for key, value in sorted(server.labels.items()))),
+        "notes": clean(server.notes.replace("\n", " ")),
         "clock skew": f"{server.clock_skew.ToNanoseconds() / 1e9:+.3f} s" if server.HasField("clock_skew") else "",
     }
     terminal.line(terminal.coloured(clean(server.id), "bold"))

@@ -1,6 +1,7 @@
 """Whether the process of this container serves, asked through grpc.health.v1 as any other client would.
 
-    python healthcheck.py CACHE_ADDRESS        the variable that holds the address; TLS_CA_FILE: dial with TLS
+    python healthcheck.py CACHE_ADDRESS        the variable that holds the address; TLS_CA_FILE: dial with TLS,
+    and show who asks by TLS_CERT_FILE and TLS_KEY_FILE
 
 Exit status 0: SERVING; 1: not, and one line says why; 2: called wrongly. What must stay true: it imports nothing of the
 product, since it runs every few seconds beside each process (0.15 s of CPU measured, of which gRPC's import is most).
@@ -34,7 +35,9 @@ def target_of(address: str) -> str:
 def ask(target: str, ca_file: str | None) -> str:
     """The server's health, by its name in the protocol; grpc.RpcError where there is no answer."""
     if ca_file:
-        credentials = grpc.ssl_channel_credentials(Path(ca_file).read_bytes())
+        own = [os.environ.get(name) for name in ("TLS_KEY_FILE", "TLS_CERT_FILE")]  # inner services ask for it
+        key, chain = (Path(file).read_bytes() if file else None for file in own)
+        credentials = grpc.ssl_channel_credentials(Path(ca_file).read_bytes(), key, chain)
         channel = grpc.secure_channel(target, credentials, OPTIONS)
     else:
         channel = grpc.insecure_channel(target, OPTIONS)

@@ -176,10 +176,21 @@ class AuditJournal:
             self._bytes[aggregated] -= size
         self.forgotten_through = max(self.forgotten_through, through)
 
-    def waiting(self, after: int, limit: int) -> tuple[list[Event], int]:
-        """The first events behind number `after`, in order, and the number of the last one that there is or was."""
-        rows = fetch(self._db, "SELECT payload FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
-        return [from_json(payload) for (payload,) in rows], self.end.seq
+    def waiting(self, after: int, limit: int, limit_bytes: int) -> tuple[list[Event], int]:
+        """The first events behind number `after`, in order, and the number of the last one that there is or was.
+
+        At most `limit`, and `limit_bytes` of payload, but at least one if there is any.
+        """
+        found: list[Event] = []
+        size = 0
+        cursor = self._db.execute("SELECT payload FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
+        for (payload,) in cursor:
+            size += len(str(payload).encode())
+            if found and size > limit_bytes:
+                break
+            found.append(from_json(str(payload)))
+        cursor.close(True)
+        return found, self.end.seq
 
     def tidy(self, shipped_through: int) -> None:
         """Forgets what was shipped; where the log has grown, copies it back. Shows whether the file can be written."""
@@ -189,6 +200,16 @@ class AuditJournal:
         ((_, pages, _),) = fetch(self._db, "PRAGMA wal_checkpoint(NOOP)")
         if int(pages) > TIDY_PAGES:
             fetch(self._db, "PRAGMA wal_checkpoint(PASSIVE)")
+
+    def noted(self, key: str) -> str:
+        """What was noted under a name; empty: nothing."""
+        rows = fetch(self._db, "SELECT value FROM meta WHERE key = ?", (f"note {key}",))
+        return str(rows[0][0]) if rows else ""
+
+    def note(self, key: str, text: str) -> None:
+        """Notes something beside the events."""
+        with Transaction(self._db):
+            self._put(**{f"note {key}": text})
 
     def _put(self, **values: Any) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(values.items()))

@@ -30,6 +30,8 @@ from runtime.tasks import Backoff, run_forever
 
 FILE_NAME: Final = "audit.db"
 BATCH_EVENTS: Final = 500
+BATCH_BYTES: Final = 4 << 20
+"""A message holds 16 MiB; an event has at most some 70 KiB."""
 MAX_WAITING_EVENTS: Final = 10_000
 """In memory, for the sync."""
 COUNT_INTERVAL_S: Final = 1.0
@@ -150,6 +152,14 @@ class AuditLog:
         """Counts a call that becomes an event together with its like, when the minute is over."""
         self._refusals.add(said)
 
+    async def noted(self, key: str) -> str:
+        """What was noted in the file under a name; empty: nothing."""
+        return await self._thread.run(self._journal.noted, key)
+
+    async def note(self, key: str, text: str) -> None:
+        """Notes something in the file, beside the events."""
+        await self._thread.run(self._journal.note, key, text)
+
     async def _commit_all(self) -> None:
         while True:
             await self._arrived.wait()
@@ -209,7 +219,7 @@ class AuditLog:
             self._ship_fault, self._oldest_us = "", None
 
     async def _ship_batch(self) -> bool:
-        batch, end = await self._thread.run(self._journal.waiting, self._shipped_through, BATCH_EVENTS)
+        batch, end = await self._thread.run(self._journal.waiting, self._shipped_through, BATCH_EVENTS, BATCH_BYTES)
         if not batch:
             self._shipped_through = end
             return False

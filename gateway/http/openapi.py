@@ -20,6 +20,11 @@ from gateway.http.streams import EventFramer, TextFramer, framer_of
 from gateway.http.transcode import query_parameters
 from openmanager.gateway.v1 import options_pb2
 
+FILE_TYPES: Final[Mapping[str, Any]] = {
+    "text/csv": {"schema": {"type": "string"}},
+    "application/x-ndjson": {"schema": {}},
+}
+"""What a file may be, as its request says."""
 OPENAPI_VERSION: Final = "3.1.0"
 _VARIABLE: Final = re.compile(r"\{[^{}]*\}")
 _DESCRIPTION: Final = (
@@ -159,7 +164,7 @@ def _answer(route: Route, schemas: Schemas) -> dict[str, Any]:
         return {"description": text, "content": {"text/event-stream": {"schema": _event(route.method, schemas)}}}
     if isinstance(framer_of(route.method), TextFramer):
         text = "A file. A last line that begins with `#error` means that it is not complete."
-        return {"description": text, "content": {"text/plain": {"schema": {"type": "string"}}}}
+        return {"description": text, "content": FILE_TYPES}
     text = (
         'JSON lines; the schema is that of one line. A line {"error": google.rpc.Status} at the end means that the '
         "answer is not complete."

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from fleet import access
 from fleet.codec import delimited
+from gateway.audit import shown_of
 from gateway.changes import Changes, Wanted, made
 from gateway.entry import BASIC, FULL, ServerEntry
 from gateway.notes import Notes
@@ -19,7 +20,7 @@ from gateway.state import FleetState, content_tag
 from gateway.visible import seen, sees
 from openmanager.fleet.v1 import status_pb2
 from openmanager.gateway.v1 import fleet_pb2
-from runtime import paging
+from runtime import audited, paging
 from runtime.errors import InvalidArgument, NotFound, OpenManagerError, PermissionDenied
 from runtime.prepared import Prepared
 
@@ -184,6 +185,7 @@ class FleetServicer:
                 )
         if not fields:
             raise InvalidArgument("nothing to update: name at least one field", field="update_mask")
+        self._note_before(request.server.id)
         etag = request.etag or request.server.etag
         return fleet_pb2.UpdateServerResponse(server=await self._registry.update(request.server, fields, etag))
 
@@ -192,6 +194,7 @@ class FleetServicer:
     ) -> fleet_pb2.DeleteServerResponse:
         """Marks the record, then takes the server out of the live state."""
         self._check_sees(request.id, "id")
+        self._note_before(request.id)
         await self._registry.delete(request.id, request.etag)
         return fleet_pb2.DeleteServerResponse()
 
@@ -205,6 +208,12 @@ class FleetServicer:
     def _check_sees(self, server_id: str, field: str) -> None:
         if not sees(self._state, server_id):
             raise unknown_server(server_id, field)
+
+    def _note_before(self, server_id: str) -> None:
+        """Tells the audit log what is known of a server that is about to change."""
+        known = self._state.get(server_id)
+        if known is not None:
+            audited.note(before=shown_of(known.message(BASIC)))
 
     async def _tell_age(self, context: Context) -> None:
         """Asks the cache where it is not followed, and says how old the state may be all the same."""

@@ -9,5 +9,6 @@ what listings ask of either. Interactions have files of their own: ``interaction
 journal), ``known``, ``embeddings``, ``calibration``, ``personal``, ``erasing``. ``store_connection`` is the only border
 to the driver (``hosts``, ``line``, ``driver_errors``), ``store_migrate`` the schema's history; ``embedded``,
 ``postmaster`` and ``account`` run a PostgreSQL of our own. ``maintenance`` keeps the windows in which a server is
-worked on. ``commands`` is what operators type.
+worked on. ``access`` knows users and tokens, ``audit`` keeps and proves the audit log. ``commands`` is what operators
+type.
 """

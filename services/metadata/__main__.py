@@ -4,6 +4,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from fleet.audit.configuration import record_configuration
 from fleet.audit.log import FILE_NAME, AuditLog
 from fleet.status import StoreMonitor, StoreStatusServicer
 from runtime import tasks
@@ -88,6 +89,7 @@ async def _keeper(
         )
         async with log:
             keeper.log = log
+            await record_configuration(log, "metadata", settings, process.clock)
             yield keeper
 
 

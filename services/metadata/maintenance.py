@@ -3,7 +3,7 @@
 
 What must stay true: a window belongs to a server that is not deleted while it is changed; each change of one moves the
 revision of its server's record, by which the live state hears of it; at most MAX_OPEN_WINDOWS of a server have not
-ended. Everything raises ``Unavailable`` while the database is away.
+ended and MAX_ENDED_WINDOWS have. Everything raises ``Unavailable`` while the database is away.
 """
 
 from collections.abc import Callable, Collection
@@ -25,6 +25,8 @@ from services.metadata.store_postgres import WINDOWS_OF_ONE, details_of
 UPDATABLE_FIELDS: Final = ("start_time", "end_time", "reason")
 MAX_OPEN_WINDOWS: Final = 32
 """Of one server: those that have not ended."""
+MAX_ENDED_WINDOWS: Final = 1_000
+"""Of one server that are kept; the one that ended longest ago goes first."""
 MAX_WINDOW: Final = timedelta(days=366)
 MAX_REASON_CHARACTERS: Final = 1_000
 MAX_CALLER_CHARACTERS: Final = 255
@@ -32,6 +34,8 @@ MAX_CALLER_CHARACTERS: Final = 255
 _COLUMNS: Final = "id, server_id, starts_at, ends_at, reason, created_by, created_at, updated_at"
 _TOUCH: Final = """UPDATE servers SET updated_at = now() WHERE id = $1 AND deleted_at IS NULL
     RETURNING revision, labels, notes <> '' AS has_notes"""
+_FORGET: Final = """DELETE FROM maintenance_windows WHERE server_id = $1 AND ends_at <= now() AND id IN
+    (SELECT id FROM maintenance_windows WHERE server_id = $1 AND ends_at <= now() ORDER BY ends_at DESC OFFSET $2)"""
 _COUNT_OPEN: Final = "SELECT count(*) FROM maintenance_windows WHERE server_id = $1 AND ends_at > now() AND id <> $2"
 _ADD: Final = f"""INSERT INTO maintenance_windows (server_id, starts_at, ends_at, reason, created_by, id)
     VALUES ($1, $2, $3, $4, $5, coalesce($6, gen_random_uuid())) ON CONFLICT (id) DO NOTHING RETURNING {_COLUMNS}"""
@@ -99,6 +103,7 @@ class MaintenanceStore:
         async with self._database.connection() as connection, connection.transaction():
             server = await _touched(connection, new.server_id)
             await _check_room(connection, new.server_id, _NO_WINDOW)
+            await connection.execute(_FORGET, new.server_id, MAX_ENDED_WINDOWS)
             row = await connection.fetchrow(_ADD, new.server_id, start, end, new.reason, new.created_by, own_id)
             if row is None:
                 raise AlreadyExists(f"there is a maintenance window {own_id}", field="id")

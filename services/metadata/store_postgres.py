@@ -27,7 +27,7 @@ _SERVER_COLUMNS = f"""id, hostname, environment, role, location, report_interval
     revision, labels, notes, ({_WINDOWS}) AS windows"""
 _SERVER_MATCHES = """($1 = '' OR environment = $1) AND ($2 = '' OR role = $2)
     AND ($3::text[] IS NULL OR id = ANY ($3)) AND ($4 OR deleted_at IS NULL) AND NOT ($5 AND deleted_at IS NULL)
-    AND labels @> $6::jsonb AND labels ?& $7::text[]"""
+    AND ($6::jsonb IS NULL OR (labels @> $6 AND labels ?& $7::text[]))"""
 _LIST_SERVERS = f"""SELECT {_SERVER_COLUMNS} FROM servers WHERE {_SERVER_MATCHES}
     AND id COLLATE "C" > $8 ORDER BY id COLLATE "C" LIMIT $9"""
 _COUNT_SERVERS = f"SELECT count(*) FROM servers WHERE {_SERVER_MATCHES}"
@@ -91,8 +91,7 @@ class PostgresStore:
         """One server more than the page has, and how many match in all."""
         bound = (
             *(query.environment, query.role, query.ids, query.show_deleted or query.only_deleted, query.only_deleted),
-            orjson.dumps({key: value for key, value in query.labels if value}).decode(),
-            [key for key, _ in query.labels],
+            *_label_bounds(query),
         )
         async with self._database.connection(within_s=within_s) as connection:
             rows = await connection.fetch(_LIST_SERVERS, *bound, query.after, query.limit + 1)
@@ -200,6 +199,14 @@ def details_of(revision: int, labels: str, has_notes: bool, windows: str | None)
         has_notes=has_notes,
         maintenance=tuple((start, end) for start, end in orjson.loads(windows or b"[]")),
     )
+
+
+def _label_bounds(query: ServerQuery) -> tuple[str | None, list[str] | None]:
+    """The labels wanted with their values, as JSON, and all keys; None: any, which costs the database nothing."""
+    if not query.labels:
+        return None, None
+    values = {key: value for key, value in query.labels if value}
+    return orjson.dumps(values).decode(), [key for key, _ in query.labels]
 
 
 def _checked(remarks: Remarks) -> tuple[str, str]:

@@ -14,14 +14,14 @@ from bench.metadata.rows import ROWS
 from bench.metadata.size import Size
 from bench.peers import BenchError
 
-TINY = Size(rounds=1, interactions=200, at_once=10, searched=2_000, searches=30)
+TINY = Size(rounds=1, interactions=200, at_once=10, searched=2_000, searches=30, servers=500)
 
 
 @pytest.mark.timeout(200)
 async def test_every_row_runs(tmp_path: Path) -> None:
     found = await asyncio.to_thread(command.run, TINY, tuple(ROWS), tmp_path, Progress())
     found = orjson.loads(orjson.dumps(found))
-    assert [row["row"] for row in found["table"]] == ["record", "search"]
+    assert [row["row"] for row in found["table"]] == ["record", "search", "servers"]
     for row in found["table"]:
         assert row["ratio"] is not None, row
         assert math.isfinite(row["ratio"]) and row["ratio"] > 0, row

@@ -13,7 +13,19 @@ from client.command.completion import nodes, script
 from tests.client.calling import called
 from tests.harness.commands import require_command
 
-COMMANDS = {"servers", "server", "watch", "history", "ingest", "status", "audit", "completion"}
+COMMANDS = {
+    "servers",
+    "server",
+    "watch",
+    "history",
+    "ingest",
+    "status",
+    "audit",
+    "certs",
+    "setup",
+    "token",
+    "completion",
+}
 GATEWAY = {"--help", "--address", "--token", "--ca-file", "--profile", "--timeout"}
 
 
@@ -40,8 +52,10 @@ def test_bash_completes(tmp_path: Path) -> None:
     (tmp_path / "other.pem").touch()
     for line, offered in (
         ("openmanager ", COMMANDS | GATEWAY),
-        ("openmanager s", {"servers", "server", "status"}),
+        ("openmanager s", {"servers", "server", "setup", "status"}),
         ("openmanager servers --st", {"--status"}),
+        ("openmanager servers e", {"export"}),
+        ("openmanager servers import m", {"metrics one.json"}),
         ("openmanager servers --status ", {"healthy", "warning", "critical", "offline"}),
         ("openmanager servers --status w", {"warning"}),
         ("openmanager servers --status=w", {"warning"}),
@@ -76,7 +90,18 @@ def test_scripts_are_printed() -> None:
 def test_nothing_of_the_tree_is_missing(shell: str) -> None:
     text = script(parser(), shell)
     found = list(nodes(parser()))
-    assert {node.path for node in found} == {"", "audit verify", "audit export"} | COMMANDS
+    assert {node.path for node in found} == {
+        "",
+        "audit verify",
+        "audit export",
+        "certs init",
+        "token create",
+        "token list",
+        "token rotate",
+        "token revoke",
+        "servers export",
+        "servers import",
+    } | COMMANDS
     for node in found:
         for option in node.options:
             name = option.name.removeprefix("--") if shell == "fish" else option.name

@@ -75,10 +75,19 @@ class Call:
         return f"{self.method.containing_service.name}/{self.method.name}"
 
     @property
+    def is_file(self) -> bool:
+        """Whether the answer over HTTP is a file."""
+        return _is_file(self.method)
+
+    @property
     def is_endless(self) -> bool:
         """Whether the answer goes on for as long as somebody listens."""
         wanted = self.method.GetOptions().Extensions[options_pb2.http_stream_format]
         return bool(wanted == options_pb2.HTTP_STREAM_FORMAT_SERVER_SENT_EVENTS)
+
+
+def _is_file(method: MethodDescriptor) -> bool:
+    return bool(method.GetOptions().Extensions[options_pb2.http_stream_format] == options_pb2.HTTP_STREAM_FORMAT_TEXT)
 
 
 def call_of(command: str) -> Call | None:

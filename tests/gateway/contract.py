@@ -43,6 +43,9 @@ def shape_of(verb: str, template: str) -> str:
     return f"{verb.upper()} {VARIABLE.sub('{}', template)}"
 
 
+JSON, JSON_LINES = "application/json", "application/x-ndjson"
+
+
 def bindings(method: MethodDescriptor) -> Iterator[Binding]:
     """The routes of a method, as annotated."""
     if method.GetOptions().HasExtension(annotations_pb2.http):
@@ -129,10 +132,10 @@ def _operation_faults(binding: Binding, operation: Mapping[str, Any]) -> Iterato
     if body != _body_schema(binding):
         yield "its body has another schema"
     content = operation["responses"]["200"]["content"]
-    media = _media_type(method)
-    if set(content) != {media}:
-        yield f"it answers with {media}"
-    elif media == "application/json" and _without_text(content[media]["schema"]) != _answer_schema(binding):
+    media = _media_types(method)
+    if set(content) != media:
+        yield f"it answers with {', '.join(sorted(media))}"
+    elif media == {JSON} and _without_text(content[JSON]["schema"]) != _answer_schema(binding):
         yield "its answer has another schema"
 
 
@@ -172,11 +175,10 @@ def _reference(kind: Descriptor | None) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{kind.full_name}"}
 
 
-def _media_type(method: MethodDescriptor) -> str:
+def _media_types(method: MethodDescriptor) -> set[str]:
     if not method.server_streaming or method.client_streaming:
-        return "application/json"
+        return {JSON}
     wanted = method.GetOptions().Extensions[options_pb2.http_stream_format]
     if wanted == options_pb2.HTTP_STREAM_FORMAT_TEXT:
-        return "text/plain"
-    events = wanted == options_pb2.HTTP_STREAM_FORMAT_SERVER_SENT_EVENTS
-    return "text/event-stream" if events else "application/x-ndjson"
+        return {"text/csv", JSON_LINES}
+    return {"text/event-stream" if wanted == options_pb2.HTTP_STREAM_FORMAT_SERVER_SENT_EVENTS else JSON_LINES}

@@ -10,7 +10,7 @@ import pytest
 
 from fleet.audit.event import Event
 from fleet.audit.log import AuditLog
-from gateway.audit import Audit, audited, is_audited, target_of, telling
+from gateway.audit import Audit, audited, is_audited, left_behind, own_file, target_of, telling
 from openmanager.gateway.v1 import access_pb2, ai_pb2, audit_pb2, fleet_pb2, ingest_pb2
 from runtime import audited as notes
 from runtime import caller
@@ -179,6 +179,15 @@ async def test_calls_refused_at_the_door_are_one_event(tmp_path: Path) -> None:
         (f"{ACTION}.Get", "ada", "127.0.0.1", "ROLE_REQUIRED", 1),
         (f"{ACTION}.Create", "ada", "127.0.0.1", "ROLE_REQUIRED", 2),
     }
+
+
+def test_journals_of_workers_that_are_no_more_are_shipped_by_the_first_process(tmp_path: Path) -> None:
+    for number in (None, 1, 2, 3):
+        own_file(tmp_path, number).parent.mkdir(exist_ok=True)
+        own_file(tmp_path, number).touch()
+    assert left_behind(tmp_path, None, 1) == [own_file(tmp_path, number) for number in (1, 2, 3)]
+    assert left_behind(tmp_path, 1, 2) == [own_file(tmp_path, None), own_file(tmp_path, 3)]
+    assert left_behind(tmp_path, 2, 2) == []
 
 
 def test_what_is_audited_is_what_changes_or_exports() -> None:

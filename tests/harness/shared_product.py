@@ -26,6 +26,7 @@ def abused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     """For tests that send it whatever comes to their mind; `unharmed` says what must be true of it afterwards."""
     with Launched(tmp_path_factory.mktemp("abused"), SIMULATOR_INTERVAL="1s", SIMULATOR_SERVERS="3") as launched:
         within(30, lambda: launched.get("/v1/servers").json["totalSize"] == 3)
+        within(30, lambda: states(launched) == {"STORE_STATE_UP"})
         yield launched
 
 

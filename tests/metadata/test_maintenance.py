@@ -123,6 +123,20 @@ async def test_so_many_windows_may_be_open_also_when_asked_for_at_once(
         await windows.change(ended.id, window())
 
 
+async def test_of_windows_that_have_ended_so_many_are_kept(
+    windows: MaintenanceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "MAX_ENDED_WINDOWS", 3)
+    ended = []
+    for number in range(6):
+        made, _ = await windows.add(window())
+        ended.append(made.id)
+        await windows.change(made.id, window(start=-9 * HOUR, end=(number - 8) * HOUR))
+    last, _ = await windows.add(window())
+    page = await windows.list("a", show_ended=True, page_size=0, page_token="")
+    assert {each.id for each in page.items} == {last.id, *ended[3:]}
+
+
 @pytest.mark.parametrize(
     ("bad", "field"),
     [

@@ -9,8 +9,11 @@ import pytest
 
 from runtime.clock import SystemClock
 from runtime.errors import FailedPrecondition
+from services.metadata.queries import ServerQuery
+from services.metadata.store import ServerFilter
 from services.metadata.store_connection import Database
 from services.metadata.store_migrate import Migration, load_migrations, migrate
+from services.metadata.store_postgres import PostgresStore
 from services.metadata.target import DatabaseTarget
 from tests.harness.postgres import PostgresServer
 
@@ -119,6 +122,34 @@ async def test_a_failed_migration_leaves_the_old_schema_whole(
     again = await connect(target)
     assert await migrate(again, (*KNOWN, step(NEXT, "CREATE TABLE half (n integer)"))) == NEXT
     await again.close()
+
+
+@pytest.mark.parametrize("version", range(1, len(KNOWN)))
+async def test_every_earlier_version_is_brought_up_with_its_data(
+    connection: Any, target: DatabaseTarget, version: int
+) -> None:
+    assert await migrate(connection, KNOWN[:version]) == version
+    await connection.execute(
+        "INSERT INTO servers (id, hostname, role, deleted_at, report_interval_ms) SELECT 's' || n, 'h' || n, 'web', "
+        "CASE WHEN n = 7 THEN now() END, 5000 FROM generate_series(1, 2000) AS n"
+    )
+    kept = "id, hostname, environment, role, location, created_at, updated_at, deleted_at, report_interval_ms"
+    before = await connection.fetch(f"SELECT {kept} FROM servers ORDER BY id")
+    if version >= 2:
+        await connection.execute(
+            "INSERT INTO ai_interactions (session_id, query, response, confidence, user_rating) "
+            "SELECT 's', 'q' || n, 'r', 0.5, 3 FROM generate_series(1, 500) AS n"
+        )
+    assert await migrate(connection, KNOWN) == len(KNOWN)
+    assert await connection.fetch(f"SELECT {kept} FROM servers ORDER BY id") == before
+    if version >= 2:
+        assert await connection.fetchval("SELECT count(*) FROM ai_interactions WHERE response = 'r'") == 500
+    async with Database(target, clock=SystemClock()) as database:
+        store = PostgresStore(database)
+        records, total = await store.list_servers(ServerQuery.of(ServerFilter(show_deleted=True), 5, ""))
+        assert (total, records[0].details.revision, records[0].details.labels) == (2_000, 1, ())
+        changed = await store.update_server(records[0].descriptor, ["role"], etag="r1")
+        assert changed.details.revision == 2
 
 
 async def test_a_schema_newer_than_the_program_is_left_alone(connection: Any, target: DatabaseTarget) -> None:

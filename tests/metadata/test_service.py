@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncpg
@@ -15,6 +16,7 @@ from openmanager.metadata.v1 import interaction_pb2
 from openmanager.metadata.v1 import metadata_pb2 as pb
 from runtime.channel import calling
 from runtime.errors import AlreadyExists, InvalidArgument, NotFound
+from services.metadata.store_migrate import load_migrations
 from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
 from tests.metadata.service import DOWN, ENVIRONMENT, ROOT, UP, Service, postmasters, running, server
@@ -161,3 +163,23 @@ def test_settings_that_make_no_sense_stop_it_with_one_message(tmp_path: Path) ->
     assert "METADATA_ADDRESS: 'x' is not host:port" in done.stderr
     assert "hidden-word" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_two_services_that_start_at_once_share_one_new_database(
+    data_dir: Path, tmp_path: Path, debian_server: PostgresServer
+) -> None:
+    name = (await debian_server.fresh_database()).address.rpartition("/")[2]
+    url = debian_server.url(name)
+    async with AsyncExitStack() as stack:
+        starting = [running(folder, DATABASE_URL=url) for folder in (data_dir, tmp_path)]
+        first, second = await asyncio.gather(*(stack.enter_async_context(each) for each in starting))
+        for service, server_id in ((first, "a"), (second, "b")):
+            async with calling("metadata"):
+                await service.servers.CreateServerRecord(pb.CreateServerRecordRequest(descriptor=server(server_id)))
+        assert await first.size() == await second.size() == 2
+        connection = await asyncpg.connect(url)
+        versions = [row["version"] for row in await connection.fetch("SELECT version FROM schema_version")]
+        await connection.close()
+    assert sorted(versions) == list(range(1, len(load_migrations()) + 1))
+    logs = (data_dir / "service.log").read_text() + (tmp_path / "service.log").read_text()
+    assert logs.count("applying migration 1 ") == 1

@@ -1,6 +1,9 @@
 """Who may do what, with the real processes: set-up, users, tokens, roles and scopes, over gRPC and HTTP alike."""
 
 import asyncio
+import json
+import re
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 
 from openmanager.gateway.v1 import access_pb2, fleet_pb2, fleet_pb2_grpc, options_pb2
 from runtime.errors import carried_error
+from tests.client.calling import called
 from tests.harness import eventually
 from tests.harness.product import Answer, Product
 
@@ -252,7 +256,38 @@ async def test_who_is_known_stays_known_without_the_metadata_service(manager: Ma
         assert (await manager.call("/v1/servers", secret="om_other")).status == 401
     finally:
         await manager.product.start("metadata")
+
+    async def is_back() -> bool:  # the gateway tries again within 2 s
+        return (await manager.call("/v1/users")).status == 200
+
+    await eventually(is_back)
     assert await manager.is_known(secret)
+
+
+async def test_the_command_makes_tokens_and_ends_them(manager: Manager) -> None:
+    async def command(*words: str) -> "subprocess.CompletedProcess[str]":
+        environ = {"OPENMANAGER_TOKEN": manager.secret}
+        return await asyncio.to_thread(called, manager.product.addresses["gateway"], *words, environ=environ)
+
+    made = await command("token", "create", "rack 7", "--role", "viewer", "--server", WEB, "--expires", "+90d")
+    assert made.returncode == 0 and made.stdout.startswith("om_") and made.stdout.count("\n") == 1, made.stderr
+    secret = made.stdout.strip()
+    await eventually(lambda: manager.is_known(secret))
+    listed = json.loads((await command("token", "list", "--output", "json")).stdout)
+    (token,) = [one for one in listed if one["name"] == "rack 7"]
+    assert token["scope"]["serverIds"] == [WEB] and secret not in json.dumps(listed)
+    shown = (await command("token", "list")).stdout
+    assert re.search(rf"{token['id']} +rack 7 +viewer +{WEB} ", shown), shown
+    rotated = await command("token", "rotate", token["id"])
+    assert rotated.returncode == 0 and rotated.stdout.startswith("om_") and rotated.stdout != made.stdout
+    assert (await command("token", "revoke", token["id"])).returncode == 0
+
+    async def is_out() -> bool:
+        return not await manager.is_known(rotated.stdout.strip())
+
+    await eventually(is_out)
+    unknown = await command("token", "revoke", "7d0f3c52-8f0e-4f64-9d0b-3f5c1a0c2b11")
+    assert unknown.returncode == 4 and "TOKEN_NOT_FOUND" in unknown.stderr
 
 
 def test_roles_are_what_they_are_called() -> None:

@@ -12,6 +12,7 @@ from tests.harness.launched import Launched
 from tests.system.test_bad_input import field_of
 
 PATH = "/v1/ai/interactions"
+NOT_THERE = "6b0f6d0a-3f0e-4a0c-9a35-0d6a8f0b7c11"
 HOSTILE = [
     "'; DROP TABLE ai_interactions; --",
     "' OR '1'='1",
@@ -70,11 +71,11 @@ def test_hostile_text_is_kept_as_it_is_and_finds_itself_only(product: Launched, 
         (PATH, {"tags": ["a", "a"]}, "interaction.tags[1]"),
         (PATH, {"promptTokens": 1 << 40}, "interaction.prompt_tokens"),
         (PATH, {"id": "1"}, "interaction.id"),
-        (f"{PATH}/{uuid4()}:rate", {"rating": 6}, "rating"),
-        (f"{PATH}/{uuid4()}:rate", {}, "rating"),
+        (f"{PATH}/{NOT_THERE}:rate", {"rating": 6}, "rating"),
+        (f"{PATH}/{NOT_THERE}:rate", {}, "rating"),
         (f"{PATH}/no-uuid:rate", {"rating": 3}, "id"),
-        (f"{PATH}/{uuid4()}:rate", {"rating": 3, "comment": "\0"}, "comment"),
-        (f"{PATH}/{uuid4()}:correct", {}, "correction"),
+        (f"{PATH}/{NOT_THERE}:rate", {"rating": 3, "comment": "\0"}, "comment"),
+        (f"{PATH}/{NOT_THERE}:correct", {}, "correction"),
         (f"{PATH}?min_rating=6", None, "min_rating"),
         (f"{PATH}?max_confidence=2", None, "max_confidence"),
         (f"{PATH}?tag=%00", None, "tag"),
@@ -99,7 +100,7 @@ def test_the_largest_texts_pass_and_no_wrong_bytes(product: Launched) -> None:
             assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-@pytest.mark.parametrize("path", [f"{PATH}/{uuid4()}:rate", f"{PATH}/{uuid4()}:correct", f"{PATH}/{uuid4()}"])
+@pytest.mark.parametrize("path", [f"{PATH}/{NOT_THERE}:rate", f"{PATH}/{NOT_THERE}:correct", f"{PATH}/{NOT_THERE}"])
 def test_what_is_not_there_is_404_and_named(product: Launched, path: str) -> None:
     body = {"rating": 3} if path.endswith("rate") else {"correction": "so"}
     answer = product.post(path, body) if ":" in path else product.get(path)

@@ -111,6 +111,9 @@ async def test_changes_are_listed_with_who_what_and_whence(audited: Audited) -> 
     ]
     assert {event["actor"] for event in (created, updated, deleted)} == {"token-holder"}
     assert (updated["code"], updated["address"], updated["authentication"]) == ("OK", "127.0.0.1", "token")
+    assert json.loads(created["after"])["role"] == "web" and "before" not in created
+    assert (json.loads(updated["before"])["role"], json.loads(updated["after"])["role"]) == ("web", "db")
+    assert json.loads(deleted["before"])["role"] == "db"
     assert updated["traceId"] == changed.headers["traceresponse"].split("-")[1]
     assert await audited.events("&target=audited-1&action=" + f"{FLEET}.DeleteServer") == [deleted]
     first = (await audited.call("/v1/audit?page_size=1")).json
@@ -148,7 +151,8 @@ async def test_the_log_is_proved_and_exported_and_tampering_named(audited: Audit
     assert len(events) >= int(proof["events"])
     exports = await eventually(lambda: audited.events("&action=openmanager.gateway.v1.AuditService.ExportAuditLog"), 10)
     assert exports
-    writer, last = events[-1]["writerId"], int(events[-1]["seq"])
+    changed = next(event for event in reversed(events) if event["actor"] == "token-holder")
+    writer, last = changed["writerId"], int(changed["seq"])
     await audited.tamper(f"UPDATE audit_events SET actor = 'nobody' WHERE writer_id = '{writer}' AND seq = {last}")
     proof = await audited.proof()
     assert proof["valid"] is False
@@ -184,6 +188,63 @@ async def test_only_an_administrator_reads_it(audited: Audited) -> None:
         assert last.proof.valid
 
 
+async def test_a_start_with_other_settings_is_an_event(audited: Audited) -> None:
+    await audited.product.kill("gateway", how=signal.SIGTERM)
+    audited.product.environ["GATEWAY_RATE_LIMIT"] = "5000"
+    await audited.product.start("gateway")
+
+    async def there() -> list[dict[str, Any]]:
+        found = await audited.events("&action=openmanager.gateway.Configure")
+        return found if len(found) == 2 else []
+
+    changed, first = await eventually(there, 15.0)
+    assert "before" not in first
+    before, after = json.loads(changed["before"]), json.loads(changed["after"])
+    assert {name for name in after if after[name] != before[name]} == {"GATEWAY_RATE_LIMIT"}
+    assert after["GATEWAY_TOKEN"] == "(set)"
+    assert len(await audited.events("&action=openmanager.metadata.Configure")) == 1
+
+
+async def test_what_a_worker_that_is_no_more_has_left_behind_is_shipped(audited: Audited) -> None:
+    product = audited.product
+    await product.kill("metadata", how=signal.SIGTERM)
+    wrong = {"authorization": "Bearer of-a-worker"}
+    assert (await audited.call("/v1/servers/left-behind", method="PATCH", body={}, headers=wrong)).status == 401
+    await product.kill("gateway", how=signal.SIGTERM)
+    folder = product.folder / "data" / "gateway"
+    (folder / "worker-7").mkdir()
+    for file in folder.glob("audit.db*"):
+        file.rename(folder / "worker-7" / file.name)
+    await product.start("metadata", "gateway")
+    await eventually(audited.reaches_metadata, 10.0)
+
+    async def there() -> bool:
+        found = await audited.events("&code=UNAUTHENTICATED")
+        return any(event["action"] == f"{FLEET}.UpdateServer" for event in found)
+
+    await eventually(there, 15.0)
+    assert (await audited.proof())["valid"] is True
+
+
+async def test_users_and_tokens_are_in_it_and_their_secrets_are_not(audited: Audited) -> None:
+    password = "correct horse battery staple"
+    user = {"user": {"name": "Grace", "role": "ROLE_OPERATOR"}, "password": password}
+    assert (await audited.call("/v1/users", body=user)).status == 200
+    made = await audited.call("/v1/tokens", body={"name": "for-grace", "role": "ROLE_VIEWER", "user": "Grace"})
+    service = "openmanager.gateway.v1.AccessService"
+    (event,) = await eventually(
+        lambda: audited.events(f"&target={made.json['token']['id']}&action={service}.CreateToken"), 10.0
+    )
+    assert json.loads(event["after"])["name"] == "for-grace"
+    (event,) = await audited.events(f"&target=Grace&action={service}.CreateUser")
+    assert json.loads(event["after"])["role"] == "ROLE_OPERATOR"
+    everything = (await audited.call("/v1/audit:export")).body.decode()
+    assert made.json["token"]["id"] in everything
+    for secret in (password, made.json["secret"], TOKEN):
+        assert secret not in everything
+
+
+@pytest.mark.full
 @pytest.mark.timeout(300)
 @pytest.mark.fault("kill -9 of PostgreSQL, metadata and gateway in the middle of 1,000 audited changes")
 async def test_every_acknowledged_change_is_in_the_log_once_whoever_dies(

@@ -38,6 +38,8 @@ CALLERS_FAULT = {
     grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,  # of another revision than the one that it names
+    grpc.StatusCode.UNAUTHENTICATED,  # no set-up token
 }
 # What exists, so that a request gets past the first check; and times and spans that only protobuf can say.
 KNOWN: dict[str, list[Any]] = {

@@ -74,7 +74,7 @@ class Chains:
         Args:
             proofs: of the checkpoints.
             ends: writer -> how far its chain went before the first row was read; it must reach so far.
-            end_now: how far it goes now; START for one that is not known.
+            end_now: how far what was accepted of it goes now; START for one that is not known.
             findings: gets what is wrong.
         """
         self._proofs = proofs

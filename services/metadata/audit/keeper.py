@@ -200,7 +200,7 @@ class Keeper:
         proofs: Proofs = await asyncio.to_thread(judge, ours, theirs, on_the_way, self._signer.public_key, findings)
         months = {month_of(fact.created_us) for fact in waiting}
         judge_months(proofs, await self._store.months(), months, findings)
-        chains = Chains(proofs, ends, self.sink.end, findings)
+        chains = Chains(proofs, ends, self.sink.begun, findings)
         local = _Waiting([row_of_event(event_of(fact)) for fact in waiting])
         async with aclosing(self._store.rows()) as pages:
             async for rows in pages:
@@ -219,6 +219,7 @@ class Keeper:
         )
 
     async def _drop_all(self) -> None:
+        await self._clock.sleep(CHECKPOINT_INTERVAL_S)  # the database has been reached by then, as a rule
         while True:
             await self.drop_old()
             await self._clock.sleep(RETENTION_INTERVAL_S)

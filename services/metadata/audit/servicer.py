@@ -22,6 +22,8 @@ from services.metadata.queries import instant_of, microseconds_of
 AUDIT: Final = "openmanager.gateway.v1.AuditService"
 AUDIT_SINK: Final = "openmanager.metadata.v1.AuditSinkService"
 MAX_FILTER_CHARACTERS: Final = 512
+MAX_PAGE_BYTES: Final = 8 << 20
+"""A page ends before it is larger: a message holds 16 MiB."""
 PROGRESS_INTERVAL_S: Final = 1.0
 
 
@@ -63,10 +65,20 @@ class AuditServicer:
         last = paging.position("audit", bound, request.page_token, (int, str))
         before = None if last is None else _place(*last)
         found = await self._store.newest(filters, before, size + 1)
-        token = ""
-        if len(found) > size:
-            token = paging.page_token("audit", bound, [found[size - 1].time_us, found[size - 1].id])
-        return public.ListAuditEventsResponse(events=[to_pb(event) for event in found[:size]], next_page_token=token)
+        response = public.ListAuditEventsResponse()
+        room = MAX_PAGE_BYTES
+        for event in found[:size]:
+            message = to_pb(event)
+            room -= message.ByteSize()
+            if response.events and room < 0:
+                break
+            response.events.append(message)
+        shown = len(response.events)
+        if len(found) > shown:
+            response.next_page_token = paging.page_token(
+                "audit", bound, [found[shown - 1].time_us, found[shown - 1].id]
+            )
+        return response
 
     async def VerifyAuditLog(
         self, request: public.VerifyAuditLogRequest, _context: object

@@ -6,6 +6,7 @@ came since. What is taken is what the database must have in the end.
 """
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ from services.metadata.journal import Fact
 from services.metadata.kinds import AUDIT_EVENT
 from services.metadata.queries import instant_of
 
+log = logging.getLogger(__name__)
+
 MAX_EVENTS: Final = 1_000
 MAX_WRITER_ID_CHARACTERS: Final = 64
 
@@ -34,7 +37,8 @@ class Sink:
         self._store = store
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.ends: dict[str, Link] = {}
-        """Writer -> the last event taken."""
+        """Writer -> the last event taken: it and all before are durable."""
+        self._begun: dict[str, Link] = {}
         self.months: set[str] = set()
         """"YYYY-MM" of all events that were taken and have not gone by age."""
 
@@ -53,6 +57,10 @@ class Sink:
         """How far a chain goes; START for one that is not known."""
         return self.ends.get(writer_id, START)
 
+    def begun(self, writer_id: str) -> Link:
+        """The last event of a chain that was accepted, and may be on its way only."""
+        return max(self.end(writer_id), self._begun.get(writer_id, START))
+
     async def append(self, events: Sequence[Event]) -> None:
         """Takes events of one chain; returns when they are durable. Those that were taken before are skipped.
 
@@ -66,7 +74,7 @@ class Sink:
         writer = events[0].writer_id
         _check(events, writer)
         async with self._locks[writer]:
-            end = self.end(writer)
+            end = await self._end_before(events[0])
             for event in events:
                 if event.seq <= end.seq:
                     await self._check_taken(event)
@@ -79,8 +87,18 @@ class Sink:
             new = [event for event in events if event.seq > self.end(writer).seq]
             for event in new:  # before they are there, so that a checkpoint never lacks one
                 self.months.add(month_of(event.time_us))
+            self._begun[writer] = end
             await asyncio.gather(*(self._facts.record(_fact(event)) for event in new))
             self.ends[writer] = end
+
+    async def _end_before(self, event: Event) -> Link:
+        """The chain's end; where the event does not follow it, the database may know more than a lost or full disk."""
+        end = self.end(event.writer_id)
+        if event.seq > end.seq + 1 and await self._store.hash_of(event.writer_id, event.seq - 1) == event.prev_hash:
+            end = Link(event.seq - 1, event.prev_hash)
+            log.warning("the audit chain of %s goes on behind %d, as the database has it", event.writer_id, end.seq)
+            self.ends[event.writer_id] = end
+        return end
 
     async def _check_taken(self, event: Event) -> None:
         """One whose number was taken before is that event, sent again, and not another one of a journal put back."""
