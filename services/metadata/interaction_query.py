@@ -13,7 +13,7 @@ from uuid import UUID
 from runtime import paging
 from runtime.errors import InvalidArgument
 from services.metadata import checks
-from services.metadata.journal import Condition
+from services.metadata.journal_query import Condition
 from services.metadata.kinds import AI_FEEDBACK
 from services.metadata.queries import instant_of, microseconds_of
 from services.metadata.store import Interaction, InteractionFilter, Page

@@ -14,7 +14,8 @@ import orjson
 
 from services.metadata import checks
 from services.metadata.interaction_query import InteractionQuery, in_journal
-from services.metadata.journal import Fact, Newest
+from services.metadata.journal import Fact
+from services.metadata.journal_query import Newest
 from services.metadata.kinds import AI_ERASURE, AI_FEEDBACK, AI_INTERACTION
 from services.metadata.queries import instant_of, microseconds_of
 from services.metadata.store import Interaction, NewInteraction

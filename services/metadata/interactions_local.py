@@ -19,7 +19,8 @@ from services.metadata.facts import IN_FLIGHT_FACTS, MAX_NOTED_BETWEEN, Facts
 from services.metadata.interaction_query import InteractionQuery, check_filters
 from services.metadata.interactions_export import Exports
 from services.metadata.interactions_postgres import PostgresInteractions
-from services.metadata.journal import Fact, Journal, Newest
+from services.metadata.journal import Fact, Journal
+from services.metadata.journal_query import Newest
 from services.metadata.known import Known
 from services.metadata.queries import instant_of, microseconds_of
 from services.metadata.store import Calibration, Erased, Example, Interaction, InteractionFilter, NewInteraction, Page

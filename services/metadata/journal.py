@@ -26,6 +26,7 @@ import apsw
 from runtime.errors import DataLoss, FailedPrecondition, OpenManagerError, ResourceExhausted
 from runtime.local_file import DAMAGED, connect
 from runtime.sqlite import Transaction, fetch
+from services.metadata.journal_query import Newest, condition_of
 
 FILE_NAME: Final = "facts.db"
 FORMAT_VERSION: Final = 1
@@ -102,27 +103,6 @@ class DeadLetter(NamedTuple):
     first_ms: int
     last_ms: int
     attempts: int
-
-
-class Condition(NamedTuple):
-    """A constant piece of SQL about the columns of facts, and the value of its one parameter."""
-
-    sql: str
-    value: str | int | float
-
-
-class Newest(NamedTuple):
-    """A question for facts, newest first.
-
-    Attributes:
-        kind: of which kind.
-        conditions: what must hold for each.
-        unwritten: only those that PostgreSQL does not have.
-    """
-
-    kind: str
-    conditions: tuple[Condition, ...] = ()
-    unwritten: bool = True
 
 
 class Journal:
@@ -305,7 +285,7 @@ class Journal:
 
     def newest(self, wanted: Newest, before: tuple[int, str] | None, limit: int) -> list[Fact]:
         """Facts in descending order of (time, id), those before a (time, id) only."""
-        condition, values = _condition(wanted)
+        condition, values = condition_of(wanted)
         if before is not None:
             condition += " AND (created_us, id) < (?, ?)"
             values += before
@@ -336,7 +316,7 @@ class Journal:
 
     def count(self, wanted: Newest) -> int:
         """How many there are."""
-        condition, values = _condition(wanted)
+        condition, values = condition_of(wanted)
         ((found,),) = fetch(
             self._db,
             f"SELECT count(*) FROM facts WHERE {condition}",  # noqa: S608
@@ -346,7 +326,7 @@ class Journal:
 
     def first_ids(self, wanted: Newest, limit: int) -> list[str]:
         """The ids of those that came first: the next to be inserted, or just being so."""
-        condition, values = _condition(wanted)
+        condition, values = condition_of(wanted)
         rows = fetch(
             self._db,
             f"SELECT id FROM facts WHERE {condition} ORDER BY sequence LIMIT ?",  # noqa: S608
@@ -397,11 +377,6 @@ class Journal:
         """Ends the connection."""
         with suppress(apsw.Error):  # what is committed is durable; a log that could not be copied is at the next start
             self._db.close()
-
-
-def _condition(wanted: Newest) -> tuple[str, tuple[str | int | float, ...]]:
-    pieces = ["kind = ?", *(["state <> 1"] if wanted.unwritten else []), *(one.sql for one in wanted.conditions)]
-    return " AND ".join(pieces), (wanted.kind, *(one.value for one in wanted.conditions))
 
 
 def _fact(row: Sequence[object]) -> Fact:

@@ -14,7 +14,8 @@ from runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from runtime.local_file import connect
 from services.metadata import commands, interactions
 from services.metadata import journal as journal_module
-from services.metadata.journal import KEPT_MS, Condition, Fact, Journal, Newest
+from services.metadata.journal import KEPT_MS, Fact, Journal
+from services.metadata.journal_query import Condition, Newest
 from services.metadata.store import NewInteraction
 from tests.harness.power import Disk
 from tests.metadata.service import ROOT
