@@ -27,7 +27,7 @@ _SERVER_COLUMNS = f"""id, hostname, environment, role, location, report_interval
     revision, labels, notes, ({_WINDOWS}) AS windows"""
 _SERVER_MATCHES = """($1 = '' OR environment = $1) AND ($2 = '' OR role = $2)
     AND ($3::text[] IS NULL OR id = ANY ($3)) AND ($4 OR deleted_at IS NULL) AND NOT ($5 AND deleted_at IS NULL)
-    AND ($6::jsonb IS NULL OR (labels @> $6 AND labels ?& $7::text[]))"""
+    AND ($6::jsonb IS NULL OR labels @> $6) AND ($7::text[] IS NULL OR labels ?& $7)"""
 _LIST_SERVERS = f"""SELECT {_SERVER_COLUMNS} FROM servers WHERE {_SERVER_MATCHES}
     AND id COLLATE "C" > $8 ORDER BY id COLLATE "C" LIMIT $9"""
 _COUNT_SERVERS = f"SELECT count(*) FROM servers WHERE {_SERVER_MATCHES}"
@@ -202,11 +202,13 @@ def details_of(revision: int, labels: str, has_notes: bool, windows: str | None)
 
 
 def _label_bounds(query: ServerQuery) -> tuple[str | None, list[str] | None]:
-    """The labels wanted with their values, as JSON, and all keys; None: any, which costs the database nothing."""
-    if not query.labels:
-        return None, None
+    """The labels wanted with their values, as JSON, and the keys wanted whatever the value is.
+
+    None: any, which costs the database nothing; a comparison of each of 20,000 rows takes 1 to 2 ms.
+    """
     values = {key: value for key, value in query.labels if value}
-    return orjson.dumps(values).decode(), [key for key, _ in query.labels]
+    keys = [key for key, value in query.labels if not value]
+    return orjson.dumps(values).decode() if values else None, keys or None
 
 
 def _checked(remarks: Remarks) -> tuple[str, str]:
