@@ -87,9 +87,8 @@ def _welcome(data: Path) -> str:
         setup = f"openmanager setup NAME --setup-token-file {data / 'metadata' / 'setup-token'}"
         lines += ["  access      whoever has a token; while there is no user yet:", f"              {setup}"]
     elif not os.environ.get("GATEWAY_TOKEN"):
-        lines.append(
-            "  access      whoever is on this machine is administrator, until you set GATEWAY_TOKEN or GATEWAY_ACCOUNTS=true"
-        )
+        until = "until you set GATEWAY_TOKEN or GATEWAY_ACCOUNTS=true"
+        lines.append(f"  access      whoever is on this machine is administrator, {until}")
     lines.append("Ctrl-C stops everything.")
     return "\n".join(lines)
 
