@@ -3,11 +3,12 @@
 import hashlib
 import math
 import re
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N813
 
 from fleet.access import ADMIN, AGENT, OPERATOR, VIEWER, Caller, Scope, includes
@@ -55,13 +56,15 @@ def path_of(method: Any) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
-@pytest.fixture
-def table() -> AccessTable:
+@pytest_asyncio.fixture
+async def table() -> AsyncIterator[AccessTable]:
     """Knows each of CALLERS by a secret that is its name, and one whose token is over."""
-    found = AccessTable(Channel("127.0.0.1:1"), SystemClock())
+    channel = Channel("127.0.0.1:1")
+    found = AccessTable(channel, SystemClock())
     found._callers = {hash_of(secret_of(name)): (caller, math.inf) for name, caller in CALLERS.items()}
     found._callers[hash_of("om_expired")] = (CALLERS["admin"], 1.0)
-    return found
+    yield found
+    await channel.close()
 
 
 def test_every_call_says_who_may() -> None:

@@ -1,6 +1,7 @@
 """A primary ends and a standby takes over: writes go on there, and what the standby never had is sent again."""
 
 import asyncio
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -116,7 +117,8 @@ async def test_facts_that_an_asynchronous_fail_over_lost_are_sent_again(
                 await caught_up(service)
                 assert sorted(await ids_in(standby, name)) == sorted(recorder.acknowledged)
     log = (data_dir / "service.log").read_text()
-    assert "70 are sent again" in log
+    sent_again = re.search(r": (\d+) are sent again", log)
+    assert sent_again is not None and int(sent_again[1]) >= 70, log  # and what the service wrote into its own audit log
 
 
 @pytest.mark.fault("PostgreSQL: fail-over, old primary half-open")

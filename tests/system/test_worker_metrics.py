@@ -45,13 +45,18 @@ class Kept:
         self._connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {self._product.http_address}\r\n\r\n".encode())
         received = b""
         while b"\r\n\r\n" not in received:
-            received += self._connection.recv(65_536)
+            received += self._more()
         head, _, body = received.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 "), head
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         while len(body) < length:
-            body += self._connection.recv(65_536)
+            body += self._more()
         return body
+
+    def _more(self) -> bytes:
+        found = self._connection.recv(65_536)
+        assert found, "the connection was closed"
+        return found
 
     def samples(self) -> list[Sample]:
         """The page of metrics."""
@@ -95,11 +100,26 @@ async def test_whoever_is_asked_tells_of_all(product: Product) -> None:
         with kept(product) as connection:
             return connection.up(), connection.calls()
 
-    for _ in range(4 * WORKERS):
+    async def whole() -> dict[str, float] | None:
+        """Calls, once all answer whoever is asked: on a busy machine one may take longer than its second."""
         up, calls = await asyncio.to_thread(ask)
-        assert up == {str(number): 1.0 for number in range(1, WORKERS + 1)}
+        return calls if up == {str(number): 1.0 for number in range(1, WORKERS + 1)} else None
+
+    for _ in range(4 * WORKERS):
+        calls = await eventually(whole)
         assert sum(calls.values()) == CALLS
         assert len(calls) > 1, "the kernel has spread the connections"
+
+
+async def all_are_up(product: Product) -> bool:
+    """By the word of whoever is asked; a connection that the kernel had given to one that died is no word."""
+
+    def ask() -> bool:
+        with suppress(OSError), kept(product) as connection:
+            return set(connection.up().values()) == {1.0}
+        return False
+
+    return await asyncio.to_thread(ask)
 
 
 async def test_one_that_is_stuck_does_not_block_the_page(product: Product) -> None:
@@ -115,7 +135,7 @@ async def test_one_that_is_stuck_does_not_block_the_page(product: Product) -> No
         assert sorted(up.values()) == [0.0, 1.0, 1.0]
         (away,) = [name for name, value in up.items() if not value]
         assert away not in calls
-        await eventually(lambda: set(connection.up().values()) == {1.0}, within_s=WITHIN_S)
+        await eventually(lambda: all_are_up(product), within_s=WITHIN_S)
 
 
 async def test_one_that_is_killed_is_missing_until_it_is_back(product: Product) -> None:
@@ -126,4 +146,4 @@ async def test_one_that_is_killed_is_missing_until_it_is_back(product: Product) 
         with suppress(psutil.NoSuchProcess):
             await asyncio.to_thread(killed.wait, WITHIN_S)
         assert sorted((await asyncio.to_thread(connection.up)).values()) == [0.0, 1.0, 1.0]
-        await eventually(lambda: set(connection.up().values()) == {1.0}, within_s=WITHIN_S)
+        await eventually(lambda: all_are_up(product), within_s=WITHIN_S)
