@@ -67,6 +67,8 @@ class Siblings:
             _log.debug("a page of metrics was not taken: %r", error)
         finally:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     def whole_page(self) -> bytes:
         """The page of all workers. To be called in a thread: it waits."""

@@ -73,9 +73,14 @@ async def test_one_that_is_stuck_costs_a_second_and_its_own_lines(says: bytes) -
     run = secrets.token_hex(8)
     first, third = Siblings(run, 1, 3, lambda: page(1)), Siblings(run, 3, 3, lambda: page(3))
 
+    over, ended = asyncio.Event(), asyncio.Event()
+
     async def stick(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(says)
-        await asyncio.sleep(60)
+        await over.wait()
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"\0openmanager-{run}-2")
@@ -84,6 +89,8 @@ async def test_one_that_is_stuck_costs_a_second_and_its_own_lines(says: bytes) -
             began = time.monotonic()
             whole = await asyncio.to_thread(first.whole_page)
             assert time.monotonic() - began < 10 * ANSWER_WITHIN_S
+            over.set()
+            await asyncio.wait_for(ended.wait(), 10)
     assert ups(whole) == {1: 1, 2: 0, 3: 1}
     assert b"half a page" not in whole
 
