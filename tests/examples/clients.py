@@ -102,10 +102,12 @@ class Client:
     def be_refused(self, variables: Mapping[str, str]) -> None:
         """Runs the client with a token that the gateway does not take: code and message must be shown."""
         done = self.shell(self.run, RUN_WITHIN_S, variables)
-        if done.returncode != 1 or not re.search(r"(?i)^unauthenticated: a token is needed", done.stderr, re.MULTILINE):
+        if done.returncode != 1 or not re.search(
+            r"(?i)^unauthenticated: the token is not valid", done.stderr, re.MULTILINE
+        ):
             raise FailedError(
                 f"{self.run}\nwith a wrong token: ended with {done.returncode}\n{done.stdout}{done.stderr}"
-                "instead of 1 and UNAUTHENTICATED: a token is needed"
+                "instead of 1 and UNAUTHENTICATED: the token is not valid"
             )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import inspect
+import os
 import random
 import socket
 import time
@@ -15,6 +16,9 @@ T = TypeVar("T")
 _EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST_PORT: Final = 10_000
 _PORTS_TRIED: Final = 100
+_PROCESSES: Final = 4
+"""Test processes at once, each with ports of its own."""
+_given: Final[set[int]] = set()
 _POLL_S = 0.01  # short enough to add nothing to a test, long enough to leave the event loop to the code under test
 
 
@@ -46,14 +50,18 @@ async def eventually(predicate: Callable[[], object], within_s: float = 5.0) -> 
 def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port that was free a moment ago. Servers that can listen on port 0 should do that instead.
 
-    Not one of those that the kernel gives to outgoing connections: on a busy machine it did, before the server came.
+    Not one of those that the kernel gives to outgoing connections: on a busy machine it did, before the server came. Nor
+    one that was given before, or that a test process beside this one gives: it may be for a server still to come.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     first, last = (int(word) for word in _EPHEMERAL.read_text().split())
-    candidates = [port for port in range(_LOWEST_PORT, 1 << 16) if not first <= port <= last]
+    beside = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    mine = range(_LOWEST_PORT + beside % _PROCESSES, 1 << 16, _PROCESSES)
+    candidates = [port for port in mine if not first <= port <= last and port not in _given]
     for port in random.sample(candidates, min(len(candidates), _PORTS_TRIED)):
         with socket.socket(family, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
             probe.bind((host, port))
+            _given.add(port)
             return port
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))

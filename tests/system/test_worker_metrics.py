@@ -26,6 +26,7 @@ WITHIN_S = 30.0
 async def product(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Product]:
     async with Product(tmp_path_factory.mktemp("workers"), GATEWAY_WORKERS=str(WORKERS)) as running:
         await running.start("cache", "gateway")
+        await eventually(lambda: "workers serve" in running.log("gateway").read_text(), within_s=WITHIN_S)
         yield running
 
 

@@ -25,8 +25,13 @@ SERVERS = [f"web-{number:02}" for number in range(12)]
 async def served(folder: Path, **settings: str) -> AsyncIterator[Product]:
     async with Product(folder, GATEWAY_WORKERS=str(WORKERS), **settings) as product:
         await product.start("metadata", "timeseries", "cache", "gateway")
+        # Whoever of them answers first says that it serves; one that dies before the first process has heard of all
+        # could not start, which ends them.
+        await eventually(lambda: "workers serve" in product.log("gateway").read_text(), within_s=30)
         await write(product, 1.0)
-        await eventually(lambda: all_have(product, 1.0))
+        await eventually(lambda: all_have(product, 1.0), within_s=30)
+        # The record of a new server follows what it reported: a change of its own, which is to be over.
+        await eventually(lambda: are_recorded(product), within_s=30)
         yield product
 
 
@@ -50,6 +55,15 @@ async def all_have(product: Product, value: float) -> bool:
     for _ in range(8 * WORKERS):
         answer = await product.http(f"/v1/servers/{SERVERS[0]}")
         if answer.status != 200 or answer.json["metrics"].get("cpu_usage") != value:
+            return False
+    return True
+
+
+async def are_recorded(product: Product) -> bool:
+    """Whether every worker shows of every server which revision its record has."""
+    for _ in range(8 * WORKERS):
+        page = (await product.http("/v1/servers?view=SERVER_VIEW_FULL&page_size=100")).json
+        if not all(server.get("etag") for server in page["servers"]):
             return False
     return True
 
