@@ -16,7 +16,7 @@ from collections.abc import Collection
 from typing import Final
 
 from fleet.access import Caller
-from gateway.access.callers import ANYBODY, LOCAL_ADMINISTRATOR, Callers
+from gateway.access.callers import ANYBODY, LOCAL_ADMINISTRATOR, TOKEN_HOLDER, Callers
 from gateway.http.replies import NotJson, Scope
 from runtime.errors import OpenManagerError, PermissionDenied
 
@@ -50,7 +50,12 @@ class Guard:
         caller = None
         if not open_to_all:
             given = _header(headers, b"authorization")
-            caller = self._callers.by_header(None if given is None else given.decode("latin-1"))
+            if given is None:
+                caller = self._callers.by_header(None)
+            elif self._callers.is_token_holder(given):
+                caller = TOKEN_HOLDER
+            else:
+                caller = self._callers.by_header(given.decode("latin-1"))
         if caller is None and not self._callers.wants_token:
             _check_local(scope, headers)
             caller = LOCAL_ADMINISTRATOR
@@ -96,6 +101,8 @@ def _check_local(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
 def _check_content_type(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
     """POST, PUT and PATCH must say JSON even when empty. DELETE need not without a body: no page of another origin can
     send one unasked."""
+    if scope["method"] == "GET":  # most are
+        return
     given = _header(headers, b"content-type")
     if scope["method"] not in _CHANGING and not (scope["method"] == "DELETE" and given is not None):
         return

@@ -39,11 +39,13 @@ class Shortcut:
         self._guard = guard
         self._admission = admission
         self._policy = policy
+        self._allowed: set[tuple[str, int]] = set()  # method and role, of who sees all servers
 
     def answer(self, scope: Scope) -> tuple[Event, Event] | None:
         """The two ASGI events of the answer; None: it has to go the long way."""
         started = time.monotonic()
-        found = self._bridge.find(scope) if self._is_open(scope) else None
+        gzip = self._wants_gzip(scope)
+        found = None if gzip is None else self._bridge.find(scope)
         if found is None or found.route is None:
             return None
         endpoint = self._bridge.endpoint_of(found.route)
@@ -51,12 +53,14 @@ class Shortcut:
             caller = self._guard.admit(scope)
             if caller.scope is not None:
                 return None
-            self._policy.check(endpoint.rpc, caller)
+            if (endpoint.rpc, caller.may) not in self._allowed:
+                self._policy.check(endpoint.rpc, caller)
+                self._allowed.add((endpoint.rpc, caller.may))
             response = endpoint.ready(found.values)
         except OpenManagerError:
             return None
         body = None if response is None else response.forms.get(endpoint)
-        made = None if body is None or response is None else whole(body, response, gzip=_wants_gzip(scope))
+        made = None if body is None or response is None else whole(body, response, gzip=bool(gzip))
         if made is None:
             return None
         headers, body = made
@@ -68,16 +72,16 @@ class Shortcut:
             {"type": "http.response.body", "body": body},
         )
 
-    def _is_open(self, scope: Scope) -> bool:
+    def _wants_gzip(self, scope: Scope) -> bool | None:
+        """Whether the answer is to be packed; None: it has to go the long way."""
         if scope["method"] != "GET" or scope["query_string"] or self._admission.counts:
-            return False
+            return None
         if tracing.recorder() is not None or _access.isEnabledFor(logging.DEBUG):
-            return False
-        return LONG_WAY.isdisjoint(dict(scope["headers"]))
-
-
-def _wants_gzip(scope: Scope) -> bool:
-    for name, value in scope["headers"]:
-        if name == b"accept-encoding":
-            return accepts_gzip(value.decode("latin-1"))
-    return False
+            return None
+        gzip = False
+        for name, value in scope["headers"]:
+            if name in LONG_WAY:
+                return None
+            if name == b"accept-encoding":
+                gzip = accepts_gzip(value.decode("latin-1"))
+        return gzip
