@@ -50,8 +50,8 @@ async def eventually(predicate: Callable[[], object], within_s: float = 5.0) -> 
 def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port that was free a moment ago. Servers that can listen on port 0 should do that instead.
 
-    Not one of those that the kernel gives to outgoing connections: on a busy machine it did, before the server came. Nor
-    one that was given before, or that a test process beside this one gives: it may be for a server still to come.
+    Not one of those that the kernel gives to outgoing connections: on a busy machine it did, before the server came.
+    Nor one that was given before, or that a test process beside this one gives: for a server that is still to come.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     first, last = (int(word) for word in _EPHEMERAL.read_text().split())
