@@ -7,10 +7,11 @@ start without metadata nobody's token is known, and that is told as such.
 
 import hashlib
 import logging
-import time
+import math
 from typing import Final
 
 from fleet.access import Caller, Scope
+from fleet.codec import ms_from_timestamp
 from openmanager.access.v1 import access_pb2, access_pb2_grpc
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
@@ -48,8 +49,8 @@ class AccessTable:
         found = self._callers.get(hashlib.sha256(secret.encode()).digest())
         if found is None:
             raise Unauthenticated("the token is not valid", reason="TOKEN_INVALID")
-        caller, ends_s = found
-        if time.time() >= ends_s:
+        caller, ends_ms = found
+        if self._clock.now_ms() >= ends_ms:
             raise Unauthenticated("the token has expired", reason="TOKEN_EXPIRED")
         if len(self._used) < MAX_REPORTED:
             self._used.add(caller.token_id)
@@ -62,7 +63,10 @@ class AccessTable:
                 if message.HasField("stale_since"):
                     _log.warning("who may come in is as it was known before the metadata database went away")
                 self._callers = {
-                    one.hash: (_caller(one), _seconds(one) if one.HasField("expire_time") else float("inf"))
+                    one.hash: (
+                        _caller(one),
+                        ms_from_timestamp(one.expire_time) if one.HasField("expire_time") else math.inf,
+                    )
                     for one in message.credentials
                 }
 
@@ -79,10 +83,6 @@ class AccessTable:
             except OpenManagerError as error:
                 self._used |= used
                 _log.info("which tokens were used is told later: %s", error)
-
-
-def _seconds(one: access_pb2.Credential) -> float:
-    return float(one.expire_time.seconds + one.expire_time.nanos / 1e9)
 
 
 def _caller(one: access_pb2.Credential) -> Caller:

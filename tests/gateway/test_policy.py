@@ -62,7 +62,7 @@ async def table() -> AsyncIterator[AccessTable]:
     channel = Channel("127.0.0.1:1")
     found = AccessTable(channel, SystemClock())
     found._callers = {hash_of(secret_of(name)): (caller, math.inf) for name, caller in CALLERS.items()}
-    found._callers[hash_of("om_expired")] = (CALLERS["admin"], 1.0)
+    found._callers[hash_of("om_expired")] = (CALLERS["admin"], 1_000)
     yield found
     await channel.close()
 

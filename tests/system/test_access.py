@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from openmanager.gateway.v1 import access_pb2, fleet_pb2, fleet_pb2_grpc, options_pb2
+from openmanager.gateway.v1 import access_pb2, access_pb2_grpc, fleet_pb2, fleet_pb2_grpc, options_pb2
 from runtime.errors import carried_error
 from tests.client.calling import called
 from tests.harness import eventually
@@ -229,6 +229,32 @@ async def test_an_agent_writes_rows_of_its_servers_and_nothing_else(manager: Man
             "/v1/metrics:write", body=body | {"servers": [{"serverId": WEB, "role": role}]}, secret=moving
         )
         assert answer.status == status, (role, answer.body)
+
+
+async def test_callers_at_once_are_never_taken_for_one_another(manager: Manager) -> None:
+    """Who calls is known to the code that runs for a call: by gRPC on one connection, and by HTTP."""
+    secrets = {role: (await manager.token(role))[1] for role in ("VIEWER", "OPERATOR", "AGENT")}
+    async with manager.product.channel("gateway") as channel:
+        stub = access_pb2_grpc.AccessServiceStub(channel.grpc)
+
+        async def by_grpc(role: str) -> bool:
+            shown = (("authorization", f"Bearer {secrets[role]}"),)
+            answer = await stub.GetCaller(access_pb2.GetCallerRequest(), metadata=shown)
+            return bool(options_pb2.Role.Name(answer.role) == f"ROLE_{role}")
+
+        async def by_http(role: str) -> bool:
+            return bool((await manager.call("/v1/session", secret=secrets[role])).json["role"] == f"ROLE_{role}")
+
+        async def nobody() -> bool:
+            try:
+                await stub.GetCaller(access_pb2.GetCallerRequest())
+            except grpc.aio.AioRpcError as error:
+                return error.code() == grpc.StatusCode.UNAUTHENTICATED
+            return False
+
+        for _ in range(10):
+            calls = [call(role) for role in secrets for call in (by_grpc, by_grpc, by_grpc, by_http)]
+            assert all(await asyncio.gather(*calls, nobody(), nobody()))
 
 
 async def test_over_grpc_the_same_rules_hold(manager: Manager) -> None:

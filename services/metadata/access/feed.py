@@ -1,15 +1,15 @@
 """What gateways are told: everybody who may come in, from PostgreSQL while it answers, else as it was last known.
 
-What must stay true: a change that this process made is told at once, one that another made within CHECK_INTERVAL_S;
-what is told of a database that is away says so; the copy on disk is written before it is needed, and read by nobody but
-this service (0600); it holds hashes only.
+What must stay true: a change that this process made is told at once, one that another made within CHECK_INTERVAL_S,
+also when our own disk fails: a revoked token must not live on because it is full; what is told of a database that is
+away says so; the copy on disk is read by nobody but this service (0600), and holds hashes only.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from runtime.errors import Unavailable
 from runtime.folder import write_private
 from services.metadata.access.model import Credential, Known, Scope
 from services.metadata.access.store import AccessStore
+from services.metadata.queries import instant_of
 
 CHECK_INTERVAL_S: Final = 1.0
 """PostgreSQL is asked so often whether another process changed something; a revoked token is to end within 5 s."""
@@ -40,6 +41,7 @@ class AccessFeed:
         self._news = asyncio.Event()
         self.known: Known | None = _read(self._path)
         """None: nothing was ever known."""
+        self._copied = None if self.known is None else self.known.revision
 
     def changed(self) -> None:
         """Something was changed by this process: it is looked at now."""
@@ -51,10 +53,11 @@ class AccessFeed:
             self._wake.clear()
             try:
                 if self.known is None or self.known.stale_since or await self._store.revision() != self.known.revision:
-                    await self._take(await self._store.known())
+                    self._tell(await self._store.known())
+                await self._copy()
             except Unavailable:
                 if self.known is not None and self.known.stale_since is None:
-                    self._tell(replace(self.known, stale_since=datetime.now(UTC)))
+                    self._tell(replace(self.known, stale_since=instant_of(self._clock.now_ms() * 1_000)))
             wait = asyncio.create_task(self._wake.wait(), name="access-wake")
             pause = asyncio.create_task(self._clock.sleep(CHECK_INTERVAL_S), name="access-pause")
             try:
@@ -74,9 +77,17 @@ class AccessFeed:
             else:
                 await news.wait()
 
-    async def _take(self, known: Known) -> None:
-        await asyncio.to_thread(_write, self._path, known)
-        self._tell(known)
+    async def _copy(self) -> None:
+        """Writes what is known to disk, and again until it is there."""
+        known = self.known
+        if known is None or known.stale_since is not None or known.revision == self._copied:
+            return
+        try:
+            await asyncio.to_thread(_write, self._path, known, instant_of(self._clock.now_ms() * 1_000))
+        except OSError as error:
+            log.error("who may come in is told, but cannot be kept for an outage: %s", error)  # noqa: TRY400
+        else:
+            self._copied = known.revision
 
     def _tell(self, known: Known) -> None:
         self.known = known
@@ -84,9 +95,9 @@ class AccessFeed:
         news.set()
 
 
-def _write(path: Path, known: Known) -> None:
+def _write(path: Path, known: Known, now: datetime) -> None:
     credentials = [asdict(one) | {"hash": one.hash.hex()} for one in known.credentials]
-    made = orjson.dumps({"revision": known.revision, "at": datetime.now(UTC), "credentials": credentials})
+    made = orjson.dumps({"revision": known.revision, "at": now, "credentials": credentials})
     write_private(path, made)
 
 

@@ -1,0 +1,69 @@
+"""What gateways are told of who may come in, when our own disk or PostgreSQL does not do its part."""
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from runtime.clock import SystemClock
+from runtime.errors import Unavailable
+from services.metadata.access import feed as module
+from services.metadata.access.feed import AccessFeed
+from services.metadata.access.model import Credential, Known
+from services.metadata.access.store import AccessStore
+from tests.harness import eventually
+
+ADA = Credential(hash=b"h" * 32, id="1", name="Ada", role=3, scope=None, expire_time=None)
+
+
+class Record:
+    """Stands for PostgreSQL."""
+
+    def __init__(self) -> None:
+        self.now = Known(revision=1, credentials=(ADA,))
+        self.is_away = False
+
+    async def revision(self) -> int:
+        return (await self.known()).revision
+
+    async def known(self) -> Known:
+        if self.is_away:
+            raise Unavailable("away")
+        return self.now
+
+
+async def test_who_is_let_in_no_more_is_told_also_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, write = Record(), module._write
+    feed = AccessFeed(tmp_path, cast("AccessStore", record), SystemClock())
+    following = asyncio.create_task(feed.follow())
+    try:
+        async with aclosing(feed.watch()) as told:
+            assert (await anext(told)).credentials == (ADA,)
+            await eventually((tmp_path / "access.json").exists)
+
+            def full(*_: object) -> None:
+                raise OSError(28, "No space left on device")
+
+            monkeypatch.setattr(module, "_write", full)
+            record.now = Known(revision=2, credentials=())
+            feed.changed()
+            assert (await asyncio.wait_for(anext(told), 10)).credentials == ()
+            monkeypatch.setattr(module, "_write", write)
+            await eventually(lambda: _on_disk(tmp_path) == (2, ()))
+            record.is_away = True
+            feed.changed()
+            assert (await asyncio.wait_for(anext(told), 10)).stale_since is not None
+    finally:
+        following.cancel()
+        await asyncio.wait({following})
+    assert _on_disk(tmp_path) == (2, ())
+
+
+def _on_disk(folder: Path) -> tuple[int, tuple[Credential, ...]]:
+    found = module._read(folder / "access.json")
+    assert found is not None
+    return found.revision, found.credentials
