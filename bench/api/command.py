@@ -1,24 +1,20 @@
 """`python -m bench api`: runs rows, prints a line a step and a table at the end, writes everything as JSON."""
 
 import argparse
-import os
-import shlex
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from bench import report
-from bench.api.judged import Judged, absent, table, void
+from bench.api.judged import Judged, absent, table
 from bench.api.product import inner_services
+from bench.api.reported import Reported
 from bench.api.rows import ROWS
 from bench.api.size import FULL, QUICK, Bench, Size
 from bench.load import SERVERS, Mix
-from bench.peers import BenchError
 
 EXAMPLES: Final = """examples:
   make bench-api                                     every row
@@ -72,38 +68,20 @@ def size_of(arguments: argparse.Namespace) -> Size:
 
 def run(size: Size, only: Sequence[str], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Measures rows and returns the whole report; `folder` is for the processes' files."""
-    started, machine = datetime.now(UTC), report.machine()
-    results: dict[str, Any] = {}
-    judged: list[Judged] = []
+    made = Reported(say)
     lacking = {name: why for name in only if (why := ROWS[name].lacking())}
     for name, why in lacking.items():
         say(f"{name}: not measured: {why}")
-        judged.append(absent(name, name, why))
+        made.judged.append(absent(name, name, why))
     wanted = [name for name in only if name not in lacking]
     if wanted:
         with inner_services(folder / "product") as inner:
             for name in wanted:
                 scratch = folder / name
                 scratch.mkdir()
-                try:
-                    results[name] = ROWS[name].measure(Bench(size=size, inner=inner, folder=scratch, say=say))
-                    judged += ROWS[name].judged(results[name])
-                except BenchError as error:
-                    say(f"{name}: void: {error}")
-                    results[name] = {"void": str(error)}
-                    judged.append(void(name, name, str(error)))
-    return {
-        "format": report.FORMAT,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
-        "commit": report.commit(),
-        "machine": machine | {"load_1m_at_the_end": os.getloadavg()[0]},
-        "size": asdict(size),
-        "mix": Mix(SERVERS).describe(),
-        "results": results,
-        "table": [asdict(row) for row in judged],
-    }
+                bench = Bench(size=size, inner=inner, folder=scratch, say=say)
+                made.row(name, partial(ROWS[name].measure, bench), ROWS[name].judged)
+    return made.whole(size, mix=Mix(SERVERS).describe())
 
 
 def show(found: dict[str, Any]) -> str:

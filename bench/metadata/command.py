@@ -3,21 +3,19 @@
 import argparse
 import os
 import secrets
-import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from bench import report
-from bench.api.judged import Judged, table, void
+from bench.api.judged import Judged, table
+from bench.api.reported import Reported
 from bench.metadata.rows import ROWS
 from bench.metadata.size import FULL, QUICK, Bench, Size
-from bench.peers import ROOT, START_BOUND_S, BenchError, free_port, running, serves, wait
+from bench.peers import ROOT, START_BOUND_S, free_port, running, serves, wait
 
 EXAMPLES: Final = """examples:
   make bench-metadata                                every row; takes some minutes, most of them to make interactions
@@ -37,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(size: Size, only: Sequence[str], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Measures rows and returns the whole report; `folder` is for the processes' files."""
-    started, machine = datetime.now(UTC), report.machine()
-    results: dict[str, Any] = {}
-    judged: list[Judged] = []
+    made = Reported(say)
     secret, address, data = secrets.token_hex(16), f"127.0.0.1:{free_port()}", folder / "data"
     environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     environ |= {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "gen"))), "SERVICE_SECRET": secret}
@@ -48,24 +44,8 @@ def run(size: Size, only: Sequence[str], folder: Path, say: Callable[[str], None
         wait(service, lambda: serves(address), 2 * START_BOUND_S)
         bench = Bench(size=size, service=service, data=data, secret=secret, say=say)
         for name in only:
-            try:
-                results[name] = ROWS[name].measure(bench)
-                judged += ROWS[name].judged(results[name])
-            except BenchError as error:
-                say(f"{name}: void: {error}")
-                results[name] = {"void": str(error)}
-                judged.append(void(name, name, str(error)))
-    return {
-        "format": report.FORMAT,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
-        "commit": report.commit(),
-        "machine": machine | {"load_1m_at_the_end": os.getloadavg()[0]},
-        "size": asdict(size),
-        "results": results,
-        "table": [asdict(row) for row in judged],
-    }
+            made.row(name, partial(ROWS[name].measure, bench), ROWS[name].judged)
+    return made.whole(size)
 
 
 def main(arguments: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> int:

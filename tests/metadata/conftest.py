@@ -12,6 +12,7 @@ from services.metadata.store_connection import Database
 from services.metadata.store_local import LocalFirstStore
 from services.metadata.target import DatabaseTarget, target_of_url
 from tests.harness.postgres import PostgresServer, debian_postgres, embedded_postgres, scratch_folder
+from tests.metadata.audit_parts import Audit, auditing
 from tests.metadata.parts import Parts, assemble, opened
 from tests.metadata.service import postmasters
 
@@ -94,3 +95,16 @@ async def parts(target: DatabaseTarget, tmp_path: Path) -> AsyncIterator[Parts]:
 @pytest.fixture
 def store(parts: Parts) -> LocalFirstStore:
     return parts.store
+
+
+@pytest.fixture
+async def audit(target: DatabaseTarget, server: PostgresServer, tmp_path: Path) -> AsyncIterator[Audit]:
+    async with auditing(target, server, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def on_one(embedded_server: PostgresServer, tmp_path: Path) -> AsyncIterator[Audit]:
+    """For what does not depend on the version of the database."""
+    async with auditing(await embedded_server.fresh_database(), embedded_server, tmp_path) as made:
+        yield made
