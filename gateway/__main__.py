@@ -13,7 +13,9 @@ from fleet.audit.configuration import record_configuration
 from fleet.audit.log import AuditLog
 from fleet.writer import FleetWriter
 from gateway.access.callers import Callers, exchange_authenticator, grpc_authenticator, known_to
+from gateway.access.origin import Origin
 from gateway.access.policy import Policy
+from gateway.access.sessions import Cookie, Sessions
 from gateway.access.table import AccessTable
 from gateway.admission import Admission
 from gateway.audit import Audit, audited, left_behind, own_file, sending, telling
@@ -63,6 +65,7 @@ class Door:
     """Who is let in, and how many: the same for both transports."""
 
     callers: Callers
+    cookie: Cookie
     admission: Admission
     waiting: Waiting
     audit: Audit
@@ -95,12 +98,14 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         timeseries = await stack.enter_async_context(process.open_channels(settings.timeseries_targets))
         clock = process.clock
         state = FleetState(cache, clock)
-        admission = Admission(clock, rate=settings.rate_limit, trusted_proxy=settings.trusted_proxy)
+        admission = Admission(clock, rate=settings.rate_limit)
         waiting = Waiting(settings.max_waiting_calls, setting="GATEWAY_MAX_WAITING_CALLS")
         table = AccessTable(metadata, clock)
         audit = Audit(await _audit_log(stack, settings, process, metadata), clock)
-        callers = Callers(settings.token, table, accounts=settings.accounts)
-        door = Door(callers=callers, admission=admission, waiting=waiting, audit=audit)
+        callers = Callers(settings.token, table, accounts=settings.accounts, origin=Origin(settings.trusted_proxy))
+        cookie = Cookie(secure=settings.tls_cert_file is not None or settings.trusted_proxy is not None)
+        sessions = Sessions(metadata, table, clock, cookie)
+        door = Door(callers=callers, cookie=cookie, admission=admission, waiting=waiting, audit=audit)
         writer = await stack.enter_async_context(
             FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=clock, describe=state.descriptor)
         )
@@ -124,7 +129,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             bind(analytics_pb2.DESCRIPTOR.services_by_name["AnalyticsService"], AnalyticsServicer(analytics)),
             bind(ai, forwarded(ai, "metadata", metadata)),
             bind(simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"], SimulatorServicer(simulator)),
-            bind(access_pb2.DESCRIPTOR.services_by_name["AccessService"], access_servicer(metadata)),
+            bind(access_pb2.DESCRIPTOR.services_by_name["AccessService"], access_servicer(metadata, sessions)),
             bind(_AUDIT, forwarded(_AUDIT, "metadata", metadata)),
         ]
         services = [audited(bound, audit) for bound in services]
@@ -226,7 +231,7 @@ async def _serve_http(
     app = create_app(
         services,
         interception=Interception(authenticator, waiting=door.waiting),
-        guard=Guard(door.callers),
+        guard=Guard(door.callers, cookie=door.cookie),
         policy=policy,
         health=health,
         metrics=metrics,

@@ -4,7 +4,6 @@ What must stay true: what is refused costs no look-up and no call of a store, an
 bounded; health checks and pages are left alone. How many wait at once is bounded by runtime.waiting.
 """
 
-import ipaddress
 from collections import OrderedDict
 from typing import Final
 
@@ -15,22 +14,16 @@ from runtime.waiting import refused
 BURST_S: Final = 2.0
 """A caller that was quiet may make the calls of so many seconds at once."""
 MAX_CALLERS: Final = 10_000
+RATE_LIMITED: Final = "RATE_LIMITED"
 
 
 class Admission:
     """Asked before each call."""
 
-    def __init__(self, clock: Clock, *, rate: float = 0.0, trusted_proxy: str | None = None) -> None:
-        """Prepares.
-
-        Args:
-            clock: of the rates.
-            rate: calls a second for each caller; 0: any.
-            trusted_proxy: the network of proxies whose X-Forwarded-For is believed.
-        """
+    def __init__(self, clock: Clock, *, rate: float = 0.0) -> None:
+        """`rate`: calls a second for each caller's address; 0: any."""
         self._clock = clock
         self._rate = rate
-        self._proxies = None if trusted_proxy is None else ipaddress.ip_network(trusted_proxy)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # caller -> calls left, as of when
 
     @property
@@ -38,28 +31,10 @@ class Admission:
         """Whether anybody can be refused."""
         return self._rate > 0
 
-    def admit(self, host: str, forwarded_for: str | None = None) -> None:
-        """Lets a call in.
-
-        Args:
-            host: the address that it came from.
-            forwarded_for: the X-Forwarded-For that came with it.
-
-        Raises:
-            ResourceExhausted: RATE_LIMITED, with the time after which to try again.
-        """
+    def admit(self, address: str) -> None:
+        """Lets a call in; raises ResourceExhausted, RATE_LIMITED, with the time after which to try again."""
         if self.counts:
-            self._spend(self._caller(host, forwarded_for))
-
-    def _caller(self, host: str, forwarded_for: str | None) -> str:
-        if self._proxies is None or not forwarded_for:
-            return host
-        try:
-            if ipaddress.ip_address(host) not in self._proxies:
-                return host
-            return str(ipaddress.ip_address(forwarded_for.rpartition(",")[2].strip()))
-        except ValueError:
-            return host
+            self._spend(address)
 
     def _spend(self, caller: str) -> None:
         now_s, most = self._clock.monotonic(), max(1.0, self._rate * BURST_S)
@@ -70,10 +45,10 @@ class Admission:
         if len(self._buckets) > MAX_CALLERS:
             self._buckets.popitem(last=False)
         if left < 1:
-            refused.add(1, {"reason": "RATE_LIMITED"})
+            refused.add(1, {"reason": RATE_LIMITED})
             raise ResourceExhausted(
                 f"more than {self._rate:g} calls a second from {caller} (GATEWAY_RATE_LIMIT)",
-                reason="RATE_LIMITED",
+                reason=RATE_LIMITED,
                 retry_after_s=(1 - left) / self._rate,
                 metadata={"limit": "GATEWAY_RATE_LIMIT"},
             )

@@ -33,6 +33,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from fleet.audit.event import Draft, Event, draft
 from fleet.audit.log import FILE_NAME, UNAVAILABLE_REASON, AuditLog
 from fleet.audit.wire import to_pb
+from gateway.admission import RATE_LIMITED
 from openmanager.metadata.v1 import audit_pb2, audit_pb2_grpc
 from runtime import audited as notes
 from runtime import caller, tasks, telemetry, tracing
@@ -176,7 +177,7 @@ class Audit:
 
     def refused_call(self, method: str, context: CallContext, who: Caller | None, failure: OpenManagerError) -> None:
         """Counts what an authenticator refused; its other failures are nobody's fault."""
-        self._refused(method, who, caller.host(context.peer()), failure)
+        self._refused(method, who, (who and who.address) or caller.host(context.peer()), failure)
 
     def refused_request(
         self, method: str, scope: MutableMapping[str, Any], who: Caller | None, failure: OpenManagerError
@@ -186,7 +187,7 @@ class Audit:
         self._refused(method, who, client[0] if client else "", failure)
 
     def _refused(self, method: str, who: Caller | None, address: str, failure: OpenManagerError) -> None:
-        if isinstance(failure, _REFUSED):
+        if isinstance(failure, _REFUSED) or failure.reason == RATE_LIMITED:
             known = who or Caller()
             action = method[1:].replace("/", ".", 1) or PAGE
             self.refused(
@@ -289,6 +290,7 @@ def _recorded(method: MethodDescriptor, behaviour: Callable[..., Any], audit: Au
             raise
         finally:
             notes.current.reset(token)
+        who = note.actor or who
         target, after = note.target, note.after
         if shown:
             found, said = _shown(response, answer, shown)

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import orjson
 
+from runtime.caller import Caller
+
 KEY: Final = "openmanager-audit-bin"
 MAX_TOLD_BYTES: Final = 4_096
 """gRPC takes 8 KiB of metadata in all."""
@@ -26,13 +28,15 @@ class Note:
     target: str = ""
     before: object = None
     after: object = None
+    actor: Caller | None = None
+    """Who it was, where only the call itself finds that out: a log-in."""
 
 
 current: ContextVar[Note | None] = ContextVar("openmanager_audit_note", default=None)
 """Of the running call, where it is audited."""
 
 
-def note(*, target: str = "", before: object = None, after: object = None) -> None:
+def note(*, target: str = "", before: object = None, after: object = None, actor: Caller | None = None) -> None:
     """Tells something; what is left out stays as it was told before."""
     found = current.get()
     if found is None:
@@ -40,6 +44,7 @@ def note(*, target: str = "", before: object = None, after: object = None) -> No
     found.target = target or found.target
     found.before = found.before if before is None else before
     found.after = found.after if after is None else after
+    found.actor = actor or found.actor
 
 
 def tell(context: Any, *, target: str = "", before: object = None, after: object = None) -> None:

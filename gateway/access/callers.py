@@ -1,6 +1,7 @@
 """Who calls, by what he shows: the same rules for both transports, which find the header and the address themselves.
 
     a token            the one of GATEWAY_TOKEN is an administrator's; others are looked up
+    a cookie           over HTTP: the session of a person
     nothing            refused where tokens are wanted; else a local administrator, if he is local beyond doubt
 
 What must stay true: secrets are compared in constant time and never logged.
@@ -8,11 +9,13 @@ What must stay true: secrets are compared in constant time and never logged.
 
 import hmac
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, Final
 
 from pydantic import SecretStr
 
 from fleet.access import ADMIN, Caller
+from gateway.access.origin import Origin
 from gateway.access.policy import Policy
 from gateway.access.table import AccessTable
 from gateway.admission import Admission
@@ -31,6 +34,7 @@ from runtime.interception import (
 LOCAL_ADMINISTRATOR: Final = Caller.of("local-administrator", ADMIN, "loopback")
 TOKEN_HOLDER: Final = Caller.of("token-holder", ADMIN, "token")
 """Who has the token of GATEWAY_TOKEN."""
+NOBODY: Final = Caller()
 ANYBODY: Final = Caller.of("anybody", 0, "")
 """Who calls a method that is open to all."""
 _at_the_door: ContextVar[Caller | None] = ContextVar("openmanager_caller_at_the_door", default=None)
@@ -43,14 +47,23 @@ _REFLECTION: Final = tuple(f"/{service}/" for service in REFLECTION_SERVICES)
 class Callers:
     """Knows who shows what."""
 
-    def __init__(self, token: SecretStr | str | None, table: AccessTable | None, *, accounts: bool = False) -> None:
+    def __init__(
+        self,
+        token: SecretStr | str | None,
+        table: AccessTable | None,
+        *,
+        accounts: bool = False,
+        origin: Origin | None = None,
+    ) -> None:
         """Takes what is known.
 
         Args:
             token: of GATEWAY_TOKEN; None: there is none.
             table: of the other tokens; None: there are none.
             accounts: a token is wanted although there is none of GATEWAY_TOKEN.
+            origin: from where calls come; None: there is no proxy.
         """
+        self.origin: Final = origin or Origin(None)
         secret = token.get_secret_value() if isinstance(token, SecretStr) else token
         self._token = secret.encode() if secret else None
         self._header = b"Bearer " + self._token if self._token is not None else None
@@ -82,12 +95,29 @@ class Callers:
             raise Unauthenticated("the token is not valid", reason="TOKEN_INVALID")
         return self._table.caller(shown)
 
-    def known(self, context: CallContext) -> Caller | None:
-        """Who shows what the call has, for the audit log; None: nobody that is known."""
+    def by_cookie(self, secret: str) -> Caller | None:
+        """Whose session this is; None: nobody's, and no token is wanted.
+
+        Raises:
+            Unauthenticated: SESSION_ENDED.
+            Unavailable: ACCESS_UNKNOWN.
+        """
+        found = None if self._table is None else self._table.session(secret)
+        if found is None and self.wants_token:
+            raise Unauthenticated("the session is over: log in again", reason="SESSION_ENDED")
+        return found
+
+    def known(self, context: CallContext) -> Caller:
+        """Who shows what a gRPC call has, for the audit log, and from where; without a name, nobody that is known."""
         try:
-            return self.by_header(metadata_value(context, "authorization"))
+            found = self.by_header(metadata_value(context, "authorization"))
         except OpenManagerError:
-            return None
+            found = None
+        return replace(found or NOBODY, address=self.address(context))
+
+    def address(self, context: CallContext) -> str:
+        """From where a gRPC call comes."""
+        return self.origin.of(host(context.peer()), metadata_value(context, "x-forwarded-for"))
 
 
 def grpc_authenticator(callers: Callers, policy: Policy, admission: Admission) -> Authenticator:
@@ -104,8 +134,8 @@ def grpc_authenticator(callers: Callers, policy: Policy, admission: Admission) -
             if not method.startswith(_REFLECTION):
                 policy.check(method, caller)
         if admission.counts:
-            admission.admit(host(context.peer()), metadata_value(context, "x-forwarded-for"))
-        return caller
+            admission.admit(callers.address(context))
+        return replace(caller, address=callers.address(context)) if callers.origin.has_proxies else caller
 
     return authenticate
 

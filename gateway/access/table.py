@@ -5,6 +5,7 @@ takes the place of the one before at once; while metadata is away the last one h
 start without metadata nobody's token is known, and that is told as such.
 """
 
+import asyncio
 import hashlib
 import logging
 import math
@@ -20,6 +21,8 @@ from runtime.errors import OpenManagerError, Unauthenticated, Unavailable
 REPORT_INTERVAL_S: Final = 30.0
 """How often metadata is told which tokens were used."""
 MAX_REPORTED: Final = 10_000
+SESSION: Final = "session"
+"""How somebody with a cookie proves who he is."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ class AccessTable:
         self._stub = access_pb2_grpc.AccessFeedServiceStub(metadata.grpc)
         self._clock = clock
         self._callers: dict[bytes, tuple[Caller, float]] | None = None
+        self._news = asyncio.Event()
         self._used: set[str] = set()
 
     def caller(self, secret: str) -> Caller:
@@ -40,21 +44,44 @@ class AccessTable:
             Unauthenticated: TOKEN_INVALID, TOKEN_EXPIRED.
             Unavailable: ACCESS_UNKNOWN: nothing was received from metadata yet.
         """
+        found = self._found(secret)
+        if found is None or found[0].authentication == SESSION:
+            raise Unauthenticated("the token is not valid", reason="TOKEN_INVALID")
+        caller, ends_ms = found
+        if self._clock.now_ms() >= ends_ms:
+            raise Unauthenticated("the token has expired", reason="TOKEN_EXPIRED")
+        return self._noted(caller)
+
+    def session(self, secret: str) -> Caller | None:
+        """Whose session has this secret; None: nobody's. Raises Unavailable, ACCESS_UNKNOWN."""
+        found = self._found(secret)
+        if found is None or found[0].authentication != SESSION or self._clock.now_ms() >= found[1]:
+            return None
+        return self._noted(found[0])
+
+    def _found(self, secret: str) -> tuple[Caller, float] | None:
         if self._callers is None:
             raise Unavailable(
                 "who may come in is not known yet: metadata has not been reached",
                 reason="ACCESS_UNKNOWN",
                 retry_after_s=1.0,
             )
-        found = self._callers.get(hashlib.sha256(secret.encode()).digest())
-        if found is None:
-            raise Unauthenticated("the token is not valid", reason="TOKEN_INVALID")
-        caller, ends_ms = found
-        if self._clock.now_ms() >= ends_ms:
-            raise Unauthenticated("the token has expired", reason="TOKEN_EXPIRED")
+        return self._callers.get(hashlib.sha256(secret.encode()).digest())
+
+    def _noted(self, caller: Caller) -> Caller:
         if len(self._used) < MAX_REPORTED:
             self._used.add(caller.token_id)
         return caller
+
+    async def until_known(self, digest: bytes) -> None:
+        """Waits until whoever has the secret of this hash comes in."""
+        while digest not in (self._callers or {}):
+            await self._news.wait()
+
+    def forget(self, digest: bytes) -> None:
+        """Lets in nobody with the secret of this hash, before metadata says so."""
+        if self._callers is not None:
+            self._callers.pop(digest, None)
 
     async def follow(self) -> None:
         """Mirrors metadata until the subscription breaks."""
@@ -69,6 +96,8 @@ class AccessTable:
                     )
                     for one in message.credentials
                 }
+                news, self._news = self._news, asyncio.Event()
+                news.set()
 
     async def report(self) -> None:
         """Tells metadata again and again which tokens were used; what it does not hear is told the next time."""
@@ -89,4 +118,5 @@ def _caller(one: access_pb2.Credential) -> Caller:
     scope = None
     if one.HasField("scope"):
         scope = Scope.of(one.scope.environments, one.scope.server_roles, one.scope.server_ids)
-    return Caller.of(one.name, one.role, "token", scope=scope, token_id=one.id)
+    how = SESSION if one.is_session else "token"
+    return Caller.of(one.name, one.role, how, scope=scope, token_id=one.id)

@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute
 from starlette.routing import Route as Page
 
 from fleet.access import Caller
+from gateway.access.origin import Origin
 from gateway.access.policy import Policy
 from gateway.admission import Admission
 from gateway.http import docs_page, openapi
@@ -102,6 +103,8 @@ class HttpApp:
             await send(quick[0])
             await send(quick[1])
             return
+        if self._guard.origin.has_proxies:
+            _told_by_proxy(self._guard.origin, scope)
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         task = asyncio.current_task(self._loop)
@@ -152,8 +155,10 @@ class HttpApp:
             await self._page(scope, receive, send)
             return
         try:
-            self._admission.admit(*_came_from(scope))
+            self._admission.admit(scope["client"][0] if scope.get("client") else "")
         except OpenManagerError as error:
+            if self._refused is not None:
+                self._refused(rpc, scope, caller, error)
             await send_error(send, error, with_body=scope["method"] != "HEAD")
         else:
             await self.bridge.answer(match, scope, receive, send, caller)
@@ -253,11 +258,12 @@ def create_app(
     return HttpApp(bridge, guard, admission or Admission(clock), interception, policy, pages, refused)
 
 
-def _came_from(scope: Scope) -> tuple[str, str | None]:
-    """Address and X-Forwarded-For."""
+def _told_by_proxy(origin: Origin, scope: Scope) -> None:
+    """Has a request come from where the trusted proxy says."""
     client = scope.get("client")
     forwarded = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"), None)
-    return (client[0] if client else "", forwarded)
+    if client is not None and forwarded is not None:
+        scope["client"] = (origin.of(client[0], forwarded), client[1])
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -1,4 +1,4 @@
-"""Who may come in over HTTP: whoever shows a token that is known; a local administrator while none is wanted.
+"""Who may come in over HTTP: whoever shows a token or has a session; a local administrator while none is wanted.
 
 The local administrator is anyone on this machine, which includes every web page that a browser on this machine shows.
 So without a token a request needs all of: a loopback peer, a Host that is this machine (a page that points its own name
@@ -17,12 +17,15 @@ from typing import Final
 
 from fleet.access import Caller
 from gateway.access.callers import ANYBODY, LOCAL_ADMINISTRATOR, TOKEN_HOLDER, Callers
+from gateway.access.origin import Origin
+from gateway.access.sessions import Cookie, check_csrf, check_site
 from gateway.http.replies import NotJson, Scope
 from runtime.errors import OpenManagerError, PermissionDenied
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 
 _LOCAL_HOST: Final = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _CHANGING: Final = frozenset({"POST", "PUT", "PATCH"})
 _PROXY_HEADER_PREFIX: Final = b"x-forwarded-"
 
@@ -30,9 +33,17 @@ _PROXY_HEADER_PREFIX: Final = b"x-forwarded-"
 class Guard:
     """Admits or refuses a request from its ASGI scope, before anything of its body is read."""
 
-    def __init__(self, callers: Callers, *, open_paths: Collection[str] = OPEN_PATHS) -> None:
+    def __init__(
+        self, callers: Callers, *, cookie: Cookie | None = None, open_paths: Collection[str] = OPEN_PATHS
+    ) -> None:
         self._callers = callers
+        self._cookie = cookie or Cookie(secure=False)
         self._open_paths = frozenset(open_paths)
+
+    @property
+    def origin(self) -> Origin:
+        """From where requests come."""
+        return self._callers.origin
 
     @property
     def wants_token(self) -> bool:
@@ -51,16 +62,27 @@ class Guard:
         if not open_to_all:
             given = _header(headers, b"authorization")
             if given is None:
-                caller = self._callers.by_header(None)
+                caller = self._by_cookie(scope, headers)
             elif self._callers.is_token_holder(given):
                 caller = TOKEN_HOLDER
             else:
                 caller = self._callers.by_header(given.decode("latin-1"))
+        else:
+            check_site(headers)
         if caller is None and not self._callers.wants_token:
             _check_local(scope, headers)
             caller = LOCAL_ADMINISTRATOR
         _check_content_type(scope, headers)
         return ANYBODY if caller is None else caller
+
+    def _by_cookie(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> Caller | None:
+        secret = self._cookie.secret_in(headers)
+        caller = self._callers.by_header(None) if secret is None else self._callers.by_cookie(secret)
+        if caller is not None and secret is not None:
+            check_site(headers)
+            if scope["method"] not in _READING:
+                check_csrf(headers, secret)
+        return caller
 
     def knows(self, scope: Scope) -> bool:
         """Whether the caller of an open path would be admitted elsewhere, and so may be told more."""

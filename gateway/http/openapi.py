@@ -10,6 +10,7 @@ from typing import Any, Final
 from google.protobuf.descriptor import MethodDescriptor
 from google.rpc import status_pb2
 
+from gateway.access.sessions import SESSION_COOKIE
 from gateway.http import comments as proto_comments
 from gateway.http import headers
 from gateway.http.encode import message_type
@@ -67,9 +68,17 @@ def document(routes: Iterable[Route], comments: Mapping[str, str] | None = None)
             **headers.components(),
             "schemas": dict(sorted(schemas.components.items())),
             "responses": {"Error": error},
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "session": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": SESSION_COOKIE,
+                    "description": f"Set by POST /v1/session; over TLS its name is __Host-{SESSION_COOKIE}.",
+                },
+            },
         },
-        "security": [{}, {"token": []}],
+        "security": [{}, {"token": []}, {"session": []}],
     }
 
 

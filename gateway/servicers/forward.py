@@ -34,7 +34,7 @@ def forwarded(
         channel: to it.
         trailers: keys of what the owner may say beside an answer (over HTTP, headers) that are passed on; of unary
             methods only.
-        own: methods that the gateway answers itself, by name; they are given the servicer first.
+        own: methods that the gateway answers itself, by name.
 
     Raises:
         TypeError: a method takes a stream.
@@ -44,7 +44,8 @@ def forwarded(
         for method in service.methods
         if method.name not in own
     }
-    return type(f"Forwarded{service.name}", (), {**methods, **own})()
+    methods |= {name: staticmethod(method) for name, method in own.items()}
+    return type(f"Forwarded{service.name}", (), methods)()
 
 
 def _forwarded(method: MethodDescriptor, owner: str, channel: Channel, trailers: frozenset[str]) -> Any:

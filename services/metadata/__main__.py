@@ -14,6 +14,7 @@ from runtime.tasks import run_forever
 from services.metadata import commands
 from services.metadata.access import servicer as access
 from services.metadata.access.feed import AccessFeed
+from services.metadata.access.sessions import Sessions
 from services.metadata.access.setup import offer_setup
 from services.metadata.access.store import AccessStore
 from services.metadata.audit.keeper import Keeper
@@ -102,6 +103,7 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
             store = LocalFirstStore(database, postgres, facts, copy, clock=process.clock)
             users = AccessStore(database)
             feed = AccessFeed(process.folder, users, process.clock)
+            sessions = Sessions(database, process.clock, lifetime_s=settings.session_lifetime)
             audit = AuditStore(database)
             maintenance = MaintenanceStore(database, clock=process.clock, changed=copy.changed)
             probes = {"postgresql": (target.role, store.probe)}
@@ -119,6 +121,7 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
                         bind("openmanager.gateway.v1.AiInteractionService", AiInteractionServicer(store)),
                         bind(access.ACCESS, access.AccessServicer(users, feed, process.folder)),
                         bind(access.FEED, access.AccessFeedServicer(users, feed)),
+                        bind(access.SESSIONS, access.SessionServicer(sessions, feed)),
                         bind(AUDIT, AuditServicer(keeper, audit)),
                         bind(AUDIT_SINK, AuditSinkServicer(keeper)),
                         bind(MAINTENANCE_STORE, MaintenanceStoreServicer(maintenance)),

@@ -37,6 +37,9 @@ class MetadataSettings(CommonSettings):
         "PostgreSQL has goes first, before its 24 hours are over.",
         ge=1 << 20,
     )
+    session_lifetime: Duration = setting(
+        "METADATA_SESSION_LIFETIME", "12h", "Who has logged in is asked for his password again after this.", ge=60.0
+    )
     audit_journal_limit: ByteSize = setting(
         "AUDIT_JOURNAL_LIMIT",
         "256MiB",

@@ -49,6 +49,9 @@ def prepared(product: Launched, command: str) -> Iterator[Call | None]:
     if method in {"UpdateUser", "DeleteUser", "SetPassword"}:
         assert call is not None
         product.post("/v1/users", {"user": {"name": call.subject, "role": "ROLE_VIEWER"}})
+    if method == "LogIn":
+        user = {"name": "grace", "role": "ROLE_VIEWER"}
+        assert product.post("/v1/users", {"user": user, "password": "something long"}).status == 200
     if method in {"RotateToken", "RevokeToken"}:
         assert call is not None
         product.post("/v1/tokens", {"id": call.subject, "name": "an example", "role": "ROLE_VIEWER"})
@@ -60,7 +63,7 @@ def prepared(product: Launched, command: str) -> Iterator[Call | None]:
         product.post("/v1/simulator:start", {})
         within(20, lambda: product.get("/v1/audit").json.get("events"))
     yield call
-    if method in {"CreateUser", "UpdateUser", "SetPassword"}:
+    if method in {"CreateUser", "UpdateUser", "SetPassword", "LogIn"}:
         assert call is not None
         assert product.post(f"/v1/users/{call.subject}", None, method="DELETE").status == 200
     if method in {"CreateServer", "UpdateServer", "UndeleteServer"}:

@@ -17,11 +17,11 @@ from runtime.server import GrpcServer, bind
 from tests.gateway.http.serving import FakeServicer, serving
 
 
-def let_in(admission: Admission, calls: int, host: str = "10.0.0.1", forwarded: str | None = None) -> int:
+def let_in(admission: Admission, calls: int, host: str = "10.0.0.1") -> int:
     admitted = 0
     for _ in range(calls):
         with suppress(ResourceExhausted):
-            admission.admit(host, forwarded)
+            admission.admit(host)
             admitted += 1
     return admitted
 
@@ -52,23 +52,6 @@ def test_callers_are_forgotten_beyond_a_bound(monkeypatch: pytest.MonkeyPatch) -
     for number in range(50):
         admission.admit(f"10.0.0.{number}")
     assert len(admission._buckets) == 10
-
-
-@pytest.mark.parametrize(
-    ("host", "forwarded", "caller"),
-    [
-        ("10.1.2.3", "192.0.2.7", "192.0.2.7"),
-        ("10.1.2.3", "198.51.100.1, 192.0.2.7", "192.0.2.7"),
-        ("10.1.2.3", "nonsense", "10.1.2.3"),
-        ("10.1.2.3", None, "10.1.2.3"),
-        ("172.16.0.1", "192.0.2.7", "172.16.0.1"),
-        ("", "192.0.2.7", ""),
-    ],
-)
-def test_behind_a_trusted_proxy_the_caller_is_who_it_says(host: str, forwarded: str | None, caller: str) -> None:
-    admission = Admission(ManualClock(), rate=1.0, trusted_proxy="10.0.0.0/8")
-    admission.admit(host, forwarded)
-    assert list(admission._buckets) == [caller]
 
 
 async def test_over_http_and_grpc_it_is_a_status_with_a_time_and_pages_are_left_alone() -> None:

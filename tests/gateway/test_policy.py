@@ -14,10 +14,12 @@ from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N81
 from fleet.access import ADMIN, AGENT, OPERATOR, VIEWER, Caller, Scope, includes
 from gateway.access.callers import ANYBODY, Callers, exchange_authenticator, grpc_authenticator
 from gateway.access.policy import Policy, Rule
-from gateway.access.table import AccessTable
+from gateway.access.sessions import Cookie, csrf_of
+from gateway.access.table import SESSION, AccessTable
 from gateway.admission import Admission
 from gateway.http.app import Health, HttpApp, create_app
 from gateway.http.guard import Guard
+from gateway.http.routes import Route
 from openmanager.gateway.v1 import options_pb2
 from runtime.channel import Channel
 from runtime.clock import SystemClock
@@ -35,6 +37,7 @@ OUTSIDERS = {
     "nobody": ("", "TOKEN_REQUIRED"),
     "unknown": ("om_unknown", "TOKEN_INVALID"),
     "expired": ("om_expired", "TOKEN_EXPIRED"),
+    "a session's secret": ("om-session_admin", "TOKEN_INVALID"),
 }
 REACHED = "REACHED"
 # What the issue of roles says, in one place, and not by the options: who may change what.
@@ -63,6 +66,8 @@ async def table() -> AsyncIterator[AccessTable]:
     found = AccessTable(channel, SystemClock())
     found._callers = {hash_of(secret_of(name)): (caller, math.inf) for name, caller in CALLERS.items()}
     found._callers[hash_of("om_expired")] = (CALLERS["admin"], 1_000)
+    found._callers |= {hash_of(session_of(name)): (as_session(caller), math.inf) for name, caller in CALLERS.items()}
+    found._callers[hash_of("om-session_over")] = (as_session(CALLERS["admin"]), 1_000)
     yield found
     await channel.close()
 
@@ -132,24 +137,94 @@ async def test_over_grpc_every_call_is_refused_to_who_may_not(table: AccessTable
 
 
 async def test_over_http_every_call_is_refused_to_who_may_not(table: AccessTable) -> None:
+    app = http_app(table)
+    for route in app.bridge.table.routes:
+        for name, wanted in expected(route.method).items():
+            secret = secret_of(name)
+            answer = await ask_route(app, route, {"authorization": f"Bearer {secret}"} if secret else {})
+            assert f'"{wanted}"' in answer, (route.template, name, answer)
+
+
+async def test_over_http_a_cookie_does_what_its_person_may_and_no_page_but_ours_can_use_it(table: AccessTable) -> None:
+    app = http_app(table)
+    for route in app.bridge.table.routes:
+        if route.method.GetOptions().Extensions[options_pb2.open_to_all]:
+            elsewhere = {"sec-fetch-site": "cross-site"}
+            for headers, wanted in ((cookie_of("admin"), REACHED), (elsewhere, "ORIGIN_FOREIGN")):
+                assert f'"{wanted}"' in await ask_route(app, route, headers), (route.template, headers)
+            continue
+        for name in CALLERS:
+            wanted = expected(route.method)[name]
+            answer = await ask_route(app, route, cookie_of(name) | csrf_token_of(name))
+            assert f'"{wanted}"' in answer, (route.template, name, answer)
+            for site in ("cross-site", "same-site"):
+                answer = await ask_route(app, route, cookie_of(name) | csrf_token_of(name) | {"sec-fetch-site": site})
+                assert '"ORIGIN_FOREIGN"' in answer, (route.template, name, answer)
+            for shown in ({}, csrf_token_of("viewer" if name != "viewer" else "admin")):  # none, another person's
+                answer = await ask_route(app, route, cookie_of(name) | shown)
+                told = wanted if route.verb == "GET" else "CSRF_TOKEN_INVALID"
+                assert f'"{told}"' in answer, (route.template, name, answer)
+        outside = {
+            "a token's secret": {"cookie": f"openmanager-session={secret_of('admin')}"},
+            "over": {"cookie": "openmanager-session=om-session_over"},
+            "unknown": {"cookie": "openmanager-session=om-session_unknown"},
+        }
+        for who, headers in outside.items():
+            answer = await ask_route(app, route, headers | csrf_token_of("admin"))
+            assert '"SESSION_ENDED"' in answer, (route.template, who, answer)
+        twice = {"cookie": f"{cookie_of('admin')['cookie']}; {cookie_of('viewer')['cookie']}"}
+        for nothing in ({"cookie": "theme=dark; openmanager-session2=x"}, twice):
+            assert '"TOKEN_REQUIRED"' in await ask_route(app, route, nothing), (route.template, nothing)
+        both = cookie_of("admin") | csrf_token_of("admin") | {"authorization": "Bearer om_unknown"}
+        assert '"TOKEN_INVALID"' in await ask_route(app, route, both), route.template
+
+
+async def test_over_tls_only_the_cookie_that_demands_it_counts(table: AccessTable) -> None:
+    app = http_app(table, secure=True)
+    (route,) = [each for each in app.bridge.table.routes if each.rpc.endswith("/GetCaller")]
+    assert '"TOKEN_REQUIRED"' in await ask_route(app, route, cookie_of("admin"))
+    assert f'"{REACHED}"' in await ask_route(
+        app, route, {"cookie": f"__Host-openmanager-session={session_of('admin')}"}
+    )
+    assert Cookie(secure=True).set("s", 60) == (
+        "__Host-openmanager-session=s; Max-Age=60; Path=/; HttpOnly; SameSite=Strict; Secure"
+    )
+
+
+def http_app(table: AccessTable, *, secure: bool = False) -> HttpApp:
     services = reached_services()
     policy = Policy(services)
-    app = create_app(
+    return create_app(
         services,
         interception=Interception(exchange_authenticator(policy)),
-        guard=Guard(Callers(None, table, accounts=True)),
+        guard=Guard(Callers(None, table, accounts=True), cookie=Cookie(secure=secure)),
         policy=policy,
         health=lambda: Health(ready=True),
         metrics=lambda: b"",
     )
-    for route in app.bridge.table.routes:
-        path = re.sub(r"\{[^}]*\}", "a", route.template)
-        for name, wanted in expected(route.method).items():
-            headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
-            if secret := secret_of(name):
-                headers.append((b"authorization", f"Bearer {secret}".encode()))
-            answer = await ask_app(app, route.verb, path, headers, b"{}" if route.body else b"")
-            assert f'"{wanted}"' in answer, (route.template, name, answer)
+
+
+async def ask_route(app: HttpApp, route: Route, shown: dict[str, str]) -> str:
+    given = {"host": "127.0.0.1", "content-type": "application/json"} | shown
+    headers = [(name.encode(), value.encode()) for name, value in given.items()]
+    path = re.sub(r"\{[^}]*\}", "a", route.template)
+    return await ask_app(app, route.verb, path, headers, b"{}" if route.body else b"")
+
+
+def session_of(name: str) -> str:
+    return f"om-session_{secret_of(name)}"
+
+
+def as_session(caller: Caller) -> Caller:
+    return Caller.of(caller.name, caller.may, SESSION, scope=caller.scope)
+
+
+def cookie_of(name: str) -> dict[str, str]:
+    return {"cookie": f"theme=dark; openmanager-session={session_of(name)}"}
+
+
+def csrf_token_of(name: str) -> dict[str, str]:
+    return {"x-csrf-token": csrf_of(session_of(name))}
 
 
 async def ask_app(app: HttpApp, verb: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes) -> str:

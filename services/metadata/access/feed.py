@@ -125,4 +125,5 @@ def _credential(found: dict[str, object]) -> Credential:
         role=int(str(found["role"])),
         scope=Scope.of(found["scope"]),
         expire_time=None if ends is None else datetime.fromisoformat(str(ends)),
+        is_session=found.get("is_session") is True,  # a copy of an earlier version has none
     )

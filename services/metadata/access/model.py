@@ -130,6 +130,7 @@ class Credential:
     role: int
     scope: Scope | None
     expire_time: datetime | None
+    is_session: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

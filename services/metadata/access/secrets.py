@@ -16,6 +16,7 @@ import argon2
 
 TOKEN_PREFIX: Final = "om_"  # noqa: S105  so that scanners of source code and logs know one when they see it
 SETUP_PREFIX: Final = "om-setup_"
+SESSION_PREFIX: Final = "om-session_"
 
 _hasher: Final = argon2.PasswordHasher.from_parameters(argon2.profiles.RFC_9106_LOW_MEMORY)
 _NOBODYS: Final = _hasher.hash(secrets.token_urlsafe(32))
@@ -29,6 +30,11 @@ def new_token() -> str:
 def new_setup_token() -> str:
     """What the first administrator shows, once."""
     return SETUP_PREFIX + secrets.token_urlsafe(32)
+
+
+def new_session() -> str:
+    """What a cookie carries."""
+    return SESSION_PREFIX + secrets.token_urlsafe(32)
 
 
 def digest(secret: str) -> bytes:

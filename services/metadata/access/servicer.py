@@ -3,22 +3,28 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from openmanager.access.v1 import access_pb2 as feed_pb2
 from openmanager.gateway.v1 import access_pb2 as pb
 from openmanager.gateway.v1 import options_pb2
+from runtime import audited, caller
 from runtime.errors import InvalidArgument
+from runtime.interception import CallContext
 from services.metadata.access.feed import AccessFeed
-from services.metadata.access.model import Scope, Token, User
+from services.metadata.access.model import Credential, Scope, Token, User
+from services.metadata.access.sessions import Identity, Sessions
 from services.metadata.access.setup import withdraw_setup
 from services.metadata.access.store import UPDATABLE, AccessStore
 
 ACCESS: Final = "openmanager.gateway.v1.AccessService"
+SESSIONS: Final = "openmanager.access.v1.SessionService"
 FEED: Final = "openmanager.access.v1.AccessFeedService"
 MAX_USES: Final = 10_000
 
@@ -48,21 +54,24 @@ class AccessServicer:
             users=map(_user, page.items), next_page_token=page.next_page_token, total_size=page.total_size
         )
 
-    async def UpdateUser(self, request: pb.UpdateUserRequest, _context: object) -> pb.UpdateUserResponse:
+    async def UpdateUser(self, request: pb.UpdateUserRequest, context: object) -> pb.UpdateUserResponse:
         given = request.user
         present = {"role": given.role, "scope": given.HasField("scope"), "disabled": given.disabled}
         fields = list(request.update_mask.paths) or [name for name in UPDATABLE if present[name]]
-        user = await self._store.update_user(_given_user(given), fields)
+        before, user = await self._store.update_user(_given_user(given), fields)
         self._feed.changed()
+        audited.tell(context, before=MessageToDict(_user(before)))
         return pb.UpdateUserResponse(user=_user(user))
 
-    async def DeleteUser(self, request: pb.DeleteUserRequest, _context: object) -> pb.DeleteUserResponse:
-        await self._store.delete_user(request.name)
+    async def DeleteUser(self, request: pb.DeleteUserRequest, context: object) -> pb.DeleteUserResponse:
+        before = await self._store.delete_user(request.name)
         self._feed.changed()
+        audited.tell(context, before=MessageToDict(_user(before)))
         return pb.DeleteUserResponse()
 
     async def SetPassword(self, request: pb.SetPasswordRequest, _context: object) -> pb.SetPasswordResponse:
         await self._store.set_password(request.name, request.password)
+        self._feed.changed()
         return pb.SetPasswordResponse()
 
     async def CreateToken(self, request: pb.CreateTokenRequest, _context: object) -> pb.CreateTokenResponse:
@@ -90,9 +99,10 @@ class AccessServicer:
         self._feed.changed()
         return pb.RotateTokenResponse(token=_token(token), secret=secret)
 
-    async def RevokeToken(self, request: pb.RevokeTokenRequest, _context: object) -> pb.RevokeTokenResponse:
+    async def RevokeToken(self, request: pb.RevokeTokenRequest, context: object) -> pb.RevokeTokenResponse:
         token = await self._store.revoke_token(request.id)
         self._feed.changed()
+        audited.tell(context, before=MessageToDict(_token(replace(token, revoke_time=None))))
         return pb.RevokeTokenResponse(token=_token(token))
 
 
@@ -109,17 +119,7 @@ class AccessFeedServicer:
         async with aclosing(self._feed.watch()) as changes:
             async for known in changes:
                 yield feed_pb2.WatchAccessResponse(
-                    credentials=[
-                        feed_pb2.Credential(
-                            hash=one.hash,
-                            id=one.id,
-                            name=one.name,
-                            role=_role(one.role),
-                            scope=_scope(one.scope),
-                            expire_time=_time(one.expire_time),
-                        )
-                        for one in known.credentials
-                    ],
+                    credentials=map(_credential, known.credentials),
                     stale_since=_time(known.stale_since),
                 )
 
@@ -130,6 +130,48 @@ class AccessFeedServicer:
             raise InvalidArgument(f"more than {MAX_USES} tokens", field="token_ids")
         await self._store.note_use(request.token_ids)
         return feed_pb2.ReportTokenUseResponse()
+
+
+class SessionServicer:
+    """``SessionService``."""
+
+    def __init__(self, sessions: Sessions, feed: AccessFeed) -> None:
+        self._sessions = sessions
+        self._feed = feed
+
+    async def OpenSession(
+        self, request: feed_pb2.OpenSessionRequest, context: CallContext
+    ) -> feed_pb2.OpenSessionResponse:
+        if request.WhichOneof("proof") == "identity":
+            given = request.identity
+            identity = Identity(issuer=given.issuer, subject=given.subject, name=given.name, role=given.role)
+            secret, credential = await self._sessions.by_identity(identity)
+        elif request.WhichOneof("proof") == "password":
+            typed, address = request.password, caller.told(context).address
+            secret, credential = await self._sessions.by_password(typed.name, typed.password, address)
+        else:
+            raise InvalidArgument("a password or an identity is needed", field="proof")
+        self._feed.changed()
+        return feed_pb2.OpenSessionResponse(secret=secret, credential=_credential(credential))
+
+    async def EndSession(
+        self, request: feed_pb2.EndSessionRequest, _context: CallContext
+    ) -> feed_pb2.EndSessionResponse:
+        name = await self._sessions.end(request.hash)
+        self._feed.changed()
+        return feed_pb2.EndSessionResponse(name=name)
+
+
+def _credential(one: Credential) -> feed_pb2.Credential:
+    return feed_pb2.Credential(
+        hash=one.hash,
+        id=one.id,
+        name=one.name,
+        role=_role(one.role),
+        scope=_scope(one.scope),
+        expire_time=_time(one.expire_time),
+        is_session=one.is_session,
+    )
 
 
 def _given_scope(of: Any) -> Scope | None:

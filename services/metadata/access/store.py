@@ -34,10 +34,11 @@ from services.metadata.store_connection import Database
 _USER: Final = "name, role, scope, disabled, created_at, updated_at"
 _TOKEN: Final = """t.id, t.name, t.role, t.scope, coalesce(u.name, '') AS user_name, t.expires_at, t.created_at,
     t.last_used_at, t.revoked_at"""
-_TOKENS: Final = "access_tokens AS t LEFT JOIN access_users AS u ON u.id = t.user_id"
-_LIVE: Final = "t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())"
+TOKENS: Final = "access_tokens AS t LEFT JOIN access_users AS u ON u.id = t.user_id"
+LIVE: Final = "t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())"
 _CREATE_USER: Final = f"""INSERT INTO access_users (name, role, scope, disabled, password_hash)
     VALUES ($1, $2, $3::jsonb, $4, $5) ON CONFLICT (lower(name)) DO NOTHING RETURNING {_USER}"""
+_GET_USER: Final = f"SELECT {_USER} FROM access_users WHERE lower(name) = lower($1)"
 _UPDATE_USER: Final = f"""UPDATE access_users SET
     role = CASE WHEN 'role' = ANY ($5::text[]) THEN $2 ELSE role END,
     scope = CASE WHEN 'scope' = ANY ($5) THEN $3::jsonb ELSE scope END,
@@ -46,14 +47,15 @@ _UPDATE_USER: Final = f"""UPDATE access_users SET
 _ADMINISTRATORS: Final = f"SELECT count(*) FROM access_users WHERE role = {ADMIN} AND NOT disabled"
 _CREATE_TOKEN: Final = """INSERT INTO access_tokens (name, role, scope, hash, user_id, expires_at, id)
     VALUES ($1, $2, $3::jsonb, $4, $5, $6, coalesce($7, gen_random_uuid())) ON CONFLICT (id) DO NOTHING RETURNING id"""
-_GET_TOKEN: Final = f"SELECT {_TOKEN} FROM {_TOKENS} WHERE t.id = $1"
-_LIST_TOKENS: Final = f"""SELECT {_TOKEN} FROM {_TOKENS} WHERE ($1 OR {_LIVE})
+_GET_TOKEN: Final = f"SELECT {_TOKEN} FROM {TOKENS} WHERE t.id = $1"
+_LIST_TOKENS: Final = f"""SELECT {_TOKEN} FROM {TOKENS} WHERE NOT t.is_session AND ($1 OR {LIVE})
     AND ($2::timestamptz IS NULL OR (t.created_at, t.id) < ($2, $3::uuid))
     ORDER BY t.created_at DESC, t.id DESC LIMIT $4"""
-_COUNT_TOKENS: Final = f"SELECT count(*) FROM {_TOKENS} WHERE $1 OR {_LIVE}"
-_CREDENTIALS: Final = f"""SELECT t.hash, t.id, coalesce(u.name, t.name) AS name, t.role, t.scope, t.expires_at,
-    u.role AS user_role, u.scope AS user_scope FROM {_TOKENS}
-    WHERE {_LIVE} AND coalesce(NOT u.disabled, true) ORDER BY t.id"""
+_COUNT_TOKENS: Final = f"SELECT count(*) FROM {TOKENS} WHERE NOT t.is_session AND ($1 OR {LIVE})"
+CREDENTIAL: Final = """t.hash, t.id, coalesce(u.name, t.name) AS name, t.role, t.scope, t.expires_at,
+    t.is_session, u.role AS user_role, u.scope AS user_scope"""
+_CREDENTIALS: Final = f"""SELECT {CREDENTIAL} FROM {TOKENS}
+    WHERE {LIVE} AND coalesce(NOT u.disabled, true) ORDER BY t.id"""
 UPDATABLE: Final = ("role", "scope", "disabled")
 
 
@@ -130,8 +132,8 @@ class AccessStore:
         token = paging.page_token("users", [], [rows[limit - 1]["name"]]) if len(rows) > limit else ""
         return Page(items=tuple(map(_user, rows[:limit])), next_page_token=token, total_size=total)
 
-    async def update_user(self, user: User, fields: Collection[str]) -> User:
-        """Sets the named ones of UPDATABLE.
+    async def update_user(self, user: User, fields: Collection[str]) -> tuple[User, User]:
+        """Sets the named ones of UPDATABLE; the user before and afterwards.
 
         Raises:
             NotFound: there is no such user.
@@ -144,21 +146,23 @@ class AccessStore:
             check_role(user.role, "user.role")
         scope = _stored(user.scope, "user.scope")
         async with self._administrated() as connection:
+            before = await connection.fetchrow(_GET_USER, user.name)
             row = await connection.fetchrow(
                 _UPDATE_USER, user.name, user.role, scope, user.disabled, sorted(set(fields))
             )
             if row is None:
                 raise _no_user(user.name, "user.name")
-        return _user(row)
+        return _user(before), _user(row)
 
-    async def delete_user(self, name: str) -> None:
-        """Removes a user with his tokens; raises as `update_user`."""
+    async def delete_user(self, name: str) -> User:
+        """Removes a user with his tokens and returns him as he was; raises as `update_user`."""
         async with self._administrated() as connection:
-            deleted = await connection.fetchval(
-                "DELETE FROM access_users WHERE lower(name) = lower($1) RETURNING true", name
+            deleted = await connection.fetchrow(
+                f"DELETE FROM access_users WHERE lower(name) = lower($1) RETURNING {_USER}", name
             )
-            if not deleted:
+            if deleted is None:
                 raise _no_user(name, "name")
+        return _user(deleted)
 
     @asynccontextmanager
     async def _administrated(self) -> AsyncIterator[Any]:
@@ -171,17 +175,18 @@ class AccessStore:
                 raise FailedPrecondition("somebody must remain an administrator", reason="LAST_ADMINISTRATOR")
 
     async def set_password(self, name: str, password: str) -> None:
-        """Raises NotFound."""
+        """Ends the user's sessions, too. Raises NotFound."""
         kept = await secrets.hashed(check_password(password))
-        async with self._database.connection() as connection:
+        async with self._database.connection() as connection, connection.transaction():
             changed = await connection.fetchval(
                 "UPDATE access_users SET password_hash = $2, updated_at = now() WHERE lower(name) = lower($1) "
-                "RETURNING true",
+                "RETURNING id",
                 name,
                 kept,
             )
-        if not changed:
-            raise _no_user(name, "name")
+            if changed is None:
+                raise _no_user(name, "name")
+            await connection.execute("DELETE FROM access_tokens WHERE user_id = $1 AND is_session", changed)
 
     async def create_token(self, token: Token) -> tuple[Token, str]:
         """A token and its secret.
@@ -276,7 +281,7 @@ class AccessStore:
         ):
             revision = await connection.fetchval("SELECT revision FROM access_state")
             rows = await connection.fetch(_CREDENTIALS)
-        return Known(revision=revision, credentials=tuple(map(_credential, rows)))
+        return Known(revision=revision, credentials=tuple(map(credential_of, rows)))
 
 
 def _no_user(name: str, field: str) -> NotFound:
@@ -329,14 +334,20 @@ def _token(row: asyncpg.Record) -> Token:
     )
 
 
-def _credential(row: asyncpg.Record) -> Credential:
-    """A user's token can do no more than he, also when his rights shrank after it was made."""
+def credential_of(row: asyncpg.Record) -> Credential:
+    """A user's token can do no more than he, also when his rights shrank after it was made; his session, all he can."""
     role, scope = row["role"], _scope(row["scope"])
     if row["user_role"] is not None:
-        if not includes(row["user_role"], role):
+        if row["is_session"] or not includes(row["user_role"], role):
             role = row["user_role"]
         of_user = _scope(row["user_scope"])
         scope = of_user if scope is None else scope.within(of_user)
     return Credential(
-        hash=row["hash"], id=str(row["id"]), name=row["name"], role=role, scope=scope, expire_time=row["expires_at"]
+        hash=row["hash"],
+        id=str(row["id"]),
+        name=row["name"],
+        role=role,
+        scope=scope,
+        expire_time=row["expires_at"],
+        is_session=row["is_session"],
     )

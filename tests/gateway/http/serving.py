@@ -5,7 +5,7 @@ import contextlib
 import importlib
 import math
 import pkgutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,9 +13,10 @@ import orjson
 from starlette.routing import BaseRoute
 
 from gateway.access.callers import Callers, exchange_authenticator
+from gateway.access.origin import Origin
 from gateway.access.policy import Policy
 from gateway.admission import Admission
-from gateway.http.app import Health, HttpApp, create_app
+from gateway.http.app import Health, HttpApp, Refused, create_app
 from gateway.http.guard import Guard
 from gateway.http.server import serve_http
 from openmanager.fleet.v1 import history_pb2, status_pb2
@@ -250,8 +251,9 @@ async def read_answer(reader: asyncio.StreamReader, *, with_body: bool = True) -
     return Answer(status, headers, body)
 
 
-def bound_services(servicer: object) -> list[Bound]:
-    return [bind(f"{PACKAGE}.{name}", servicer) for name in SERVICES]
+def bound_services(servicer: object, others: Mapping[str, object] | None = None) -> list[Bound]:
+    """All public services on one servicer, but for those that have another."""
+    return [bind(f"{PACKAGE}.{name}", (others or {}).get(name, servicer)) for name in SERVICES]
 
 
 @contextlib.asynccontextmanager
@@ -263,22 +265,26 @@ async def serving(
     extra: Sequence[BaseRoute] = (),
     interception: Interception | None = None,
     admission: Admission | None = None,
+    servicers: Mapping[str, object] | None = None,
+    origin: Origin | None = None,
+    refused: Refused | None = None,
     **options: Any,
 ) -> AsyncIterator[Served]:
-    """Serves every public service on a free port until the block ends."""
+    """Serves every public service on a free port until the block ends; `servicers`: real ones, by service."""
     servicer = FakeServicer()
-    services = bound_services(servicer)
+    services = bound_services(servicer, servicers)
     policy = Policy(services)
     app = create_app(
         services,
         interception=interception or Interception(exchange_authenticator(policy)),
-        guard=Guard(Callers(token, None)),
+        guard=Guard(Callers(token, None, origin=origin)),
         policy=policy,
         health=lambda: health or Health(ready=True),
         metrics=lambda: b"up 1\n",
         clock=clock,
         extra=extra,
         admission=admission,
+        refused=refused,
     )
     stopping = asyncio.Event()
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()

@@ -1,0 +1,35 @@
+"""From where a call comes: the address of its connection, or what a trusted proxy in front of us says it had.
+
+What must stay true: nobody else's X-Forwarded-For is believed, and of a chain only its last entry, the proxy's own.
+"""
+
+import ipaddress
+
+
+class Origin:
+    """Knows the trusted proxies."""
+
+    def __init__(self, trusted_proxy: str | None) -> None:
+        """`trusted_proxy`: their network; None: there is none."""
+        self._proxies = None if trusted_proxy is None else ipaddress.ip_network(trusted_proxy)
+
+    @property
+    def has_proxies(self) -> bool:
+        """Whether anybody's X-Forwarded-For is believed."""
+        return self._proxies is not None
+
+    def of(self, host: str, forwarded_for: str | None) -> str:
+        """The caller's address.
+
+        Args:
+            host: the address of the connection.
+            forwarded_for: the X-Forwarded-For that came with the call.
+        """
+        if self._proxies is None or not forwarded_for:
+            return host
+        try:
+            if ipaddress.ip_address(host) not in self._proxies:
+                return host
+            return str(ipaddress.ip_address(forwarded_for.rpartition(",")[2].strip()))
+        except ValueError:
+            return host

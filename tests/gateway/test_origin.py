@@ -1,0 +1,67 @@
+"""From where calls come: of a connection, or what a trusted proxy says, and nobody else."""
+
+import pytest
+
+from gateway.access.callers import Callers, grpc_authenticator
+from gateway.access.origin import Origin
+from gateway.access.policy import Policy
+from gateway.admission import Admission
+from openmanager.gateway.v1 import fleet_pb2, fleet_pb2_grpc
+from runtime.channel import Channel
+from runtime.clock import ManualClock
+from runtime.handlers import bind
+from runtime.interception import Interception
+from runtime.server import GrpcServer
+from tests.gateway.http.serving import FakeServicer, serving
+
+TOKEN = "a-token-of-some-length"
+TOLD = {"x-forwarded-for": "198.51.100.1, 192.0.2.7"}
+
+
+@pytest.mark.parametrize(
+    ("host", "forwarded", "caller"),
+    [
+        ("10.1.2.3", "192.0.2.7", "192.0.2.7"),
+        ("10.1.2.3", "198.51.100.1, 192.0.2.7", "192.0.2.7"),
+        ("10.1.2.3", "nonsense", "10.1.2.3"),
+        ("10.1.2.3", None, "10.1.2.3"),
+        ("172.16.0.1", "192.0.2.7", "172.16.0.1"),
+        ("", "192.0.2.7", ""),
+    ],
+)
+def test_a_trusted_proxy_is_believed_and_nobody_else(host: str, forwarded: str | None, caller: str) -> None:
+    assert Origin("10.0.0.0/8").of(host, forwarded) == caller
+    assert Origin(None).of(host, forwarded) == host
+
+
+@pytest.mark.parametrize(
+    ("proxy", "address"), [("127.0.0.0/8", "192.0.2.7"), ("10.0.0.0/8", "127.0.0.1"), (None, "127.0.0.1")]
+)
+async def test_rates_and_refusals_count_for_the_caller_and_not_for_the_proxy(proxy: str | None, address: str) -> None:
+    origin, admission, refused = Origin(proxy), Admission(ManualClock(), rate=1.0), list[str]()
+    options = {"origin": origin, "admission": admission, "token": TOKEN}
+    async with serving(**options, refused=lambda _rpc, scope, *_: refused.append(scope["client"][0])) as served:
+        await served.get("/v1/servers", **TOLD)
+        assert refused == [address]
+        for _ in range(3):
+            await served.get("/v1/servers", authorization=f"Bearer {TOKEN}", **TOLD)
+        assert refused == [address] * 2 and list(admission._buckets) == [address]
+    servicer = bind("openmanager.gateway.v1.FleetService", FakeServicer())
+    callers, seen = Callers(TOKEN, None, origin=origin), list[str]()
+    authenticate = grpc_authenticator(callers, Policy([servicer]), Admission(ManualClock()))
+
+    def noting(method: str, context: object) -> object:
+        seen.append(callers.known(context).address)  # type: ignore[arg-type]
+        found = authenticate(method, context)  # type: ignore[arg-type]
+        seen.append(found.address or "127.0.0.1")
+        return found
+
+    server = GrpcServer([servicer], Interception(noting))
+    async with Channel(await server.start("127.0.0.1:0")) as channel:
+        stub = fleet_pb2_grpc.FleetServiceStub(channel.grpc)
+        told = tuple(TOLD.items())
+        await stub.GetFleetSummary(
+            fleet_pb2.GetFleetSummaryRequest(), metadata=(*told, ("authorization", f"Bearer {TOKEN}"))
+        )
+        assert seen == [address] * 2
+    await server.stop(0)
