@@ -27,6 +27,7 @@ _RUN: Final[Mapping[str, Callable[[OpenManager, Namespace], Awaitable[int]]]] = 
     "audit": audit.run,
     "setup": access.run,
     "token": access.run,
+    "user": access.run,
     "watch": watch.run,
     "history": history.run,
     "ingest": ingest.run,

@@ -10,23 +10,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from client.api import DEFAULT_TIMEOUT_S
+from client.command.access_arguments import add_access
+from client.command.parsing import EXITS, Commands, add, add_output, common
 from client.command.values import moment_s, span_s
 
 STATUSES: Final = ("healthy", "warning", "critical", "offline")
 AGGREGATIONS: Final = ("AVG", "MIN", "MAX", "SUM", "COUNT", "FIRST", "LAST", "RATE")
 SHELLS: Final = ("bash", "zsh", "fish")
 HISTORY_OUTPUTS: Final = ("table", "json", "csv", "parquet")
-
-_EXITS: Final = """\
-exit status:
-  0    all is well
-  1    failed: rows were rejected, a store is down, a file cannot be read, ...
-  2    what was asked for makes no sense
-  3    this gateway, or this installation, does not have it
-  4    not found: no such server, no points
-  5    the gateway refused: no token, a wrong one, or one that may not do this
-  6    the gateway is not reachable, or did not answer in time
-  130  interrupted; 141 whoever read the output left"""
 
 _EPILOG: Final = f"""\
 examples:
@@ -49,7 +40,7 @@ environment (an option wins over it):
   OPENMANAGER_PROFILE    NAME: the three are read from OPENMANAGER_NAME_ADDRESS and so on, and only from there
   NO_COLOR               no colours on a terminal, either
 
-{_EXITS}
+{EXITS}
 """
 
 _SPAN_AGO: Final = re.compile(r"-\d.*")
@@ -88,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         description="Asks an OpenManager gateway, and writes to it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[_common()],
+        parents=[common()],
         allow_abbrev=False,
     )
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -98,9 +89,9 @@ def parser() -> argparse.ArgumentParser:
     _add_ingest(commands)
     _add_status(commands)
     _add_audit(commands)
-    _add_access(commands)
+    add_access(commands)
     _add_certs(commands)
-    completion = _add(commands, "completion", "print what makes a shell complete this command", _COMPLETION)
+    completion = add(commands, "completion", "print what makes a shell complete this command", _COMPLETION)
     completion.add_argument("shell", choices=SHELLS, help="which shell")
     return whole
 
@@ -112,52 +103,8 @@ examples:
   openmanager completion fish > ~/.config/fish/completions/openmanager.fish   # from the next shell on"""
 
 
-def _common() -> argparse.ArgumentParser:
-    """Options that are understood before and after the command."""
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    group = common.add_argument_group("gateway")
-    group.add_argument("--address", metavar="HOST:PORT", help="where it is (default: OPENMANAGER_ADDRESS)")
-    group.add_argument("--token", metavar="TOKEN", help="its bearer token (default: OPENMANAGER_TOKEN)")
-    group.add_argument("--ca-file", metavar="FILE", help="the authority of its certificate, PEM")
-    group.add_argument("--profile", metavar="NAME", help="take all three from OPENMANAGER_NAME_ADDRESS and so on")
-    group.add_argument(
-        "--timeout", metavar="SPAN", type=_timeout, help="how long a call may take; streams may take longer (10s)"
-    )
-    return common
-
-
-def _timeout(text: str) -> float:
-    seconds = span_s(text)
-    if seconds <= 0:
-        raise argparse.ArgumentTypeError("a call needs some time, for example 10s")
-    return seconds
-
-
-_Commands = argparse._SubParsersAction
-
-
-def _add(
-    commands: "_Commands[argparse.ArgumentParser]", name: str, summary: str, examples: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=f"{examples}\n\n{_EXITS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[_common()],
-        allow_abbrev=False,
-    )
-
-
-def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--output", choices=("table", "json"), default="table", help="for people, or as the HTTP API answers"
-    )
-
-
-def _add_servers(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    servers = _add(
+def _add_servers(commands: "Commands[argparse.ArgumentParser]") -> None:
+    servers = add(
         commands,
         "servers",
         "list the servers and how they are now",
@@ -167,17 +114,17 @@ def _add_servers(commands: "_Commands[argparse.ArgumentParser]") -> None:
     servers.add_argument("--status", choices=STATUSES, help="only those")
     servers.add_argument("--environment", metavar="NAME", default="", help="only those")
     servers.add_argument("--role", metavar="NAME", default="", help="only those")
-    _add_output(servers)
+    add_output(servers)
     _add_transfer(servers.add_subparsers(dest="action", metavar="ACTION"))
-    server = _add(commands, "server", "show one server with all its metrics", "examples:\n  openmanager server web-01")
+    server = add(commands, "server", "show one server with all its metrics", "examples:\n  openmanager server web-01")
     server.add_argument("id", metavar="ID", help="its id")
-    _add_output(server)
+    add_output(server)
 
 
-def _add_transfer(actions: "_Commands[argparse.ArgumentParser]") -> None:
+def _add_transfer(actions: "Commands[argparse.ArgumentParser]") -> None:
     formats = ("csv", "json_lines")
     format_help = "how the file is written (by its name: json_lines where it ends in .jsonl, else csv)"
-    export = _add(
+    export = add(
         actions,
         "export",
         "write the record of the servers to a file, labels and notes too",
@@ -187,7 +134,7 @@ def _add_transfer(actions: "_Commands[argparse.ArgumentParser]") -> None:
     export.add_argument("--format", choices=formats, help=format_help)
     export.add_argument("--environment", dest="export_environment", metavar="NAME", default="", help="only those")
     export.add_argument("--role", dest="export_role", metavar="NAME", default="", help="only those")
-    load = _add(
+    load = add(
         actions,
         "import",
         "add the servers of a file, or change those that are there",
@@ -200,8 +147,8 @@ def _add_transfer(actions: "_Commands[argparse.ArgumentParser]") -> None:
     load.add_argument("--partial", action="store_true", help="record the other rows though some cannot be")
 
 
-def _add_watch(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    watch = _add(
+def _add_watch(commands: "Commands[argparse.ArgumentParser]") -> None:
+    watch = add(
         commands,
         "watch",
         "show the servers as they change, until Ctrl-C; elsewhere than on a terminal a line for each change",
@@ -211,8 +158,8 @@ def _add_watch(commands: "_Commands[argparse.ArgumentParser]") -> None:
     watch.add_argument("--role", metavar="NAME", default="", help="only those")
 
 
-def _add_history(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    history = _add(
+def _add_history(commands: "Commands[argparse.ArgumentParser]") -> None:
+    history = add(
         commands,
         "history",
         "show what metrics of a server were",
@@ -251,8 +198,8 @@ def _add_history(commands: "_Commands[argparse.ArgumentParser]") -> None:
     )
 
 
-def _add_ingest(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    ingest = _add(
+def _add_ingest(commands: "Commands[argparse.ArgumentParser]") -> None:
+    ingest = add(
         commands,
         "ingest",
         "write metrics from a file: the JSON of POST /v1/metrics:write, or lines of it",
@@ -269,15 +216,15 @@ def _add_ingest(commands: "_Commands[argparse.ArgumentParser]") -> None:
     )
 
 
-def _add_certs(commands: "_Commands[argparse.ArgumentParser]") -> None:
+def _add_certs(commands: "Commands[argparse.ArgumentParser]") -> None:
     examples = (
         "examples:\n  openmanager certs init --dir certs\n"
         "  openmanager certs init --dir certs --name om.example.net --name 10.0.0.7"
     )
-    certs = _add(commands, "certs", "certificates for the processes of an installation", examples)
+    certs = add(commands, "certs", "certificates for the processes of an installation", examples)
     actions = certs.add_subparsers(dest="action", required=True, metavar="ACTION")
     text = "make an authority of one's own, and a certificate of it for each process; asks no gateway"
-    init = _add(actions, "init", text, examples)
+    init = add(actions, "init", text, examples)
     init.add_argument("--dir", metavar="DIR", default="certs", help="where to (certs); nothing there is written over")
     init.add_argument(
         "--name",
@@ -295,67 +242,22 @@ def _days(text: str) -> int:
     return int(text)
 
 
-def _add_status(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    status = _add(commands, "status", "show every store: up or down, how far behind", "examples:\n  openmanager status")
-    _add_output(status)
+def _add_status(commands: "Commands[argparse.ArgumentParser]") -> None:
+    status = add(commands, "status", "show every store: up or down, how far behind", "examples:\n  openmanager status")
+    add_output(status)
 
 
-def _add_access(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    setup = _add(
-        commands,
-        "setup",
-        "make the first administrator; his password is asked for, or read from standard input",
-        "examples:\n  openmanager setup ada --setup-token-file data/metadata/setup-token",
-    )
-    setup.add_argument("name", help="of the administrator")
-    setup.add_argument("--setup-token-file", metavar="FILE", required=True, help="DATA_DIR/metadata/setup-token")
-    token = _add(commands, "token", "what programs show instead of a password", _OF_TOKENS)
-    actions = token.add_subparsers(dest="action", required=True, metavar="ACTION")
-    create = _add(actions, "create", "make a token; its secret is printed once", _OF_TOKENS)
-    create.add_argument("name", help="what it is for")
-    create.add_argument(
-        "--role", choices=("viewer", "agent", "operator", "admin"), required=True, help="what it may do"
-    )
-    for option, dest, what in (
-        ("--environment", "environments", "of this environment"),
-        ("--server-role", "server_roles", "of this role"),
-        ("--server", "servers", "this one"),
-    ):
-        help_text = (
-            f"only servers {what}; may be repeated" if what != "this one" else "only this server; may be repeated"
-        )
-        create.add_argument(option, dest=dest, action="append", default=[], metavar="NAME", help=help_text)
-    create.add_argument(
-        "--expires", metavar="TIME", type=moment_s, help="when it ends: +90d, 2027-01-01; default: never"
-    )
-    create.add_argument("--user", default="", metavar="NAME", help="whose it is; it can do no more than they")
-    listed = _add(actions, "list", "list tokens, newest first", "examples:\n  openmanager token list --all")
-    listed.add_argument("--all", action="store_true", help="revoked and expired ones too")
-    _add_output(listed)
-    for action, summary in (("rotate", "give a token another secret"), ("revoke", "end a token for good")):
-        one = _add(
-            actions, action, summary, f"examples:\n  openmanager token {action} 7d0f3c52-8f0e-4f64-9d0b-3f5c1a0c2b11"
-        )
-        one.add_argument("id", help="of the token")
-
-
-_OF_TOKENS: Final = """\
-examples:
-  openmanager token create "rack 7" --role agent --server web-01 --server web-02
-  openmanager token create dashboard --role viewer --environment production --expires +90d"""
-
-
-def _add_audit(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    audit = _add(commands, "audit", "the audit log", "examples:\n  openmanager audit verify")
+def _add_audit(commands: "Commands[argparse.ArgumentParser]") -> None:
+    audit = add(commands, "audit", "the audit log", "examples:\n  openmanager audit verify")
     actions = audit.add_subparsers(dest="action", required=True, metavar="ACTION")
-    verify = _add(
+    verify = add(
         actions,
         "verify",
         "prove that nobody altered the audit log; exit status 1 says that somebody did",
         "examples:\n  openmanager audit verify\n  openmanager audit verify --output json | jq .findings",
     )
-    _add_output(verify)
-    export = _add(
+    add_output(verify)
+    export = add(
         actions,
         "export",
         "write the audit log to standard output",

@@ -24,6 +24,7 @@ COMMANDS = {
     "certs",
     "setup",
     "token",
+    "user",
     "completion",
 }
 GATEWAY = {"--help", "--address", "--token", "--ca-file", "--profile", "--timeout"}
@@ -99,6 +100,11 @@ def test_nothing_of_the_tree_is_missing(shell: str) -> None:
         "token list",
         "token rotate",
         "token revoke",
+        "user create",
+        "user list",
+        "user change",
+        "user password",
+        "user delete",
         "servers export",
         "servers import",
     } | COMMANDS

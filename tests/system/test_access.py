@@ -316,6 +316,42 @@ async def test_the_command_makes_tokens_and_ends_them(manager: Manager) -> None:
     assert unknown.returncode == 4 and "TOKEN_NOT_FOUND" in unknown.stderr
 
 
+async def test_the_command_adds_people_and_changes_what_they_may(manager: Manager) -> None:
+    async def command(*words: str, typed: str = "") -> "subprocess.CompletedProcess[str]":
+        environ = {"OPENMANAGER_TOKEN": manager.secret}
+        address = manager.product.addresses["gateway"]
+        return await asyncio.to_thread(called, address, *words, environ=environ, stdin=typed)
+
+    async def comes_in(password: str) -> bool:
+        said = {"name": "Barbara", "password": password}
+        return (await manager.call("/v1/session", body=said, secret="")).status == 200
+
+    made = await command("user", "create", "Barbara", "--role", "operator", typed=f"{PASSWORD}\n")
+    assert made.returncode == 0 and "operator, all servers" in made.stderr and not made.stdout, made.stderr
+    assert await comes_in(PASSWORD)
+    short = await command("user", "password", "Barbara", typed="short\n")
+    assert short.returncode == 2 and "12 characters" in short.stderr, short.stderr
+    assert (await command("user", "password", "Barbara", typed="another password\n")).returncode == 0
+    assert await comes_in("another password") and not await comes_in(PASSWORD)
+    changed = await command("user", "change", "Barbara", "--role", "viewer", "--server", WEB, "--disable")
+    assert changed.returncode == 0 and f"viewer, {WEB}, disabled" in changed.stderr, changed.stderr
+    shown = (await command("user", "list")).stdout
+    assert re.search(rf"Barbara +viewer +{WEB} .* disabled", shown), shown
+    changed = await command("user", "change", "Barbara", "--all-servers", "--enable")
+    listed = json.loads((await command("user", "list", "--output", "json")).stdout)
+    (user,) = [one for one in listed if one["name"] == "Barbara"]
+    assert (user["role"], user["disabled"], user.get("scope")) == ("ROLE_VIEWER", False, None)
+    for words, said in (
+        (("user", "change", "Barbara"), "nothing to change"),
+        (("user", "change", "Barbara", "--all-servers", "--server", WEB), "either"),
+    ):
+        refused = await command(*words)
+        assert refused.returncode == 2 and said in refused.stderr, refused.stderr
+    assert (await command("user", "delete", "Barbara")).returncode == 0
+    gone = await command("user", "delete", "Barbara")
+    assert gone.returncode == 4 and "USER_NOT_FOUND" in gone.stderr
+
+
 def test_roles_are_what_they_are_called() -> None:
     assert [options_pb2.Role.Name(number) for number in range(5)] == [
         "ROLE_UNSPECIFIED", "ROLE_VIEWER", "ROLE_OPERATOR", "ROLE_ADMIN", "ROLE_AGENT",
