@@ -18,7 +18,7 @@ REQUEST_TIMEOUT: Final = "Request-Timeout"
 IF_NONE_MATCH: Final = "If-None-Match"
 IF_MATCH: Final = "If-Match"
 LAST_EVENT_ID: Final = "Last-Event-ID"
-CSRF_TOKEN: Final = "X-CSRF-Token"
+CSRF: Final = "X-CSRF-Token"
 ETAG: Final = "ETag"
 RETRY_AFTER: Final = "Retry-After"
 
@@ -32,7 +32,7 @@ _OF_REQUESTS: Final[Mapping[str, tuple[str, str]]] = {
         "The caller's place in a trace of its own (W3C Trace Context); one that is malformed is ignored.",
         "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     ),
-    CSRF_TOKEN: (
+    CSRF: (
         "For a session's cookie only: what `GET /v1/session` tells as `csrfToken`.",
         "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     ),
@@ -76,7 +76,7 @@ def parameters(route: Route) -> list[Object]:
     """The headers that are read of a route's requests."""
     names = [*OF_EVERY_REQUEST]
     if route.verb != "GET":
-        names.append(CSRF_TOKEN)
+        names.append(CSRF)
     if has_entity_tag(route.method):
         names.append(IF_NONE_MATCH)
     if if_match_field(route.method):

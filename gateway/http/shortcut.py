@@ -10,6 +10,7 @@ What must stay true: the answer is the same as on the long way but for the rando
 
 import logging
 import time
+from functools import lru_cache
 from typing import Any, Final
 
 from gateway.access.policy import Policy
@@ -17,8 +18,10 @@ from gateway.admission import Admission
 from gateway.http.answer import whole
 from gateway.http.bridge import Bridge
 from gateway.http.compression import accepts_gzip
+from gateway.http.endpoint import Endpoint
 from gateway.http.guard import Guard
 from gateway.http.replies import TRACERESPONSE, Scope
+from gateway.http.routes import REMEMBERED_PATH_CHARS, REMEMBERED_PATHS
 from runtime import durations, telemetry, tracing
 from runtime.errors import OpenManagerError
 
@@ -39,16 +42,18 @@ class Shortcut:
         self._guard = guard
         self._admission = admission
         self._policy = policy
+        self._of_path = lru_cache(REMEMBERED_PATHS)(self._found)
         self._allowed: set[tuple[str, int]] = set()  # method and role, of who sees all servers
 
     def answer(self, scope: Scope) -> tuple[Event, Event] | None:
         """The two ASGI events of the answer; None: it has to go the long way."""
         started = time.monotonic()
         gzip = self._wants_gzip(scope)
-        found = None if gzip is None else self._bridge.find(scope)
-        if found is None or found.route is None:
+        path = scope["raw_path"]
+        found = None if gzip is None or len(path) > REMEMBERED_PATH_CHARS else self._of_path(path)
+        if found is None:
             return None
-        endpoint = self._bridge.endpoint_of(found.route)
+        endpoint, values = found
         try:
             caller = self._guard.admit(scope)
             if caller.scope is not None:
@@ -56,7 +61,7 @@ class Shortcut:
             if (endpoint.rpc, caller.may) not in self._allowed:
                 self._policy.check(endpoint.rpc, caller)
                 self._allowed.add((endpoint.rpc, caller.may))
-            response = endpoint.ready(found.values)
+            response = endpoint.ready(values)
         except OpenManagerError:
             return None
         body = None if response is None else response.forms.get(endpoint)
@@ -71,6 +76,13 @@ class Shortcut:
             {"type": "http.response.start", "status": 200, "headers": [*headers, trace]},
             {"type": "http.response.body", "body": body},
         )
+
+    def _found(self, raw_path: bytes) -> tuple[Endpoint, tuple[str, ...]] | None:
+        """What answers a GET of a path, and the path's variables."""
+        found = self._bridge.table.find("GET", raw_path.decode("latin-1"))
+        if found is None or found.route is None:
+            return None
+        return self._bridge.endpoint_of(found.route), found.values
 
     def _wants_gzip(self, scope: Scope) -> bool | None:
         """Whether the answer is to be packed; None: it has to go the long way."""
