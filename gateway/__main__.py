@@ -12,6 +12,7 @@ from fleet.access import Caller
 from fleet.audit.configuration import record_configuration
 from fleet.audit.log import AuditLog
 from fleet.writer import FleetWriter
+from gateway import web
 from gateway.access.callers import Callers, exchange_authenticator, grpc_authenticator, known_to
 from gateway.access.origin import Origin
 from gateway.access.policy import Policy
@@ -21,7 +22,7 @@ from gateway.admission import Admission
 from gateway.audit import Audit, audited, left_behind, own_file, sending, telling
 from gateway.changes import Changes
 from gateway.http.app import Health, create_app
-from gateway.http.guard import Guard
+from gateway.http.guard import OPEN_PATHS, Guard
 from gateway.http.server import serve_http
 from gateway.metrics import OperatorMetrics
 from gateway.notes import Notes
@@ -231,13 +232,14 @@ async def _serve_http(
     app = create_app(
         services,
         interception=Interception(authenticator, waiting=door.waiting),
-        guard=Guard(door.callers, cookie=door.cookie),
+        guard=Guard(door.callers, cookie=door.cookie, open_paths=OPEN_PATHS | web.PATHS),
         policy=policy,
         health=health,
         metrics=metrics,
         clock=process.clock,
         admission=door.admission,
         refused=door.audit.refused_request,
+        extra=web.routes(),
     )
     await serve_http(
         app,

@@ -143,7 +143,7 @@ class HttpApp:
         caller = None
         try:
             caller = self._guard.admit(scope, open_to_all=self._policy.rule(rpc).open_to_all)
-            if match is None and scope["path"] not in OPEN_PAGES:
+            if match is None and scope["path"] not in OPEN_PAGES and scope["path"] not in self._guard.open_paths:
                 self._policy.check_page(caller)
         except OpenManagerError as error:
             _log.info("refused %s %s: %s", scope["method"], scope["path"], error, extra={"reason": error.reason})

@@ -38,7 +38,7 @@ class Guard:
     ) -> None:
         self._callers = callers
         self._cookie = cookie or Cookie(secure=False)
-        self._open_paths = frozenset(open_paths)
+        self.open_paths: Final = frozenset(open_paths)
 
     @property
     def origin(self) -> Origin:
@@ -55,7 +55,7 @@ class Guard:
 
         `open_to_all`: for a method that asks for a secret of its own.
         """
-        if scope["path"] in self._open_paths:
+        if scope["path"] in self.open_paths:
             return ANYBODY
         headers = scope["headers"]
         caller = None

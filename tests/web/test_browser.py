@@ -1,0 +1,305 @@
+"""The page in a real browser, before the real product: what a person sees, and is told when something breaks."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.launched import Launched, within
+from tests.harness.shared_product import METRICS, SERVERS
+from tests.web.browser import Browser, Page, require_chromium
+
+pytestmark = pytest.mark.full
+
+PASSWORD = "correct horse battery staple"
+SHOWN_WITHIN_S = 20.0
+MARKUP = "<img src=x onerror=document.title='broken'><b>bold</b>"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+class Guarded:
+    """A product that wants accounts, with a few people in it."""
+
+    def __init__(self, launched: Launched) -> None:
+        self.launched = launched
+        self.url = f"http://{launched.http_address}/"
+        setup = (launched.data / "metadata" / "setup-token").read_text().strip()
+        first = {"setupToken": setup, "name": "Ada", "password": PASSWORD}
+        self._token = within(30, lambda: launched.post("/v1/users:setUp", first).json.get("tokenSecret"))
+        shown = {"authorization": f"Bearer {self._token}"}
+        within(10, lambda: launched.get("/v1/session", shown).status == 200)
+        grace = {"name": "Grace", "role": "ROLE_VIEWER", "scope": {"serverIds": ["web-01"]}}
+        for user in (grace, {"name": "Bob", "role": "ROLE_VIEWER"}):
+            self.post("/v1/users", {"user": user, "password": PASSWORD})
+
+    def post(self, path: str, body: Any, method: str | None = None) -> Any:
+        answer = self.launched.post(path, body, method=method, headers={"authorization": f"Bearer {self._token}"})
+        assert answer.status == 200, answer.body
+        return answer.json
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    require_chromium()
+    settings = {"GATEWAY_ACCOUNTS": "true", "SIMULATOR_INTERVAL": "1s", "SIMULATOR_SERVERS": "4"}
+    with Launched(tmp_path_factory.mktemp("guarded"), **settings) as launched:
+        yield Guarded(launched)
+
+
+def log_in(page: Page, name: str, password: str = PASSWORD) -> None:
+    page.within(SHOWN_WITHIN_S, "!document.querySelector('#log-in').hidden")
+    page.type("#log-in-name", name)
+    page.type("#log-in-password", password)
+    page.click("#log-in-button")
+
+
+def wait_for_rows(page: Page, count: int) -> None:
+    page.within(SHOWN_WITHIN_S, f"document.querySelectorAll('#servers tr').length >= {count}")
+
+
+def test_every_server_is_shown_and_goes_on_changing(product: Launched, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(f"http://{product.http_address}/")
+        wait_for_rows(page, SERVERS)
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#live-text').textContent === 'Live'")
+        page.within(SHOWN_WITHIN_S, f"Number(document.querySelector('.tile b').textContent) >= {SERVERS}")
+        assert page.text("#caller") == "local-administrator · administrator"
+        assert page.value("document.querySelector('#log-out').hidden")
+        assert page.text("#banners") == ""
+        before = page.texts("#servers .value")
+        within(10, lambda: page.texts("#servers .value") != before)
+        assert {request.partition("/v1")[0] for request in page.requests if "/v1" in request} == {
+            f"GET http://{product.http_address}"
+        }
+        assert all(f"//{product.http_address}/" in request for request in page.requests)
+
+
+def test_servers_are_filtered_and_sorted(product: Launched, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(f"http://{product.http_address}/")
+        wait_for_rows(page, SERVERS)
+        everything = page.texts("#servers a")
+        page.type("#filter", "WEB production")
+        rows = page.texts("#servers tr")
+        assert rows
+        assert all("web" in row and "production" in row for row in rows)
+        assert f"{len(rows)} of" in page.text("#shown")
+        page.type("#filter", "no such server")
+        assert page.text("#no-servers") == "No server matches the filter."
+        page.value("document.querySelector('#filter').value = ''")
+        page.value("document.querySelector('#filter').dispatchEvent(new Event('input'))")
+        page.click("[data-sort=cpu_usage] button")
+        assert page.value("document.querySelector('[data-sort=cpu_usage]').getAttribute('aria-sort')") == "descending"
+        shown = page.texts("#servers td:nth-child(5) .value")
+        values = [float(text.removesuffix(" %")) for text in shown if text != "–"]
+        assert values == sorted(values, reverse=True)
+        assert sorted(page.texts("#servers a")) == sorted(everything)
+        page.click(".tile.offline")
+        page.within(5, "document.querySelector('#status').value === 'offline'")
+        assert all("offline" in row for row in page.texts("#servers tr"))
+
+
+def test_a_server_has_its_metrics_and_a_history(product: Launched, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(f"http://{product.http_address}/#/servers/web-01")
+        page.within(SHOWN_WITHIN_S, f"document.querySelectorAll('#metrics tr').length === {METRICS}")
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#plot .curve')")
+        assert "production" in page.text("#about")
+        page.type("#metric-filter", "memory_bytes")
+        assert all("memory_bytes" in row for row in page.texts("#metrics tr"))
+        page.type("#metric-filter", "context_switches")
+        page.within(SHOWN_WITHIN_S, "document.querySelectorAll('#metrics tr').length === 1")
+        page.click("[data-metric=context_switches]")
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#aggregation').value === 'RATE'")
+        page.click("[name=range][value='6h']")
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#plot-summary').textContent.includes('every minute')")
+        assert "/s" in page.text("#plot-summary")
+        assert page.value("location.hash") == "#/servers/web-01?metric=context_switches&range=6h"
+        page.value("document.querySelector('#plot').focus()")
+        for kind in ("keyDown", "keyUp"):
+            page.ask("Input.dispatchKeyEvent", type=kind, key="End", code="End")
+        assert page.text("#plot-reading").endswith(" UTC")
+        assert page.value("document.querySelectorAll('#plot .at').length") == 1
+
+
+def test_a_server_that_there_is_not(product: Launched, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(f"http://{product.http_address}/#/servers/%2e%2e%2Fnothing")
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#server-error').textContent")
+        assert "There is no server ../nothing" in page.text("#server-error")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_telephone_and_says_what_everything_is(product: Launched, browser: Browser, scheme: str) -> None:
+    with browser.page(400, 800, prefers_color_scheme=scheme) as page:
+        for address, sign in (("", "#servers tr"), ("#/servers/web-01", "#plot .curve")):
+            page.open(f"http://{product.http_address}/{address}")
+            page.within(SHOWN_WITHIN_S, f"document.querySelector('{sign}')")
+            assert page.value("document.documentElement.scrollWidth") <= 400
+            nodes = page.ask("Accessibility.getFullAXTree")["nodes"]
+            asked = {"button", "link", "searchbox", "combobox", "radio", "table"}
+            seen = [node for node in nodes if not node["ignored"] and node["role"]["value"] in asked]
+            assert seen
+            assert [node for node in seen if not node.get("name", {}).get("value")] == []
+
+
+def test_who_is_not_logged_in_logs_in_and_out(guarded: Guarded, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(f"{guarded.url}?login_error=OPENID_REFUSED")
+        page.within(SHOWN_WITHIN_S, "!document.querySelector('#log-in').hidden")
+        assert page.text("#log-in-error") == "The OpenID provider did not let you in."
+        assert page.value("location.search") == ""
+        assert page.value("document.querySelector('#openid').hidden"), "there is no provider"
+        assert page.value("document.querySelector('#fleet').hidden")
+
+        log_in(page, "Grace", "nonsense")
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#log-in-error').textContent.includes('not right')")
+        log_in(page, "grace")
+        wait_for_rows(page, 1)
+        assert page.text("#caller-name") == "Grace · viewer · server web-01 only"
+        assert page.texts("#servers a") == ["web-01"]
+        assert page.value("document.querySelector('#log-in-password').value") == ""
+        assert page.value("document.cookie") == "", "no script sees it"
+
+        page.ask("Page.reload")
+        wait_for_rows(page, 1)
+        page.click("#servers a")
+        page.within(SHOWN_WITHIN_S, f"document.querySelectorAll('#metrics tr').length === {METRICS}")
+        page.click("#log-out")
+        page.within(SHOWN_WITHIN_S, "!document.querySelector('#log-in').hidden")
+        assert "web-01" not in page.value("document.documentElement.outerHTML"), "nothing that he saw stays"
+        assert page.value("location.hash") == ""
+        assert page.text("#log-in-error") == ""
+        assert page.texts("#servers tr") == []
+        page.ask("Page.reload")
+        page.within(SHOWN_WITHIN_S, "!document.querySelector('#log-in').hidden")
+
+
+def test_openid_is_offered_where_there_is_a_provider(guarded: Guarded, browser: Browser) -> None:
+    with browser.page() as page:
+        page.answer("*/auth/openid/login", 302, location="https://provider.example/authorize?state=1")
+        page.open(guarded.url)
+        page.within(SHOWN_WITHIN_S, "!document.querySelector('#openid').hidden")
+        assert page.value("document.querySelector('#openid a').pathname") == "/auth/openid/login"
+
+
+def test_an_invented_log_in_error_says_nothing(guarded: Guarded, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(f"{guarded.url}?login_error=Call+555-0100+and+tell+your+password")
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#log-in-error').textContent")
+        assert page.text("#log-in-error") == "Logging in with OpenID did not work (UNKNOWN)."
+
+
+def test_who_tries_too_often_is_told_how_long_to_wait(guarded: Guarded, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(guarded.url)
+        for _ in range(15):
+            log_in(page, "Bob", "nonsense")
+            page.within(SHOWN_WITHIN_S, "!/Log in/.test(document.querySelector('#log-in-button').textContent) || "
+                                        "!document.querySelector('#log-in-button').disabled")  # fmt: skip
+            if page.text("#log-in-button").startswith("Try again in"):
+                break
+        assert "too many" in page.text("#log-in-error")
+        first = page.text("#log-in-button")
+        within(5, lambda: page.text("#log-in-button") != first)
+
+
+def test_a_session_that_is_ended_elsewhere_shows_the_log_in(guarded: Guarded, browser: Browser) -> None:
+    guarded.post("/v1/users", {"user": {"name": "Edsger", "role": "ROLE_VIEWER"}, "password": PASSWORD})
+    with browser.page() as page:
+        page.open(guarded.url)
+        log_in(page, "Edsger")
+        wait_for_rows(page, 4)
+        guarded.post("/v1/users/Edsger", {"disabled": True}, method="PATCH")
+        page.within(SHOWN_WITHIN_S, "!document.querySelector('#log-in').hidden")
+        assert page.text("#log-in-error") == "The session has ended."
+        assert page.texts("#servers tr") == []
+
+
+def test_what_people_write_is_text_and_never_markup(guarded: Guarded, browser: Browser) -> None:
+    name = f"a {MARKUP.partition('<b>')[0]}"  # an id has no slash
+    server = {"id": name, "hostname": MARKUP, "environment": "<b>test</b>", "role": "<i>web</i>"}
+    guarded.post("/v1/servers", server | {"location": MARKUP, "labels": {"<b>": "<i>"}, "notes": MARKUP})
+    with browser.page() as page:
+        page.open(guarded.url)
+        log_in(page, "Ada")
+        wait_for_rows(page, 5)
+        assert MARKUP in "\n".join(page.texts("#servers small"))
+        page.type("#filter", "onerror")
+        page.click("#servers a")
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#about').textContent.includes('Notes')")
+        assert page.text("#server-title") == name
+        assert page.text("#about").count(MARKUP) == 3
+        assert page.value("document.querySelectorAll('main img, #servers b, #about b, h1 b').length") == 0
+        assert page.value("document.title") == f"{name} – OpenManager"
+
+
+def test_a_broken_stream_is_told_and_mends_itself(guarded: Guarded, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(guarded.url)
+        log_in(page, "Ada")
+        wait_for_rows(page, 4)
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#live-text').textContent === 'Live'")
+        os.kill(guarded.launched.pid_of("gateway"), signal.SIGKILL)
+        page.within(5, "document.querySelector('#live').classList.contains('bad')")
+        assert "The live stream is broken since" in page.text("#live-text")
+        assert len(page.texts("#servers tr")) >= 4, "what was known stays"
+        page.within(60, "document.querySelector('#live-text').textContent === 'Live'")
+        before = page.texts("#servers .value")
+        within(10, lambda: page.texts("#servers .value") != before)
+
+
+def test_a_gateway_that_hangs_is_noticed(guarded: Guarded, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(guarded.url)
+        log_in(page, "Ada")
+        wait_for_rows(page, 4)
+        frozen = guarded.launched.pid_of("gateway")
+        os.kill(frozen, signal.SIGSTOP)
+        try:
+            page.within(30, "document.querySelector('#live').classList.contains('bad')")
+            assert page.text("#live-text").startswith("The gateway does not answer.")
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        page.within(60, "document.querySelector('#live-text').textContent === 'Live'")
+
+
+def test_a_store_that_is_away_is_told(guarded: Guarded, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(guarded.url)
+        log_in(page, "Ada")
+        wait_for_rows(page, 4)
+        frozen = guarded.launched.pid_of("metadata")
+        os.kill(frozen, signal.SIGSTOP)
+        try:
+            page.within(30, "document.querySelector('#banners').textContent.includes('postgresql')")
+            assert "is down since" in page.text("#banners")
+            assert "1 up" in page.text("#stores-summary")
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        page.within(60, "document.querySelector('#banners').textContent === ''")
+
+
+def test_thousands_of_servers_do_not_freeze_it(tmp_path: Path, browser: Browser) -> None:
+    with Launched(tmp_path, SIMULATOR_SERVERS="2000", SIMULATOR_INTERVAL="10s") as launched, browser.page() as page:
+        within(60, lambda: launched.get("/v1/fleet/summary").json["total"] == 2000)
+        page.open(f"http://{launched.http_address}/")
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#shown').textContent.includes('first 200 of 2,000')")
+        page.value("window.gaps = []; (function next(last) { requestAnimationFrame((now) => {"
+                   " gaps.push(now - last); next(now); }); })(performance.now())")  # fmt: skip
+        before = page.texts("#servers .value")
+        within(30, lambda: page.texts("#servers .value") != before)
+        time.sleep(1)  # frames are counted in it; nothing is waited for
+        assert page.value("Math.max(...gaps)") < 1_000, "milliseconds between two frames"
+        assert page.value("gaps.length") > 10
+        page.type("#filter", "web-1")
+        assert "of 2,000 servers" in page.text("#shown")
