@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import prometheus_client
+from starlette.routing import BaseRoute
 
-from fleet.access import Caller
+from fleet.access import Caller, role_name
 from fleet.audit.configuration import record_configuration
 from fleet.audit.log import AuditLog
 from fleet.writer import FleetWriter
@@ -36,9 +37,10 @@ from gateway.servicers.maintenance import MaintenanceServicer
 from gateway.servicers.passing import AnalyticsServicer, SimulatorServicer
 from gateway.servicers.storage import StorageServicer, replica_names
 from gateway.servicers.transfer import ServerTransferServicer
-from gateway.settings import GatewaySettings
+from gateway.settings import OPENID_CALLBACK_PATH, OPENID_LOGIN_PATH, GatewaySettings
 from gateway.state import FleetState
 from gateway.workers import own_number, serve_by_workers, siblings
+from openmanager.access.v1 import access_pb2 as access_feed_pb2
 from openmanager.gateway.v1 import (
     access_pb2,
     ai_pb2,
@@ -52,8 +54,9 @@ from openmanager.gateway.v1 import (
     storage_pb2,
     transfer_pb2,
 )
-from runtime import tasks
+from runtime import caller, tasks
 from runtime.channel import Channel
+from runtime.errors import OpenManagerError
 from runtime.interception import Interception
 from runtime.process import Process, run_process
 from runtime.server import Bound, bind
@@ -70,9 +73,14 @@ class Door:
     admission: Admission
     waiting: Waiting
     audit: Audit
+    pages: Sequence[BaseRoute]
+    """What browsers are shown before anybody is known."""
 
 
 _AUDIT = audit_pb2.DESCRIPTOR.services_by_name["AuditService"]
+_LOG_IN = "openmanager.gateway.v1.AccessService.LogIn"
+PATHS_OF_ALL = OPEN_PATHS | web.PATHS | {OPENID_LOGIN_PATH, OPENID_CALLBACK_PATH}
+"""Open to everybody: they tell nothing, or are for who is not known yet."""
 RECONNECT = Backoff(initial_s=0.1, max_s=2.0, healthy_after_s=5.0)
 
 
@@ -106,7 +114,8 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         callers = Callers(settings.token, table, accounts=settings.accounts, origin=Origin(settings.trusted_proxy))
         cookie = Cookie(secure=settings.tls_cert_file is not None or settings.trusted_proxy is not None)
         sessions = Sessions(metadata, table, clock, cookie)
-        door = Door(callers=callers, cookie=cookie, admission=admission, waiting=waiting, audit=audit)
+        pages = [*web.routes(), *await _openid_pages(stack, settings, process, sessions, audit)]
+        door = Door(callers=callers, cookie=cookie, admission=admission, waiting=waiting, audit=audit, pages=pages)
         writer = await stack.enter_async_context(
             FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=clock, describe=state.descriptor)
         )
@@ -186,6 +195,33 @@ async def _audit_log(
     return logs[-1]
 
 
+async def _openid_pages(
+    stack: AsyncExitStack,
+    settings: GatewaySettings,
+    process: Process[GatewaySettings],
+    sessions: Sessions,
+    audit: Audit,
+) -> list[BaseRoute]:
+    """Log-in with an OpenID provider, where one is set."""
+    if settings.oidc_issuer is None:
+        return []
+    from gateway.access.openid import OpenId, Registration  # noqa: PLC0415  0.1 s and 15 MB
+    from gateway.http.openid_pages import OpenIdPages  # noqa: PLC0415
+
+    registration = Registration.of(settings)
+    assert registration is not None  # settings without a part of it are refused
+
+    async def opened(who: caller.Caller, session: access_feed_pb2.OpenSessionResponse) -> None:
+        name, role = session.credential.name, role_name(session.credential.role)
+        await audit.change(_LOG_IN, replace(who, name=name, role=role), target=name)
+
+    def refused(who: caller.Caller, error: OpenManagerError) -> None:
+        audit.refused(_LOG_IN, who, error)
+
+    openid = await stack.enter_async_context(OpenId(registration, process.secret, process.clock))
+    return OpenIdPages(openid, sessions, secure=sessions.cookie.secure, opened=opened, refused=refused).routes()
+
+
 async def _serve_grpc(
     settings: GatewaySettings,
     process: Process[GatewaySettings],
@@ -232,14 +268,14 @@ async def _serve_http(
     app = create_app(
         services,
         interception=Interception(authenticator, waiting=door.waiting),
-        guard=Guard(door.callers, cookie=door.cookie, open_paths=OPEN_PATHS | web.PATHS),
+        guard=Guard(door.callers, cookie=door.cookie, open_paths=PATHS_OF_ALL),
         policy=policy,
         health=health,
         metrics=metrics,
         clock=process.clock,
         admission=door.admission,
         refused=door.audit.refused_request,
-        extra=web.routes(),
+        extra=door.pages,
     )
     await serve_http(
         app,
