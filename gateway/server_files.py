@@ -1,11 +1,16 @@
 """Files of servers: CSV and JSON lines, written and read.
 
+A spreadsheet takes a cell that begins with `=`, `+`, `-`, `@`, a tab or a line's end for a formula and runs it, and who
+registers a server is not who opens the file. So in CSV such a text has an apostrophe before it, but for a number; the
+same that begins with apostrophes has one more, so that reading can take one away.
+
 What must stay true: what is written is read back as it was; a row that cannot be read is named with its column and
 keeps its number; what a row does not say is told from what it says to be empty.
 """
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +26,8 @@ CSV_TYPE: Final = "text/csv; charset=utf-8"
 JSON_LINES_TYPE: Final = "application/x-ndjson"
 MAX_ROWS: Final = 20_000
 _BYTE_ORDER_MARK: Final = "\ufeff"
+_FORMULA: Final = re.compile(r"'*[=+\-@\t\r\n]")
+_NUMBER: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
 csv.field_size_limit(16 << 20)
 
@@ -57,7 +64,7 @@ def csv_head() -> str:
 def csv_row(server: Mapping[str, Any]) -> str:
     """A server, with all COLUMNS."""
     cells = dict(server) | {"labels": _json(server["labels"]) if server["labels"] else ""}
-    return _csv_line([cells[name] for name in COLUMNS])
+    return _csv_line([_cell(cells[name]) for name in COLUMNS])
 
 
 def json_row(server: Mapping[str, Any]) -> str:
@@ -122,7 +129,7 @@ def _read(number: int, read: Callable[[], dict[str, Any]]) -> Row:
 def _of_cells(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
     if len(cells) != len(names):
         raise RowFaultError("", f"has {len(cells)} cells, where there are {len(names)} columns")
-    values: dict[str, Any] = dict(zip(names, cells, strict=True))
+    values: dict[str, Any] = dict(zip(names, map(_text, cells), strict=True))
     if "labels" in values:
         values["labels"] = _labels(_parsed(values["labels"], "labels") if values["labels"].strip() else {})
     return values
@@ -157,6 +164,14 @@ def _parsed(text: str, column: str) -> Any:
 
 def _json(value: Any) -> str:
     return orjson.dumps(value).decode()
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def _text(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def _csv_line(cells: Sequence[str]) -> str:

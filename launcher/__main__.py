@@ -74,10 +74,11 @@ def _stop(supervisor: Supervisor) -> None:
 
 def _welcome(data: Path) -> str:
     at = {name: os.environ.get(name) or default for name, default in _ADDRESSES.items()}
+    tls = bool(os.environ.get("TLS_CERT_FILE"))
     lines = [
         "OpenManager is running",
-        f"  HTTP        http://{at['GATEWAY_HTTP_ADDRESS']}/v1/servers   (API: /docs, /openapi.json)",
-        f"  gRPC        {at['GATEWAY_GRPC_ADDRESS']}",
+        f"  HTTP        http{'s' * tls}://{at['GATEWAY_HTTP_ADDRESS']}/v1/servers   (API: /docs, /openapi.json)",
+        f"  gRPC        {at['GATEWAY_GRPC_ADDRESS']}{'   (TLS)' * tls}",
         f"  services    cache {at['CACHE_ADDRESS']}, timeseries {at['TIMESERIES_ADDRESS']},",
         f"              metadata {at['METADATA_ADDRESS']}, simulator {at['SIMULATOR_ADDRESS']},",
         f"              analytics {at['ANALYTICS_ADDRESS']}",

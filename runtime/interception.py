@@ -99,8 +99,9 @@ def service_secret_authenticator(secret: str) -> Authenticator:
         if method.startswith(open_locally) and peer_is_loopback(context.peer()):
             return
         raise Unauthenticated(
-            "an inner service answers only callers with the service secret: "
-            'pass -H "authorization: Bearer $(cat DATA_DIR/service-secret)"',
+            "an inner service answers only callers with the service secret: the call's metadata must have "
+            "`authorization: Bearer SECRET`, where SECRET is SERVICE_SECRET or what the file DATA_DIR/service-secret "
+            "holds; applications call the gateway instead",
             reason=SERVICE_SECRET_REASON,
         )
 

@@ -18,7 +18,8 @@ _STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message
 MAX_TEXT_CHARS: Final = 8_192  # a line stays readable and a runaway message cannot fill the disk
 # JSON lets these stand as they are, but readers of lines take some for line ends, and terminals some for commands.
 _ESCAPED: Final = {code: f"\\u{code:04x}" for code in (*range(0x80, 0xA0), 0x2028, 0x2029)}
-_QUIET: Final = ("asyncio", "grpc", "opentelemetry", "_granian", "granian", "httpx2", "httpcore2")  # libraries whose INFO is nobody's news
+# Libraries whose INFO is nobody's news.
+_QUIET: Final = ("asyncio", "grpc", "opentelemetry", "_granian", "granian", "httpx2", "httpcore2")
 
 
 class JsonFormatter(logging.Formatter):

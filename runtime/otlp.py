@@ -3,7 +3,8 @@
 That matters because the exporter's thread shares the interpreter with the event loop: with everything sampled, encoding
 was the largest part of what tracing cost.
 
-What must stay true: what is sent is what the SDK would send. Only plain spans are written here (no events, no links,
+What must stay true: what is sent is what the SDK would send, but that the texts of errors have passed `redact`: whoever
+raised an exception did not think of who reads traces. Only plain spans are written here (no events, no links,
 attributes that are single values, which repeat so much that they are kept encoded); all others are the SDK's work, as
 are connection, headers, retries and compression. It hangs on one inner method, `_translate_data`; should that be gone,
 the tests fail, and the SDK's own encoder is used.
@@ -20,6 +21,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind
+
+from runtime.redaction import redact
 
 KEPT_ATTRIBUTES: Final = 1_024
 
@@ -50,8 +53,19 @@ def encode(spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
         if _is_plain(span):
             _write(span, group.add())
         else:
-            group.append(encode_spans([span]).resource_spans[0].scope_spans[0].spans[0])
+            encoded = encode_spans([span]).resource_spans[0].scope_spans[0].spans[0]
+            _redact(encoded)
+            group.append(encoded)
     return request
+
+
+def _redact(encoded: Any) -> None:
+    if encoded.status.message:
+        encoded.status.message = redact(encoded.status.message)
+    for event in encoded.events:
+        for attribute in event.attributes:
+            if attribute.value.WhichOneof("value") == "string_value":
+                attribute.value.string_value = redact(attribute.value.string_value)
 
 
 def _is_plain(span: ReadableSpan) -> bool:
@@ -85,7 +99,7 @@ def _write(span: ReadableSpan, to: Any) -> None:
     to.dropped_attributes_count = span.dropped_attributes
     to.status.code = status.status_code.value
     if status.description:
-        to.status.message = status.description
+        to.status.message = redact(status.description)
 
 
 def _encoded(name: str, value: Any) -> KeyValue:

@@ -6,6 +6,10 @@ A token is the sort key of the last row shown, with a digest over that key, the 
 with the secret of the installation, which all its processes have. So a token that was made elsewhere, altered, cut, or
 taken to other filters is refused instead of answering a wrong page. It is no secret and no permission: what it names is
 checked like any input.
+
+A listing of a stretch of time carries its `Window` in the token. "The last hour" said again a moment later is another
+pair of instants (HTTP has `-1h` and `now`), and still the same question: the first page fixes the window, and whether
+each of its edges was given is all that later pages must say of it.
 """
 
 import base64
@@ -13,7 +17,7 @@ import binascii
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 
@@ -27,6 +31,13 @@ _DIGEST_BYTES: Final = 8
 _key = b""
 Key = Sequence[str | int]
 Item = TypeVar("Item")
+
+
+class Window(NamedTuple):
+    """The instants `[start, end)` that a listing is restricted to, as integers of its own unit; None: no edge."""
+
+    start: int | None = None
+    end: int | None = None
 
 
 def sign_with(secret: str) -> None:
@@ -47,7 +58,14 @@ def page_size(requested: int, default: int = DEFAULT_PAGE_SIZE) -> int:
 
 
 def page_of(
-    items: Sequence[Item], key: Callable[[Item], Any], *, listing: str, filters: Sequence[object], size: int, token: str
+    items: Sequence[Item],
+    key: Callable[[Item], Any],
+    *,
+    listing: str,
+    filters: Sequence[object],
+    size: int,
+    token: str,
+    window: Window | None = None,
 ) -> tuple[Sequence[Item], str]:
     """One page of a list in memory, and the token of the next page (empty: this was the last).
 
@@ -55,27 +73,29 @@ def page_of(
         items: everything that matches the filters, ascending by ``key``.
         key: an item's sort key: a tuple of texts and numbers, unique in the listing.
         listing: name of the listing.
-        filters: its filters.
+        filters: its filters, without times.
         size: most items in the page.
         token: as the caller sent it; empty: the first page.
+        window: that of `continued`, by which the items were chosen; None: the listing knows no times.
 
     Raises:
         InvalidArgument: for ``page_token``, when it is not a token of this listing with these filters.
     """
     start = 0
     if token and (last := position(listing, filters, token)) is not None:
+        last = last[: len(last) - len(window or ())]
         try:
             start = bisect_right(items, tuple(last), key=key)
         except TypeError:  # parts of other types than the key's
             raise bad_token() from None
     shown = items[start : start + size]
     more = start + size < len(items)
-    return shown, page_token(listing, filters, key(shown[-1])) if more and shown else ""
+    return shown, page_token(listing, filters, key(shown[-1]), window) if more and shown else ""
 
 
-def page_token(listing: str, filters: Sequence[object], last: Key) -> str:
-    """Returns the token for what follows the row with the sort key ``last``."""
-    body = orjson.dumps(list(last))
+def page_token(listing: str, filters: Sequence[object], last: Key, window: Window | None = None) -> str:
+    """Returns the token for what follows the row with the sort key ``last``; `window` is that of the first page."""
+    body = orjson.dumps([*last, *(window or ())])
     return base64.urlsafe_b64encode(_digest(listing, filters, body) + body).rstrip(b"=").decode()
 
 
@@ -108,6 +128,31 @@ def position(
     except (ValueError, binascii.Error):
         raise bad_token() from None
     return key
+
+
+def continued(
+    listing: str, filters: Sequence[object], asked: Window, token: str, kinds: tuple[type, ...]
+) -> tuple[Window, list[str | int] | None]:
+    """The window and the sort key in ``token``; when it is empty, the window that is asked for and None.
+
+    Whatever instants are asked for with a token, those of the listing's first page hold.
+
+    Args:
+        listing: name of the listing.
+        filters: its filters, without times.
+        asked: as the caller sent it.
+        token: as the caller sent it.
+        kinds: the types of the key's parts.
+
+    Raises:
+        InvalidArgument: for ``page_token``, when it is not a token of this listing with these filters, or was made
+            for a window that had other edges.
+    """
+    edges = tuple(type(edge) for edge in asked)  # the same must be there as on the first page
+    found: list[Any] | None = position(listing, filters, token, (*kinds, *edges))
+    if found is None:
+        return asked, None
+    return Window(*found[len(kinds) :]), found[: len(kinds)]
 
 
 def bad_token() -> InvalidArgument:

@@ -22,6 +22,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
@@ -111,7 +112,12 @@ class Process(Generic[S]):
 
     def open_channel(self, target: str) -> Channel:
         """Calls to an inner service: with the service secret, and with TLS when TLS_CA_FILE is set."""
-        return Channel(target, secret=self.secret, credentials=tls.channel_credentials(self.settings))
+        return Channel(target, secret=self.secret, credentials=self._channel_credentials)
+
+    @cached_property
+    def _channel_credentials(self) -> Callable[[], Any] | None:
+        """One for all channels, so that the files are read once when they are replaced."""
+        return tls.channel_credentials(self.settings)
 
     @asynccontextmanager
     async def open_channels(self, targets: Sequence[str]) -> AsyncIterator[tuple[Channel, ...]]:

@@ -1,7 +1,7 @@
 """Secrets kept out of everything that is written down.
 
-What must stay true: a text that goes to a log line, an error or a repr has passed `redact`; the process's own secrets
-are made known with `remember_secret` as soon as they are read.
+What must stay true: a text that goes to a log line, an error, a repr or an exported span's exception has passed
+`redact`; the process's own secrets are made known with `remember_secret` as soon as they are read.
 """
 
 import re
@@ -12,6 +12,8 @@ MASK: Final = "***"
 # user:password@ inside a URL, and a bearer or basic credential as it stands in a header.
 _URL_PASSWORD: Final = re.compile(r"(://[^/\s:@]*):[^/\s@]*@")
 _CREDENTIAL: Final = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
+# PostgreSQL quotes the whole row that it refuses: what a user said, and the hash of a password.
+_ROW: Final = re.compile(r"\nDETAIL:  .*?(?=\nHINT:|\n\nThe above exception|\n\nDuring handling|\Z)", re.DOTALL)
 _SECRET_NAME: Final = re.compile(r"secret|password|passwd|token|authorization|api_?key", re.IGNORECASE)
 MIN_REMEMBERED_CHARS: Final = 8  # a shorter one would blank out ordinary words
 
@@ -25,10 +27,12 @@ def remember_secret(secret: str) -> None:
 
 
 def redact(text: str) -> str:
-    """`text` without the passwords of URLs, bearer credentials and remembered secrets."""
+    """`text` without the passwords of URLs, bearer credentials, rows that PostgreSQL quotes and remembered secrets."""
     if "@" in text:
         text = _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
     text = _CREDENTIAL.sub(rf"\1 {MASK}", text)
+    if "\nDETAIL:" in text:
+        text = _ROW.sub(f"\nDETAIL:  {MASK}", text)
     for secret in _remembered:
         if secret in text:
             text = text.replace(secret, MASK)

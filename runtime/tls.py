@@ -6,20 +6,27 @@ certificate for the gateway's public name alone does not cut the processes of on
 TLS_CA_FILE inner services also want a certificate of that authority from whoever calls them, beside the service secret.
 
 What must stay true: a caller checks the server's certificate by the name that it dials; files that are replaced count
-from the next handshake on, and files that do not fit together never do: the ones before go on until they do. Callers'
-own certificates are read when a channel is made.
+for new connections, at servers from the next handshake on and at callers within LOOK_EVERY_S, and files that do not
+fit together never do: the ones before go on until they do.
 """
 
 import logging
 import ssl
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
 from runtime.folder import CannotStartError
 from runtime.settings import CommonSettings, is_loopback, split_address
+
+LOOK_EVERY_S: Final = 1.0
+"""How often files are looked at where no handshake asks for them (three calls of stat, 5 us)."""
+SETTLED_AFTER_S: Final = 2.0
+"""Files are replaced one after the other: what does not fit together for so long is a fault."""
 
 _log = logging.getLogger(__name__)
 _Stamps = tuple[tuple[int, int, int], ...]
@@ -36,52 +43,150 @@ def server_credentials(settings: CommonSettings, address: str, *, public: bool) 
     if not public and settings.tls_ca_file is None and is_loopback(split_address(address)[0]):
         return None
     ca_file = None if public else settings.tls_ca_file
-    files = _Files(settings.tls_cert_file, settings.tls_key_file, ca_file)
-    try:
-        first = files.read()
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise CannotStartError(f"TLS_CERT_FILE, TLS_KEY_FILE and TLS_CA_FILE cannot be used: {error}") from None
-    return grpc.dynamic_ssl_server_credentials(first, files.changed, require_client_authentication=ca_file is not None)
+    files = CertificateFiles(settings.tls_cert_file, settings.tls_key_file, ca_file)
+
+    def changed() -> Any:
+        """Called by gRPC before each handshake, in a thread of its own; None: as it was."""
+        found = files.renewed()
+        return None if found is None else _configuration(found)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(_first(files)), changed, require_client_authentication=ca_file is not None
+    )
 
 
-def channel_credentials(settings: CommonSettings) -> Any:
-    """grpc.ChannelCredentials for calls to inner services; None: without TLS."""
+def channel_credentials(settings: CommonSettings) -> "Callable[[], Any] | None":
+    """What tells the grpc.ChannelCredentials for calls to inner services, another object when the files were replaced;
+    None: without TLS.
+
+    Raises:
+        CannotStartError: the files do not fit together.
+    """
     if settings.tls_ca_file is None:
         return None
-    key = settings.tls_key_file.read_bytes() if settings.tls_key_file else None
-    chain = settings.tls_cert_file.read_bytes() if settings.tls_cert_file else None
-    return grpc.ssl_channel_credentials(settings.tls_ca_file.read_bytes(), key, chain)
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        raise CannotStartError("TLS_CERT_FILE and TLS_KEY_FILE must be set, since TLS_CA_FILE is")
+    return _CallersFiles(CertificateFiles(settings.tls_cert_file, settings.tls_key_file, settings.tls_ca_file))
 
 
-class _Files:
-    """The files of a server, looked at before each handshake (three calls of stat, 5 us)."""
+def _first(files: "CertificateFiles") -> "Certificate":
+    try:
+        return files.read()
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise CannotStartError(f"TLS_CERT_FILE, TLS_KEY_FILE and TLS_CA_FILE cannot be used: {error}") from None
 
-    def __init__(self, cert: Path, key: Path, ca: Path | None) -> None:
-        self._cert, self._key, self._ca = cert, key, ca
-        self._seen: _Stamps = ()
 
-    def read(self) -> Any:
-        """grpc.ServerCertificateConfiguration of them; OSError (ssl.SSLError is one) where they do not fit together."""
-        self._seen = self._stamps()
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self._cert, self._key)
-        if self._ca is not None:
-            context.load_verify_locations(self._ca)
-        pair = (self._key.read_bytes(), self._cert.read_bytes())
-        return grpc.ssl_server_certificate_configuration([pair], self._ca.read_bytes() if self._ca else None)
+def _configuration(found: "Certificate") -> Any:
+    return grpc.ssl_server_certificate_configuration([(found.key, found.chain)], found.ca)
 
-    def changed(self) -> Any:
-        """The new configuration; None: as it was. Called by gRPC, in a thread of its own."""
+
+class _CallersFiles:
+    def __init__(self, files: "CertificateFiles") -> None:
+        self._files = files
+        self._credentials = self._of(_first(files))
+        self._look_at = 0.0
+
+    def __call__(self) -> Any:
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_EVERY_S
+            found = self._files.renewed()
+            if found is not None:
+                self._credentials = self._of(found)
+        return self._credentials
+
+    @staticmethod
+    def _of(found: "Certificate") -> Any:
+        return grpc.ssl_channel_credentials(found.ca, found.key, found.chain)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """What the files hold, as PEM; `ca` only where there is such a file."""
+
+    chain: bytes
+    key: bytes
+    ca: bytes | None
+
+
+class CertificateFiles:
+    """The files of a certificate, which may be replaced, one after the other, while we run."""
+
+    def __init__(self, cert: Path, key: Path, ca: Path | None = None) -> None:
+        self.cert = cert
+        self.key = key
+        self._ca = ca
+        self._used: object = ()  # how the files were when they were last used
+        self._faulty: object = ()  # and when they last could not be
+        self._faulty_since_s: float | None = None  # None: it was told
+
+    def read(self) -> Certificate:
+        """What they hold now; OSError or ValueError, which names the file at fault, where that cannot be used."""
+        stamps = self._stamps()
+        found = Certificate(
+            chain=_certificates(self.cert),
+            key=self.key.read_bytes(),
+            ca=_certificates(self._ca) if self._ca is not None else None,
+        )
+        try:  # without an empty password OpenSSL asks for one at the terminal
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key, password="")
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                raise ValueError(f"{self.key} is not the key of {self.cert}") from None
+            if error.reason:
+                raise ValueError(f"{self.cert} and {self.key} are refused by OpenSSL: {error.reason}") from None
+            raise ValueError(f"{self.key} has no private key that can be read without a password") from None
+        if self._stamps() != stamps:
+            raise ValueError(f"{self.cert} is being replaced")
+        self._used = stamps
+        return found
+
+    def renewed(self) -> Certificate | None:
+        """What they hold, if they were replaced and can be used. That they cannot is logged once, as an error."""
+        stamps: object = None
         try:
-            if self._stamps() == self._seen:
+            stamps = self._stamps()
+            if stamps == self._used:
+                self._faulty = ()
                 return None
-            configuration = self.read()
+            if stamps == self._faulty and self._faulty_since_s is None:
+                return None
+            found = self.read()
         except (OSError, ValueError) as error:
-            _log.warning("the changed certificate %s is not used yet: %s", self._cert, error)
+            self._fault(stamps, error)
             return None
-        _log.info("the certificate %s was read anew", self._cert)
-        return configuration
+        self._faulty = ()
+        _log.info("the certificate %s was read anew", self.cert)
+        return found
+
+    def refuse(self, why: object) -> None:
+        """Says that what `renewed` gave cannot be used after all."""
+        self._tell(f"{self.cert} with {self.key}: {why}")
+
+    def forget(self) -> None:
+        """`renewed` gives what it gave last once more: it was not used."""
+        self._used = ()
+
+    def _fault(self, stamps: object, error: Exception) -> None:
+        now = time.monotonic()
+        if stamps != self._faulty:
+            self._faulty, self._faulty_since_s = stamps, now
+        if self._faulty_since_s is not None and now - self._faulty_since_s >= SETTLED_AFTER_S:
+            self._faulty_since_s = None
+            self._tell(error)
+
+    def _tell(self, why: object) -> None:
+        _log.error("the new certificate is not used, the one before still is: %s", why, extra={"file": str(self.cert)})
 
     def _stamps(self) -> _Stamps:
-        files: Sequence[Path] = [file for file in (self._cert, self._key, self._ca) if file is not None]
+        files = [file for file in (self.cert, self.key, self._ca) if file is not None]
         return tuple((state.st_mtime_ns, state.st_size, state.st_ino) for state in (file.stat() for file in files))
+
+
+def _certificates(file: Path) -> bytes:
+    found = file.read_bytes()
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=found.decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ValueError(f"{file} has no certificates that can be read: {error}") from None
+    return found

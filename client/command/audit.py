@@ -15,6 +15,7 @@ from client import audit
 from client.api import OpenManager
 from client.command import exits
 from client.command.fleet import as_json
+from client.command.spreadsheet import cell
 from client.command.terminal import Terminal, clean
 from client.command.values import time_text
 from openmanager.fleet.v1.audit_pb2 import AuditEvent
@@ -24,7 +25,6 @@ CSV_COLUMNS: Final = (
     *("time", "writer_id", "seq", "id", "actor", "role", "authentication", "address", "action", "target", "code"),
     *("reason", "trace_id", "count", "before", "after", "prev_hash", "hash"),
 )
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 async def run(manager: OpenManager, options: Namespace) -> int:
@@ -88,9 +88,4 @@ def _row(event: AuditEvent) -> list[str]:
         **{name: getattr(event, name) for name in CSV_COLUMNS},
         "time": event.time.ToJsonString(),
     }
-    return [_safe(str(values[name])) for name in CSV_COLUMNS]
-
-
-def _safe(text: str) -> str:
-    """A spreadsheet takes what begins so for a formula, and runs it: an apostrophe before it makes it text."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return [cell(str(values[name])) for name in CSV_COLUMNS]

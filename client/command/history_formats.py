@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from client.command.spreadsheet import cell
 from client.history import Floats, Series
 
 _CSV_ROWS = 10_000
@@ -32,7 +33,7 @@ class Writer(Protocol):
 
 
 class CsvWriter:
-    """A row for each point: time (RFC 3339, UTC), server_id, metric, value, unit."""
+    """A row for each point: time (RFC 3339, UTC), server_id, metric, value, unit; the texts as `cell` has them."""
 
     whole_series = False
 
@@ -101,5 +102,5 @@ def _json_number(value: float) -> float | str:
 
 def _csv(*fields: str) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow(fields)
+    csv.writer(out, lineterminator="").writerow(map(cell, fields))
     return out.getvalue()

@@ -4,6 +4,7 @@ app = create_app([bind("openmanager.gateway.v1.FleetService", servicer), ...], i
 await serve_http(app, "127.0.0.1:8080", process.stopping)
 
 server      the ASGI server in the running event loop, address errors, orderly end
+  generations  one of it for each certificate that the files have held   (certificate: tried before it is used)
   app       operator pages (/healthz, /readyz, /metrics, /openapi.json, /docs), everything else to the bridge
     guard   who may come in
     bridge  one request: route, body, call through runtime.interception, answer or stream

@@ -16,7 +16,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +53,16 @@ class IdleBounds:
 
 
 class IdleConnections:
-    """Watches the connections that came to one port of this process."""
+    """Watches the connections that came to one port of this process, and ends those that others want ended."""
 
-    def __init__(self, port: int, bounds: IdleBounds) -> None:
+    def __init__(
+        self, port: int, bounds: IdleBounds, looked: Callable[[Collection[int]], None] = lambda _found: None
+    ) -> None:
+        """`looked` is told after each look which connections there are, by their inodes."""
         self._port = port
         self._bounds = bounds
+        self._looked = looked
+        self._unwanted: set[int] = set()
         self._since: dict[int, float] = {}  # inode of a connection -> when it was first seen
         self._others: set[int] = set()  # inodes of what is no connection to the port
 
@@ -66,6 +71,11 @@ class IdleConnections:
         while _DESCRIPTORS.exists():
             await asyncio.sleep(self._bounds.look_every_s)
             await asyncio.to_thread(self.look)
+            self._looked(self._since.keys())
+
+    def end(self, connections: Iterable[int]) -> None:
+        """Ends these at the next look."""
+        self._unwanted.update(connections)
 
     def look(self) -> None:
         """Looks once at each."""
@@ -79,6 +89,7 @@ class IdleConnections:
                 if inode is not None:
                     since[inode] = self._since.get(inode, time.monotonic())
         self._since, self._others = since, others
+        self._unwanted &= since.keys()
 
     def _look_at(self, descriptor: int, others: set[int]) -> int | None:
         """Its inode when it is a connection to the port, which then is ended if it is idle."""
@@ -91,7 +102,7 @@ class IdleConnections:
             if not self._is_ours(connection):
                 others.add(inode)
                 return None
-            reason = self._reason(connection, self._since.get(inode, time.monotonic()))
+            reason = self._reason(connection, inode)
             if reason:
                 connection.shutdown(socket.SHUT_RDWR)  # which granian sees as the caller's leaving
                 _ended.add(1, {"reason": reason})
@@ -104,8 +115,11 @@ class IdleConnections:
         listens = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         return not listens and connection.getsockname()[1] == self._port
 
-    def _reason(self, connection: socket.socket, since_s: float) -> str:
+    def _reason(self, connection: socket.socket, inode: int) -> str:
         """Why it is to be ended; empty: it is not."""
+        if inode in self._unwanted:
+            return "OLD_CERTIFICATE"
+        since_s = self._since.get(inode, time.monotonic())
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
         if len(info) < _INFO_BYTES:  # Linux before 4.1
             return ""

@@ -13,68 +13,23 @@ import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
-
-from granian._granian import SocketHolder
-from granian.constants import HTTPModes, Interfaces, SSLProtocols
-from granian.http import HTTP1Settings, HTTP2Settings
-from granian.log import LogLevels
-from granian.server.embed import Server
+from typing import Final
 
 from gateway.http.app import HttpApp
-from gateway.http.idle import IdleBounds, IdleConnections
-from runtime import descriptors, tasks
+from gateway.http.generations import BACKLOG, CannotBegin, Generations
+from gateway.http.idle import IdleBounds
+from runtime import tasks
 from runtime.limits import DRAIN_GRACE_S
 from runtime.server import AddressInUse, AddressUnavailable
 from runtime.settings import split_address
+from runtime.tls import CertificateFiles
 
-BACKLOG: Final = 1_024
-"""Connections the kernel holds until they are accepted."""
-MAX_HEADER_BYTES: Final = 64 << 10
-"""All headers of a request; more are answered with 431."""
-HEADER_READ_TIMEOUT_MS: Final = 30_000
-HTTP2_STREAMS_PER_CONNECTION: Final = 200
-HTTP2_KEEPALIVE_MS: Final = 20_000
 CUT_OFF_S: Final = 1.0
 """After the cut, how long the last answers may take to leave."""
 ADDRESS_SETTING: Final = "GATEWAY_HTTP_ADDRESS"
 IDLE: Final = IdleBounds()
 
-# Incremental, because granian would otherwise reset the process's handlers and write to stdout.
-_LOGGING: Final[dict[str, Any]] = {"incremental": True, "formatters": {}, "handlers": {}, "loggers": {}}
-
 _log = logging.getLogger(__name__)
-
-
-class _Server(Server):
-    """Granian on a socket of ours."""
-
-    def __init__(self, app: HttpApp, listener: socket.socket, cert: Path | None, key: Path | None) -> None:
-        super().__init__(
-            app,
-            interface=Interfaces.ASGINL,
-            http=HTTPModes.auto,
-            websockets=False,
-            backlog=BACKLOG,
-            backpressure=descriptors.max_connections(),  # more wait in the backlog
-            http1_settings=HTTP1Settings(header_read_timeout=HEADER_READ_TIMEOUT_MS, max_buffer_size=MAX_HEADER_BYTES),
-            http2_settings=HTTP2Settings(
-                max_concurrent_streams=HTTP2_STREAMS_PER_CONNECTION,
-                max_headers_size=MAX_HEADER_BYTES,
-                keep_alive_interval=HTTP2_KEEPALIVE_MS,
-            ),
-            log_dictconfig=_LOGGING,
-            log_level=LogLevels.error,  # its one warning says that embedding is experimental
-            ssl_cert=cert,
-            ssl_key=key,
-            ssl_protocol_min=SSLProtocols.tls12,
-        )
-        self._listener = listener
-
-    def _init_shared_socket(self) -> None:
-        self._ssp = None
-        # Granian closes the descriptor itself, so it is handed over: closed here too, it could be another's by then.
-        self._shd = SocketHolder(self._listener.detach(), False, BACKLOG)  # type: ignore[call-arg,assignment]  # stubs
 
 
 async def serve_http(
@@ -96,40 +51,47 @@ async def serve_http(
     `bound` is called once with the address really listened on, when connections are accepted. AddressInUse or
     AddressUnavailable, naming `address_setting`, when it cannot be.
     """
+    files = CertificateFiles(tls_cert_file, tls_key_file) if tls_cert_file and tls_key_file else None
     with listen(address, address_setting, share_port=share_port) as listener:
+        servers = Generations(app, listener, files, idle)
         try:
-            server = _Server(app, listener, tls_cert_file, tls_key_file)
-        except OSError as error:  # ssl.SSLError is one
+            await servers.begin()
+        except (OSError, ValueError, CannotBegin) as error:  # ssl.SSLError is an OSError
             raise AddressUnavailable(0, f"TLS_CERT_FILE and TLS_KEY_FILE cannot be used: {error}") from None
-        serving = asyncio.create_task(server.serve(), name="http-server")
-        stop = asyncio.create_task(stopping.wait(), name="http-stop")
         try:
             host, port = listener.getsockname()[:2]
             real = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            tls = ", TLS" if tls_cert_file is not None else ""
-            _log.info("gateway listens on %s (HTTP%s)", real, tls)
+            _log.info("gateway listens on %s (HTTP%s)", real, ", TLS" if files is not None else "")
             if bound is not None:
                 bound(real)
-            async with tasks.beside("http-idle", IdleConnections(port, idle).watch()):
-                await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if serving.done():
-                await serving
+            async with tasks.beside("http-watch", servers.watch()):
+                await _first(stopping, servers.broken)
+            if servers.broken.is_set():
                 raise RuntimeError("the HTTP server ended by itself")
         finally:
-            stop.cancel()
-            await _stop(app, server, serving, grace_s)
+            listener.close()  # so that the kernel refuses new connections as soon as no server takes them
+            await _stop(app, servers, grace_s)
 
 
-async def _stop(app: HttpApp, server: _Server, serving: "asyncio.Task[None]", grace_s: float) -> None:
+async def _first(*events: asyncio.Event) -> None:
+    waiting = {asyncio.create_task(event.wait(), name="http-wait") for event in events}
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await tasks.cancel(*waiting)
+
+
+async def _stop(app: HttpApp, servers: Generations, grace_s: float) -> None:
     app.begin_drain()
-    server.stop()  # type: ignore[no-untyped-call]
-    done, _ = await asyncio.wait({serving}, timeout=grace_s)
-    if not done:
+    ending = servers.stop()
+    _, late = await asyncio.wait(ending, timeout=grace_s)
+    if late:
         _log.warning("%d HTTP requests did not end within %s s and are cut off", app.in_flight, grace_s)
         app.cut_off()
-        await asyncio.wait({serving}, timeout=CUT_OFF_S)
-        serving.cancel()
-        await asyncio.wait({serving})
+        await asyncio.wait(late, timeout=CUT_OFF_S)
+        for task in late:
+            task.cancel()
+        await asyncio.wait(late)
 
 
 def listen(address: str, address_setting: str, *, share_port: bool) -> socket.socket:

@@ -8,8 +8,8 @@ on where it was although findings come and go in between.
 import hashlib
 from bisect import insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Self
 
 from runtime import paging
 from runtime.errors import InvalidArgument
@@ -65,9 +65,11 @@ class Filter:
     start_ms: int | None = None
     end_ms: int | None = None
 
-    def __post_init__(self) -> None:
+    def checked(self) -> Self:
+        """Itself; raises InvalidArgument where the end lies before the start."""
         if self.start_ms is not None and self.end_ms is not None and self.end_ms < self.start_ms:
             raise InvalidArgument("the end lies before the start", field="end_time")
+        return self
 
     def takes(self, finding: Anomaly) -> bool:
         """Whether a finding is wanted; one that goes on has no end yet."""
@@ -122,20 +124,26 @@ class FindingStore:
         """One page; takes 2 ms with 10,000 findings.
 
         Args:
-            wanted: which findings.
+            wanted: which findings; the times of a page that is not the first are those that the first was asked with.
             page_size: as `runtime.paging.page_size` takes it.
             page_token: of the page before, empty for the first.
 
         Raises:
-            InvalidArgument: a negative size, or a token that is not of a listing with these filters.
+            InvalidArgument: a negative size, a token that is not of a listing with these filters, an end before the
+                start.
         """
+        filters = (wanted.server_id,)
+        asked = paging.Window(wanted.start_ms, wanted.end_ms)
+        window, _ = paging.continued("anomalies", filters, asked, page_token, (int, str))
+        wanted = replace(wanted, start_ms=window.start, end_ms=window.end).checked()
         matches = [finding for finding in self.all() if wanted.takes(finding)]
         shown, token = paging.page_of(
             matches,
             lambda finding: finding.key,
             listing="anomalies",
-            filters=(wanted.server_id, wanted.start_ms, wanted.end_ms),
+            filters=filters,
             size=paging.page_size(page_size),
             token=page_token,
+            window=window,
         )
         return Page(findings=shown, next_page_token=token, total_size=len(matches))

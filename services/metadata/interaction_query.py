@@ -1,11 +1,12 @@
 """Which interactions are asked for, checked once, and said twice: to PostgreSQL and to SQLite, where the journal is.
 
 What must stay true: both say the same; every value is a bound parameter and every piece of SQL a constant text; a token
-that PostgreSQL's page carries goes on in the journal, and the other way round.
+that PostgreSQL's page carries goes on in the journal, and the other way round; all pages of a listing are of the window
+that its first page had.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Self
 from uuid import UUID
@@ -15,7 +16,7 @@ from runtime.errors import InvalidArgument
 from services.metadata import checks
 from services.metadata.journal_query import Condition
 from services.metadata.kinds import AI_FEEDBACK
-from services.metadata.queries import instant_of, microseconds_of
+from services.metadata.queries import microseconds_of, place_in, times_of, window_of
 from services.metadata.store import Interaction, InteractionFilter, Page
 
 _IN_POSTGRES: Final = {
@@ -100,7 +101,10 @@ def in_journal(filters: InteractionFilter) -> tuple[Condition, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InteractionQuery:
-    """A page of interactions: those that match, before the (time, id) `before`, `limit` at most."""
+    """A page of interactions: those that match, before the (time, id) `before`, `limit` at most.
+
+    The times of `filters` are those of the listing's first page, whatever a later page is asked with.
+    """
 
     filters: InteractionFilter
     limit: int
@@ -111,11 +115,12 @@ class InteractionQuery:
     @classmethod
     def of(cls, filters: InteractionFilter, page_size: int, page_token: str, words: str = "") -> Self:
         """Raises InvalidArgument as ``MetadataStore.list_interactions`` says."""
-        check_filters(filters)
         limit = paging.page_size(page_size)
-        last = paging.position("interactions", bound(filters, words), page_token, (int, str))
-        before = None if last is None else _instant_in_token(*last)
-        return cls(filters=filters, limit=limit, before=before, words=words)
+        asked = window_of(filters.start_time, filters.end_time)
+        window, last = paging.continued("interactions", bound(filters, words), asked, page_token, (int, str))
+        start, end = times_of(window)
+        filters = check_filters(replace(filters, start_time=start, end_time=end))
+        return cls(filters=filters, limit=limit, before=place_in(last), words=words)
 
     @property
     def before_us(self) -> tuple[int, str] | None:
@@ -130,17 +135,11 @@ class InteractionQuery:
         if found and (len(found) > self.limit or stale_since is not None):
             last = found[: self.limit][-1]
             key: list[str | int] = [microseconds_of(last.create_time), last.id]
-            token = paging.page_token("interactions", bound(self.filters, self.words), key)
+            window = window_of(self.filters.start_time, self.filters.end_time)
+            token = paging.page_token("interactions", bound(self.filters, self.words), key, window)
         return Page(items=tuple(found[: self.limit]), next_page_token=token, total_size=total, stale_since=stale_since)
 
 
 def bound(filters: InteractionFilter, words: str = "") -> list[object]:
-    """What a token is bound to."""
-    return [*astuple(filters), words]
-
-
-def _instant_in_token(microseconds: str | int, interaction_id: str | int) -> tuple[datetime, UUID]:
-    try:
-        return instant_of(int(microseconds)), UUID(str(interaction_id))
-    except (ValueError, OverflowError):
-        raise paging.bad_token() from None
+    """What a token is bound to, beside the edges of the window."""
+    return [*astuple(replace(filters, start_time=None, end_time=None)), words]

@@ -17,7 +17,7 @@ from runtime import paging
 from runtime.clock import Clock
 from runtime.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
 from services.metadata import checks
-from services.metadata.queries import instant_of, microseconds_of
+from services.metadata.queries import instant_of, microseconds_of, place_in
 from services.metadata.store import Page
 from services.metadata.store_connection import Database
 from services.metadata.store_postgres import WINDOWS_OF_ONE, details_of
@@ -132,7 +132,7 @@ class MaintenanceStore:
         limit = paging.page_size(page_size)
         filters = [server_id, show_ended]
         last = paging.position("maintenance", filters, page_token, (int, str))
-        before = (None, None) if last is None else _place(*last)
+        before = place_in(last) or (None, None)
         async with self._database.connection() as connection:
             rows = await connection.fetch(_LIST, *filters, *before, limit + 1)
             total = await connection.fetchval(_COUNT, *filters)
@@ -230,13 +230,6 @@ def _checked_span(start: datetime, end: datetime | None) -> tuple[datetime, date
 
 def _checked_reason(reason: str) -> None:
     checks.check_text(reason, "reason", max_characters=MAX_REASON_CHARACTERS)
-
-
-def _place(microseconds: str | int, window_id: str | int) -> tuple[datetime, UUID]:
-    try:
-        return instant_of(int(microseconds)), UUID(str(window_id))
-    except (ValueError, OverflowError):
-        raise paging.bad_token() from None
 
 
 def _found(row: Any, window_id: UUID) -> Window:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, Self
+from uuid import UUID
 
 from fleet.validation import MAX_SERVER_ID_CHARACTERS
 from runtime import paging
@@ -26,6 +27,31 @@ def microseconds_of(instant: datetime) -> int:
 def instant_of(microseconds: int) -> datetime:
     """The inverse; raises OverflowError for what is no time of this calendar."""
     return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def place_in(last: Sequence[str | int] | None) -> tuple[datetime, UUID] | None:
+    """The (time, id) that a token's sort key of microseconds and id names; raises InvalidArgument where it is none."""
+    if last is None:
+        return None
+    microseconds, row_id = last
+    try:
+        return instant_of(int(microseconds)), UUID(str(row_id))
+    except (ValueError, OverflowError):
+        raise paging.bad_token() from None
+
+
+def window_of(start: datetime | None, end: datetime | None) -> paging.Window:
+    """In microseconds."""
+    return paging.Window(*(None if edge is None else microseconds_of(edge) for edge in (start, end)))
+
+
+def times_of(window: paging.Window) -> tuple[datetime | None, datetime | None]:
+    """The inverse; raises InvalidArgument for a token's window that is no time of this calendar."""
+    try:
+        start, end = (None if edge is None else instant_of(edge) for edge in window)
+    except OverflowError:
+        raise paging.bad_token() from None
+    return start, end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

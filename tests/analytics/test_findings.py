@@ -80,6 +80,21 @@ def test_a_page_goes_on_where_it_was_when_findings_come_and_go() -> None:
     assert [one.start_ms for one in second.findings] == [5, 4, 3]
 
 
+def test_all_pages_are_of_the_first_pages_times() -> None:
+    store = store_of(*(finding(start_ms, start_ms + 5) for start_ms in range(100, 200, 10)))
+    first = store.list(Filter(start_ms=105, end_ms=181), page_size=3, page_token="")
+    assert [one.start_ms for one in first.findings] == [180, 170, 160]
+    for start_ms, end_ms in ((105, 181), (145, 221), (0, 130), (1_000, 1)):
+        wanted = Filter(start_ms=start_ms, end_ms=end_ms)
+        second = store.list(wanted, page_size=100, page_token=first.next_page_token)
+        assert [one.start_ms for one in second.findings] == [150, 140, 130, 120, 110, 100]
+        assert (second.total_size, second.next_page_token) == (9, "")
+    for other in (Filter(), Filter(start_ms=105), Filter(end_ms=181)):
+        with pytest.raises(InvalidArgument) as caught:
+            store.list(other, page_size=3, page_token=first.next_page_token)
+        assert caught.value.field == "page_token"
+
+
 def test_filters() -> None:
     store = store_of(finding(100, 200), finding(300, 400, server="db-1"), finding(500, None))
     assert starts(store, server_id="db-1") == [300]
@@ -95,7 +110,7 @@ def test_filters() -> None:
 
 def test_the_end_before_the_start_is_refused() -> None:
     with pytest.raises(InvalidArgument) as caught:
-        Filter(start_ms=2, end_ms=1)
+        starts(store_of(), start_ms=2, end_ms=1)
     assert caught.value.field == "end_time"
 
 

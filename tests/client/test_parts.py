@@ -1,6 +1,7 @@
 """The parts of the client and its command that need no gateway."""
 
 import argparse
+import csv
 import io
 import math
 import random
@@ -21,9 +22,12 @@ from client import BadAddress, OpenManagerError, Series
 from client.backoff import Backoff
 from client.channel import endpoint, service_config
 from client.command.arguments import parse
+from client.command.audit import CSV_COLUMNS
+from client.command.audit import _row as audit_row
 from client.command.body import BadBody, batch_of
 from client.command.documents import Documents
 from client.command.exits import UsageError, of
+from client.command.history_formats import CsvWriter
 from client.command.profile import Connection, connection
 from client.command.sparkline import BARS, sparkline
 from client.command.tables import Cell, Column, table
@@ -32,6 +36,7 @@ from client.command.values import age_text, moment_s, number_text, size_text, sp
 from client.errors import from_rpc_error
 from client.history import Joiner
 from gateway.http.values import timestamp as http_timestamp
+from openmanager.fleet.v1.audit_pb2 import AuditEvent
 from runtime.errors import STATUS_TABLE, NotFound, ResourceExhausted, to_status
 from tests.client.calling import environment
 from tests.harness.product import ROOT
@@ -311,3 +316,18 @@ def test_the_installed_command_runs_from_anywhere(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: openmanager ")
+
+
+def test_csv_has_no_cell_that_a_spreadsheet_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    evil, numbers = '=HYPERLINK("http://x")', np.array([-1.5, -math.inf, 2.0])
+    writer = CsvWriter()
+    writer.begin()
+    times = np.array([0.0, 1.0, 2.0])
+    writer.add(Series(server_id="@web", metric=evil, unit="-x", times=times, values=numbers, resolution_s=0.0))
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {(row["server_id"], row["metric"], row["unit"]) for row in rows} == {("'@web", "'" + evil, "'-x")}
+    assert [float(row["value"]) for row in rows] == numbers.tolist()
+    event = AuditEvent(actor=evil, target="-5", action="\tx", reason="'+1-1", seq=7)
+    cells = dict(zip(CSV_COLUMNS, audit_row(event), strict=True))
+    named = {name: cells[name] for name in ("actor", "target", "action", "reason", "seq")}
+    assert named == {"actor": "'" + evil, "target": "-5", "action": "'\tx", "reason": "''+1-1", "seq": "7"}

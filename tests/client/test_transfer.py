@@ -50,6 +50,17 @@ def test_a_file_goes_out_is_edited_and_comes_in(address: str, product: Launched,
     assert "two lines" in shown
 
 
+def test_a_formula_goes_out_as_text_and_comes_back_as_it_was(address: str, product: Launched, tmp_path: Path) -> None:
+    file, evil = tmp_path / "servers.csv", '=HYPERLINK("http://evil.example","click")'
+    for server_id, notes in (("transfer-5", evil), ("transfer-6", "'" + evil), ("transfer-7", "-5")):
+        assert product.post("/v1/servers", {"id": server_id, "notes": notes}).status == 200
+    assert called(address, "servers", "export", str(file)).returncode == 0
+    rows = {row["id"]: row["notes"] for row in csv.DictReader(io.StringIO(file.read_text(), newline=""))}
+    assert [rows[f"transfer-{number}"] for number in (5, 6, 7)] == ["'" + evil, "''" + evil, "-5"]
+    done = called(address, "servers", "import", str(file))
+    assert f"unchanged {len(rows)}, failed 0" in done.stdout, done.stdout
+
+
 def test_rows_that_are_refused_are_named_and_keep_the_others_out(
     address: str, product: Launched, tmp_path: Path
 ) -> None:

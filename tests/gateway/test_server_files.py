@@ -1,5 +1,7 @@
 """Files of servers: what is written is read back, and what cannot be read is named by row and column."""
 
+import csv
+import io
 from typing import Any
 
 import pytest
@@ -15,7 +17,13 @@ servers = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(servers, max_size=4))
+formulas = st.text(st.sampled_from("'=+-@\t\r\n1.e"), max_size=5)
+hostile = st.fixed_dictionaries(
+    {name: st.dictionaries(formulas, formulas, max_size=2) if name == "labels" else formulas for name in COLUMNS}
+)
+
+
+@given(st.lists(servers | hostile, max_size=4))
 def test_what_is_written_is_read_back(given_servers: list[dict[str, Any]]) -> None:
     as_csv = csv_head() + "".join(map(csv_row, given_servers))
     as_json = "".join(map(json_row, given_servers))
@@ -23,6 +31,38 @@ def test_what_is_written_is_read_back(given_servers: list[dict[str, Any]]) -> No
         assert [row.values for row in rows] == given_servers
         assert [row.number for row in rows] == list(range(1, len(given_servers) + 1))
         assert all(row.fault is None for row in rows)
+
+
+@given(hostile)
+def test_no_cell_is_a_formula_but_numbers_stay(server: dict[str, Any]) -> None:
+    (cells,) = csv.reader(io.StringIO(csv_row(server), newline=""))
+    for cell in cells:
+        if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+            float(cell)
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("'=1+1", "''=1+1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("-2+3+cmd|' /C calc'!A0", "'-2+3+cmd|' /C calc'!A0"),
+        ("\t=1", "'\t=1"),
+        ("-5", "-5"),
+        ("+1.5e3", "+1.5e3"),
+        ("-inf", "'-inf"),
+        ("'tis fine", "'tis fine"),
+        ("''", "''"),
+        ("a=b", "a=b"),
+    ],
+)
+def test_what_a_spreadsheet_would_run_is_written_as_text(text: str, cell: str) -> None:
+    server = dict.fromkeys(COLUMNS, "") | {"id": text, "notes": text, "labels": {}}
+    (cells,) = csv.reader(io.StringIO(csv_row(server), newline=""))
+    assert (cells[0], cells[-1]) == (cell, cell)
+    (row,) = read_csv(csv_head() + csv_row(server))
+    assert row.values == server
 
 
 def test_a_file_of_a_spreadsheet_is_read() -> None:

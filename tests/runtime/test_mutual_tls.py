@@ -1,6 +1,7 @@
 """Inner services and their callers prove who they are to each other, by certificates of `openmanager certs init`."""
 
 import asyncio
+import logging
 import os
 import shutil
 import stat
@@ -17,7 +18,7 @@ import pytest
 
 from client.command import certs, exits
 from runtime import errors
-from runtime.channel import Channel, calling
+from runtime.channel import Channel, _Real, calling
 from runtime.folder import CannotStartError
 from runtime.process import Process
 from runtime.server import bind
@@ -60,10 +61,10 @@ def settings(folder: Path, certificates: Path, name: str, ca: Path | None = None
 
 
 @asynccontextmanager
-async def serving(given: EchoSettings) -> AsyncIterator[str]:
+async def serving(given: EchoSettings, servicer: EchoServicer | None = None) -> AsyncIterator[str]:
     process = Process("echo", given, secret=SECRET)
     async with asyncio.TaskGroup() as group:
-        group.create_task(process.serve_grpc("127.0.0.1:0", [bind(SERVICE, EchoServicer())]))
+        group.create_task(process.serve_grpc("127.0.0.1:0", [bind(SERVICE, servicer or EchoServicer())]))
         address = await eventually(lambda: process.bound_addresses.get("ECHO_ADDRESS"))
         assert isinstance(address, str)
         yield address
@@ -73,7 +74,7 @@ async def serving(given: EchoSettings) -> AsyncIterator[str]:
 def channel(address: str, ca: Path, own: Path | None = None, name: str = "gateway") -> Channel:
     key, chain = ((own / f"{name}.{kind}").read_bytes() if own else None for kind in ("key", "crt"))
     credentials = grpc.ssl_channel_credentials((ca / "ca.crt").read_bytes(), key, chain)
-    return Channel(address, secret=SECRET, credentials=credentials, default_deadline_s=5.0)
+    return Channel(address, secret=SECRET, credentials=lambda: credentials, default_deadline_s=5.0)
 
 
 async def answers(to: Channel) -> bool:
@@ -122,7 +123,7 @@ class _Named(Channel):
         key, chain = ((own / f"gateway.{kind}").read_bytes() for kind in ("key", "crt"))
         credentials = grpc.ssl_channel_credentials((own / "ca.crt").read_bytes(), key, chain)
         options = (("grpc.ssl_target_name_override", name),)
-        self.grpc._channels[SERVICE] = grpc.aio.secure_channel(address, credentials, options)
+        self.grpc._channels[SERVICE] = _Real(grpc.aio.secure_channel(address, credentials, options))
 
 
 async def test_a_caller_refuses_servers_of_another_authority_and_expired_ones(
@@ -154,6 +155,94 @@ async def test_files_that_are_replaced_count_from_the_next_handshake_on(
             assert (await stub.Get(Echo(text="y"))).text == "y"  # a connection that stands goes on
             (live / "cache.key").unlink()
             assert await answers(channel(address, foreign, foreign))
+
+
+def put(made: Path, live: Path, *names: str) -> None:
+    """Puts files in the place of others at once, as certbot does."""
+    for name in names:
+        shutil.copyfile(made / name, live / f"{name}.new")
+        (live / f"{name}.new").rename(live / name)
+
+
+def shown_by_the_caller(_request: Any, context: Any) -> Any:
+    (pem,) = context.auth_context()["x509_pem_cert"]
+    return Echo(text=pem.decode())
+
+
+async def test_a_caller_shows_its_new_certificate_and_loses_no_call(
+    tmp_path: Path, made: Path, foreign: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    live, own = tmp_path / "live", tmp_path / "server"
+    shutil.copytree(made, live)
+    shutil.copytree(made, own)
+    (own / "ca.crt").write_bytes((made / "ca.crt").read_bytes() + (foreign / "ca.crt").read_bytes())
+    servicer = EchoServicer(shown_by_the_caller)
+    first, second = ((folder / "gateway.crt").read_text() for folder in (made, foreign))
+    async with serving(settings(tmp_path, own, "cache"), servicer) as address:
+        caller = Process("gateway", settings(tmp_path, live, "gateway"), secret=SECRET)
+        async with caller.open_channel(address) as open_channel:
+            stub = EchoStub(open_channel.grpc)
+
+            async def shown() -> str:
+                return str((await stub.Get(Echo())).text)
+
+            assert await shown() == first
+            stream = stub.Watch(Echo(text="x"))
+            assert (await stream.read()).text == "x"
+            put(foreign, live, "gateway.key")  # without its certificate
+            with caplog.at_level(logging.ERROR, "runtime.tls"):
+
+                async def told() -> bool:
+                    return await shown() == first and bool(caplog.records)
+
+                await eventually(told, 10.0)
+            (record,) = caplog.records
+            assert f"{live / 'gateway.key'} is not the key of {live / 'gateway.crt'}" in record.getMessage()
+            put(foreign, live, "gateway.crt")
+            (live / "ca.crt").write_bytes((own / "ca.crt").read_bytes())
+
+            async def renewed() -> bool:
+                return await shown() == second
+
+            await eventually(renewed, 10.0)
+            (old,) = open_channel.grpc._old
+            servicer.hold.set()
+            assert (await stream.read()).text == first  # over the connection that stood
+            assert await stream.code() is grpc.StatusCode.OK
+            await eventually(lambda: not open_channel.grpc._old, 5.0)
+            assert old.channel._channel.closed()
+    assert len(caplog.records) == 1
+
+
+async def test_calls_go_on_while_a_callers_certificate_is_replaced_again_and_again(
+    tmp_path: Path, made: Path, foreign: Path
+) -> None:
+    live, own = tmp_path / "live", tmp_path / "server"
+    shutil.copytree(made, live)
+    shutil.copytree(made, own)
+    (own / "ca.crt").write_bytes((made / "ca.crt").read_bytes() + (foreign / "ca.crt").read_bytes())
+    (live / "ca.crt").write_bytes((own / "ca.crt").read_bytes())
+    seen: set[str] = set()
+    async with serving(settings(tmp_path, own, "cache"), EchoServicer(shown_by_the_caller)) as address:
+        caller = Process("gateway", settings(tmp_path, live, "gateway"), secret=SECRET)
+        async with caller.open_channel(address) as open_channel:
+            stub = EchoStub(open_channel.grpc)
+            done = asyncio.Event()
+
+            async def calls() -> None:
+                while not done.is_set():
+                    seen.add((await stub.Create(Echo())).text)  # which nobody repeats
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(8):
+                    group.create_task(calls())
+                for folder in (foreign, made, foreign):
+                    put(folder, live, "gateway.key", "gateway.crt")
+                    seen.clear()
+                    wanted = (folder / "gateway.crt").read_text()
+                    await eventually(lambda wanted=wanted: wanted in seen, 10.0)
+                done.set()
+            await eventually(lambda: not open_channel.grpc._old, 5.0)
 
 
 def test_files_that_do_not_fit_together_end_the_start(tmp_path: Path, made: Path, foreign: Path) -> None:

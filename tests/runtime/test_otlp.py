@@ -88,3 +88,25 @@ def test_values_that_are_equal_are_told_apart() -> None:
     sent = [span.attributes[0].value for span in otlp.encode(batch).resource_spans[0].scope_spans[0].spans]
     assert [value.WhichOneof("value") for value in sent] == ["bool_value", "int_value", *["double_value"] * 3]
     assert told(otlp.encode(batch)) == told(encode_spans(batch))
+
+
+@pytest.mark.parametrize("with_event", [True, False])
+def test_the_texts_of_errors_are_redacted(*, with_event: bool) -> None:
+    place, secret = SpanContext(1, 1, is_remote=False), "hunter2-and-more"
+    told = {"exception.message": f"no login as postgresql://u:{secret}@h/d", "exception.escaped": True}
+    span = ReadableSpan(
+        "one",
+        place,
+        None,
+        RESOURCES[0],
+        events=[Event("exception", told, 1)] if with_event else [],
+        status=Status(StatusCode.ERROR, f"OSError: authorization: Bearer {secret}"),
+        start_time=1,
+        end_time=2,
+    )
+    request = otlp.encode([span])
+    (sent,) = request.resource_spans[0].scope_spans[0].spans
+    assert secret.encode() not in request.SerializeToString()
+    assert sent.status.message == "OSError: authorization: Bearer ***"
+    texts = [attribute.value.string_value for event in sent.events for attribute in event.attributes]
+    assert texts == (["no login as postgresql://u:***@h/d", ""] if with_event else [])

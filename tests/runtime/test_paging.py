@@ -1,9 +1,12 @@
 """Pages follow each other without a gap or an overlap, also while the list changes, and tokens are checked."""
 
+import base64
+
 import pytest
 
 from runtime import paging
 from runtime.errors import InvalidArgument
+from runtime.paging import Window
 
 
 def page(items: list[str], size: int, token: str, *filters: object) -> tuple[list[str], str]:
@@ -69,3 +72,41 @@ def test_a_token_of_another_installation_is_refused(monkeypatch: pytest.MonkeyPa
     paging.sign_with("another secret")
     with pytest.raises(InvalidArgument):
         page(["a", "b"], 1, token)
+
+
+@pytest.mark.parametrize("first", [Window(10, 20), Window(None, 20), Window(10, None), Window(0, 0), Window()])
+def test_a_token_carries_the_window_of_the_first_page(first: Window) -> None:
+    token = paging.page_token("letters", ["x"], ["a", 1], first)
+    later = Window(*(None if edge is None else edge + 7 for edge in first))
+    for asked in (first, later):
+        assert paging.continued("letters", ["x"], asked, token, (str, int)) == (first, ["a", 1])
+    assert paging.continued("letters", ["x"], later, "", (str, int)) == (later, None)
+
+
+@pytest.mark.parametrize(
+    ("filters", "asked", "kinds"),
+    [
+        (["y"], Window(10, 20), (str,)),
+        (["x"], Window(10, None), (str,)),
+        (["x"], Window(None, 20), (str,)),
+        (["x"], Window(), (str,)),
+        (["x"], Window(10, 20), (int,)),
+        (["x"], Window(10, 20), (str, int)),
+    ],
+)
+def test_a_token_is_bound_to_which_edges_there_are(
+    filters: list[object], asked: Window, kinds: tuple[type, ...]
+) -> None:
+    token = paging.page_token("letters", ["x"], ["a"], Window(10, 20))
+    with pytest.raises(InvalidArgument) as refused:
+        paging.continued("letters", filters, asked, token, kinds)
+    assert refused.value.field == "page_token"
+
+
+def test_the_window_in_a_token_cannot_be_altered() -> None:
+    token = paging.page_token("letters", [], ["a"], Window(10, 20))
+    raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    altered = base64.urlsafe_b64encode(raw.replace(b"20]", b"99]")).rstrip(b"=").decode()
+    assert altered != token
+    with pytest.raises(InvalidArgument):
+        paging.continued("letters", [], Window(10, 20), altered, (str,))

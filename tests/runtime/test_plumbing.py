@@ -189,8 +189,19 @@ def test_no_secret_is_written(lines: io.StringIO) -> None:
     assert "redis://user:***@host:6379/0" in text
 
 
+def test_the_row_that_a_database_quotes_is_not_written() -> None:
+    why = 'CheckViolationError: new row violates check constraint "c"'
+    row = "\nDETAIL:  Failing row contains (Ada, scrypt$8$hash, why\nare you\n\nso slow)."
+    rest = "\n\nThe above exception was the direct cause of the following exception:\n\nValueError: no"
+    assert redact(why + row) == why + "\nDETAIL:  ***"
+    assert redact(why + row + "\nHINT:  ask") == why + "\nDETAIL:  ***\nHINT:  ask"
+    assert (
+        redact(why + row + rest + "\n\n" + why + row) == why + "\nDETAIL:  ***" + rest + "\n\n" + why + "\nDETAIL:  ***"
+    )
+
+
 def test_ordinary_text_is_not_redacted() -> None:
-    for text in ("10:30@noon", "a bearer of news", "http://host:80/path", "mail me@example.com"):
+    for text in ("10:30@noon", "a bearer of news", "http://host:80/path", "mail me@example.com", "DETAIL: a car"):
         assert redact(text) == text
 
 

@@ -1,6 +1,7 @@
 """TLS on both ends, with a throw-away authority."""
 
 import asyncio
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from runtime import errors
 from runtime.channel import Channel, calling
 from runtime.process import Process
 from runtime.server import bind
-from runtime.tls import channel_credentials, server_credentials
+from runtime.tls import CertificateFiles, channel_credentials, server_credentials
 from tests.harness import eventually
 from tests.runtime.echo import SERVICE, Echo, EchoServicer, EchoSettings, EchoStub
 
@@ -56,3 +57,32 @@ def test_a_certificate_alone_does_not_cut_local_processes_off(tmp_path: Path, fi
     assert server_credentials(alone, "127.0.0.1:1", public=True) is not None
     assert server_credentials(alone, "10.0.0.1:1", public=False) is not None
     assert server_credentials(EchoSettings(data_dir=tmp_path), "127.0.0.1:1", public=True) is None
+
+
+@pytest.mark.parametrize(
+    "fault", ["no certificate", "half a certificate", "no key", "another key", "a password", "gone"]
+)
+def test_the_file_at_fault_is_named(tmp_path: Path, files: dict[str, Any], fault: str) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "cert.key"
+    cert.write_bytes(files["tls_cert_file"].read_bytes())
+    key.write_bytes(files["tls_key_file"].read_bytes())
+    assert CertificateFiles(cert, key).read().chain == cert.read_bytes()
+    wrong = cert if "certificate" in fault else key
+    if fault == "gone":
+        key.unlink()
+    elif fault == "half a certificate":
+        cert.write_bytes(cert.read_bytes()[:300])
+    elif fault == "another key":
+        openssl("genpkey", "-algorithm", "ed25519", "-out", key)
+    elif fault == "a password":
+        openssl("pkey", "-in", files["tls_key_file"], "-out", key, "-aes256", "-passout", "pass:abcd")
+    else:
+        wrong.write_bytes(b"")
+    with pytest.raises((OSError, ValueError), match=re.escape(str(wrong))):
+        CertificateFiles(cert, key).read()
+
+
+def test_an_authority_that_is_none_is_named(tmp_path: Path, files: dict[str, Any]) -> None:
+    (tmp_path / "ca.pem").write_text("nothing")
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "ca.pem"))):
+        CertificateFiles(files["tls_cert_file"], files["tls_key_file"], tmp_path / "ca.pem").read()

@@ -114,3 +114,17 @@ def test_a_time_that_only_protobuf_can_say_is_refused(product: Launched) -> None
         ai_pb2_grpc.AiInteractionServiceStub(channel).ListInteractions(request, timeout=10)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "start_time" in caught.value.details()
+
+
+def test_the_last_hour_is_listed_page_by_page(product: Launched) -> None:
+    session = str(uuid4())
+    made = [product.post(PATH, {"sessionId": session, "query": f"disk {n}"}).json["id"] for n in range(5)]
+    for path in (f"{PATH}?session_id={session}", f"{PATH}:search?query=disk&session_id={session}"):
+        asked, seen, token = f"{path}&start_time=-1h&end_time=now&page_size=2", [], ""
+        while True:
+            answer = product.get(f"{asked}&page_token={token}")
+            assert answer.status == 200, answer.body
+            seen += [one["id"] for one in answer.json["interactions"]]
+            if not (token := answer.json["nextPageToken"]):
+                break
+        assert seen == made[::-1]

@@ -116,8 +116,9 @@ async def test_changes_are_listed_with_who_what_and_whence(audited: Audited) -> 
     assert json.loads(deleted["before"])["role"] == "db"
     assert updated["traceId"] == changed.headers["traceresponse"].split("-")[1]
     assert await audited.events("&target=audited-1&action=" + f"{FLEET}.DeleteServer") == [deleted]
-    first = (await audited.call("/v1/audit?page_size=1")).json
-    second = (await audited.call(f"/v1/audit?page_size=1&page_token={first['nextPageToken']}")).json
+    asked = "/v1/audit?start_time=-1h&page_size=1"
+    first = (await audited.call(asked)).json
+    second = (await audited.call(f"{asked}&page_token={first['nextPageToken']}")).json
     assert first["events"][0]["id"] != second["events"][0]["id"]
 
 

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import datetime
 from typing import Final
-from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -17,7 +16,7 @@ from runtime.errors import InvalidArgument
 from services.metadata import checks
 from services.metadata.audit.keeper import Keeper, Proof
 from services.metadata.audit.store import AuditStore, EventFilter, event_of_row
-from services.metadata.queries import instant_of, microseconds_of
+from services.metadata.queries import instant_of, place_in, times_of, window_of
 
 AUDIT: Final = "openmanager.gateway.v1.AuditService"
 AUDIT_SINK: Final = "openmanager.metadata.v1.AuditSinkService"
@@ -54,17 +53,14 @@ class AuditServicer:
     async def ListAuditEvents(
         self, request: public.ListAuditEventsRequest, _context: object
     ) -> public.ListAuditEventsResponse:
-        filters = EventFilter(
-            start=_time(request, "start_time"),
-            end=_time(request, "end_time"),
-            **{name: _text(request, name) for name in ("actor", "action", "target", "code")},
-        )
+        texts = {name: _text(request, name) for name in ("actor", "action", "target", "code")}
         size = paging.page_size(request.page_size)
-        start, end = (None if edge is None else microseconds_of(edge) for edge in (filters.start, filters.end))
-        bound = [start or 0, end or 0, filters.actor, filters.action, filters.target, filters.code]
-        last = paging.position("audit", bound, request.page_token, (int, str))
-        before = None if last is None else _place(*last)
-        found = await self._store.newest(filters, before, size + 1)
+        bound = list(texts.values())
+        asked = window_of(_time(request, "start_time"), _time(request, "end_time"))
+        window, last = paging.continued("audit", bound, asked, request.page_token, (int, str))
+        start, end = times_of(window)
+        filters = EventFilter(start=start, end=end, **texts)
+        found = await self._store.newest(filters, place_in(last), size + 1)
         response = public.ListAuditEventsResponse()
         room = MAX_PAGE_BYTES
         for event in found[:size]:
@@ -76,7 +72,7 @@ class AuditServicer:
         shown = len(response.events)
         if len(found) > shown:
             response.next_page_token = paging.page_token(
-                "audit", bound, [found[shown - 1].time_us, found[shown - 1].id]
+                "audit", bound, [found[shown - 1].time_us, found[shown - 1].id], window
             )
         return response
 
@@ -125,13 +121,6 @@ def _time(request: public.ListAuditEventsRequest | public.ExportAuditLogRequest,
 
 def _text(request: public.ListAuditEventsRequest, field: str) -> str:
     return checks.check_text(getattr(request, field), field, max_characters=MAX_FILTER_CHARACTERS)
-
-
-def _place(microseconds: str | int, event_id: str | int) -> tuple[datetime, UUID]:
-    try:
-        return instant_of(int(microseconds)), UUID(str(event_id))
-    except (ValueError, OverflowError):
-        raise paging.bad_token() from None
 
 
 def _proof(proof: Proof) -> public.AuditProof:
