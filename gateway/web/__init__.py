@@ -1,4 +1,4 @@
-"""The web page at `/`: a shell, its script and its style. All that they show they ask the API for, as any client does.
+"""The web page at `/`: a shell, its scripts and its style. All that they show they ask the API for, as any client does.
 
 What must stay true: nothing in these files tells anything of the fleet, so everybody may be served them, before he has
 logged in; no script and no style stands in the page itself, and nothing comes from another server (POLICY, which the
@@ -31,9 +31,29 @@ POLICY: Final = "; ".join(
     )
 )
 FOLDER: Final = Path(__file__).parent
+SCRIPTS: Final = (
+    "app.js",  # the entry
+    "calls.js",
+    "elements.js",
+    "fleet-table.js",
+    "fleet.js",
+    "history.js",
+    "live.js",
+    "plot.js",
+    "polls.js",
+    "problems.js",
+    "routing.js",
+    "server-page.js",
+    "session.js",
+    "shown-server.js",
+    "stores.js",
+    "stream.js",
+    "summary.js",
+    "times-and-units.js",
+)
 FILES: Final = {
     "/": ("index.html", "text/html"),
-    "/web/app.js": ("app.js", "text/javascript"),
+    **{f"/web/{name}": (name, "text/javascript") for name in SCRIPTS},
     "/web/style.css": ("style.css", "text/css"),
     "/web/icon.svg": ("icon.svg", "image/svg+xml"),
 }

@@ -11,6 +11,7 @@ import apsw
 
 from runtime.sqlite import Transaction, fetch
 from services.metadata.journal import INSERT, Fact
+from services.metadata.journal_query import UNWRITTEN
 
 
 def erase(db: apsw.Connection, kinds: Sequence[str], subject: str, instead: Callable[[list[str]], Fact]) -> list[str]:
@@ -32,7 +33,7 @@ def erase(db: apsw.Connection, kinds: Sequence[str], subject: str, instead: Call
 
 def unwritten(db: apsw.Connection, kind: str, subject: str) -> list[str]:
     """The ids of the facts about a subject that PostgreSQL does not have."""
-    statement = "SELECT id FROM facts WHERE kind = ? AND subject = ? AND state <> 1"
+    statement = f"SELECT id FROM {UNWRITTEN} WHERE kind = ? AND subject = ? AND state <> 1"  # noqa: S608
     return [str(text) for (text,) in fetch(db, statement, (kind, subject))]
 
 

@@ -26,7 +26,7 @@ import apsw
 from runtime.errors import DataLoss, FailedPrecondition, OpenManagerError, ResourceExhausted
 from runtime.local_file import DAMAGED, connect
 from runtime.sqlite import Transaction, fetch
-from services.metadata.journal_query import Newest, condition_of
+from services.metadata.journal_query import UNWRITTEN, Newest, asked
 
 FILE_NAME: Final = "facts.db"
 FORMAT_VERSION: Final = 1
@@ -215,8 +215,7 @@ class Journal:
         return self._waiting_end(kind, "max")
 
     def _waiting_end(self, kind: str, end: str) -> int | None:
-        # By the index of what is not inserted, which is short but after an outage.
-        statement = f"SELECT {end}(sequence) FROM facts WHERE kind = ? AND state <> 1 AND state = 0"  # noqa: S608
+        statement = f"SELECT {end}(sequence) FROM {UNWRITTEN} WHERE kind = ? AND state <> 1 AND state = 0"  # noqa: S608
         rows = fetch(self._db, statement, (kind,))
         return None if rows[0][0] is None else int(str(rows[0][0]))
 
@@ -285,13 +284,13 @@ class Journal:
 
     def newest(self, wanted: Newest, before: tuple[int, str] | None, limit: int) -> list[Fact]:
         """Facts in descending order of (time, id), those before a (time, id) only."""
-        condition, values = condition_of(wanted)
+        source, values = asked(wanted)
         if before is not None:
-            condition += " AND (created_us, id) < (?, ?)"
+            source += " AND (created_us, id) < (?, ?)"
             values += before
         rows = fetch(
             self._db,
-            f"SELECT {_FACT} FROM facts WHERE {condition} ORDER BY created_us DESC, id DESC LIMIT ?",  # noqa: S608
+            f"SELECT {_FACT} {source} ORDER BY created_us DESC, id DESC LIMIT ?",
             (*values, limit),
         )
         return [_fact(row) for row in rows]
@@ -300,7 +299,7 @@ class Journal:
         """All of a kind that PostgreSQL does not have, in the order in which they came."""
         rows = fetch(
             self._db,
-            f"SELECT {_FACT} FROM facts WHERE kind = ? AND state <> 1 ORDER BY sequence",  # noqa: S608
+            f"SELECT {_FACT} FROM {UNWRITTEN} WHERE kind = ? AND state <> 1 ORDER BY sequence",  # noqa: S608
             (kind,),
         )
         return [_fact(row) for row in rows]
@@ -316,20 +315,16 @@ class Journal:
 
     def count(self, wanted: Newest) -> int:
         """How many there are."""
-        condition, values = condition_of(wanted)
-        ((found,),) = fetch(
-            self._db,
-            f"SELECT count(*) FROM facts WHERE {condition}",  # noqa: S608
-            values,
-        )
+        source, values = asked(wanted)
+        ((found,),) = fetch(self._db, f"SELECT count(*) {source}", values)
         return int(found)
 
     def first_ids(self, wanted: Newest, limit: int) -> list[str]:
         """The ids of those that came first: the next to be inserted, or just being so."""
-        condition, values = condition_of(wanted)
+        source, values = asked(wanted)
         rows = fetch(
             self._db,
-            f"SELECT id FROM facts WHERE {condition} ORDER BY sequence LIMIT ?",  # noqa: S608
+            f"SELECT id {source} ORDER BY sequence LIMIT ?",
             (*values, limit),
         )
         return [text for (text,) in rows]

@@ -1,6 +1,10 @@
 """Which facts are asked of the journal, and how SQLite is told."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+UNWRITTEN: Final = "facts INDEXED BY facts_unwritten"
+"""Where `state <> 1` is asked for. SQLite would rather go through all of a kind: of 150,000 that PostgreSQL has had for
+less than a day, in 40 to 90 ms each time."""
 
 
 class Condition(NamedTuple):
@@ -24,7 +28,8 @@ class Newest(NamedTuple):
     unwritten: bool = True
 
 
-def condition_of(wanted: Newest) -> tuple[str, tuple[str | int | float, ...]]:
-    """The condition for a WHERE and its parameters."""
-    pieces = ["kind = ?", *(["state <> 1"] if wanted.unwritten else []), *(one.sql for one in wanted.conditions)]
-    return " AND ".join(pieces), (wanted.kind, *(one.value for one in wanted.conditions))
+def asked(wanted: Newest) -> tuple[str, tuple[str | int | float, ...]]:
+    """What stands in a SELECT from FROM on, and its parameters."""
+    table, pieces = (UNWRITTEN, ["kind = ?", "state <> 1"]) if wanted.unwritten else ("facts", ["kind = ?"])
+    pieces += [one.sql for one in wanted.conditions]
+    return f"FROM {table} WHERE {' AND '.join(pieces)}", (wanted.kind, *(one.value for one in wanted.conditions))

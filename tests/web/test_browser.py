@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway import web
 from tests.harness.launched import Launched, within
 from tests.harness.shared_product import METRICS, SERVERS
 from tests.web.browser import Browser, Page, require_chromium
@@ -81,6 +82,8 @@ def test_every_server_is_shown_and_goes_on_changing(product: Launched, browser: 
             f"GET http://{product.http_address}"
         }
         assert all(f"//{product.http_address}/" in request for request in page.requests)
+        scripts = [request.rpartition("/")[2] for request in page.requests if request.endswith(".js")]
+        assert sorted(scripts) == sorted(web.SCRIPTS), "each is fetched, and only once"
 
 
 def test_servers_are_filtered_and_sorted(product: Launched, browser: Browser) -> None:
@@ -223,6 +226,23 @@ def test_a_session_that_is_ended_elsewhere_shows_the_log_in(guarded: Guarded, br
         page.within(SHOWN_WITHIN_S, "!document.querySelector('#log-in').hidden")
         assert page.text("#log-in-error") == "The session has ended."
         assert page.texts("#servers tr") == []
+
+
+def test_whoever_comes_next_sees_a_whole_server_and_nothing_of_before(guarded: Guarded, browser: Browser) -> None:
+    guarded.post("/v1/users", {"user": {"name": "Alan", "role": "ROLE_VIEWER"}, "password": PASSWORD})
+    with browser.page() as page:
+        page.open(f"{guarded.url}#/servers/web-01?range=constructor")
+        for name in ("Alan", "Ada"):
+            log_in(page, name)
+            page.within(SHOWN_WITHIN_S, "document.querySelector('#about').textContent.includes('Host name')")
+            page.within(SHOWN_WITHIN_S, "document.querySelectorAll('#metrics tr').length > 10")
+            page.within(SHOWN_WITHIN_S, "document.querySelector('#plot svg')")
+            if name == "Alan":
+                guarded.post("/v1/users/Alan", {"disabled": True}, method="PATCH")
+                page.within(SHOWN_WITHIN_S, "!document.querySelector('#log-in').hidden")
+                assert page.text("#about") == "" and page.texts("#metrics tr") == []
+                press = "document.querySelector('#plot').dispatchEvent(new KeyboardEvent('keydown', {key: 'Home'}))"
+                assert page.value(f"({press}, document.querySelector('#plot-reading').textContent)") == ""
 
 
 def test_what_people_write_is_text_and_never_markup(guarded: Guarded, browser: Browser) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import re
 from collections.abc import AsyncIterator
+from graphlib import TopologicalSorter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,12 @@ from tests.gateway.http.serving import PACKAGE, SERVICES, Served, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {name: (web.FOLDER / name).read_text() for name, _ in web.FILES.values()}
-HTML, SCRIPT = FILES["index.html"], FILES["app.js"]
+HTML = FILES["index.html"]
+MODULES = {name: FILES[name] for name in web.SCRIPTS}
+IMPORT = re.compile(r"^import \{([^}]+)\} from \"\./([\w-]+\.js)\";$", re.MULTILINE)
+"""The only way to import; what else does it is found by the tests."""
+CODE = {name: IMPORT.sub("", text) for name, text in MODULES.items()}
+SCRIPT = "\n".join(CODE.values())
 PAGES = sorted(web.FILES)
 
 
@@ -65,7 +71,7 @@ async def test_what_is_large_is_compressed_for_who_takes_it(served: Served, path
         assert "content-encoding" not in packed.headers
     else:
         assert packed.headers["content-encoding"] == "gzip"
-        assert len(packed.body) < len(plain.body) / 2
+        assert len(packed.body) < len(plain.body) * 0.6
         assert gzip.decompress(packed.body) == plain.body
 
 
@@ -122,7 +128,61 @@ def test_the_page_has_no_script_and_no_style_in_it(elements: _Elements) -> None:
             address = attributes.get(name) or ""
             assert not address or re.match(r"#|/(?!/)", address), f"{tag} {name}={address}"
         if tag == "script":
-            assert attributes["src"] in web.FILES
+            assert (attributes["type"], attributes["src"]) == ("module", "/web/app.js")
+
+
+def imports(name: str) -> dict[str, set[str]]:
+    """Which names a module imports of which others."""
+    found: dict[str, set[str]] = {}
+    for names, other in IMPORT.findall(MODULES[name]):
+        assert other not in found, f"{name} imports {other} twice"
+        found[other] = set(filter(None, re.split(r"[,\s]+", names)))
+    return found
+
+
+def exports(name: str) -> set[str]:
+    return set(re.findall(r"^export (?:const|let|class|(?:async )?function) ([\w$]+)", CODE[name], re.MULTILINE))
+
+
+def test_every_module_that_is_imported_is_served_and_announced(elements: _Elements) -> None:
+    imported = {other: name for name in MODULES for other in imports(name)}
+    for other, name in imported.items():
+        assert web.FILES.get(f"/web/{other}") == (other, "text/javascript"), f"{name} imports it"
+    assert {path.name for path in web.FOLDER.glob("*.js")} == set(MODULES) == {*imported, "app.js"}
+    links = [attributes for tag, attributes in elements.elements if tag == "link"]
+    announced = [attributes["href"] for attributes in links if attributes["rel"] == "modulepreload"]
+    assert sorted(announced, key=str) == sorted(f"/web/{name}" for name in imported)
+    TopologicalSorter({name: imports(name) for name in MODULES}).prepare()  # throws when they import in a circle
+
+
+def test_the_modules_agree_on_names() -> None:
+    wanted = set()
+    for name, code in CODE.items():
+        for other, names in imports(name).items():
+            assert names <= exports(other), f"{name} imports what {other} does not export"
+            wanted |= names
+            for one in map(re.escape, names):
+                assert re.search(rf"(?<![\w$.]){one}(?![\w$])", code), f"{name} does not use {one}"
+                changed = rf"(?<![\w$.]){one} ?([-+*/%&|?]{{0,3}}=(?![=>])|\+\+|--)"
+                assert not re.search(changed, code), f"{name} assigns {one}, which is {other}'s"
+    every = [one for name in MODULES for one in exports(name)]
+    assert sorted(every) == sorted(wanted), "exported twice, or imported by nobody"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_what_it_uses_of_others(name: str) -> None:
+    code = re.sub(r"/\*\*(?s:.*?)\*/|//.*|\"[^\"\n]*\"", "", CODE[name])
+    here = exports(name).union(*imports(name).values(), re.findall(r"\b(?:const|let|function) (\w+)", code))
+    for one in {one for other in MODULES for one in exports(other)} - here:
+        word = re.escape(one)  # called, or neither a key nor among other words of a text
+        use = rf"(?<![\w$.])({word}\(|(?<!\w ){word}(?![\w$:/{{]| \w))"
+        assert not re.search(use, code), f"{one} is not imported"
+
+
+def test_what_is_asked_for_again_is_known_by_its_name() -> None:
+    known = re.findall(r"^  \{ name: \"(\w+)\", task: \w+, everyS: \d+", MODULES["app.js"], re.MULTILINE)
+    assert len(set(known)) == len(known) == MODULES["app.js"].count("task: ")
+    assert set(re.findall(r"\bpoll(?:Soon|Every)\(([^,)]+)", SCRIPT)) - {"name"} <= {f'"{name}"' for name in known}
 
 
 def test_nothing_comes_from_another_server() -> None:
@@ -138,16 +198,17 @@ def test_nothing_comes_from_another_server() -> None:
     "sink",
     [
         *(r"\.(inner|outer)HTML\b", r"\binsertAdjacentHTML\b", r"\bdocument\.write", r"\bDOMParser\b", r"\bsrcdoc\b"),
-        *(r"\beval\s*\(", r"\bFunction\s*\(", r"\bset(Timeout|Interval)\(\s*[\"'`]", r"\bimport\s*[({*\"']"),
+        *(r"\beval\s*\(", r"\bFunction\s*\(", r"\bset(Timeout|Interval)\(\s*[\"'`]", r"\bimport\b"),
+        *(r"\bexport\s*[*{]", r"\bexport default\b"),
         *(r"setAttribute\(\s*[\"'`](on|style|src|href)", r"\bcreateContextualFragment\b", r"\bdocument\.cookie\b"),
         *(r"\.style\.cssText\b", r"\bconsole\.", r"\bsessionStorage\b", r"\bcreatePolicy\b"),
     ],
 )
-def test_the_script_makes_no_markup_and_no_code_of_texts(sink: str) -> None:
+def test_the_scripts_make_no_markup_and_no_code_of_texts(sink: str) -> None:
     assert not re.search(sink, SCRIPT)
 
 
-def test_every_element_that_the_script_names_is_there(elements: _Elements) -> None:
+def test_every_element_that_the_scripts_name_is_there(elements: _Elements) -> None:
     ids = [attributes["id"] for _, attributes in elements.elements if attributes.get("id")]
     assert len(ids) == len(set(ids))
     named = set(re.findall(r"\$\(\"([\w-]+)\"\)", SCRIPT)) | set(re.findall(r"\bon\(\"([\w-]+)\",", SCRIPT))
@@ -164,10 +225,10 @@ def routes() -> dict[tuple[str, str], Route]:
 
 
 def block(name: str) -> str:
-    """What a constant of the script is: what stands in its braces, or its line."""
-    match = re.search(rf"^const {name} = (?:\{{\n((?s:.*?))^\}}|([^\n]+));$", SCRIPT, re.MULTILINE)
-    assert match is not None, name
-    return match[1] or match[2]
+    """What a constant of the scripts is: what stands in its braces, or its line."""
+    pattern = rf"^(?:export )?const {name} = (?:\{{\n((?s:.*?))^\}}|([^\n]+));$"
+    ((braces, line),) = re.findall(pattern, SCRIPT, re.MULTILINE)
+    return str(braces or line)
 
 
 def calls() -> list[str]:
