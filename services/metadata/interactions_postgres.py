@@ -10,6 +10,8 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+import orjson
+
 from services.metadata.interaction_query import InteractionQuery, in_postgres
 from services.metadata.store import Interaction
 from services.metadata.store_connection import Database
@@ -18,6 +20,10 @@ COLUMNS: Final = """id, session_id, query, response, confidence, user_rating, cr
     prompt_tokens, response_tokens, latency_ms, server_ids, anomaly_ids, tags, correction,
     rating_comment, rated_at, corrected_at"""
 FORGET_ROWS: Final = 1_000
+PHRASE_ROWS: Final = 7_000
+"""Of so many interactions with the words of a phrase it is quicker to look at each than to go back in time until
+enough have the phrase. PostgreSQL takes it for as frequent as its words together, and goes back too far: among
+1,000,000, 45 to 85 ms instead of 10 where 1,400 to 3,500 have the words."""
 _SESSION: Final = """SELECT count(*) FILTER (WHERE id <> ALL ($2::uuid[])) AS count, max(created_at) AS last
     FROM ai_interactions WHERE session_id = $1"""
 _FORGET: Final = """WITH old AS (SELECT id FROM ai_interactions WHERE created_at < $1 ORDER BY created_at, id LIMIT $2),
@@ -26,6 +32,8 @@ _FORGET: Final = """WITH old AS (SELECT id FROM ai_interactions WHERE created_at
     SELECT count(*) FROM gone"""
 _FORGET_LONELY: Final = """DELETE FROM ai_feedback AS said WHERE said.created_at < $1 AND NOT EXISTS (
     SELECT FROM ai_interactions AS one WHERE one.id = said.interaction_id)"""
+_ESTIMATE: Final = """EXPLAIN (FORMAT JSON) SELECT FROM ai_interactions
+    WHERE words @@ websearch_to_tsquery('simple', $1)"""
 _GET: Final = f"SELECT {COLUMNS} FROM ai_interactions WHERE id = $1"
 _GET_ALL: Final = f"SELECT {COLUMNS} FROM ai_interactions WHERE id = ANY ($1)"
 
@@ -72,6 +80,10 @@ class PostgresInteractions:
         async with self._database.connection() as connection, connection.transaction(readonly=True):
             # How rare the words are decides between the index of words and that of times: no plan fits all.
             await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+            if '"' in query.words:
+                (plan,) = orjson.loads(await connection.fetchval(_ESTIMATE, query.words))
+                if plan["Plan"]["Plan Rows"] < PHRASE_ROWS:
+                    await connection.execute("SET LOCAL enable_indexscan = off")
             rows = await connection.fetch(statement, *values)
         return [of_row(row) for row in rows]
 
