@@ -1,12 +1,14 @@
 """The analytics service: settings -> detector and findings, from disk -> the tail -> gRPC."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from runtime.process import Process, run_process
 from runtime.server import bind
 from runtime.tasks import Backoff, run_forever
+from services.analytics import commands
 from services.analytics.checkpoint import Checkpointer, CheckpointFile
 from services.analytics.core import Analysis
 from services.analytics.detect import EwmaDetector
@@ -53,4 +55,6 @@ async def serve(settings: AnalyticsSettings, process: Process[AnalyticsSettings]
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(commands.main(sys.argv[1:]))
     run_process("analytics", AnalyticsSettings, serve)

@@ -1,0 +1,174 @@
+"""A recording in a file: CSV with a `timestamp` and a column for each metric, read row by row.
+
+What must stay true: memory does not grow with the file; whatever is wrong is said with its row (the header is row 1)
+and column, and nothing is guessed.
+"""
+
+import csv
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TextIO
+
+import numpy as np
+
+from services.analytics.scoring.arrays import Floats
+
+TIMESTAMP: Final = "timestamp"
+MAX_COLUMNS: Final = 100_000
+MAX_FIELD_CHARACTERS: Final = 1_000_000
+MAX_EPOCH_S: Final = 253_402_300_800.0
+"""The year 10000. Epoch times beyond are milliseconds taken for seconds."""
+MAX_SET_BACK_S: Final = 3_600.0
+"""By so much a time may lie before the row above: local clocks are set back once a year."""
+_NO_VALUE: Final = frozenset(("", "nan", "null", "none", "na"))
+
+
+class BadRecordingError(Exception):
+    """The file is not what it should be; the text says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: its time as it was written, as seconds since the epoch, and its values (NaN where there is none)."""
+
+    text: str
+    time_s: float
+    values: Floats
+
+
+class Recording:
+    """An open recording; a context manager and an iterator over its rows."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Opens the file ("-" is the standard input) and reads its header.
+
+        Raises:
+            BadRecordingError: it cannot be read, or the header is not one.
+        """
+        self.name = str(path)
+        try:
+            is_input = self.name == "-"
+            self._file: TextIO = (
+                sys.stdin if is_input else Path(path).open(encoding="utf-8-sig", newline="")  # noqa: SIM115 closed by close
+            )
+        except OSError as error:
+            raise BadRecordingError(f"{path}: {error.strerror}") from error
+        csv.field_size_limit(MAX_FIELD_CHARACTERS)
+        self._reader = csv.reader(self._file, strict=True)
+        self._row = 0
+        try:
+            self.metrics = self._header()
+        except BadRecordingError:
+            self.close()
+            raise
+
+    def _header(self) -> tuple[str, ...]:
+        names = [name.strip() for name in self._next() or ()]
+        if not names:
+            raise BadRecordingError(f"{self.name}: the file is empty")
+        if names.count(TIMESTAMP) != 1:
+            raise self._bad(f"there must be one column named {TIMESTAMP}, and there are {names.count(TIMESTAMP)}")
+        if not 2 <= len(names) <= MAX_COLUMNS:
+            raise self._bad(f"there must be 1 to {MAX_COLUMNS} metrics, and there are {len(names) - 1}")
+        seen: set[str] = set()
+        for place, name in enumerate(names, 1):
+            if not name or name in seen:
+                raise self._bad(f"column {place}: " + (f"the name {name} is there twice" if name else "it has no name"))
+            seen.add(name)
+        self._time_at = names.index(TIMESTAMP)
+        self._names = names
+        return tuple(name for name in names if name != TIMESTAMP)
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows; raises BadRecordingError at the first that is not one."""
+        last_s = -math.inf
+        while (fields := self._next()) is not None:
+            if not fields:
+                continue  # a blank line
+            if len(fields) != len(self._names):
+                raise self._bad(f"it has {len(fields)} fields, the header has {len(self._names)}")
+            text = fields.pop(self._time_at).strip()
+            time_s = self._time(text)
+            if time_s < last_s - MAX_SET_BACK_S:
+                raise self._bad(f"column {TIMESTAMP}: {text} lies before the row above")
+            last_s = time_s
+            yield Row(text, time_s, self._values(fields))
+
+    def _next(self) -> list[str] | None:
+        self._row += 1
+        try:
+            return next(self._reader, None)
+        except csv.Error as error:
+            raise self._bad(f"it is no CSV: {error}") from error
+        except UnicodeDecodeError as error:
+            raise self._bad("it is not UTF-8") from error
+        except OSError as error:
+            raise self._bad(f"it cannot be read: {error.strerror}") from error
+
+    def _time(self, text: str) -> float:
+        try:
+            time_s = epoch_s(text)
+        except ValueError as error:
+            raise self._bad(f"column {TIMESTAMP}: {error}") from error
+        return time_s
+
+    def _values(self, fields: list[str]) -> Floats:
+        try:
+            values = np.array(fields, np.float64)
+        except ValueError:
+            values = np.array([self._value(place, field) for place, field in enumerate(fields)], np.float64)
+        if np.isinf(values).any():
+            place = int(np.flatnonzero(np.isinf(values))[0])
+            raise self._bad(f"column {self.metrics[place]}: {fields[place].strip()} is not finite")
+        return values
+
+    def _value(self, place: int, field: str) -> float:
+        field = field.strip()
+        if field.lower() in _NO_VALUE:
+            return math.nan
+        try:
+            return float(field)
+        except ValueError as error:
+            raise self._bad(f"column {self.metrics[place]}: {field[:50]!r} is not a number") from error
+
+    def _bad(self, what: str) -> BadRecordingError:
+        return BadRecordingError(f"{self.name}: row {self._row}: {what}")
+
+    def close(self) -> None:
+        """Closes the file; the standard input stays open."""
+        if self._file is not sys.stdin:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def epoch_s(text: str) -> float:
+    """Seconds since the epoch of a time written as such, by RFC 3339, or as YYYY-MM-DD HH:MM:SS in UTC.
+
+    Raises:
+        ValueError: it is none of these; the text says so.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            when = datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError(
+                f"{text[:50]!r} is neither epoch seconds nor a time as 2026-01-31T12:00:00Z or 2026-01-31 12:00:00"
+            ) from None
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    if not -MAX_EPOCH_S < seconds < MAX_EPOCH_S:
+        raise ValueError(f"{text[:50]} is no time in epoch seconds")
+    return seconds
