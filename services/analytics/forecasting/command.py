@@ -18,7 +18,8 @@ from runtime.settings import parse_duration
 from services.analytics.forecasting.capacity import Exhaustion, exhaust
 from services.analytics.forecasting.percent import is_percent
 from services.analytics.forecasting.steps import TimedForecasts, UnusableError, check_horizon, forecast_measurements
-from services.analytics.forecasting.table import Table, TableError, lines, read_table, rfc3339
+from services.analytics.forecasting.table import Table, lines, read_table, rfc3339
+from services.analytics.recording import BadRecordingError
 
 EXIT_OK, EXIT_USAGE = 0, 2
 NAMES: Final = ("forecast", "exhaust")
@@ -86,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     except UnusableError as error:
         print(f"--{error.field}: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
-    except TableError as error:
+    except BadRecordingError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
     return EXIT_OK

@@ -7,7 +7,7 @@
     server    the departures of a server's series -> one score a server, with the series that made it
     threshold an alarm level a server, held so that it is passed about as often as is asked for
 
-``command`` is ``python -m services.analytics score``, ``recording`` reads its files.
+``command`` is ``python -m services.analytics score``.
 
 What must stay true of every part: an answer depends on what was shown before and on nothing else (no clock, no chance,
 no look ahead); what is kept is bounded, held in arrays and given back by `arrays`, so that a restart goes on with equal

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import numpy as np
 
+from services.analytics.recording import BadRecordingError, Recording, Row, epoch_s
 from services.analytics.scoring import parameters as p
 from services.analytics.scoring.arrays import Floats
-from services.analytics.scoring.recording import BadRecordingError, Recording, Row, epoch_s
 from services.analytics.scoring.server import FleetScorer, ServerWindow
 from services.analytics.scoring.windows import Windows
 

@@ -1,10 +1,11 @@
-"""A recording in a file: CSV with a `timestamp` and a column for each metric, read row by row.
+"""A recording in a file: CSV, packed by gzip or not, with a `timestamp` and a column for each metric, read row by row.
 
 What must stay true: memory does not grow with the file; whatever is wrong is said with its row (the header is row 1)
 and column, and nothing is guessed.
 """
 
 import csv
+import gzip
 import math
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Final, Self, TextIO
 
 import numpy as np
 
-from services.analytics.scoring.arrays import Floats
+from services.analytics.cells import Floats
 
 TIMESTAMP: Final = "timestamp"
 MAX_COLUMNS: Final = 100_000
@@ -25,7 +26,7 @@ MAX_EPOCH_S: Final = 253_402_300_800.0
 """The year 10000. Epoch times beyond are milliseconds taken for seconds."""
 MAX_SET_BACK_S: Final = 3_600.0
 """By so much a time may lie before the row above: local clocks are set back once a year."""
-_NO_VALUE: Final = frozenset(("", "nan", "null", "none", "na"))
+_NO_VALUE: Final = frozenset(("", "nan", "null", "none", "na", "n/a"))
 
 
 class BadRecordingError(Exception):
@@ -44,18 +45,20 @@ class Row:
 class Recording:
     """An open recording; a context manager and an iterator over its rows."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, in_order: bool = True) -> None:
         """Opens the file ("-" is the standard input) and reads its header.
+
+        Args:
+            path: of the file.
+            in_order: rows must be in order of time.
 
         Raises:
             BadRecordingError: it cannot be read, or the header is not one.
         """
         self.name = str(path)
+        self._in_order = in_order
         try:
-            is_input = self.name == "-"
-            self._file: TextIO = (
-                sys.stdin if is_input else Path(path).open(encoding="utf-8-sig", newline="")  # noqa: SIM115 closed by close
-            )
+            self._file = _opened(self.name)
         except OSError as error:
             raise BadRecordingError(f"{path}: {error.strerror}") from error
         csv.field_size_limit(MAX_FIELD_CHARACTERS)
@@ -88,13 +91,13 @@ class Recording:
         """The rows; raises BadRecordingError at the first that is not one."""
         last_s = -math.inf
         while (fields := self._next()) is not None:
-            if not fields:
+            if not any(map(str.strip, fields)):
                 continue  # a blank line
             if len(fields) != len(self._names):
                 raise self._bad(f"it has {len(fields)} fields, the header has {len(self._names)}")
             text = fields.pop(self._time_at).strip()
             time_s = self._time(text)
-            if time_s < last_s - MAX_SET_BACK_S:
+            if self._in_order and time_s < last_s - MAX_SET_BACK_S:
                 raise self._bad(f"column {TIMESTAMP}: {text} lies before the row above")
             last_s = time_s
             yield Row(text, time_s, self._values(fields))
@@ -107,8 +110,8 @@ class Recording:
             raise self._bad(f"it is no CSV: {error}") from error
         except UnicodeDecodeError as error:
             raise self._bad("it is not UTF-8") from error
-        except OSError as error:
-            raise self._bad(f"it cannot be read: {error.strerror}") from error
+        except (OSError, EOFError) as error:  # gzip's are both
+            raise self._bad(f"it cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
     def _time(self, text: str) -> float:
         try:
@@ -151,6 +154,14 @@ class Recording:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _opened(name: str) -> TextIO:
+    if name == "-":
+        return sys.stdin
+    if name.endswith(".gz"):
+        return gzip.open(name, "rt", encoding="utf-8-sig", newline="")
+    return Path(name).open(encoding="utf-8-sig", newline="")
 
 
 def epoch_s(text: str) -> float:
