@@ -34,7 +34,9 @@ from gateway.servicers.forward import forwarded
 from gateway.servicers.history import HistoryServicer
 from gateway.servicers.ingest import IngestServicer
 from gateway.servicers.maintenance import MaintenanceServicer
-from gateway.servicers.passing import AnalyticsServicer, SimulatorServicer
+from gateway.servicers.outlook import SERVICE as ANALYTICS_SERVICE
+from gateway.servicers.outlook import analytics_servicer
+from gateway.servicers.passing import SimulatorServicer
 from gateway.servicers.storage import StorageServicer, replica_names
 from gateway.servicers.transfer import ServerTransferServicer
 from gateway.settings import OPENID_CALLBACK_PATH, OPENID_LOGIN_PATH, GatewaySettings
@@ -44,7 +46,6 @@ from openmanager.access.v1 import access_pb2 as access_feed_pb2
 from openmanager.gateway.v1 import (
     access_pb2,
     ai_pb2,
-    analytics_pb2,
     audit_pb2,
     fleet_pb2,
     history_pb2,
@@ -136,7 +137,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             bind(history_pb2.DESCRIPTOR.services_by_name["HistoryService"], HistoryServicer(timeseries, state, clock)),
             bind(ingest_pb2.DESCRIPTOR.services_by_name["IngestService"], IngestServicer(writer, state)),
             bind(storage_pb2.DESCRIPTOR.services_by_name["StorageService"], storage),
-            bind(analytics_pb2.DESCRIPTOR.services_by_name["AnalyticsService"], AnalyticsServicer(analytics)),
+            bind(ANALYTICS_SERVICE, analytics_servicer(analytics, state)),
             bind(ai, forwarded(ai, "metadata", metadata)),
             bind(simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"], SimulatorServicer(simulator)),
             bind(access_pb2.DESCRIPTOR.services_by_name["AccessService"], access_servicer(metadata, sessions)),

@@ -11,6 +11,7 @@ from typing import Final
 
 from client.api import DEFAULT_TIMEOUT_S
 from client.command.access_arguments import add_access
+from client.command.outlook_arguments import add_outlook
 from client.command.parsing import EXITS, Commands, add, add_output, common
 from client.command.values import moment_s, span_s
 
@@ -26,6 +27,8 @@ examples:
   openmanager watch --environment production
   openmanager history web-01 cpu_usage memory_usage --from -6h --step 5m
   openmanager history web-01 cpu_usage --from -7d --output csv > cpu.csv
+  openmanager trend web-01 cpu_usage
+  openmanager capacity --metric disk_usage --limit 90 --within 30d
   openmanager ingest metrics.jsonl
   openmanager status
   openmanager --address https://gateway.example:50050 --ca-file ca.pem servers
@@ -53,19 +56,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.timeout = getattr(options, "timeout", DEFAULT_TIMEOUT_S)  # stands before or after the command
     if options.command == "servers" and options.action and (options.status or options.environment or options.role):
         whole.error(f"--status, --environment and --role before {options.action} are of the list")
-    if options.command == "history":
-        if options.start >= options.end:
-            whole.error("--from is not before --to")
-        if 0 < options.step < 1:
-            whole.error("--step is at least 1s; 0 gives the points as they were written")
+    if options.command in {"history", "trend"} and options.start >= options.end:
+        whole.error("--from is not before --to")
+    if options.command == "history" and 0 < options.step < 1:
+        whole.error("--step is at least 1s; 0 gives the points as they were written")
     return options
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """With `--from -1h` as one word: argparse takes what begins with a dash for an option."""
+    """With `--from -1h` or `--growth -20%` as one word: argparse takes what begins with a dash for an option."""
     joined: list[str] = []
     for argument in arguments:
-        if joined and joined[-1] in ("--from", "--to") and _SPAN_AGO.fullmatch(argument):
+        if joined and joined[-1] in ("--from", "--to", "--growth", "--limit") and _SPAN_AGO.fullmatch(argument):
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)
@@ -86,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     _add_servers(commands)
     _add_watch(commands)
     _add_history(commands)
+    add_outlook(commands)
     _add_ingest(commands)
     _add_status(commands)
     _add_audit(commands)

@@ -14,6 +14,10 @@ from services.analytics.core import Analysis
 from services.analytics.detect import EwmaDetector
 from services.analytics.findings import FindingStore
 from services.analytics.follow import TailFollower
+from services.analytics.outlook.measurements import Source
+from services.analytics.outlook.ranking import CAPACITY_SERVICE, CapacityServicer
+from services.analytics.outlook.servicer import PUBLIC_SERVICE, OutlookServicer
+from services.analytics.outlook.workers import Workers
 from services.analytics.servicer import ANOMALY_SERVICE, AnomalyServicer
 from services.analytics.settings import AnalyticsSettings
 
@@ -46,12 +50,18 @@ async def analysing(settings: AnalyticsSettings, process: Process[AnalyticsSetti
 
 async def serve(settings: AnalyticsSettings, process: Process[AnalyticsSettings]) -> None:
     """Serves until the process stops; timeseries may come and go meanwhile."""
-    async with analysing(settings, process) as analysis:
-        await process.serve_grpc(
-            settings.analytics_address,
-            [bind(ANOMALY_SERVICE, AnomalyServicer(analysis))],
-            address_setting="ANALYTICS_ADDRESS",
-        )
+    async with analysing(settings, process) as analysis, process.open_channel(settings.timeseries_target) as timeseries:
+        source = Source(timeseries)
+        with Workers() as workers:
+            await process.serve_grpc(
+                settings.analytics_address,
+                [
+                    bind(ANOMALY_SERVICE, AnomalyServicer(analysis)),
+                    bind(PUBLIC_SERVICE, OutlookServicer(source, workers, process.clock)),
+                    bind(CAPACITY_SERVICE, CapacityServicer(source, workers, process.clock)),
+                ],
+                address_setting="ANALYTICS_ADDRESS",
+            )
 
 
 if __name__ == "__main__":

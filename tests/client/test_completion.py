@@ -18,6 +18,8 @@ COMMANDS = {
     "server",
     "watch",
     "history",
+    "trend",
+    "capacity",
     "ingest",
     "status",
     "audit",
@@ -53,6 +55,9 @@ def test_bash_completes(tmp_path: Path) -> None:
     (tmp_path / "other.pem").touch()
     for line, offered in (
         ("openmanager ", COMMANDS | GATEWAY),
+        ("openmanager c", {"capacity", "certs", "completion"}),
+        ("openmanager capacity --wi", {"--within"}),
+        ("openmanager trend web-01 cpu_usage --output ", {"table", "json"}),
         ("openmanager s", {"servers", "server", "setup", "status"}),
         ("openmanager servers --st", {"--status"}),
         ("openmanager servers e", {"export"}),

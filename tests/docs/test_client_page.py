@@ -44,7 +44,18 @@ def test_the_commands_of_the_page_work(product: Launched, path: str, command: st
 
 def test_the_page_has_an_example_of_each_command() -> None:
     shown = PAGE.read_text()
-    commands = ("servers", "server", "watch", "history", "ingest", "status", "audit verify", "completion")
+    commands = (
+        "servers",
+        "server",
+        "watch",
+        "history",
+        "trend",
+        "capacity",
+        "ingest",
+        "status",
+        "audit verify",
+        "completion",
+    )
     assert [command for command in commands if f"openmanager {command}" not in shown] == []
 
 

@@ -17,7 +17,9 @@ READS = {
     if (call := call_of(command)) is not None and call.verb == "GET" and not call.is_endless
 }
 
-NEEDED = {"/history": "?metric=cpu_usage", ":search": "?query=disk"}
+NEEDED = {":search": "?query=disk"} | dict.fromkeys(
+    ("/history", "/trend", "/capacity", "/forecast"), "?metric=cpu_usage"
+)
 """What a call must be asked for; by the end of its path."""
 
 
