@@ -77,6 +77,7 @@ def _welcome(data: Path) -> str:
     tls = bool(os.environ.get("TLS_CERT_FILE"))
     lines = [
         "OpenManager is running",
+        f"  page        http{'s' * tls}://{at['GATEWAY_HTTP_ADDRESS']}/",
         f"  HTTP        http{'s' * tls}://{at['GATEWAY_HTTP_ADDRESS']}/v1/servers   (API: /docs, /openapi.json)",
         f"  gRPC        {at['GATEWAY_GRPC_ADDRESS']}{'   (TLS)' * tls}",
         f"  services    cache {at['CACHE_ADDRESS']}, timeseries {at['TIMESERIES_ADDRESS']},",

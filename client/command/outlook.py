@@ -110,7 +110,7 @@ def _show_trend(terminal: Terminal, trend: pb.Trend) -> None:
         year = trend.year_over_year
         share = f" ({year.share:+.0%})" if year.HasField("share") else ""
         facts["year before"] = f"{number_text(year.then)}, now {number_text(year.now)}{share}"
-    facts["measured"] = f"{trend.days} days, {trend.coverage:.0%} of the hours"
+    facts["measured"] = f"{trend.days} day{'s' * (trend.days != 1)}, {trend.coverage:.0%} of the hours"
     facts["day, UTC"] = _bars(terminal, list(trend.daily))
     facts["changes"] = ", ".join(
         f"{_day(change.time)}: {number_text(change.before)} -> {number_text(change.after)}" for change in trend.changes
