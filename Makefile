@@ -15,7 +15,7 @@ ROUNDS ?= 500
 WORKERS ?= -n 2 --dist loadfile
 CODE := runtime fleet services gateway client launcher tools deploy bench tests
 
-.PHONY: help setup run test test-full crash power faults bench bench-scale bench-api bench-metadata example-clients check format lock gen docs clean
+.PHONY: help setup run test test-full crash power faults bench bench-scale bench-api bench-metadata bench-analytics example-clients check format lock gen docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,9 @@ bench-api: $(STAMPS)/gen-dev ## measure the gateway beside bare servers; ARGS="-
 
 bench-metadata: $(STAMPS)/gen-dev ## measure recording and searching AI interactions beside bare inserts; ARGS="--quick", "--help"
 	@$(BIN)/python -m bench metadata $(ARGS)
+
+bench-analytics: $(STAMPS)/gen-dev ## measure how good anomalies, forecasts and dates of full disks are; ARGS="--quick", "--help"
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench analytics $(ARGS)
 
 example-clients: $(STAMPS)/gen-dev ## build examples/clients/ and run each against a live product; ARGS="go rust"
 	@$(BIN)/python -m tests.examples.clients $(ARGS)

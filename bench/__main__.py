@@ -1,8 +1,7 @@
 """`python -m bench`: runs the rows, prints a line a step and a table at the end, writes everything as JSON.
 
-`scale` is a row that takes half an hour, so it is a command of its own; `api` measures the gateway and `metadata` the
-record, not the history;
-`record-host` makes a data set.
+`scale` is a row that takes half an hour, so it is a command of its own; `api` measures the gateway, `metadata` the
+record and `analytics` how good findings and forecasts are, not the history; `record-host` makes a data set.
 """
 
 import argparse
@@ -21,6 +20,7 @@ from typing import Any, Final
 import orjson
 
 from bench import cost, host, ingest, peers, queries, report, scale, storage, year
+from bench.analytics import command as analytics
 from bench.api import command as api
 from bench.api.rows import ROWS as API_ROWS
 from bench.load import SERVERS, TICKS_A_DAY, Mix
@@ -40,6 +40,7 @@ EXAMPLES: Final = """examples:
   make bench ARGS="--only cost --scale bench-scale.json"
   make bench-api                                 the gateway instead of the history; ARGS="--help"
   make bench-metadata                            the record of interactions; ARGS="--help"
+  make bench-analytics                           how good detection and forecasts are; ARGS="--help"
 
 The peers are found on the PATH as victoria-metrics and influxd; rows lack those that are not there.
 Recordings are found in OPENMANAGER_TEST_DATA or beside the checkout, this machine's by --host or BENCH_HOST_RECORDING.
@@ -218,6 +219,9 @@ def _arguments() -> argparse.Namespace:
     long.add_argument("--output", type=Path, default=Path("bench-scale.json"), help="the report (%(default)s)")
     api.add_arguments(commands.add_parser("api", help="the gateway beside bare servers: calls, latencies, watchers"))
     metadata.add_arguments(commands.add_parser("metadata", help="the record beside bare inserts; search"))
+    analytics.add_arguments(
+        commands.add_parser("analytics", help="how good detection and forecasts are, and their cost")
+    )
     return parser.parse_args()
 
 
@@ -260,6 +264,8 @@ def main() -> int:
                 return _run_api(arguments, Path(folder), say)
             if arguments.command == "metadata":
                 return metadata.main(arguments, Path(folder), say)
+            if arguments.command == "analytics":
+                return analytics.main(arguments, Path(folder), say)
             if arguments.command == "scale":
                 found = run_scale(_scale_of(arguments), Path(folder), say)
             else:

@@ -4,7 +4,7 @@ What must stay true: a date is given only for growth that noise does not show (m
 <= HIGH; where there is no date there is a reason; scale and shift of metric and limit together change nothing; the
 answer carries how good such answers were on the series' own last weeks.
 
-Measured on synthetic disks (tests/analytics/forecasting/disks.py: 30 to 90 days of history, 10 to 200 to go, noise .02,
+Measured on synthetic disks (bench/analytics/disks.py: 30 to 90 days of history, 10 to 200 to go, noise .02,
 .2 and 1 % of the disk, 120 of each), median relative error of the time left, and of the median slope of 7, 14 and 28
 days on the same disks: linear .002 (.004), saw-tooth .006 (.011), weekly clean-up .001 (.15), jumps that go on .32
 (.51; .19 for who knows their rate), jumps that are over .07 (.01), change of rate .008 (.015). Flat: no date in 900.

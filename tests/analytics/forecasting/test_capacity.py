@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from services.analytics.forecasting.capacity import DAY_MS, Reason, exhaust
 from services.analytics.forecasting.odds import odds_of_passing
-from tests.analytics.forecasting.disks import FLAT, HOUR_MS, LIMIT, NOISES, START_MS, Disk, disk, flat
+from bench.analytics.disks import FLAT, HOUR_MS, LIMIT, NOISES, START_MS, Disk, disk, flat
 
 SEEDS = 12
 
