@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.analytics.disks import FLAT, HOUR_MS, LIMIT, NOISES, START_MS, Disk, disk, flat
 from services.analytics.forecasting.capacity import DAY_MS, Reason, exhaust
 from services.analytics.forecasting.odds import odds_of_passing
-from bench.analytics.disks import FLAT, HOUR_MS, LIMIT, NOISES, START_MS, Disk, disk, flat
 
 SEEDS = 12
 
