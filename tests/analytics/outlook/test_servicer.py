@@ -322,7 +322,7 @@ BAD += [
 ]
 
 
-@pytest.mark.parametrize(("call", "more", "field"), BAD, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("call", "more", "field"), BAD, ids=lambda value: getattr(value, "__name__", str(value)[:40]))
 async def test_what_makes_no_sense_is_refused_with_its_field(call: Any, more: dict[str, Any], field: str) -> None:
     async with on_histories() as parts:
         parts.fake.keep(WEB, "m", growing(9, 1, 50))
