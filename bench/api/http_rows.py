@@ -38,6 +38,8 @@ def lacking() -> str:
 
 def measure_http(bench: Bench) -> Found:
     """Requests a second of the gateway and of the empty application."""
+    size = replace(bench.size, rounds=bench.size.rounds * 3, seconds=bench.size.seconds / 2)
+    bench = replace(bench, size=size)
     with ExitStack() as stack:
         front = stack.enter_context(gateway(bench.inner, "gateway-http"))
         tell(front, 0, now_ms())
@@ -60,8 +62,7 @@ def measure_http(bench: Bench) -> Found:
             GATEWAY: _reading(bench, front, path, check),
             BARE: Contender(load=_loading(bench, address, path, check), processes=[bare]),
         }
-        size = replace(bench.size, rounds=bench.size.rounds * 3, seconds=bench.size.seconds / 2)
-        return compete(replace(bench, size=size), HTTP, contenders) | {"body_bytes": len(body_of(answer))}
+        return compete(bench, HTTP, contenders) | {"body_bytes": len(body_of(answer))}
 
 
 def measure_stores(bench: Bench) -> Found:
