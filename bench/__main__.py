@@ -22,6 +22,7 @@ import orjson
 from bench import cost, host, ingest, peers, queries, report, scale, storage, year
 from bench.analytics import command as analytics
 from bench.api import command as api
+from bench.api.reported import delivered
 from bench.api.rows import ROWS as API_ROWS
 from bench.load import SERVERS, TICKS_A_DAY, Mix
 from bench.metadata import command as metadata
@@ -245,10 +246,7 @@ def _scale_of(arguments: argparse.Namespace) -> scale.Run:
 
 def _run_api(arguments: argparse.Namespace, folder: Path, say: Progress) -> int:
     found = api.run(api.size_of(arguments), arguments.only or tuple(API_ROWS), folder, say)
-    api.write(found, arguments.json)
-    print(f"\n{api.show(found)}")
-    say(f"written to {arguments.json}")
-    return int(api.failed(found))
+    return delivered(found, arguments.json, say)
 
 
 def main() -> int:

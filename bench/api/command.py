@@ -7,9 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
-
-from bench.api.judged import Judged, absent, table
+from bench.api.judged import absent
 from bench.api.product import inner_services
 from bench.api.reported import Reported
 from bench.api.rows import ROWS
@@ -82,20 +80,3 @@ def run(size: Size, only: Sequence[str], folder: Path, say: Callable[[str], None
                 bench = Bench(size=size, inner=inner, folder=scratch, say=say)
                 made.row(name, partial(ROWS[name].measure, bench), ROWS[name].judged)
     return made.whole(size, mix=Mix(SERVERS).describe())
-
-
-def show(found: dict[str, Any]) -> str:
-    """The report for people."""
-    rows = [Judged(**row) for row in found["table"]]
-    when = f"{found['started']} to {found['finished']}, commit {found['commit']}"
-    return f"{found['mix']}\n{found['machine']}\n{when}\n\n{table(rows)}"
-
-
-def failed(found: dict[str, Any]) -> bool:
-    """Whether a row is void."""
-    return any("void" in result for result in found["results"].values())
-
-
-def write(found: dict[str, Any], path: Path) -> None:
-    """As JSON."""
-    path.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

@@ -1,4 +1,5 @@
-"""One run of judged rows as a report: what was measured, by what, when and where; for `bench api` and `bench metadata`.
+"""One run of judged rows as a report: what was measured, by what, when and where; for `bench api`, `metadata` and
+`analytics`.
 
 What must stay true: a row in which something went wrong is void and says why, and the others are measured all the same.
 """
@@ -9,10 +10,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import orjson
+
 from bench import report
-from bench.api.judged import Judged, void
+from bench.api.judged import Judged, table, void
 from bench.peers import BenchError
 
 
@@ -51,3 +55,23 @@ class Reported:
             "results": self.results,
             "table": [asdict(row) for row in self.judged],
         }
+
+
+def delivered(found: dict[str, Any], path: Path, say: Callable[[str], None]) -> int:
+    """Writes a whole report as JSON and prints it for people; the exit status, 1 when a row is void."""
+    path.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    print(f"\n{show(found)}")
+    say(f"written to {path}")
+    return int(failed(found))
+
+
+def failed(found: dict[str, Any]) -> bool:
+    """Whether a row is void."""
+    return any("void" in result for result in found["results"].values())
+
+
+def show(found: dict[str, Any]) -> str:
+    """A whole report for people."""
+    mix = f"{found['mix']}\n" if "mix" in found else ""
+    when = f"{found['started']} to {found['finished']}, commit {found['commit']}"
+    return f"{mix}{found['machine']}\n{when}\n\n{table([Judged(**row) for row in found['table']])}"

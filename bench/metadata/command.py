@@ -9,10 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
-
-from bench.api.judged import Judged, table
-from bench.api.reported import Reported
+from bench.api.reported import Reported, delivered
 from bench.metadata.rows import ROWS
 from bench.metadata.size import FULL, QUICK, Bench, Size
 from bench.peers import ROOT, START_BOUND_S, free_port, running, serves, wait
@@ -51,13 +48,4 @@ def run(size: Size, only: Sequence[str], folder: Path, say: Callable[[str], None
 def main(arguments: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> int:
     """The exit status is 1 when a row is void."""
     found = run(QUICK if arguments.quick else FULL, arguments.only or tuple(ROWS), folder, say)
-    arguments.json.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    print(f"\n{show(found)}")
-    say(f"written to {arguments.json}")
-    return int(any("void" in result for result in found["results"].values()))
-
-
-def show(found: dict[str, Any]) -> str:
-    """The report for people."""
-    when = f"{found['started']} to {found['finished']}, commit {found['commit']}"
-    return f"{found['machine']}\n{when}\n\n{table([Judged(**row) for row in found['table']])}"
+    return delivered(found, arguments.json, say)

@@ -16,6 +16,7 @@ from bench.analytics.limits import at_least, at_most, between
 from bench.analytics.recordings import JUDGE
 from bench.analytics.rows import ROWS
 from bench.analytics.size import QUICK
+from bench.api import reported
 from tests.harness.data import recording
 
 TINY = replace(QUICK, learnt=700, tested=800)
@@ -39,7 +40,7 @@ async def test_every_row_runs_on_recordings(tmp_path: Path) -> None:
         assert row["row"] == "detection" or (row["ratio"] is not None and math.isfinite(row["ratio"])), row
     assert set(found["results"]["detection"]["yardsticks"]) == {"k-means", "EWMA"}
     assert found["results"]["forecast"]["origins"] == [3, 3]
-    assert "| bitbrains-20, CPU and memory, 7 days ahead, MASE | as 24 h before |" in command.show(found)
+    assert "| bitbrains-20, CPU and memory, 7 days ahead, MASE | as 24 h before |" in reported.show(found)
 
 
 @pytest.mark.timeout(60)

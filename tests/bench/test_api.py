@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from bench.__main__ import Progress
-from bench.api import command, judged, tracing_row
+from bench.api import command, judged, reported, tracing_row
 from bench.api.checks import GET_SERVER, checking
 from bench.api.generators import h2load, missing
 from bench.api.http2 import header_block
@@ -37,7 +37,7 @@ async def test_every_row_runs_and_its_replies_are_right(tmp_path: Path) -> None:
         required(program)
     only = [name for name in ROWS if name != OTHERS]
     found = await asyncio.to_thread(command.run, TINY, only, tmp_path, Progress())
-    assert not command.failed(found), command.show(found)
+    assert not reported.failed(found), reported.show(found)
     found = orjson.loads(orjson.dumps(found))
     assert set(found["results"]) == set(only)
     assert [row["row"] for row in found["table"]] == [
@@ -47,7 +47,7 @@ async def test_every_row_runs_and_its_replies_are_right(tmp_path: Path) -> None:
         assert row["ratio"] is not None, row
         assert math.isfinite(row["ratio"]) and row["ratio"] > 0, row
         assert (row["note"] == "") == row["met"], row
-    assert "| GetServer, 511 metrics, h2load, 50 in flight | bare grpc.aio |" in command.show(found)
+    assert "| GetServer, 511 metrics, h2load, 50 in flight | bare grpc.aio |" in reported.show(found)
 
 
 @contextlib.contextmanager
@@ -150,7 +150,7 @@ def test_a_void_row_is_said_and_fails_the_command(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(command, "inner_services", nothing)
     monkeypatch.setitem(ROWS, "watch", type(ROWS["watch"])(measure=measure, judged=ROWS["watch"].judged))
     found = command.run(TINY, ["watch"], tmp_path, Progress())
-    assert command.failed(found)
+    assert reported.failed(found)
     assert found["table"][0]["note"] == "void: wrong bytes"
     assert found["table"][0]["met"] is None
 
@@ -159,7 +159,7 @@ def test_a_program_that_is_missing_is_named_with_its_package(monkeypatch: pytest
     monkeypatch.setenv("PATH", str(tmp_path))
     assert missing("h2load") == "h2load not on the PATH (Debian: apt-get install nghttp2-client)"
     found = command.run(TINY, ["grpc", "http"], tmp_path, Progress())
-    assert not command.failed(found)
+    assert not reported.failed(found)
     assert [row["note"] for row in found["table"]] == [
         "not measured: h2load not on the PATH (Debian: apt-get install nghttp2-client)",
         "not measured: wrk not on the PATH (Debian: apt-get install wrk)",

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from bench.__main__ import Progress
+from bench.api import reported
 from bench.metadata import command, record_row, search_row
 from bench.metadata.rows import ROWS
 from bench.metadata.size import Size
@@ -25,7 +26,7 @@ async def test_every_row_runs(tmp_path: Path) -> None:
     for row in found["table"]:
         assert row["ratio"] is not None, row
         assert math.isfinite(row["ratio"]) and row["ratio"] > 0, row
-    assert "| interactions recorded, until PostgreSQL has them |" in command.show(found)
+    assert "| interactions recorded, until PostgreSQL has them |" in reported.show(found)
     assert set(found["results"]["search"]["took_ms"]) >= {"frequent", "none"}
 
 

@@ -33,6 +33,7 @@ TRACED = {
     ("gateway", "POST /v1/users:setUp"),
     ("gateway", "POST /v1/users"),
     ("gateway", "POST /v1/tokens/{id}:rotate"),
+    ("gateway", "POST /v1/session"),
     ("gateway", "POST /v1/ai/interactions"),
     ("gateway", "/openmanager.gateway.v1.FleetService/DeleteServer"),
 }
@@ -127,6 +128,29 @@ async def users_and_tokens(w: Watched) -> None:
         await w.ask("/v1/servers", secret=secret)
 
 
+async def sessions(w: Watched) -> None:
+    """What a cookie carries is a secret as any; the header that sets it is the one place where it may be."""
+    asked = {"name": "Eve", "password": OTHER}
+    opened = await w.product.http("/v1/session", body=asked)
+    assert opened.status == 200, opened.body
+    cookie = next(value for name, value in opened.headers.items() if name.lower() == "set-cookie").partition(";")[0]
+    w.secrets.add(cookie.partition("=")[2])
+    w.said.append(opened.body)
+    shown = {"cookie": cookie}
+    for path, method, headers in (
+        ("/v1/servers", "GET", shown),
+        ("/v1/session", "GET", shown),
+        ("/v1/servers/s-1", "DELETE", shown),
+        ("/v1/servers/s-1", "DELETE", shown | {"x-csrf-token": opened.json["csrfToken"]}),
+        ("/v1/servers", "GET", shown | {"authorization": f"Bearer {GUESS}"}),
+        ("/v1/session", "DELETE", shown),
+        ("/v1/servers", "GET", shown),
+    ):
+        answer = await w.product.http(path, method=method, headers=headers)
+        w.said += [answer.body, json.dumps(dict(answer.headers)).encode()]
+    w.said.append((await w.product.http("/v1/session", body=asked | {"password": PASSWORD})).body)
+
+
 async def words_to_an_ai(w: Watched) -> None:
     for query in (ASKED, REFUSED):
         body = {"query": query, "response": ANSWERED, "sessionId": "s"}
@@ -159,6 +183,7 @@ async def test_no_secret_is_where_people_look(tmp_path: Path) -> None:
         async with Collector() as collector:
             async with watched(tmp_path, postgres, collector) as w:
                 await users_and_tokens(w)
+                await sessions(w)
                 await words_to_an_ai(w)
                 await what_people_look_at(w)
                 status = [(await w.call(path)).body for path in ("/v1/storage/status", "/metrics")]
