@@ -1,13 +1,14 @@
 """What is abnormal in the fleet, found in the history as it is written.
 
-    TailMetrics -> follow (decode, order) -> core -+-> detect    is a point abnormal? the mathematics, and nothing else
+    TailMetrics -> follow (decode, order) -> core -+-> detect    what a detector is; fleet_detector: the one there is
                                                    +-> findings  stretches of time, listed newest first
                                                    +-> checkpoint  state + findings + place in the tail, one file
 
-``__main__`` joins the parts, ``servicer`` speaks gRPC, ``settings`` is what can be told.
+``fleet_detector`` is made of ``registry``, ``open_windows``, ``scoring``, ``openings`` and ``silence``. ``__main__``
+joins the parts, ``servicer`` speaks gRPC, ``settings`` is what can be told.
 
 What must stay true: every journaled row is judged exactly once, also over a kill -9. The tail can be read again from
-any sequence, a checkpoint holds the state together with the sequence that comes next, and a row that was judged before
-is known by its time. So any checkpoint is a right one, and reading on from it gives the results of a run that was
+any sequence, a checkpoint holds the state together with the sequence that comes next, and a row that was taken before
+is known by its second. So any checkpoint is a right one, and reading on from it gives the results of a run that was
 never interrupted.
 """

@@ -11,8 +11,8 @@ from runtime.tasks import Backoff, run_forever
 from services.analytics import commands
 from services.analytics.checkpoint import Checkpointer, CheckpointFile
 from services.analytics.core import Analysis
-from services.analytics.detect import EwmaDetector
 from services.analytics.findings import FindingStore
+from services.analytics.fleet_detector import FleetDetector
 from services.analytics.follow import TailFollower
 from services.analytics.outlook.measurements import Source
 from services.analytics.outlook.ranking import CAPACITY_SERVICE, CapacityServicer
@@ -28,7 +28,8 @@ TAIL_BACKOFF = Backoff(max_s=2.0)
 @asynccontextmanager
 async def analysing(settings: AnalyticsSettings, process: Process[AnalyticsSettings]) -> AsyncIterator[Analysis]:
     """The analysis, fed and saved for as long as this is entered, and saved once more at the end."""
-    analysis = Analysis(EwmaDetector(settings.rules()), FindingStore(), process.clock)
+    detector = FleetDetector(silence_ms=round(settings.silence_s * 1000))
+    analysis = Analysis(detector, FindingStore(), process.clock)
     file = CheckpointFile(process.folder)
     checkpointer = Checkpointer(file, analysis, process.clock, settings.checkpoint_interval_s)
     await checkpointer.restore()

@@ -1,7 +1,8 @@
 """The state on disk: one file that holds what the detector knows, the findings, and the sequence that comes next.
 
     openmanager-analytics-checkpoint <version> <sha256 of the rest> <bytes of the rest>\\n
-    an npz archive: the detector's arrays, each under `detector.<name>`, and `about`, JSON as bytes
+    an npz archive: the detector's arrays, each under `detector.<name>`; `about`, JSON as bytes; `findings` and
+    `open_findings`, a line of JSON for each, the newest first
 
 What must stay true: the file is a whole checkpoint at every moment, also over a power cut (written beside, synced,
 renamed, folder synced); one that cannot be used is set aside and told, and never keeps the service from starting; all
@@ -15,9 +16,9 @@ import logging
 import os
 import threading
 import zipfile
-from operator import attrgetter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import orjson
@@ -27,18 +28,19 @@ from runtime import telemetry
 from runtime.clock import Clock
 from services.analytics.core import Analysis, Snapshot
 from services.analytics.detect import DetectorState
-from services.analytics.findings import Anomaly
+from services.analytics.findings import Anomaly, Contribution
 
 FILE_NAME: Final = "checkpoint"
 SET_ASIDE_SUFFIX: Final = ".unusable"
 """The last one set aside is kept for whoever wants to know why."""
-VERSION: Final = 1
+VERSION: Final = 2
+"""1: of the EWMA detector."""
 MAGIC: Final = "openmanager-analytics-checkpoint"
 MAX_HEADER_BYTES: Final = 256
 
+_WRITE_BYTES: Final = 1 << 20
+
 _ARRAY_PREFIX: Final = "detector."
-_FINDING_FIELDS: Final = tuple(Anomaly.__dataclass_fields__)
-_finding_values = attrgetter(*_FINDING_FIELDS)
 _log = logging.getLogger(__name__)
 _failures = telemetry.meter(__name__).create_counter(
     "openmanager.analytics.checkpoint_failures", unit="{checkpoint}", description="Checkpoints that were not written."
@@ -49,25 +51,57 @@ class UnusableCheckpointError(Exception):
     """What is on disk is no checkpoint that this version can go on from."""
 
 
-def encode(snapshot: Snapshot) -> bytes:
-    """The file's content."""
-    about = {
-        "next_sequence": snapshot.next_sequence,
-        "detector": snapshot.detector.detector,
-        "server_ids": snapshot.detector.server_ids,
-        "finding_fields": _FINDING_FIELDS,
-        "findings": [_finding_values(finding) for finding in snapshot.findings],
+class _Hashing(io.RawIOBase):
+    """Writes through to a file, and hashes what is written; cannot seek, so that nothing is written twice."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.length = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._file.write(data)
+        self.digest.update(data)
+        size = memoryview(data).nbytes
+        self.length += size
+        return size
+
+
+def write(snapshot: Snapshot, file: BinaryIO) -> None:
+    """Writes the file's content, of which no copy is made: the arrays may be hundreds of megabytes, and a copy holds up
+    the event loop, in whatever thread it is made."""
+    detector = snapshot.detector
+    about = {"next_sequence": snapshot.next_sequence, "detector": detector.detector, "texts": detector.texts}
+    arrays = {
+        "about": np.frombuffer(orjson.dumps(about), np.uint8),
+        "findings": _lines(snapshot.findings),
+        "open_findings": _lines(detector.open_findings),
+        **{_ARRAY_PREFIX + name: array for name, array in detector.arrays.items()},
     }
-    arrays = {_ARRAY_PREFIX + name: array for name, array in snapshot.detector.arrays.items()}
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, about=np.frombuffer(orjson.dumps(about), np.uint8), **arrays)
-    body = buffer.getbuffer()
-    header = f"{MAGIC} {VERSION} {hashlib.sha256(body).hexdigest()} {len(body)}\n"
-    return header.encode() + body
+    file.write(_header("0" * 64, 0))
+    body = _Hashing(file)
+    with zipfile.ZipFile(body, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                whole = np.ascontiguousarray(array)
+                np.lib.format.write_array_header_1_0(member, np.lib.format.header_data_from_array_1_0(whole))
+                content = whole.reshape(-1).view(np.uint8)
+                for start in range(0, len(content), _WRITE_BYTES):
+                    member.write(content[start : start + _WRITE_BYTES].data)
+    file.seek(0)
+    file.write(_header(body.digest.hexdigest(), body.length))
+
+
+def _header(digest: str, length: int) -> bytes:
+    """Always as long."""
+    return f"{MAGIC} {VERSION} {digest} {length:015d}\n".encode()
 
 
 def decode(content: bytes) -> Snapshot:
-    """The inverse of `encode`.
+    """What `write` wrote.
 
     Raises:
         UnusableCheckpointError: damaged, cut, or of another version.
@@ -79,7 +113,7 @@ def decode(content: bytes) -> Snapshot:
     if words[1] != str(VERSION).encode():
         raise UnusableCheckpointError(f"it is of format {words[1][:20].decode(errors='replace')}, not {VERSION}")
     body = memoryview(content)[len(header) + 1 :]
-    if words[3] != str(len(body)).encode() or words[2] != hashlib.sha256(body).hexdigest().encode():
+    if words[3] != f"{len(body):015d}".encode() or words[2] != hashlib.sha256(body).hexdigest().encode():
         raise UnusableCheckpointError("its checksum is wrong")
     try:
         return _snapshot(body)
@@ -93,12 +127,31 @@ def _snapshot(body: memoryview) -> Snapshot:
         arrays: dict[str, NDArray[Any]] = {
             name.removeprefix(_ARRAY_PREFIX): archive[name] for name in archive.files if name.startswith(_ARRAY_PREFIX)
         }
-    findings = [dict(zip(about["finding_fields"], values, strict=True)) for values in about["findings"]]
+        findings, open_findings = (_findings(archive[name]) for name in ("findings", "open_findings"))
     return Snapshot(
         next_sequence=int(about["next_sequence"]),
-        detector=DetectorState(detector=about["detector"], server_ids=tuple(about["server_ids"]), arrays=arrays),
-        findings=tuple(Anomaly(**finding) for finding in findings),
+        detector=DetectorState(
+            detector=about["detector"],
+            arrays=arrays,
+            texts={name: tuple(texts) for name, texts in about["texts"].items()},
+            open_findings=open_findings,
+        ),
+        findings=findings,
     )
+
+
+def _lines(findings: Sequence[Anomaly]) -> NDArray[np.uint8]:
+    """One by one, as to make JSON of them all would hold up the event loop for 20 ms."""
+    return np.frombuffer(b"\n".join([orjson.dumps(finding) for finding in findings]), np.uint8)
+
+
+def _findings(lines: NDArray[np.uint8]) -> tuple[Anomaly, ...]:
+    made = []
+    for line in lines.tobytes().splitlines():
+        fields = orjson.loads(line)
+        parts = tuple(Contribution(**part) for part in fields.pop("contributions"))
+        made.append(Anomaly(**fields, contributions=parts))
+    return tuple(made)
 
 
 class CheckpointFile:
@@ -110,12 +163,11 @@ class CheckpointFile:
 
     def save(self, snapshot: Snapshot) -> None:
         """Returns once the snapshot is on disk; OSError when it cannot be, and what was there stays."""
-        content = encode(snapshot)
         with self._writing:
             draft = self.path.with_name(f"{FILE_NAME}.new")
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             with os.fdopen(os.open(draft, flags, 0o600), "wb") as file:
-                file.write(content)
+                write(snapshot, file)
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(self.path)
@@ -204,7 +256,7 @@ class Checkpointer:
         """Saves the state as it is now, if it is not on disk yet."""
         if self._analysis.next_sequence == self._saved_sequence:
             return
-        snapshot = self._analysis.snapshot()
+        snapshot = await self._analysis.snapshot()
         try:
             await asyncio.to_thread(self._file.save, snapshot)
         except OSError:

@@ -1,4 +1,4 @@
-"""Findings: stretches of time in which a series was not as usual, kept in memory and listed newest first.
+"""Findings: stretches of time in which a server was not as usual, kept in memory and listed newest first.
 
 What must stay true: a finding has the same id whenever and wherever it is found; there are never more than the bound,
 and what goes first is the oldest that is over; a listing is a function of the store and the token, so that paging goes
@@ -21,16 +21,34 @@ Key = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """How one metric had a part in a finding.
+
+    Attributes:
+        value: its mean over the minute of the peak, in the metric's unit; of a counter, its rate a second.
+        expected_low, expected_high: the range that was expected then.
+        score: how far from normal that was, 0 to 1.
+    """
+
+    metric: str
+    value: float
+    expected_low: float
+    expected_high: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Anomaly:
     """A finding; times are milliseconds since the Unix epoch.
 
     Attributes:
-        metric: the metric that departed furthest.
-        start_ms, end_ms: first and last abnormal point; end_ms is None while it goes on.
+        metric: the metric that departed furthest; empty where the server fell silent.
+        start_ms, end_ms: when it was abnormal; end_ms is None while it goes on.
         peak_ms: when it was furthest from normal.
         score: how far that was, 0 to 1.
-        value: what was measured then, in the metric's unit.
+        value: what was measured then, in the metric's unit; where the server fell silent, for how many seconds.
         expected_low, expected_high: the range that was expected then.
+        contributions: the metrics that were most abnormal then, most abnormal first.
     """
 
     id: str
@@ -44,6 +62,7 @@ class Anomaly:
     expected_low: float
     expected_high: float
     detector: str
+    contributions: tuple[Contribution, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -51,9 +70,9 @@ class Anomaly:
         return -self.start_ms, self.id
 
 
-def finding_id(server_id: str, detector: str, metric: str, start_ms: int) -> str:
-    """32 hexadecimal digits made from what a finding is about; no text of the four can hold a NUL."""
-    about = "\0".join((server_id, detector, metric, str(start_ms)))
+def finding_id(server_id: str, detector: str, start_ms: int) -> str:
+    """32 hexadecimal digits made from what a finding is about; neither text can hold a NUL."""
+    about = "\0".join((server_id, detector, str(start_ms)))
     return hashlib.sha256(about.encode()).hexdigest()[:32]
 
 

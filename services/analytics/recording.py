@@ -17,7 +17,7 @@ from typing import Final, Self, TextIO
 
 import numpy as np
 
-from services.analytics.cells import Floats
+from services.analytics.scoring.arrays import Floats
 
 TIMESTAMP: Final = "timestamp"
 MAX_COLUMNS: Final = 100_000

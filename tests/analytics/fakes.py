@@ -1,12 +1,13 @@
-"""A timeseries service that keeps its journal in a list, and rows to put into it."""
+"""A timeseries service that keeps its journal in a list, and a fleet whose rows are put into it."""
 
 import asyncio
 import contextlib
+import functools
+import io
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fleet.codec import metric_set_to_pb, rows_to_pb, timestamp_from_ms
 from fleet.model import Metric, MetricKind, MetricSet, Rows
@@ -14,67 +15,149 @@ from openmanager.timeseries.v1 import timeseries_pb2 as pb
 from runtime.errors import Unavailable
 from runtime.interception import Interception, service_secret_authenticator
 from runtime.server import GrpcServer, bind
-from services.analytics.detect import EwmaDetector, EwmaRules
+from services.analytics import checkpoint
+from services.analytics.core import Batch, Snapshot
+from services.analytics.detect import DetectorState
 from services.analytics.findings import Anomaly
+from services.analytics.fleet_detector import FleetDetector
+from services.analytics.follow import parts_of
 
 SECRET = "a-secret-of-the-tests"
-T0_MS = 1_700_000_000_000
-TICK_MS = 10_000
-METRICS = ("load", "cpu_usage", "disk_usage", "memory_usage")
-METRIC_SET = MetricSet(tuple(Metric(name=name, unit="%", kind=MetricKind.GAUGE) for name in METRICS))
+T0_MS = 1_700_006_400_000
+TICK_MS = 60_000
+LEARN_TICKS = 2 * 1_440 + 60
+"""A day until series are judged, another until servers are, and the first half-hours of levels."""
+METRICS = ("load", "cpu_usage", "requests_total", *(f"gauge_{number}" for number in range(8)), "bytes_total")
+BROKEN_METRICS = ("load", "cpu_usage", "gauge_1", "gauge_5")
+METRIC_SET = MetricSet(
+    tuple(Metric(name=name, kind=MetricKind.COUNTER if "total" in name else MetricKind.GAUGE) for name in METRICS)
+)
+SERVERS = ("server-0", "server-1", "server-2")
+BROKEN_TICKS = (*range(20, 30), *range(80, 90))
+"""After what is learnt: then server-0 is broken."""
 
 
-def rows_of(servers: Sequence[str], times_ms: Sequence[int], values: Any) -> Rows:
-    """Rows of METRIC_SET."""
+def rows_of(servers: Sequence[str], times_ms: Sequence[int], values: Any, metric_set: MetricSet = METRIC_SET) -> Rows:
+    """Rows of a set."""
     return Rows(
-        metric_set_id=METRIC_SET.id,
+        metric_set_id=metric_set.id,
         server_ids=tuple(servers),
         times_ms=np.array(times_ms, np.int64),
-        values=np.asarray(values, np.float64).reshape(len(servers), len(METRICS)),
+        values=np.asarray(values, np.float64).reshape(len(servers), len(metric_set)),
     )
 
 
-def fleet_ticks(ticks: int, servers: int = 3, seed: int = 7) -> list[Rows]:
-    """Ticks of a fleet at rest, but for spikes of cpu_usage on the first server and gaps on the second."""
-    rng = np.random.default_rng(seed)
-    ids = [f"server-{number}" for number in range(servers)]
-    made = []
-    for tick in range(ticks):
-        values = 40.0 + 2.0 * rng.standard_normal((servers, len(METRICS)))
-        if 100 <= tick % 150 < 110:
-            values[0, METRICS.index("cpu_usage")] = 97.0 + rng.random()
-        if tick % 7 == 3 and servers > 1:
-            values[1, METRICS.index("memory_usage")] = np.nan
-        made.append(rows_of(ids, [T0_MS + tick * TICK_MS] * servers, values))
-    return made
+def usual(tick: int, servers: int = 3, time_ms: int | None = None) -> Any:
+    """What servers at rest measure at a tick, or between two; shape (servers, metrics)."""
+    time_ms = T0_MS + tick * TICK_MS if time_ms is None else time_ms
+    values = 40.0 + 2.0 * np.random.default_rng(time_ms).standard_normal((servers, len(METRICS)))
+    values += 5.0 * np.sin(2 * np.pi * time_ms / 86_400_000)
+    values[:, [METRICS.index("requests_total"), METRICS.index("bytes_total")]] += (time_ms - T0_MS) / 100.0
+    return values
 
 
-class Series:
-    """One server's cpu_usage, shown to a detector point by point."""
+def fleet_tick(tick: int, *, broken: bool = False, servers: Sequence[str] = SERVERS) -> Rows:
+    """What a fleet reports at a tick; broken, the gauges of its first server are far from usual."""
+    values = usual(tick, len(servers))
+    if broken:
+        values[0, [METRICS.index(name) for name in BROKEN_METRICS]] = 97.0
+    if tick % 7 == 3 and len(servers) > 1:
+        values[1, METRICS.index("gauge_3")] = np.nan
+    return rows_of(servers, [T0_MS + tick * TICK_MS] * len(servers), values)
 
-    def __init__(self, detector: EwmaDetector | None = None, server: str = "web-1", **rules: Any) -> None:
-        self.detector = detector or EwmaDetector(EwmaRules(**rules))
-        self.server = server
-        self.columns = self.detector.columns_of(METRIC_SET)
-        self.tick = 0
+
+def fleet_ticks(ticks: int) -> list[Rows]:
+    """The ticks that follow what `trained` has learnt."""
+    return [fleet_tick(LEARN_TICKS + tick, broken=tick in BROKEN_TICKS) for tick in range(ticks)]
+
+
+def at_ms(tick: int) -> int:
+    """The time of a tick after what `trained` has learnt."""
+    return T0_MS + (LEARN_TICKS + tick) * TICK_MS
+
+
+def show(detector: FleetDetector, rows: Rows, now_ms: int | None = None, metric_set: MetricSet = METRIC_SET) -> Any:
+    """Shows a detector a batch, each server once; returns the findings that changed."""
+    now_ms = int(rows.times_ms.max()) if now_ms is None else now_ms
+    changed = detector.advance(now_ms)
+    columns = detector.columns_of(metric_set)
+    changed += detector.observe(columns, rows.server_ids, rows.times_ms, rows.values, now_ms)
+    return changed + detector.settle(now_ms)
+
+
+@functools.cache
+def trained_state() -> DetectorState:
+    """What a detector knows after LEARN_TICKS; found once, in a few seconds."""
+    detector = FleetDetector()
+    for tick in range(LEARN_TICKS):
+        assert show(detector, fleet_tick(tick)) == []
+    detector.advance(at_ms(0) + 15_000)  # the last minute is closed, too
+    return detector.state()
+
+
+def trained(**arguments: Any) -> FleetDetector:
+    """A detector that has learnt what is usual of the fleet."""
+    detector = FleetDetector(**arguments)
+    detector.restore(trained_state())
+    return detector
+
+
+def trained_snapshot() -> Snapshot:
+    """A checkpoint of it."""
+    return Snapshot(next_sequence=1, detector=trained_state(), findings=())
+
+
+def written(snapshot: Snapshot) -> bytes:
+    """The file of a checkpoint."""
+    file = io.BytesIO()
+    checkpoint.write(snapshot, file)
+    return file.getvalue()
+
+
+def batch_of(rows: Rows, sequence: int, received_ms: int | None = None) -> Batch:
+    """A batch as the follower makes it."""
+    return Batch(
+        sequence=sequence,
+        received_ms=int(rows.times_ms.max()) if received_ms is None else received_ms,
+        columns=FleetDetector().columns_of(METRIC_SET),
+        rows=rows,
+        parts=parts_of(rows.server_ids, rows.times_ms),
+    )
+
+
+def same_state(one: DetectorState, other: DetectorState) -> None:
+    """Fails where two states differ by more than rounding."""
+    assert one.texts == other.texts
+    assert one.open_findings == other.open_findings
+    assert one.arrays.keys() == other.arrays.keys()
+    for name, array in one.arrays.items():
+        np.testing.assert_allclose(array, other.arrays[name], rtol=0, atol=1e-9, err_msg=name)
+
+
+class Shown:
+    """A trained detector that is shown the fleet tick by tick, and what it found."""
+
+    def __init__(self, detector: FleetDetector | None = None, tick: int = 0) -> None:
+        self.detector = detector or trained()
+        self.tick = tick
         self.found: dict[str, Anomaly] = {}
 
-    def show(self, *values: float, at_ms: int | None = None) -> list[Anomaly]:
-        """The findings that changed with the last of the values, one every tick."""
-        changed: list[Anomaly] = []
-        for value in values:
-            time_ms = T0_MS + self.tick * TICK_MS if at_ms is None else at_ms
-            self.tick += at_ms is None
-            row: NDArray[np.float64] = np.full((1, len(METRICS)), np.nan)
-            row[0, METRICS.index("cpu_usage")] = value
-            changed = self.detector.observe(
-                self.columns, [self.server], np.array([time_ms], np.int64), row, T0_MS + self.tick * TICK_MS
-            )
-            self.found |= {finding.id: finding for finding in changed}
-        return changed
+    def show(self, rows: Rows, now_ms: int | None = None) -> None:
+        """Shows a batch."""
+        self.found |= {finding.id: finding for finding in show(self.detector, rows, now_ms)}
 
-    def time_ms(self, tick: int) -> int:
-        return T0_MS + tick * TICK_MS
+    def go_on(self, ticks: int, *, broken: bool = False) -> None:
+        """Shows the next ticks."""
+        for _ in range(ticks):
+            self.show(fleet_tick(LEARN_TICKS + self.tick, broken=broken))
+            self.tick += 1
+        # the last minute is closed, too
+        self.found |= {finding.id: finding for finding in self.detector.advance(at_ms(self.tick) + 15_000)}
+
+    @property
+    def findings(self) -> list[Anomaly]:
+        """What was found, in order."""
+        return sorted(self.found.values(), key=lambda finding: finding.start_ms)
 
 
 class FakeTimeSeries:
@@ -94,7 +177,7 @@ class FakeTimeSeries:
     def append(self, rows: Rows | None, *, received_ms: int | None = None) -> int:
         """Journals a batch and returns its sequence."""
         sequence = len(self.journal) + 1
-        received_ms = (int(rows.times_ms[-1]) if rows else T0_MS) if received_ms is None else received_ms
+        received_ms = (int(rows.times_ms.max()) if rows else T0_MS) if received_ms is None else received_ms
         message = pb.TailMetricsResponse(sequence=sequence, receive_time=timestamp_from_ms(received_ms))
         if rows is not None:
             message.batch.CopyFrom(rows_to_pb(rows))

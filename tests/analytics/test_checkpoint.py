@@ -1,6 +1,10 @@
 """The checkpoint: what was saved comes back to the bit, and what cannot be used never stops the service."""
 
 import asyncio
+import hashlib
+import io
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,33 +14,25 @@ from runtime.clock import ManualClock
 from services.analytics import checkpoint
 from services.analytics.checkpoint import Checkpointer, CheckpointFile, UnusableCheckpointError
 from services.analytics.core import Analysis, Batch, Snapshot
-from services.analytics.detect import DetectorState, EwmaDetector, EwmaRules
-from services.analytics.findings import FindingStore
-from services.analytics.follow import parts_of
-from tests.analytics.fakes import METRIC_SET, fleet_ticks
+from services.analytics.findings import Anomaly, FindingStore
+from services.analytics.fleet_detector import FleetDetector
+from tests.analytics.fakes import batch_of, fleet_ticks, same_state, trained_snapshot, trained_state, written
 from tests.harness import eventually
 
 
 def new_analysis(clock: ManualClock | None = None) -> Analysis:
-    return Analysis(EwmaDetector(EwmaRules()), FindingStore(), clock or ManualClock())
+    return Analysis(FleetDetector(), FindingStore(), clock or ManualClock())
 
 
-def batches(ticks: int, columns: EwmaDetector) -> list[Batch]:
-    return [
-        Batch(
-            sequence=sequence,
-            received_ms=int(rows.times_ms[-1]),
-            columns=columns.columns_of(METRIC_SET),
-            rows=rows,
-            parts=parts_of(rows.server_ids, rows.times_ms),
-        )
-        for sequence, rows in enumerate(fleet_ticks(ticks), start=1)
-    ]
+def batches(ticks: int) -> list[Batch]:
+    return [batch_of(rows, sequence) for sequence, rows in enumerate(fleet_ticks(ticks), start=1)]
 
 
 async def fed(ticks: int) -> Analysis:
+    """An analysis that has learnt what is usual, and then seen ticks."""
     analysis = new_analysis()
-    for batch in batches(ticks, EwmaDetector(EwmaRules())):
+    analysis.restore(trained_snapshot())
+    for batch in batches(ticks):
         await analysis.apply(batch)
     return analysis
 
@@ -44,42 +40,79 @@ async def fed(ticks: int) -> Analysis:
 def same(left: Analysis, right: Analysis) -> None:
     assert left.next_sequence == right.next_sequence
     assert left.findings.all() == right.findings.all()
-    mine, other = left.detector.state(), right.detector.state()
-    assert mine.server_ids == other.server_ids
-    for name, array in mine.arrays.items():
-        np.testing.assert_allclose(array, other.arrays[name], rtol=0, atol=1e-9, err_msg=name)
+    same_state(left.detector.state(), right.detector.state())
 
 
-@pytest.mark.parametrize("stop_at", [1, 30, 102, 105, 113, 299])
+@pytest.mark.parametrize("stop_at", [1, 21, 22, 25, 40, 99])
 async def test_going_on_from_disk_equals_an_uninterrupted_run(tmp_path: Path, stop_at: int) -> None:
     file = CheckpointFile(tmp_path)
-    whole, first, second = await fed(400), await fed(stop_at), new_analysis()
-    file.save(first.snapshot())
+    whole, first, second = await fed(120), await fed(stop_at), new_analysis()
+    file.save(await first.snapshot())
     await Checkpointer(file, second, ManualClock(), 30).restore()
     same(second, first)
-    for batch in batches(400, EwmaDetector(EwmaRules()))[stop_at:]:
+    for batch in batches(120)[stop_at:]:
         await second.apply(batch)
     assert len(whole.findings) == 2
+    assert all(len(finding.contributions) == 10 for finding in whole.findings.all())
     same(second, whole)
 
 
 async def test_a_batch_that_comes_again_whole_or_in_part_changes_nothing() -> None:
-    whole, torn = await fed(110), await fed(105)
-    torn_batches = batches(110, EwmaDetector(EwmaRules()))[105:]
-    for batch in torn_batches:
+    whole, torn = await fed(30), await fed(25)
+    for batch in batches(30)[25:]:
+        torn.findings.put(torn.detector.advance(batch.received_ms))
         torn._apply_part(batch, np.array([0, 1]))  # interrupted here
         await torn.apply(batch)
         await torn.apply(batch)
     same(torn, whole)
 
 
+async def test_what_is_judged_in_a_thread_is_judged_to_its_end_whoever_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.analytics.core.JUDGED_IN_THREAD", 0)
+    whole, torn = await fed(40), await fed(10)
+    advance, cancelled = torn.detector.advance, 0
+    started, may_end = threading.Event(), threading.Event()
+
+    def slow(now_ms: int) -> list[Anomaly]:
+        started.set()
+        may_end.wait(5)
+        return advance(now_ms)
+
+    for batch in batches(40)[10:]:
+        if torn.detector.due(batch.received_ms):
+            monkeypatch.setattr(torn.detector, "advance", slow)
+            started.clear()
+            may_end.clear()
+            applying = asyncio.create_task(torn.apply(batch))
+            await eventually(started.is_set)
+            applying.cancel()
+            snapshot = asyncio.create_task(torn.snapshot())
+            await asyncio.sleep(0)
+            applying.cancel()
+            await asyncio.sleep(0)
+            assert not applying.done()
+            assert not snapshot.done()
+            may_end.set()
+            with pytest.raises(asyncio.CancelledError):
+                await applying
+            assert (await snapshot).next_sequence == batch.sequence
+            cancelled += 1
+            monkeypatch.setattr(torn.detector, "advance", advance)
+        await torn.apply(batch)
+    assert cancelled > 20
+    assert len(whole.findings) == 1
+    same(torn, whole)
+
+
 async def test_a_snapshot_does_not_change_after_it_was_taken() -> None:
-    analysis = await fed(104)
-    snapshot = analysis.snapshot()
-    content = checkpoint.encode(snapshot)
-    for batch in batches(120, EwmaDetector(EwmaRules()))[104:]:
+    analysis = await fed(24)
+    snapshot = await analysis.snapshot()
+    content = written(snapshot)
+    for batch in batches(40)[24:]:
         await analysis.apply(batch)
-    assert checkpoint.encode(snapshot) == content
+    assert written(snapshot) == content
 
 
 def _cut(content: bytes) -> bytes:
@@ -92,7 +125,7 @@ def _flip(content: bytes) -> bytes:
 
 
 def _newer(content: bytes) -> bytes:
-    return content.replace(b"checkpoint 1 ", b"checkpoint 2 ", 1)
+    return content.replace(b"checkpoint 2 ", b"checkpoint 3 ", 1)
 
 
 def _other_digest(content: bytes) -> bytes:
@@ -117,7 +150,7 @@ async def test_an_unusable_checkpoint_is_set_aside_and_told(
     tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = CheckpointFile(tmp_path)
-    file.save((await fed(100)).snapshot())
+    file.save(await (await fed(3)).snapshot())
     damaged = damage(file.path.read_bytes())  # type: ignore[operator]
     file.path.write_bytes(damaged)
     with pytest.raises(UnusableCheckpointError):
@@ -137,25 +170,42 @@ async def test_an_unusable_checkpoint_is_set_aside_and_told(
 
 
 async def test_a_checkpoint_of_another_detector_is_set_aside(tmp_path: Path) -> None:
-    file, analysis = CheckpointFile(tmp_path), await fed(100)
-    state = analysis.detector.state()
-    for arrays, detector in (
-        (state.arrays, "other"),
-        ({**state.arrays, "mean": state.arrays["mean"][1:]}, "ewma"),
-        ({name: array for name, array in state.arrays.items() if name != "heard_ms"}, "ewma"),
+    file, state = CheckpointFile(tmp_path), trained_state()
+    for wrong in (
+        replace(state, detector="other"),
+        replace(state, arrays={**state.arrays, "series.level": state.arrays["series.level"][1:]}),
+        replace(state, arrays={name: array for name, array in state.arrays.items() if name != "silence.heard_ms"}),
+        replace(state, texts={**state.texts, "servers": state.texts["servers"][1:]}),
     ):
-        wrong = DetectorState(detector=detector, server_ids=state.server_ids, arrays=arrays)
         file.save(Snapshot(next_sequence=5, detector=wrong, findings=()))
         fresh = new_analysis()
         await Checkpointer(file, fresh, ManualClock(), 30).restore()
-        assert (fresh.next_sequence, fresh.detector.state().server_ids) == (0, ())
+        assert (fresh.next_sequence, fresh.detector.state().texts["servers"]) == (0, ())
         assert not file.path.exists()
+
+
+async def test_a_checkpoint_of_the_detector_before_is_refused_with_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As version 1 wrote it."""
+    buffer = io.BytesIO()
+    about = b'{"next_sequence":7,"detector":"ewma","server_ids":["a"],"finding_fields":["id"],"findings":[["x"]]}'
+    np.savez(buffer, about=np.frombuffer(about, np.uint8), **{"detector.mean": np.zeros(3)})
+    body = buffer.getvalue()
+    header = f"{checkpoint.MAGIC} 1 {hashlib.sha256(body).hexdigest()} {len(body)}\n".encode()
+    file, analysis = CheckpointFile(tmp_path), new_analysis()
+    file.path.write_bytes(header + body)
+    await Checkpointer(file, analysis, ManualClock(), 30).restore()
+    assert (analysis.next_sequence, len(analysis.findings)) == (0, 0)
+    (record,) = caplog.records
+    assert "it is of format 1, not 2" in record.getMessage()
+    assert (tmp_path / "checkpoint.unusable").exists()
 
 
 async def test_a_write_that_fails_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file, analysis = CheckpointFile(tmp_path), await fed(50)
+    file, analysis = CheckpointFile(tmp_path), await fed(5)
     keeper = Checkpointer(file, analysis, ManualClock(), 30)
     await keeper.save()
     before = file.path.read_bytes()
@@ -163,7 +213,7 @@ async def test_a_write_that_fails_leaves_what_was_there(
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    analysis.pass_to(51 + 1)
+    analysis.pass_to(7)
     with monkeypatch.context() as patched:
         patched.setattr("services.analytics.checkpoint.os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
@@ -174,7 +224,7 @@ async def test_a_write_that_fails_leaves_what_was_there(
     await keeper.save_last()
     loaded = file.load()
     assert loaded is not None
-    assert loaded.next_sequence == 52
+    assert loaded.next_sequence == 7
 
 
 async def test_it_saves_once_there_is_a_place_and_then_at_every_interval(tmp_path: Path) -> None:
@@ -208,6 +258,6 @@ async def test_it_saves_once_there_is_a_place_and_then_at_every_interval(tmp_pat
 
 async def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
     file = CheckpointFile(tmp_path)
-    file.save((await fed(2)).snapshot())
+    file.save(await (await fed(2)).snapshot())
     assert file.path.stat().st_mode & 0o077 == 0
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

@@ -12,7 +12,7 @@ from services.analytics.findings import Anomaly, Filter, FindingStore, finding_i
 
 def finding(start_ms: int, end_ms: int | None = -1, server: str = "web-1", metric: str = "cpu_usage") -> Anomaly:
     return Anomaly(
-        id=finding_id(server, "ewma", metric, start_ms),
+        id=finding_id(server, "departure", start_ms),
         server_id=server,
         metric=metric,
         start_ms=start_ms,
@@ -22,7 +22,7 @@ def finding(start_ms: int, end_ms: int | None = -1, server: str = "web-1", metri
         value=99.0,
         expected_low=10.0,
         expected_high=20.0,
-        detector="ewma",
+        detector="departure",
     )
 
 
@@ -47,9 +47,9 @@ def starts(store: FindingStore, **wanted: object) -> list[int]:
 
 
 def test_ids_depend_on_what_a_finding_is_about() -> None:
-    about = [("a", "ewma", "cpu", 1), ("b", "ewma", "cpu", 1), ("a", "x", "cpu", 1), ("a", "ewma", "d", 1)]
-    ids = [finding_id(*one) for one in about] + [finding_id("a", "ewma", "cpu", 2)]
-    assert len(set(ids)) == 5
+    about = [("a", "departure", 1), ("b", "departure", 1), ("a", "silence", 1), ("a", "departure", 2)]
+    ids = [finding_id(*one) for one in about]
+    assert len(set(ids)) == 4
     assert finding_id(*about[0]) == ids[0]
     assert all(len(one) == 32 and int(one, 16) >= 0 for one in ids)
 

@@ -10,16 +10,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet.model import Rows
 from runtime.channel import Channel
 from runtime.clock import SystemClock
 from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, Unavailable
 from runtime.tasks import Backoff, run_forever
 from services.analytics import follow
 from services.analytics.core import Analysis
-from services.analytics.detect import EwmaDetector, EwmaRules
 from services.analytics.findings import FindingStore
 from services.analytics.follow import MAX_PART_ROWS, TailFollower, parts_of
-from tests.analytics.fakes import METRICS, SECRET, T0_MS, FakeTimeSeries, fleet_ticks, rows_of, serving
+from tests.analytics.fakes import (
+    METRICS,
+    SECRET,
+    FakeTimeSeries,
+    at_ms,
+    fleet_ticks,
+    rows_of,
+    same_state,
+    serving,
+    show,
+    trained,
+)
 from tests.harness import eventually
 
 FAST = Backoff(initial_s=0.01, max_s=0.05)
@@ -30,7 +41,7 @@ class Following:
 
     def __init__(self, fake: FakeTimeSeries, channel: Channel) -> None:
         self.fake = fake
-        self.analysis = Analysis(EwmaDetector(EwmaRules()), FindingStore(), SystemClock())
+        self.analysis = Analysis(trained(), FindingStore(), SystemClock())
         self.follower = TailFollower(channel, self.analysis)
 
     @contextlib.asynccontextmanager
@@ -51,10 +62,6 @@ class Following:
     def asked_again(self, times: int) -> bool:
         return len(self.fake.asked) > times
 
-    @property
-    def points(self) -> int:
-        return int(self.analysis.detector.state().arrays["points"].sum())
-
 
 @pytest.fixture
 async def following() -> AsyncIterator[Following]:
@@ -63,9 +70,12 @@ async def following() -> AsyncIterator[Following]:
         yield Following(fake, channel)
 
 
-def points_of(ticks: int) -> int:
-    headline = [METRICS.index(name) for name in ("cpu_usage", "memory_usage", "disk_usage")]
-    return sum(int(np.isfinite(rows.values[:, headline]).sum()) for rows in fleet_ticks(ticks))
+def same_as(following: Following, ticks: list[Rows]) -> None:
+    """Whether what is known is what a detector knows that was shown these ticks, each once."""
+    detector = trained()
+    for rows in ticks:
+        show(detector, rows)
+    same_state(following.analysis.detector.state(), detector.state())
 
 
 async def test_without_a_place_it_starts_from_now(following: Following) -> None:
@@ -93,9 +103,9 @@ async def test_streams_that_break_cost_no_row_and_double_none(following: Followi
                 await eventually(functools.partial(following.asked_again, number // 20))
         await following.seen(120)
     assert following.fake.asked == [1, 21, 41, 61, 81, 101, 121]
-    assert following.points == points_of(120)
+    same_as(following, fleet_ticks(120))
     assert following.analysis.counters.lost_batches == 0
-    assert len(following.analysis.findings) == 1
+    assert len(following.analysis.findings) == 2
 
 
 async def test_a_lost_stretch_of_the_tail_is_told(following: Following, caplog: pytest.LogCaptureFixture) -> None:
@@ -122,7 +132,7 @@ async def test_batches_that_come_again_are_passed_over(following: Following) -> 
         await following.seen(5)
     assert following.fake.asked == [4]
     assert following.analysis.counters.batches == 2
-    assert following.points == points_of(5) - points_of(3)
+    same_as(following, fleet_ticks(5)[3:])
 
 
 async def test_batches_without_rows_are_passed(following: Following) -> None:
@@ -209,19 +219,21 @@ async def test_another_journal_is_followed_from_now(following: Following, monkey
     assert following.analysis.next_sequence == 0
 
 
-async def test_many_rows_of_one_server_in_one_batch_are_judged_in_order(following: Following) -> None:
-    rng = np.random.default_rng(3)
-    values = 30.0 + rng.standard_normal((3_000, len(METRICS)))
-    values[2_000:2_010, METRICS.index("cpu_usage")] = 99.0
-    times = T0_MS + 10_000 * np.arange(3_000)
-    order = rng.permutation(3_000)
+async def test_many_rows_of_one_server_in_one_batch_are_taken_in_order(following: Following) -> None:
+    random = np.random.default_rng(3)
+    values = 30.0 + random.standard_normal((180, len(METRICS)))
+    times = at_ms(1) + 1_000 * np.arange(180)
+    order = random.permutation(180)
     following.analysis.pass_to(1)
     async with following.running():
-        following.fake.append(rows_of(["web-1"] * 3_000, times[order].tolist(), values[order]))
+        rows = rows_of(["web-1"] * 180, times[order].tolist(), values[order])
+        following.fake.append(rows, received_ms=at_ms(1))
         await following.seen(1)
-    (found,) = following.analysis.findings.all()
-    assert (found.start_ms, found.end_ms) == (times[2_000], times[2_009])
-    assert following.points == 9_000
+    detector = trained()
+    for time_ms, row in zip(times.tolist(), values, strict=True):
+        show(detector, rows_of(["web-1"], [time_ms], row), at_ms(1))
+    same_state(following.analysis.detector.state(), detector.state())
+    assert detector.untimely_rows == 0
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 5)), max_size=30))
@@ -239,6 +251,8 @@ def test_parts_hold_each_row_once_and_each_server_in_order(rows: list[tuple[str,
 
 
 def test_parts_are_bounded() -> None:
+    assert [len(part) for part in parts_of(["a", "b", "c", "d", "e"], np.zeros(5, np.int64), 2)] == [2, 2, 1]
+    assert [len(part) for part in parts_of(["a", "b"], np.zeros(2, np.int64), 0)] == [1, 1]
     count = 3 * MAX_PART_ROWS + 1
     parts = parts_of([f"s{number}" for number in range(count)], np.zeros(count, np.int64))
     assert [len(part) for part in parts] == [MAX_PART_ROWS] * 3 + [1]

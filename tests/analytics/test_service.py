@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from fleet.codec import ms_from_timestamp, timestamp_from_ms
+from fleet.codec import timestamp_from_ms
 from openmanager.analytics.v1 import analytics_pb2 as pb
 from openmanager.analytics.v1 import analytics_pb2_grpc
 from runtime.channel import Channel, calling
@@ -25,11 +25,19 @@ from runtime.settings import SettingsError
 from services.analytics.__main__ import serve
 from services.analytics.checkpoint import CheckpointFile
 from services.analytics.core import Analysis
-from services.analytics.detect import EwmaDetector, EwmaRules
-from services.analytics.findings import FindingStore
 from services.analytics.settings import AnalyticsSettings
-from tests.analytics.fakes import SECRET, T0_MS, TICK_MS, FakeTimeSeries, fleet_ticks, serving
-from tests.analytics.test_checkpoint import batches, same
+from tests.analytics.fakes import (
+    BROKEN_METRICS,
+    BROKEN_TICKS,
+    METRICS,
+    SECRET,
+    FakeTimeSeries,
+    at_ms,
+    fleet_ticks,
+    serving,
+    trained_snapshot,
+)
+from tests.analytics.test_checkpoint import batches, fed, new_analysis, same
 from tests.harness import eventually as harness_eventually
 from tests.harness import free_port
 
@@ -103,43 +111,49 @@ async def spawned(folder: Path, timeseries: str, *, kill: bool) -> AsyncIterator
     assert code == (-signal.SIGKILL if kill else 0)
 
 
-async def uninterrupted(ticks: int) -> Analysis:
-    analysis = Analysis(EwmaDetector(EwmaRules()), FindingStore(), Process("x", AnalyticsSettings(), secret="").clock)
-    for batch in batches(ticks, EwmaDetector(EwmaRules())):
-        await analysis.apply(batch)
-    return analysis
+def learnt(folder: Path) -> Path:
+    """A data folder with a checkpoint of a service that has learnt what is usual."""
+    (folder / "analytics").mkdir()
+    CheckpointFile(folder / "analytics").save(trained_snapshot())
+    return folder
 
 
 async def from_disk(folder: Path) -> Analysis:
-    analysis = Analysis(EwmaDetector(EwmaRules()), FindingStore(), Process("x", AnalyticsSettings(), secret="").clock)
+    analysis = new_analysis()
     snapshot = CheckpointFile(folder / "analytics").load()
     assert snapshot is not None
     analysis.restore(snapshot)
     return analysis
 
 
+async def same_in_the_end(stored: Analysis, ticks: int) -> None:
+    """Whether what a service left, with the ticks that it had not read, is what an uninterrupted run knows."""
+    for batch in batches(ticks)[stored.next_sequence - 1 :]:
+        await stored.apply(batch)
+    same(stored, await fed(ticks))
+
+
 async def test_kills_between_checkpoints_lose_and_double_nothing(tmp_path: Path) -> None:
-    fake, ticks = FakeTimeSeries(), fleet_ticks(420)
+    fake, ticks = FakeTimeSeries(), fleet_ticks(130)
+    learnt(tmp_path)
     async with serving(fake) as address:
         async with spawned(tmp_path, address, kill=True) as client:
             await eventually(lambda: fake.streams == 1)
-            fake.append(ticks[0])
-            await eventually(CheckpointFile(tmp_path / "analytics").path.exists)
-            for rows in ticks[1:105]:  # killed while a finding is open
+            for rows in ticks[:25]:  # killed while a finding is open
                 fake.append(rows)
             await eventually(lambda: client.has(1))
         async with spawned(tmp_path, address, kill=True) as client:
             await eventually(lambda: client.has(1))
-            for rows in ticks[105:260]:
+            for rows in ticks[25:85]:
                 fake.append(rows)
             await eventually(lambda: client.has(2))
-        for rows in ticks[260:]:
+        for rows in ticks[85:]:
             fake.append(rows)
         async with spawned(tmp_path, address, kill=False) as client:
-            await eventually(lambda: client.has(3))
+            await eventually(lambda: client.has(2))
             await eventually(lambda: _all_closed(client))
-    assert fake.asked == [0, 2, 2]
-    same(await from_disk(tmp_path), await uninterrupted(420))
+    assert fake.asked == [1, 1, 1]
+    await same_in_the_end(await from_disk(tmp_path), 130)
 
 
 async def _all_closed(client: Client) -> bool:
@@ -147,9 +161,10 @@ async def _all_closed(client: Client) -> bool:
 
 
 async def test_restarts_in_order_equal_an_uninterrupted_run(tmp_path: Path) -> None:
-    fake, ticks = FakeTimeSeries(), fleet_ticks(270)
+    fake, ticks = FakeTimeSeries(), fleet_ticks(130)
+    learnt(tmp_path)
     async with serving(fake) as address:
-        for start, end, findings in ((0, 1, 0), (1, 102, 0), (102, 107, 1), (107, 270, 2)):
+        for start, end, findings in ((0, 1, 0), (1, 21, 0), (21, 27, 1), (27, 130, 2)):
             async with running(tmp_path, address) as client:
                 await eventually(lambda: fake.streams == 1)
                 for rows in ticks[start:end]:
@@ -157,11 +172,7 @@ async def test_restarts_in_order_equal_an_uninterrupted_run(tmp_path: Path) -> N
                 await eventually(functools.partial(client.has, findings))
                 await eventually(lambda: fake.streams == 1)
             await eventually(lambda: fake.streams == 0)
-    stored, expected = await from_disk(tmp_path), await uninterrupted(270)
-    assert stored.next_sequence <= expected.next_sequence
-    for batch in batches(270, EwmaDetector(EwmaRules()))[stored.next_sequence - 1 :]:
-        await stored.apply(batch)
-    same(stored, expected)
+    await same_in_the_end(await from_disk(tmp_path), 130)
 
 
 async def test_a_corrupt_checkpoint_does_not_keep_it_from_starting(tmp_path: Path) -> None:
@@ -183,11 +194,11 @@ async def test_it_answers_while_timeseries_is_away(tmp_path: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def with_findings(folder: Path) -> AsyncIterator[Client]:
-    """A service with two findings of server-0, on ticks 100 to 109 and 250 to 259."""
+    """A service with two findings of server-0, on ticks 20 to 30 and 80 to 90."""
     fake = FakeTimeSeries()
-    async with serving(fake) as address, running(folder, address) as client:
+    async with serving(fake) as address, running(learnt(folder), address) as client:
         await eventually(lambda: fake.streams == 1)
-        for rows in fleet_ticks(270):
+        for rows in fleet_ticks(120):
             fake.append(rows)
         await eventually(lambda: client.has(2))
         await eventually(lambda: _all_closed(client))
@@ -195,7 +206,7 @@ async def with_findings(folder: Path) -> AsyncIterator[Client]:
 
 
 def at(tick: int) -> Timestamp:
-    return timestamp_from_ms(T0_MS + tick * TICK_MS)
+    return timestamp_from_ms(at_ms(tick))
 
 
 async def test_findings_over_grpc(tmp_path: Path) -> None:
@@ -203,22 +214,29 @@ async def test_findings_over_grpc(tmp_path: Path) -> None:
         response = await client.query()
         assert (response.total_size, response.learned, response.next_page_token) == (2, 1.0, "")
         newest, oldest = response.anomalies
-        assert (oldest.start_time, oldest.end_time) == (at(100), at(109))
-        assert (newest.start_time, newest.end_time) == (at(250), at(259))
-        assert (oldest.server_id, oldest.metric, oldest.detector) == ("server-0", "cpu_usage", "ewma")
+        assert (oldest.start_time, oldest.end_time) == (at(20), at(31))
+        assert (newest.start_time, newest.end_time) == (at(80), at(91))
+        assert (oldest.server_id, oldest.detector) == ("server-0", "departure")
         assert 0.5 < oldest.score < 1
-        assert oldest.expected_low < 40 < oldest.expected_high < 97 <= oldest.value < 98
-        assert ms_from_timestamp(at(100)) <= ms_from_timestamp(oldest.peak_time) <= ms_from_timestamp(at(109))
+        assert oldest.expected_low < 40 < oldest.expected_high < oldest.value == 97
+        assert oldest.peak_time == at(20)
+        parts = oldest.contributions
+        assert {part.metric for part in parts[:4]} == set(BROKEN_METRICS)
+        assert (parts[0].metric, parts[0].value, parts[0].expected_low) == (oldest.metric, 97, oldest.expected_low)
+        assert 1 > parts[0].score >= parts[1].score >= parts[-1].score > 0
+        assert len(parts) == 10
+        assert (await client.query(server_id="server-1")).learned == 1.0
+        assert (await client.query(server_id="unknown")).learned == 0.0
 
         first = await client.query(page_size=1)
         assert (list(first.anomalies), first.total_size) == ([newest], 2)
         second = await client.query(page_size=1, page_token=first.next_page_token)
         assert (list(second.anomalies), second.next_page_token) == ([oldest], "")
 
-        assert list((await client.query(start_time=at(110))).anomalies) == [newest]
-        assert list((await client.query(end_time=at(250))).anomalies) == [oldest]
-        assert list((await client.query(start_time=at(105), end_time=at(106))).anomalies) == [oldest]
-        assert (await client.query(start_time=at(120), end_time=at(130))).total_size == 0
+        assert list((await client.query(start_time=at(32))).anomalies) == [newest]
+        assert list((await client.query(end_time=at(80))).anomalies) == [oldest]
+        assert list((await client.query(start_time=at(25), end_time=at(26))).anomalies) == [oldest]
+        assert (await client.query(start_time=at(40), end_time=at(50))).total_size == 0
         assert (await client.query(server_id="server-0")).total_size == 2
         assert (await client.query(server_id="server-1")).total_size == 0
 
@@ -254,23 +272,13 @@ def test_settings_that_make_no_sense_are_all_told() -> None:
         AnalyticsSettings.load(
             {
                 "ANALYTICS_ADDRESS": "nowhere",
-                "ANALYTICS_OPEN_DEVIATIONS": "nan",
                 "ANALYTICS_CHECKPOINT_INTERVAL": "0s",
-                "ANALYTICS_COLD_START_POINTS": "1",
-                "ANALYTICS_REST": "soon",
+                "ANALYTICS_SILENCE": "soon",
             }
         )
-    assert len(caught.value.problems) == 5
-    with pytest.raises(SettingsError, match="ANALYTICS_CLOSE_DEVIATIONS: 9 is more than ANALYTICS_OPEN_DEVIATIONS"):
-        AnalyticsSettings.load({"ANALYTICS_CLOSE_DEVIATIONS": "9"})
-
-
-def test_settings_are_the_rules() -> None:
-    assert AnalyticsSettings.load({}).rules() == EwmaRules()
-    settings = AnalyticsSettings.load({"ANALYTICS_REST": "1m", "ANALYTICS_MIN_DEVIATION": "0.5"})
-    assert (settings.rules().rest_ms, settings.rules().min_deviation) == (60_000, 0.5)
+    assert len(caught.value.problems) == 3
 
 
 def test_the_fleet_of_the_tests_is_as_the_tests_think() -> None:
-    cpu = np.array([rows.values[0, 1] for rows in fleet_ticks(270)])
-    assert np.flatnonzero(cpu > 90).tolist() == [*range(100, 110), *range(250, 260)]
+    cpu = np.array([rows.values[0, METRICS.index("cpu_usage")] for rows in fleet_ticks(120)])
+    assert np.flatnonzero(cpu > 90).tolist() == list(BROKEN_TICKS)

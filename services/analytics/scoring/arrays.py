@@ -55,6 +55,14 @@ class Columns:
             getattr(new, name)[..., known] = getattr(self, name)[..., source[known]]
         return new
 
+    def sized(self, size: int) -> Self:
+        """The first `size` places of this state, with fresh ones after its own where it has fewer."""
+        new = type(self).fresh(size)
+        for name in self.SHAPES:
+            own = getattr(self, name)[..., :size]
+            getattr(new, name)[..., : own.shape[-1]] = own
+        return new
+
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""

@@ -33,8 +33,13 @@ class Rates:
         self.is_counter = is_counter
         self.state = RateState.fresh(len(is_counter))
 
-    def update(self, time_s: float, values: Floats) -> Floats:
-        """The values of one window with counters as rates; NaN where a rate is not known."""
+    def update(self, time_s: float | Floats, values: Floats) -> Floats:
+        """The values of one window with counters as rates; NaN where a rate is not known.
+
+        Args:
+            time_s: when the values were, of all or of each, seconds since the epoch.
+            values: shape (N,).
+        """
         state = self.state
         known = np.isfinite(values)
         passed = time_s - state.when_s

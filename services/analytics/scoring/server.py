@@ -22,6 +22,8 @@ from services.analytics.scoring.threshold import Thresholds
 
 TOP_SERIES: Final = 10
 """Series named with a server's finding."""
+_TOGETHER: Final = 64
+"""Servers of at most so many series, or twice as many and so on, are judged in one table."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +47,7 @@ class ServerWindow:
         alarm: whether `raw` is above the server's own level.
         level: that level; infinite while it is not known.
         is_finding: whether there is an alarm that is worth telling somebody.
+        judged: whether there was anything to judge it by.
         series: the window of all series.
     """
 
@@ -53,6 +56,7 @@ class ServerWindow:
     alarm: Flags
     level: Floats
     is_finding: Flags
+    judged: Flags
     series: SeriesWindow
 
 
@@ -67,7 +71,7 @@ class FleetScorer:
         self.copies = Copies(self._starts)
         self.thresholds = Thresholds(len(sizes))
         self.state = ServerState.fresh(len(sizes))
-        self._table = _table(self._sizes, self._starts)
+        self._groups = _groups(self._sizes)
 
     def update(self, time_s: float, values: Floats) -> ServerWindow:
         """Judges and learns one window.
@@ -86,19 +90,23 @@ class FleetScorer:
         alone = np.flatnonzero(self._sizes == 1)
         score[alone] = series.rested[self._starts[alone]]
         return ServerWindow(
-            score=score, raw=raw, alarm=alarm, level=level, is_finding=alarm & (raw >= p.FINDING_LEVEL), series=series
+            score=score,
+            raw=raw,
+            alarm=alarm,
+            level=level,
+            is_finding=alarm & (raw >= p.FINDING_LEVEL),
+            judged=judged,
+            series=series,
         )
 
     def _raw(self, series: SeriesWindow, weights: Floats) -> tuple[Floats, Flags]:
-        departures, weight = np.append(series.departure, 0.0)[self._table], np.append(weights, 0.0)[self._table]
-        order = np.argsort(-departures, axis=1, kind="stable")
-        departures, weight = np.take_along_axis(departures, order, 1), np.take_along_axis(weight, order, 1)
-        before = np.cumsum(weight, axis=1) - weight
-        total = weight.sum(axis=1)
-        wanted = np.maximum(np.ceil(total * p.TOP_SHARE - 1e-6), 1.0)
-        taken = np.clip(wanted[:, None] - before, 0.0, weight)
+        mean, total = np.zeros(len(self._sizes)), np.zeros(len(self._sizes))
+        for servers in self._groups:
+            table = _table(self._sizes[servers], self._starts[servers], len(series.departure))
+            mean[servers], total[servers] = _top(
+                np.append(series.departure, 0.0)[table], np.append(weights, 0.0)[table]
+            )
         judged = total > 0
-        mean = (departures * taken).sum(axis=1) / np.where(judged, np.minimum(wanted, total), 1.0)
         recent = self.state.recent
         recent[1:] = np.where(judged, recent[:-1], recent[1:])
         recent[0] = np.where(judged, mean, recent[0])
@@ -106,6 +114,11 @@ class FleetScorer:
         alone = np.flatnonzero(self._sizes == 1)
         raw[alone] = series.views[self._starts[alone]]
         return raw, judged
+
+    @property
+    def starts(self) -> Integers:
+        """The first series of each server, and behind the last."""
+        return self._starts
 
     def contributors(self, window: ServerWindow, server: int, count: int = TOP_SERIES) -> list[int]:
         """The server's series that departed furthest in a window, furthest first, by their place in the server."""
@@ -117,8 +130,9 @@ class FleetScorer:
     def learned(self) -> Floats:
         """How much of what must be known before judging is known of each server, 0 to 1: the mean of its series."""
         seen = self.series.state.count > 0
-        shares = np.append(np.where(seen, self.series.learned(), 0.0), 0.0)[self._table].sum(axis=1)
-        known: Floats = shares / np.maximum(np.append(seen, False)[self._table].sum(axis=1), 1)
+        owners, count = np.repeat(np.arange(len(self._sizes)), self._sizes)[seen], len(self._sizes)
+        shares = np.bincount(owners, self.series.learned()[seen], minlength=count)
+        known: Floats = shares / np.maximum(np.bincount(owners, minlength=count), 1)
         return known
 
     def rearranged(self, sizes: Sequence[int], servers: Integers, series: Integers) -> Self:
@@ -171,9 +185,26 @@ class FleetScorer:
         return scorer
 
 
-def _table(sizes: Integers, starts: Integers) -> Integers:
-    """For each server the places of its series, filled up with the place behind the last."""
-    widest = int(sizes.max(initial=1))
-    places = starts[:-1, None] + np.arange(widest)
-    table: Integers = np.where(np.arange(widest) < sizes[:, None], places, starts[-1])
+def _groups(sizes: Integers) -> list[Integers]:
+    """Servers of about as many series each, so that one with thousands does not make the tables of all as wide."""
+    kinds = np.ceil(np.log2(np.maximum(sizes, 1) / _TOGETHER)).clip(0)
+    return [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
+
+
+def _table(sizes: Integers, starts: Integers, end: int) -> Integers:
+    """For each server the places of its series, filled up with the place `end`."""
+    places = starts[:, None] + np.arange(int(sizes.max(initial=1)))
+    table: Integers = np.where(places < (starts + sizes)[:, None], places, end)
     return table
+
+
+def _top(departures: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """The weighted mean of each row's highest part, and the sum of its weights."""
+    order = np.argsort(-departures, axis=1, kind="stable")
+    departures, weights = np.take_along_axis(departures, order, 1), np.take_along_axis(weights, order, 1)
+    before = np.cumsum(weights, axis=1) - weights
+    total = weights.sum(axis=1)
+    wanted = np.maximum(np.ceil(total * p.TOP_SHARE - 1e-6), 1.0)
+    taken = np.clip(wanted[:, None] - before, 0.0, weights)
+    mean: Floats = (departures * taken).sum(axis=1) / np.where(total > 0, np.minimum(wanted, total), 1.0)
+    return mean, total

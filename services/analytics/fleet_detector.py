@@ -1,0 +1,263 @@
+"""Every series of every server, judged minute by minute: the detector that the service runs.
+
+    registry      which servers and series there are, and where each has its place
+    open_windows  rows become one-minute values
+    scoring       values become scores (counters as rates)
+    openings      scores become findings, one a server
+    silence       servers that are not heard any more become findings within seconds
+
+Cost of 20 servers of 511 metrics every 10 s (2-core virtual machine): a tick .15 ms, a minute 2.9 ms, which is .006 %
+of one core; with decoding the batches .008 %, and with a checkpoint every 30 s, of 20 MB, .25 %. 2 kB a series.
+
+What must stay true: servers and series get their place in the scorer when a minute is closed, all that came since in
+one go, as that copies all state; those silent for a week are forgotten at the turn of an hour.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from fleet.model import MetricSet
+from services.analytics import openings, silence
+from services.analytics.detect import DetectorState, SetColumns
+from services.analytics.findings import Anomaly, Contribution
+from services.analytics.open_windows import WINDOW_MS, Minute, OpenWindows
+from services.analytics.openings import Openings
+from services.analytics.registry import Limits, Registry
+from services.analytics.scoring import parameters as p
+from services.analytics.scoring.arrays import Flags, Floats, Integers
+from services.analytics.scoring.rates import Rates
+from services.analytics.scoring.server import FleetScorer, ServerWindow
+from services.analytics.silence import SilenceWatch
+
+FORGET_AFTER_MS: Final = 7 * 86_400_000
+"""Servers and series that were silent so long are forgotten."""
+DEFAULT_SILENCE_MS: Final = 30_000
+
+_HOUR_MS: Final = 3_600_000
+
+
+class FleetDetector:
+    """See the module; fulfils `detect.Detector`."""
+
+    name = "fleet"
+
+    def __init__(self, *, silence_ms: int = DEFAULT_SILENCE_MS, limits: Limits | None = None) -> None:
+        self._registry = Registry(limits or Limits())
+        self._windows = OpenWindows()
+        self._scorer = FleetScorer([])
+        self._rates = Rates(np.zeros(0, np.bool_))
+        self._openings = Openings()
+        self._silence = SilenceWatch(silence_ms)
+        self._order: Integers = np.zeros(0, np.int64)
+        """For each series of the scorer its cell."""
+        self._server_count = 0
+        """How many servers the scorer knows."""
+        self._now_ms = 0
+        self._learned: dict[str, float] = {}
+        self.unwatched_rows = 0
+        self.untimely_rows = 0
+
+    @property
+    def learned(self) -> float:
+        learned = self._learned
+        return sum(learned.values()) / len(learned) if learned else 0.0
+
+    def learned_of(self, server_id: str) -> float:
+        return self._learned.get(server_id, 0.0)
+
+    def columns_of(self, metric_set: MetricSet) -> SetColumns:
+        return SetColumns.of(metric_set)
+
+    def due(self, now_ms: int) -> int:
+        return self._windows.due(max(self._now_ms, now_ms)) * self._registry.cell_count
+
+    def advance(self, now_ms: int) -> list[Anomaly]:
+        before_ms, now_ms = self._now_ms, max(self._now_ms, now_ms)
+        self._now_ms = now_ms
+        self._silence.go_on(now_ms)
+        found: list[Anomaly] = []
+        if self._windows.due(now_ms):
+            if now_ms // _HOUR_MS != before_ms // _HOUR_MS or self._registry.has_many_streams:
+                found += self._forget(now_ms)
+            if len(self._order) + 1 < self._registry.cell_count:
+                self._rearrange(np.ones(self._server_count, np.bool_), self._order)
+        for minute in self._windows.close(now_ms, self._order, self._rates.is_counter):
+            found += self._judge(minute)
+        return found
+
+    def _judge(self, minute: Minute) -> list[Anomaly]:
+        start_s = minute.start_ms / 1000.0
+        values = self._rates.update(minute.when_s, minute.values)
+        low, high = self._scorer.series.expected(start_s)
+        window = self._scorer.update(start_s, values)
+
+        def contributions_of(server: int) -> tuple[Contribution, ...]:
+            return self._contributions(window, server, values, low, high)
+
+        self._say_learned()
+        return self._openings.update(
+            minute.start_ms,
+            window.is_finding,
+            window.judged,
+            window.score,
+            self._registry.server_ids,
+            contributions_of,
+        )
+
+    def _contributions(
+        self, window: ServerWindow, server: int, values: Floats, low: Floats, high: Floats
+    ) -> tuple[Contribution, ...]:
+        first = int(self._scorer.starts[server])
+        return tuple(
+            Contribution(
+                metric=self._registry.name_of(int(self._order[series])),
+                value=float(values[series]),
+                expected_low=float(low[series]),
+                expected_high=float(high[series]),
+                score=float(window.series.departure[series]) / (2.0 * p.SOFT_DEVIATIONS),
+            )
+            for series in (first + place for place in self._scorer.contributors(window, server))
+        )
+
+    def _say_learned(self) -> None:
+        """A new dictionary, as others may be reading the one before."""
+        self._learned = dict(zip(self._registry.server_ids, self._scorer.learned().tolist(), strict=False))
+
+    def observe(
+        self, columns: SetColumns, server_ids: Sequence[str], times_ms: Integers, values: Floats, now_ms: int
+    ) -> list[Anomaly]:
+        """See `detect.Detector`; takes .15 ms for 20 servers of 511, .07 ms for one."""
+        now_ms = max(self._now_ms, now_ms)
+        streams = self._registry.streams(columns, server_ids)
+        watched = streams >= 0
+        if not watched.all():
+            self.unwatched_rows += int(np.count_nonzero(~watched))
+            streams, times_ms, values = streams[watched], times_ms[watched], values[watched]
+        if not len(streams):
+            return []
+        servers = self._registry.servers_of(streams)
+        ended = self._silence.hear(servers, times_ms, now_ms, self._registry.server_ids)
+        is_new, untimely = self._windows.fresh(streams, times_ms)
+        self.untimely_rows += int(np.count_nonzero(untimely))
+        if not is_new.all():
+            streams, times_ms, values = streams[is_new], times_ms[is_new], values[is_new]
+        if len(streams):
+            self._add(columns, streams, times_ms, columns.arranged(values))
+        return ended
+
+    def _add(self, columns: SetColumns, streams: Integers, times_ms: Integers, values: Floats) -> None:
+        minutes = times_ms // WINDOW_MS
+        if (minutes != minutes[0]).any():
+            for minute in np.unique(minutes).tolist():
+                part = minutes == minute
+                self._add(columns, streams[part], times_ms[part], values[part])
+            return
+        cells = self._registry.cells_of(streams, len(columns))
+        self._windows.add(cells, times_ms, values, columns.gauges, self._registry.cell_count)
+
+    def settle(self, now_ms: int) -> list[Anomaly]:
+        return self._silence.judge(max(self._now_ms, now_ms), self._registry.server_ids)
+
+    def _forget(self, now_ms: int) -> list[Anomaly]:
+        """Forgets who was silent for long, and streams that are not in use."""
+        registry = self._registry
+        before_ms = now_ms - FORGET_AFTER_MS
+        keep_servers = self._silence.heard_since(before_ms, len(registry.server_ids))
+        series = self._scorer.series.state
+        keep_cells = np.ones(registry.cell_count, np.bool_)
+        keep_cells[self._order] = (series.last_s >= before_ms / 1000.0) | (series.count == 0)
+        keep_cells[1:] &= keep_servers[registry.cell_servers[1:]]
+        all_stay = bool(keep_servers.all() and keep_cells.all())
+        keep_streams = self._windows.streams_in_use(registry.stream_count)
+        if all_stay and 2 * np.count_nonzero(keep_streams) > registry.stream_count:
+            return []
+        going = [one for one, stays in zip(registry.server_ids, keep_servers.tolist(), strict=True) if not stays]
+        found = self._silence.forget(going, now_ms) + self._openings.forget(going, now_ms)
+        cells = np.flatnonzero(keep_cells)
+        place = np.full(registry.cell_count, -1)
+        place[cells] = np.arange(len(cells))
+        registry.compact(keep_servers, keep_cells, keep_streams)
+        self._windows.compact(keep_cells, keep_streams)
+        if all_stay:
+            return []
+        self._silence.rearrange(np.flatnonzero(keep_servers))
+        self._rearrange(keep_servers[: self._server_count], place[self._order])
+        return found
+
+    def _rearrange(self, keep_servers: Flags, cells: Integers) -> None:
+        """Gives all servers and series their place in the scorer.
+
+        Args:
+            keep_servers: which of the scorer's servers are there still.
+            cells: where the cell of each of its series is now, -1 for one that is gone.
+        """
+        registry = self._registry
+        count = len(registry.server_ids)
+        order = np.argsort(registry.cell_servers, kind="stable")[1:]  # without cell 0, nobody's
+        place = np.full(registry.cell_count, -1)
+        place[cells[cells >= 0]] = np.flatnonzero(cells >= 0)
+        source = np.full(count, -1)
+        stayed = np.flatnonzero(keep_servers)
+        source[: len(stayed)] = stayed
+        self._scorer = self._scorer.rearranged(
+            np.bincount(registry.cell_servers[order], minlength=count).tolist(), source, place[order]
+        )
+        rates = Rates(registry.cell_counters[order])
+        rates.state = self._rates.state.rearranged(place[order])
+        self._rates, self._order, self._server_count = rates, order, count
+        self._openings.rearrange(source)
+
+    def state(self) -> DetectorState:
+        registry = self._registry
+        return DetectorState(
+            detector=self.name,
+            arrays={
+                "now": np.array([self._now_ms], np.int64),
+                **registry.arrays(),
+                **self._windows.arrays(registry.cell_count, registry.stream_count),
+                **self._scorer.arrays(),
+                **self._rates.arrays(),
+                **self._openings.arrays(),
+                **self._silence.arrays(len(registry.server_ids)),
+            },
+            texts=registry.texts(),
+            open_findings=(*self._openings.open.values(), *self._silence.open.values()),
+        )
+
+    def restore(self, state: DetectorState) -> None:
+        if state.detector != self.name:
+            raise ValueError(f"the state is of the detector {state.detector[:63]!r}, not {self.name!r}")
+        arrays = state.arrays
+        now = arrays.get("now")
+        if now is None or now.shape != (1,) or now.dtype != np.int64:
+            raise ValueError("the array now is not 1 value of int64")
+        registry = Registry.restored(self._registry.limits, arrays, state.texts)
+        windows = OpenWindows.restored(arrays, registry.cell_count, registry.stream_count)
+        scorer = FleetScorer.of_arrays(arrays)
+        sizes = arrays["sizes"]
+        # cells that came since the scorer was arranged are behind its own
+        owners = registry.cell_servers[1 : int(sizes.sum()) + 1]
+        if (
+            len(owners) != sizes.sum()
+            or len(sizes) > len(registry.server_ids)
+            or (np.bincount(owners, minlength=len(sizes)) != sizes).any()
+        ):
+            raise ValueError("the scorer's series are not those of the servers")
+        order = np.argsort(owners, kind="stable") + 1
+        rates = Rates(registry.cell_counters[order])
+        rates.restore(arrays)
+        if (rates.is_counter != registry.cell_counters[order]).any():
+            raise ValueError("the counters are not those of the servers")
+        watch, course = self._silence.restored(arrays, len(registry.server_ids)), Openings()
+        course.restore(arrays, len(sizes))
+        for finding in state.open_findings:
+            owner = {openings.DETECTOR: course.open, silence.DETECTOR: watch.open}.get(finding.detector)
+            if owner is None or registry.server_of(finding.server_id) is None:
+                raise ValueError("an open finding is nobody's")
+            owner[finding.server_id] = finding
+        self._registry, self._windows, self._scorer, self._rates = registry, windows, scorer, rates
+        self._openings, self._silence, self._order, self._server_count = course, watch, order, len(sizes)
+        self._now_ms = int(now[0])
+        self._say_learned()
