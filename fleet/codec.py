@@ -30,6 +30,17 @@ def timestamp_from_ms(ms: int) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=rest * 1_000_000)
 
 
+def us_from_timestamp(timestamp: Timestamp) -> int:
+    """Microseconds since the Unix epoch, rounded down."""
+    return timestamp.seconds * 1_000_000 + timestamp.nanos // 1_000
+
+
+def timestamp_from_us(us: int) -> Timestamp:
+    """The instant so many microseconds after the Unix epoch."""
+    seconds, rest = divmod(us, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=rest * 1_000)
+
+
 def ms_from_duration(duration: Duration) -> int:
     """Milliseconds, rounded towards zero."""
     return duration.seconds * 1000 + int(duration.nanos / 1_000_000)

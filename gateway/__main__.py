@@ -22,6 +22,7 @@ from gateway.access.table import AccessTable
 from gateway.admission import Admission
 from gateway.audit import Audit, audited, left_behind, own_file, sending, telling
 from gateway.changes import Changes
+from gateway.findings import Findings
 from gateway.http.app import Health, create_app
 from gateway.http.guard import OPEN_PATHS, Guard
 from gateway.http.server import serve_http
@@ -29,6 +30,7 @@ from gateway.metrics import OperatorMetrics
 from gateway.notes import Notes
 from gateway.registry import Registry
 from gateway.servicers.access import access_servicer
+from gateway.servicers.anomalies import AnomalyServicer
 from gateway.servicers.fleet import FleetServicer
 from gateway.servicers.forward import forwarded
 from gateway.servicers.history import HistoryServicer
@@ -108,6 +110,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         timeseries = await stack.enter_async_context(process.open_channels(settings.timeseries_targets))
         clock = process.clock
         state = FleetState(cache, clock)
+        findings = Findings(metadata, state, clock)
         admission = Admission(clock, rate=settings.rate_limit)
         waiting = Waiting(settings.max_waiting_calls, setting="GATEWAY_MAX_WAITING_CALLS")
         table = AccessTable(metadata, clock)
@@ -127,7 +130,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         services = [
             bind(
                 fleet_pb2.DESCRIPTOR.services_by_name["FleetService"],
-                FleetServicer(state, registry, Changes(state, clock), Notes(metadata)),
+                FleetServicer(state, registry, Changes(state, findings, clock), Notes(metadata)),
             ),
             bind(
                 maintenance_pb2.DESCRIPTOR.services_by_name["MaintenanceService"],
@@ -137,7 +140,10 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             bind(history_pb2.DESCRIPTOR.services_by_name["HistoryService"], HistoryServicer(timeseries, state, clock)),
             bind(ingest_pb2.DESCRIPTOR.services_by_name["IngestService"], IngestServicer(writer, state)),
             bind(storage_pb2.DESCRIPTOR.services_by_name["StorageService"], storage),
-            bind(ANALYTICS_SERVICE, analytics_servicer(analytics, state)),
+            bind(
+                ANALYTICS_SERVICE,
+                analytics_servicer(analytics, state, AnomalyServicer(metadata, analytics, state, findings, clock)),
+            ),
             bind(ai, forwarded(ai, "metadata", metadata)),
             bind(simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"], SimulatorServicer(simulator)),
             bind(access_pb2.DESCRIPTOR.services_by_name["AccessService"], access_servicer(metadata, sessions)),
@@ -154,6 +160,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             asyncio.create_task(
                 run_forever("following the record", registry.follow_records, RECONNECT), name="follow-records"
             ),
+            asyncio.create_task(run_forever("the findings", findings.follow, RECONNECT), name="follow-findings"),
             asyncio.create_task(run_forever("asking the stores", operator.refresh, RECONNECT), name="store-metrics"),
             asyncio.create_task(run_forever("who may come in", table.follow, RECONNECT), name="follow-access"),
             asyncio.create_task(run_forever("telling which tokens are used", table.report), name="report-access"),

@@ -6,10 +6,12 @@ share the same bytes; and one that was cut off goes on from the last version tha
 
 What must stay true: after any message a watcher knows every server as it was at the message's version (while a
 snapshot goes on, those servers that were sent). Where it is not known what a reader may have seen, it is told that a
-server is gone once too often rather than not at all.
+server is gone once too often rather than not at all. Findings (`findings`) come with the servers, and their version
+is the last part of the fleet's.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import Final, Protocol
 from fleet.access import Scope
 from fleet.codec import delimited
 from gateway.entry import Places, ServerEntry
+from gateway.findings import Anomaly, Findings
 from gateway.state import FleetState, Removal
 from openmanager.gateway.v1 import fleet_pb2
 from runtime.clock import Clock
@@ -35,6 +38,7 @@ ENTRIES_AT_ONCE: Final = 4
 """Whose bytes are made before other calls get their turn; 0.3 ms each with 511 metrics."""
 
 _RESPONSE = fleet_pb2.WatchFleetResponse
+_VERSION: Final = re.compile(r"(.+)-([0-9]{1,19})(?:\.([0-9]{1,18}))?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,12 @@ class Wanted:
             return False
         return self.environment in {"", environment} and self.role in {"", role}
 
+    def has_finding(self, entry: ServerEntry | None) -> bool:
+        """Whether he is told of findings of a server; None: one that is not in the fleet any more."""
+        if entry is None:
+            return self.scope is None and not self.environment and not self.role
+        return self.has(entry)
+
     def may_know(self, server_id: str, places: Places) -> bool:
         """Whether the reader may have seen a server that had these places."""
         return self.scope is None or any(self.scope.has(server_id, *place) for place in places)
@@ -61,10 +71,23 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where a reader is in an epoch: he has seen servers up to one sequence and knows who was gone at another, a later
-    one in the middle of a snapshot. None: he has seen nothing."""
+    one in the middle of a snapshot, and has the findings up to a version. None: he has seen nothing."""
 
     servers: int
     gone: int
+    findings: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _News:
+    """What there is to tell: servers that changed and that went up to a sequence, findings up to a version."""
+
+    epoch: str
+    sequence: int
+    entries: list[ServerEntry]
+    removed: list[Removal]
+    findings: list[Anomaly]
+    findings_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +101,13 @@ class _Message:
 class Changes:
     """All streams of one gateway process."""
 
-    def __init__(self, state: FleetState, clock: Clock) -> None:
+    def __init__(self, state: FleetState, findings: Findings, clock: Clock) -> None:
         self._state = state
+        self._findings = findings
         self._clock = clock
         self._count = 0
-        self._messages: dict[tuple[_Place | None, Wanted], _Message] = {}  # of the version `_messages_of`
-        self._messages_of = ""
+        self._messages: dict[tuple[_Place | None, Wanted], _Message] = {}  # of the versions `_messages_of`
+        self._messages_of = ("", 0)
         self._making = asyncio.Lock()
 
     def __len__(self) -> int:
@@ -116,10 +140,14 @@ class Changes:
                 place = message.after
                 if message.more:
                     continue
-                while (epoch, place.servers) == (self._state.epoch, self._state.sequence):
+                while self._has_all(epoch, place):
                     await self._state.changed()
                 if self._clock.monotonic() < sent_at_s + WATCH_INTERVAL_S:
                     await self._clock.sleep_until(sent_at_s + WATCH_INTERVAL_S)
+
+    def _has_all(self, epoch: str, place: _Place) -> bool:
+        servers = (epoch, place.servers) == (self._state.epoch, self._state.sequence)
+        return servers and place.findings >= self._findings.version
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -142,34 +170,43 @@ class Changes:
             found = self._shared(place, wanted)
             if found is not None:
                 return found
-            version, sequence = self._state.version, self._state.sequence
+            versions = self._versions
             removed = None if place is None else self._state.removed_after(place.gone)
-            start = None if removed is None else place  # anew, too, when more went than is remembered
-            entries = self._state.changed_after(-1 if start is None else start.servers)
-            found = await _built(self._state.epoch, sequence, start, wanted, entries, removed or [])
-            if self._state.version == version and len(self._messages) < MAX_SHARED:
+            findings = None if place is None else self._findings.since(place.findings)
+            # anew, too, when more happened than is remembered
+            start = None if removed is None or findings is None else place
+            found = await _built(self._what_follows(start, wanted, removed or []), start, wanted)
+            if self._versions == versions and len(self._messages) < MAX_SHARED:
                 self._messages[place, wanted] = found
             return found
 
+    def _what_follows(self, start: _Place | None, wanted: Wanted, removed: list[Removal]) -> _News:
+        findings = self._findings.since(0 if start is None else start.findings) or []
+        return _News(
+            epoch=self._state.epoch,
+            sequence=self._state.sequence,
+            entries=self._state.changed_after(-1 if start is None else start.servers),
+            removed=removed,
+            findings=[one for one in findings if wanted.has_finding(self._state.find(one.server_id))],
+            findings_version=self._findings.version,
+        )
+
+    @property
+    def _versions(self) -> tuple[str, int]:
+        return self._state.version, self._findings.version
+
     def _shared(self, place: _Place | None, wanted: Wanted) -> _Message | None:
-        if self._messages_of != self._state.version:
-            self._messages, self._messages_of = {}, self._state.version
+        if self._messages_of != self._versions:
+            self._messages, self._messages_of = {}, self._versions
         return self._messages.get((place, wanted))
 
 
-async def _built(
-    epoch: str,
-    sequence: int,
-    place: _Place | None,
-    wanted: Wanted,
-    entries: list[ServerEntry],
-    removed: list[Removal],
-) -> _Message:
-    """A message of what changed up to a sequence. The fleet may go on changing meanwhile: entries do not."""
+async def _built(news: _News, place: _Place | None, wanted: Wanted) -> _Message:
+    """A message of what changed. The fleet may go on changing meanwhile: entries do not."""
     parts: list[bytes] = []
     gone: list[str] = []
-    size, after, more = 0, sequence, False
-    for number, entry in enumerate(entries, start=1):
+    size, after, more = 0, news.sequence, False
+    for number, entry in enumerate(news.entries, start=1):
         if wanted.has(entry):
             part = delimited(_RESPONSE.SERVERS_FIELD_NUMBER, entry.server(wanted.view))
             parts.append(part)
@@ -178,19 +215,23 @@ async def _built(
                 await asyncio.sleep(0)
         elif place is not None and entry.placed_at > place.servers and wanted.may_know(entry.id, entry.places):
             gone.append(entry.id)
-        if size >= MAX_WATCH_MESSAGE_BYTES and number < len(entries):
+        if size >= MAX_WATCH_MESSAGE_BYTES and number < len(news.entries):
             after, more = entry.sequence, True
             break
-    gone += [one.id for one in removed if one.sequence <= after and wanted.may_know(one.id, one.places)]
+    gone += [one.id for one in news.removed if one.sequence <= after and wanted.may_know(one.id, one.places)]
+    findings = 0 if place is None else place.findings
+    if not more:  # after all that it is about
+        findings = max(findings, news.findings_version)
+        parts += [delimited(_RESPONSE.ANOMALIES_FIELD_NUMBER, one.SerializeToString()) for one in news.findings]
     head = _RESPONSE(
-        version=f"{epoch}-{after}",
+        version=f"{news.epoch}-{after}" + (f".{findings}" if findings else ""),
         snapshot=place is None,
         continues=more,
         removed=[fleet_pb2.RemovedServer(id=server_id) for server_id in sorted(gone)],
     )
     data = head.SerializeToString() + b"".join(parts)
-    known = sequence if place is None else max(place.gone, after)
-    return _Message(Prepared(data), _Place(after, known), more, is_empty=not parts and not gone)
+    known = news.sequence if place is None else max(place.gone, after)
+    return _Message(Prepared(data), _Place(after, known, findings), more, is_empty=not parts and not gone)
 
 
 class HasView(Protocol):
@@ -210,9 +251,10 @@ async def made(entries: Iterable[HasView], view: fleet_pb2.ServerView.ValueType)
 
 def _parsed(version: str) -> tuple[str, _Place | None]:
     """Epoch and place; of no version an epoch that there is not."""
-    epoch, _, sequence = version.rpartition("-")
     if not version:
         return "", None
-    if not epoch or not sequence.isdecimal() or len(sequence) > 19:
+    found = _VERSION.fullmatch(version)
+    if found is None:
         raise InvalidArgument("not a version of the fleet, as a message of this stream has one", field="after_version")
-    return epoch, _Place(int(sequence), int(sequence))
+    epoch, sequence, findings = found.groups()
+    return epoch, _Place(int(sequence), int(sequence), int(findings or 0))

@@ -177,6 +177,10 @@ class FleetState:
     def _tell(self) -> None:
         self._received_s = self._clock.monotonic()
         self._kept, self._kept_bytes = {}, 0
+        self.wake()
+
+    def wake(self) -> None:
+        """Has those who wait for a change look: of something beside it, too, that they were given."""
         self._change.set()
         self._change = asyncio.Event()
 
@@ -196,6 +200,10 @@ class FleetState:
         if self.following:
             return 0.0
         return math.inf if self._received_s is None else self._clock.monotonic() - self._received_s
+
+    def find(self, server_id: str) -> ServerEntry | None:
+        """The server, or None, also while nothing was ever received."""
+        return self._entries.get(server_id)
 
     def get(self, server_id: str) -> ServerEntry | None:
         """The server, or None.

@@ -14,7 +14,7 @@ from typing import Final
 
 from client.api import OpenManager
 from client.channel import BadAddress
-from client.command import access, audit, completion, exits, fleet, history, ingest, outlook, status, watch
+from client.command import access, anomalies, audit, completion, exits, fleet, history, ingest, outlook, status, watch
 from client.command.arguments import parse, parser
 from client.command.profile import connection
 from client.command.terminal import complain
@@ -30,6 +30,8 @@ _RUN: Final[Mapping[str, Callable[[OpenManager, Namespace], Awaitable[int]]]] = 
     "user": access.run,
     "watch": watch.run,
     "history": history.run,
+    "anomalies": anomalies.run,
+    "anomaly": anomalies.run,
     "trend": outlook.run,
     "capacity": outlook.run,
     "ingest": ingest.run,

@@ -11,6 +11,7 @@ from typing import Final
 
 from client.api import DEFAULT_TIMEOUT_S
 from client.command.access_arguments import add_access
+from client.command.anomalies_arguments import add_anomalies
 from client.command.outlook_arguments import add_outlook
 from client.command.parsing import EXITS, Commands, add, add_output, common
 from client.command.values import moment_s, span_s
@@ -28,6 +29,7 @@ examples:
   openmanager history web-01 cpu_usage memory_usage --from -6h --step 5m
   openmanager history web-01 cpu_usage --from -7d --output csv > cpu.csv
   openmanager trend web-01 cpu_usage
+  openmanager anomalies --open
   openmanager capacity --metric disk_usage --limit 90 --within 30d
   openmanager ingest metrics.jsonl
   openmanager status
@@ -88,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
     _add_servers(commands)
     _add_watch(commands)
     _add_history(commands)
+    add_anomalies(commands)
     add_outlook(commands)
     _add_ingest(commands)
     _add_status(commands)

@@ -16,9 +16,9 @@ from fleet import access
 from fleet.codec import ms_from_timestamp
 from gateway.changes import Wanted
 from gateway.entry import BASIC
+from gateway.servicers.anomalies import AnomalyServicer
 from gateway.servicers.fleet import unknown_server
 from gateway.servicers.forward import forwarded
-from gateway.servicers.passing import AnalyticsServicer
 from gateway.state import FleetState
 from gateway.visible import sees
 from openmanager.analytics.v1 import capacity_pb2, capacity_pb2_grpc
@@ -36,11 +36,15 @@ Request = pb.GetTrendRequest | pb.ForecastCapacityRequest | pb.ForecastMetricReq
 Answer = TypeVar("Answer", bound=Message)
 
 
-def analytics_servicer(analytics: Channel, state: FleetState) -> object:
+def analytics_servicer(analytics: Channel, state: FleetState, findings: AnomalyServicer) -> object:
     """Answers ``openmanager.gateway.v1.AnalyticsService``; for `bind`."""
-    findings, outlook = AnalyticsServicer(analytics), OutlookServicer(analytics, state)
+    outlook = OutlookServicer(analytics, state)
     own: dict[str, Callable[..., Any]] = {
         "ListAnomalies": findings.ListAnomalies,
+        "GetAnomaly": findings.GetAnomaly,
+        "AcknowledgeAnomaly": findings.AcknowledgeAnomaly,
+        "FeedbackAnomaly": findings.FeedbackAnomaly,
+        "WatchAnomalies": findings.WatchAnomalies,
         "GetTrend": outlook.GetTrend,
         "ForecastCapacity": outlook.ForecastCapacity,
         "ForecastMetric": outlook.ForecastMetric,

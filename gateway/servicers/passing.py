@@ -9,8 +9,6 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from openmanager.analytics.v1 import analytics_pb2, analytics_pb2_grpc
-from openmanager.gateway.v1 import analytics_pb2 as public_analytics_pb2
 from openmanager.gateway.v1 import simulator_pb2 as public_simulator_pb2
 from openmanager.simulator.v1 import simulator_pb2, simulator_pb2_grpc
 from runtime.channel import Channel, calling
@@ -26,20 +24,6 @@ async def pass_on(
     async with calling(owner):
         response = await call(inner.FromString(request.SerializeToString()))
     return outer.FromString(response.SerializeToString())
-
-
-class AnalyticsServicer:
-    """Answers ``openmanager.gateway.v1.AnalyticsService`` by analytics."""
-
-    def __init__(self, analytics: Channel) -> None:
-        self._stub = analytics_pb2_grpc.AnomalyServiceStub(analytics.grpc)
-
-    async def ListAnomalies(
-        self, request: public_analytics_pb2.ListAnomaliesRequest, _context: object
-    ) -> public_analytics_pb2.ListAnomaliesResponse:
-        """Findings, newest first."""
-        inner, outer = analytics_pb2.QueryAnomaliesRequest, public_analytics_pb2.ListAnomaliesResponse
-        return await pass_on("analytics", self._stub.QueryAnomalies, inner, outer, request)
 
 
 class SimulatorServicer:

@@ -1,8 +1,8 @@
 """What is abnormal in the fleet, found in the history as it is written.
 
     TailMetrics -> follow (decode, order) -> core -+-> detect    what a detector is; fleet_detector: the one there is
-                                                   +-> findings  stretches of time, listed newest first
-                                                   +-> checkpoint  state + findings + place in the tail, one file
+                                                   +-> outbox  findings on their way to metadata
+                                                   +-> checkpoint  state, what waits and the place in the tail, one file
 
 ``fleet_detector`` is made of ``registry``, ``open_windows``, ``scoring``, ``openings`` and ``silence``. ``__main__``
 joins the parts, ``servicer`` speaks gRPC, ``settings`` is what can be told.

@@ -11,34 +11,39 @@ from runtime.tasks import Backoff, run_forever
 from services.analytics import commands
 from services.analytics.checkpoint import Checkpointer, CheckpointFile
 from services.analytics.core import Analysis
-from services.analytics.findings import FindingStore
 from services.analytics.fleet_detector import FleetDetector
 from services.analytics.follow import TailFollower
+from services.analytics.outbox import Outbox, Reporter
 from services.analytics.outlook.measurements import Source
 from services.analytics.outlook.ranking import CAPACITY_SERVICE, CapacityServicer
 from services.analytics.outlook.servicer import PUBLIC_SERVICE, OutlookServicer
 from services.analytics.outlook.workers import Workers
-from services.analytics.servicer import ANOMALY_SERVICE, AnomalyServicer
+from services.analytics.servicer import DETECTION_SERVICE, DetectionServicer
 from services.analytics.settings import AnalyticsSettings
 
-TAIL_BACKOFF = Backoff(max_s=2.0)
-"""A timeseries service that was away is followed again within this time."""
+BACKOFF = Backoff(max_s=2.0)
+"""A service that was away is talked to again within this time."""
 
 
 @asynccontextmanager
 async def analysing(settings: AnalyticsSettings, process: Process[AnalyticsSettings]) -> AsyncIterator[Analysis]:
     """The analysis, fed and saved for as long as this is entered, and saved once more at the end."""
     detector = FleetDetector(silence_ms=round(settings.silence_s * 1000))
-    analysis = Analysis(detector, FindingStore(), process.clock)
+    analysis = Analysis(detector, Outbox(), process.clock)
     file = CheckpointFile(process.folder)
     checkpointer = Checkpointer(file, analysis, process.clock, settings.checkpoint_interval_s)
     await checkpointer.restore()
     try:
-        async with process.open_channel(settings.timeseries_target) as timeseries, asyncio.TaskGroup() as group:
-            tail = TailFollower(timeseries, analysis)
+        async with (
+            process.open_channel(settings.timeseries_target) as timeseries,
+            process.open_channel(settings.metadata_target) as metadata,
+            asyncio.TaskGroup() as group,
+        ):
+            tail, reporter = TailFollower(timeseries, analysis), Reporter(metadata, analysis.outbox)
+            work = {"tail": tail.follow, "checkpoint": checkpointer.run, "findings": reporter.run}
             tasks = [
-                group.create_task(run_forever("tail", tail.follow, TAIL_BACKOFF, clock=process.clock), name="tail"),
-                group.create_task(run_forever("checkpoint", checkpointer.run, clock=process.clock), name="checkpoint"),
+                group.create_task(run_forever(name, run, BACKOFF, clock=process.clock), name=name)
+                for name, run in work.items()
             ]
             try:
                 yield analysis
@@ -57,7 +62,7 @@ async def serve(settings: AnalyticsSettings, process: Process[AnalyticsSettings]
             await process.serve_grpc(
                 settings.analytics_address,
                 [
-                    bind(ANOMALY_SERVICE, AnomalyServicer(analysis)),
+                    bind(DETECTION_SERVICE, DetectionServicer(analysis)),
                     bind(PUBLIC_SERVICE, OutlookServicer(source, workers, process.clock)),
                     bind(CAPACITY_SERVICE, CapacityServicer(source, workers, process.clock)),
                 ],

@@ -1,8 +1,9 @@
-"""The state on disk: one file that holds what the detector knows, the findings, and the sequence that comes next.
+"""The state on disk: one file that holds what the detector knows, the findings that metadata lacks, and the sequence
+that comes next.
 
     openmanager-analytics-checkpoint <version> <sha256 of the rest> <bytes of the rest>\\n
-    an npz archive: the detector's arrays, each under `detector.<name>`; `about`, JSON as bytes; `findings` and
-    `open_findings`, a line of JSON for each, the newest first
+    an npz archive: the detector's arrays, each under `detector.<name>`; `about`, JSON as bytes; `waiting` and
+    `open_findings`, a line of JSON for each finding
 
 What must stay true: the file is a whole checkpoint at every moment, also over a power cut (written beside, synced,
 renamed, folder synced); one that cannot be used is set aside and told, and never keeps the service from starting; all
@@ -24,11 +25,11 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from fleet.anomaly import Anomaly, Contribution
 from runtime import telemetry
 from runtime.clock import Clock
 from services.analytics.core import Analysis, Snapshot
 from services.analytics.detect import DetectorState
-from services.analytics.findings import Anomaly, Contribution
 
 FILE_NAME: Final = "checkpoint"
 SET_ASIDE_SUFFIX: Final = ".unusable"
@@ -77,7 +78,7 @@ def write(snapshot: Snapshot, file: BinaryIO) -> None:
     about = {"next_sequence": snapshot.next_sequence, "detector": detector.detector, "texts": detector.texts}
     arrays = {
         "about": np.frombuffer(orjson.dumps(about), np.uint8),
-        "findings": _lines(snapshot.findings),
+        "waiting": _lines(snapshot.waiting),
         "open_findings": _lines(detector.open_findings),
         **{_ARRAY_PREFIX + name: array for name, array in detector.arrays.items()},
     }
@@ -127,7 +128,7 @@ def _snapshot(body: memoryview) -> Snapshot:
         arrays: dict[str, NDArray[Any]] = {
             name.removeprefix(_ARRAY_PREFIX): archive[name] for name in archive.files if name.startswith(_ARRAY_PREFIX)
         }
-        findings, open_findings = (_findings(archive[name]) for name in ("findings", "open_findings"))
+        waiting, open_findings = (_findings(archive[name]) for name in ("waiting", "open_findings"))
     return Snapshot(
         next_sequence=int(about["next_sequence"]),
         detector=DetectorState(
@@ -136,7 +137,7 @@ def _snapshot(body: memoryview) -> Snapshot:
             texts={name: tuple(texts) for name, texts in about["texts"].items()},
             open_findings=open_findings,
         ),
-        findings=findings,
+        waiting=waiting,
     )
 
 
@@ -227,7 +228,7 @@ class Checkpointer:
             await self._give_up(error)
             return
         self._saved_sequence = snapshot.next_sequence
-        _log.info("going on at sequence %d with %d findings", snapshot.next_sequence, len(snapshot.findings))
+        _log.info("going on at sequence %d, metadata lacks %d findings", snapshot.next_sequence, len(snapshot.waiting))
 
     async def _give_up(self, why: UnusableCheckpointError) -> None:
         try:

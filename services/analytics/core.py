@@ -1,4 +1,5 @@
-"""The analysis: a detector, what it found, and the place in the tail up to which it has seen the rows.
+"""The analysis: a detector, what it found and metadata has not yet, and the place in the tail up to which it has seen
+the rows.
 
 What must stay true: the three belong together, so a batch is applied while nobody takes a snapshot, and a snapshot is
 taken while no batch is applied. What takes long is done in a thread, to its end, whoever is cancelled meanwhile: a
@@ -13,11 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from fleet.anomaly import Anomaly
 from fleet.model import Rows
 from runtime import telemetry
 from runtime.clock import Clock
 from services.analytics.detect import Detector, DetectorState, SetColumns
-from services.analytics.findings import Anomaly, FindingStore
+from services.analytics.outbox import Outbox
 from services.analytics.scoring.arrays import Integers
 
 Result = TypeVar("Result")
@@ -70,11 +72,12 @@ class Snapshot:
 
     Attributes:
         next_sequence: the first batch that is not in the state.
+        waiting: findings that metadata has not acknowledged, the longest waiting first.
     """
 
     next_sequence: int
     detector: DetectorState
-    findings: tuple[Anomaly, ...]
+    waiting: tuple[Anomaly, ...]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,9 +93,9 @@ class Counters:
 class Analysis:
     """Applies batches in order; see the module."""
 
-    def __init__(self, detector: Detector, findings: FindingStore, clock: Clock) -> None:
+    def __init__(self, detector: Detector, outbox: Outbox, clock: Clock) -> None:
         self.detector = detector
-        self.findings = findings
+        self.outbox = outbox
         self.counters = Counters()
         self.next_sequence = 0
         """The batch to ask for; 0 while there is no place yet: what comes from now on."""
@@ -106,16 +109,16 @@ class Analysis:
             now_ms, count = batch.received_ms, len(batch.rows.server_ids)
             before = self.detector.unwatched_rows, self.detector.untimely_rows
             if self.detector.due(now_ms) > JUDGED_IN_THREAD:
-                await finished(lambda: self.detector.advance(now_ms), self.findings.put)
+                await finished(lambda: self.detector.advance(now_ms), self.outbox.put)
             else:
-                self.findings.put(self.detector.advance(now_ms))
+                self.outbox.put(self.detector.advance(now_ms))
             free_at = self._clock.monotonic() + YIELD_AFTER_S
             for part in batch.parts:
                 self._apply_part(batch, part)
                 if self._clock.monotonic() >= free_at:
                     await asyncio.sleep(0)
                     free_at = self._clock.monotonic() + YIELD_AFTER_S
-            self.findings.put(self.detector.settle(now_ms))
+            self.outbox.put(self.detector.settle(now_ms))
             self.counters.batches += 1
             self.counters.rows += count
             _rows.add(count)
@@ -130,7 +133,7 @@ class Analysis:
         else:
             servers = tuple(rows.server_ids[row] for row in part.tolist())
             times, values = rows.times_ms[part], rows.values[part]
-        self.findings.put(self.detector.observe(batch.columns, servers, times, values, batch.received_ms))
+        self.outbox.put(self.detector.observe(batch.columns, servers, times, values, batch.received_ms))
 
     def pass_to(self, sequence: int) -> None:
         """Says that everything before `sequence` is in the state."""
@@ -159,15 +162,14 @@ class Analysis:
     async def snapshot(self) -> Snapshot:
         """The state as it is between two batches; copied in a thread, at 20 MB for 10,000 series."""
         async with self._applying:
-            return await finished(self._copied)
-
-    def _copied(self) -> Snapshot:
-        return Snapshot(next_sequence=self.next_sequence, detector=self.detector.state(), findings=self.findings.all())
+            waiting = self.outbox.all()
+            state = await finished(self.detector.state)
+            return Snapshot(next_sequence=self.next_sequence, detector=state, waiting=waiting)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Takes over a snapshot; ValueError, and nothing changed, when it is not of this detector."""
         self.detector.restore(snapshot.detector)
-        self.findings.put(reversed(snapshot.findings))
+        self.outbox.put(snapshot.waiting)
         self.pass_to(snapshot.next_sequence)
 
 

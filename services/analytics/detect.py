@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.anomaly import Anomaly
 from fleet.model import MetricKind, MetricSet
-from services.analytics.findings import Anomaly
 from services.analytics.scoring.arrays import Floats, Integers
 
 Series = tuple[str, bool]

@@ -18,10 +18,10 @@ from typing import Final
 
 import numpy as np
 
+from fleet.anomaly import Anomaly, Contribution
 from fleet.model import MetricSet
 from services.analytics import openings, silence
 from services.analytics.detect import DetectorState, SetColumns
-from services.analytics.findings import Anomaly, Contribution
 from services.analytics.open_windows import WINDOW_MS, Minute, OpenWindows
 from services.analytics.openings import Openings
 from services.analytics.registry import Limits, Registry

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from services.analytics.findings import Anomaly, Contribution, finding_id
+from fleet.anomaly import Anomaly, Contribution, finding_id
 from services.analytics.open_windows import WINDOW_MS
 from services.analytics.scoring.arrays import Columns, Flags, Floats, Integers
 
@@ -81,19 +81,19 @@ class Openings:
         for server in np.flatnonzero(opens | grows | closes).tolist():
             server_id = server_ids[server]
             if closes[server]:
-                changed.append(replace(self.open.pop(server_id), end_ms=int(state.abnormal_ms[server]) + WINDOW_MS))
+                changed.append(self.open.pop(server_id).changed(end_ms=int(state.abnormal_ms[server]) + WINDOW_MS))
                 continue
             finding = _peaking(server_id, start_ms, float(scores[server]), contributions_of(server))
             if grows[server]:
                 before = self.open[server_id]
-                finding = replace(finding, id=before.id, start_ms=before.start_ms)
+                finding = replace(finding, id=before.id, start_ms=before.start_ms, revision=before.revision + 1)
             self.open[server_id] = finding
             changed.append(finding)
         return changed
 
     def forget(self, server_ids: list[str], now_ms: int) -> list[Anomaly]:
         """Ends what is open of servers that go."""
-        return [replace(self.open.pop(one), end_ms=now_ms) for one in server_ids if one in self.open]
+        return [self.open.pop(one).changed(end_ms=now_ms) for one in server_ids if one in self.open]
 
     def rearrange(self, source: Integers) -> None:
         """For each server the place that it had, -1 for a new one."""

@@ -12,6 +12,9 @@ class AnalyticsSettings(CommonSettings):
         "127.0.0.1:50052",
         "Where timeseries is; of several replicas, one: each wants an analytics.",
     )
+    metadata_target: Target = setting(
+        "METADATA_TARGET", "127.0.0.1:50053", "Where metadata is, which keeps the findings."
+    )
     checkpoint_interval_s: Duration = setting(
         "ANALYTICS_CHECKPOINT_INTERVAL",
         30.0,

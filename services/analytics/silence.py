@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from services.analytics.findings import Anomaly, finding_id
+from fleet.anomaly import Anomaly, finding_id
 from services.analytics.scoring.arrays import Columns, Flags, Floats, Integers
 
 DETECTOR: Final = "silence"
@@ -138,7 +138,8 @@ class SilenceWatch:
         opened = self.open.pop(server_id)
         self._state.rest_until_ms[server] = now_ms + REST_MS
         silent_ms = now_ms - opened.start_ms + opened.expected_high * 1000.0 / SILENT_INTERVALS
-        return replace(opened, end_ms=now_ms, peak_ms=now_ms, value=silent_ms / 1000.0, score=_score(silent_ms, opened))
+        score = _score(silent_ms, opened)
+        return opened.changed(end_ms=now_ms, peak_ms=now_ms, value=silent_ms / 1000.0, score=score)
 
     def judge(self, now_ms: int, server_ids: list[str]) -> list[Anomaly]:
         """The findings that begin; after the rows of a batch."""
@@ -175,7 +176,7 @@ class SilenceWatch:
 
     def forget(self, server_ids: list[str], now_ms: int) -> list[Anomaly]:
         """Ends what is open of servers that go."""
-        return [replace(self.open.pop(one), end_ms=now_ms) for one in server_ids if one in self.open]
+        return [self.open.pop(one).changed(end_ms=now_ms) for one in server_ids if one in self.open]
 
     def rearrange(self, source: Integers) -> None:
         """For each server the place that it had."""

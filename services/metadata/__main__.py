@@ -17,6 +17,8 @@ from services.metadata.access.feed import AccessFeed
 from services.metadata.access.sessions import Sessions
 from services.metadata.access.setup import offer_setup
 from services.metadata.access.store import AccessStore
+from services.metadata.anomalies.servicer import ANOMALY_STORE, AnomalyStoreServicer
+from services.metadata.anomalies.store import AnomalyStore
 from services.metadata.audit.keeper import Keeper
 from services.metadata.audit.servicer import AUDIT, AUDIT_SINK, AuditServicer, AuditSinkServicer
 from services.metadata.audit.store import AuditStore
@@ -105,6 +107,7 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
             feed = AccessFeed(process.folder, users, process.clock)
             sessions = Sessions(database, process.clock, lifetime_s=settings.session_lifetime)
             audit = AuditStore(database)
+            anomalies = await AnomalyStore.opened(database, facts, process.clock)
             maintenance = MaintenanceStore(database, clock=process.clock, changed=copy.changed)
             probes = {"postgresql": (target.role, store.probe)}
             async with (
@@ -124,6 +127,7 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
                         bind(access.SESSIONS, access.SessionServicer(sessions, feed)),
                         bind(AUDIT, AuditServicer(keeper, audit)),
                         bind(AUDIT_SINK, AuditSinkServicer(keeper)),
+                        bind(ANOMALY_STORE, AnomalyStoreServicer(anomalies)),
                         bind(MAINTENANCE_STORE, MaintenanceStoreServicer(maintenance)),
                         bind(SERVER_IMPORT, ServerImportServicer(ServerImports(database, changed=copy.changed))),
                         bind("openmanager.fleet.v1.StoreStatusService", StoreStatusServicer(monitor)),

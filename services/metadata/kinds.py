@@ -1,7 +1,7 @@
 """The kinds of append-only facts, and how PostgreSQL is given facts of each: one statement for any number of them.
 
 A new kind is a table and an entry here. What must stay true: a statement takes a JSON array of payloads as its one
-parameter, and ON CONFLICT DO NOTHING makes sending a fact again a no-op.
+parameter, and sending a fact again, also after later ones, is a no-op (ON CONFLICT).
 """
 
 from dataclasses import dataclass
@@ -90,5 +90,32 @@ AUDIT_CHECKPOINT: Final = FactKind(
     ON CONFLICT (number) DO NOTHING""",
 )
 
-_ALL: Final = (AI_INTERACTION, AI_FEEDBACK, AI_ERASURE, AUDIT_EVENT, AUDIT_CHECKPOINT)
+# Of what was told of a finding the later revision holds, and one with an end against any without.
+ANOMALY: Final = FactKind(
+    name="anomaly",
+    insert="""INSERT INTO anomalies AS old (id, server_id, detector, metric, started_at, ended_at, peaked_at, score,
+        value, expected_low, expected_high, contributions, revision, told_at)
+    SELECT DISTINCT ON (id) id, server_id, detector, metric, started_at, ended_at, peaked_at, score, value,
+        expected_low, expected_high, contributions, revision, told_at
+    FROM json_to_recordset($1::json) AS said (id text, server_id text, detector text, metric text,
+        started_at timestamptz, ended_at timestamptz, peaked_at timestamptz, score float, value float,
+        expected_low float, expected_high float, contributions jsonb, revision integer, told_at timestamptz)
+    ORDER BY id, ended_at IS NOT NULL DESC, revision DESC
+    ON CONFLICT (id) DO UPDATE SET metric = excluded.metric, ended_at = excluded.ended_at,
+        peaked_at = excluded.peaked_at, score = excluded.score, value = excluded.value,
+        expected_low = excluded.expected_low, expected_high = excluded.expected_high,
+        contributions = excluded.contributions, revision = excluded.revision, told_at = excluded.told_at
+    WHERE (excluded.ended_at IS NOT NULL, excluded.revision) > (old.ended_at IS NOT NULL, old.revision)""",
+)
+
+ANOMALY_REMARK: Final = FactKind(
+    name="anomaly_remark",
+    insert="""INSERT INTO anomaly_remarks (id, anomaly_id, author, comment, is_real, said_at)
+    SELECT id, anomaly_id, author, comment, is_real, said_at
+    FROM json_to_recordset($1::json) AS said (id uuid, anomaly_id text, author text, comment text, is_real boolean,
+        said_at timestamptz)
+    ON CONFLICT (id) DO NOTHING""",
+)
+
+_ALL: Final = (AI_INTERACTION, AI_FEEDBACK, AI_ERASURE, AUDIT_EVENT, AUDIT_CHECKPOINT, ANOMALY, ANOMALY_REMARK)
 KINDS: Final = {kind.name: kind for kind in _ALL}

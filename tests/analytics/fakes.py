@@ -1,4 +1,4 @@
-"""A timeseries service that keeps its journal in a list, and a fleet whose rows are put into it."""
+"""Timeseries with its journal in a list, metadata with findings in a dictionary, and a fleet whose rows are put in."""
 
 import asyncio
 import contextlib
@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from fleet.anomaly import Anomaly, anomaly_from_pb
 from fleet.codec import metric_set_to_pb, rows_to_pb, timestamp_from_ms
 from fleet.model import Metric, MetricKind, MetricSet, Rows
+from openmanager.metadata.v1 import anomaly_pb2
 from openmanager.timeseries.v1 import timeseries_pb2 as pb
-from runtime.errors import Unavailable
+from runtime.errors import InvalidArgument, Unavailable
 from runtime.interception import Interception, service_secret_authenticator
 from runtime.server import GrpcServer, bind
 from services.analytics import checkpoint
 from services.analytics.core import Batch, Snapshot
 from services.analytics.detect import DetectorState
-from services.analytics.findings import Anomaly
 from services.analytics.fleet_detector import FleetDetector
 from services.analytics.follow import parts_of
 
@@ -104,7 +105,7 @@ def trained(**arguments: Any) -> FleetDetector:
 
 def trained_snapshot() -> Snapshot:
     """A checkpoint of it."""
-    return Snapshot(next_sequence=1, detector=trained_state(), findings=())
+    return Snapshot(next_sequence=1, detector=trained_state(), waiting=())
 
 
 def written(snapshot: Snapshot) -> bytes:
@@ -158,6 +159,36 @@ class Shown:
     def findings(self) -> list[Anomaly]:
         """What was found, in order."""
         return sorted(self.found.values(), key=lambda finding: finding.start_ms)
+
+
+class FakeMetadata:
+    """Keeps findings as metadata does; refuses those of servers that it is told to."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Anomaly] = {}
+        self.told = 0
+        self.refuses: set[str] = set()
+        self.is_away = False
+        self.turned_away = 0
+
+    @property
+    def findings(self) -> list[Anomaly]:
+        """What it was told, newest first."""
+        return sorted(self.kept.values(), key=lambda finding: finding.start_ms, reverse=True)
+
+    async def RecordAnomalies(
+        self, request: anomaly_pb2.RecordAnomaliesRequest, _context: object
+    ) -> anomaly_pb2.RecordAnomaliesResponse:
+        if self.is_away:
+            self.turned_away += 1
+            raise Unavailable("away")
+        told = [anomaly_from_pb(message) for message in request.anomalies]
+        if any(finding.server_id in self.refuses for finding in told):
+            raise InvalidArgument("is not wanted", field="anomalies")
+        for finding in told:
+            self.told += 1
+            self.kept[finding.id] = max(self.kept.get(finding.id, finding), finding, key=lambda one: one.rank)
+        return anomaly_pb2.RecordAnomaliesResponse()
 
 
 class FakeTimeSeries:
@@ -225,10 +256,12 @@ class FakeTimeSeries:
 
 
 @contextlib.asynccontextmanager
-async def serving(fake: FakeTimeSeries, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
+async def serving(fake: FakeTimeSeries | FakeMetadata, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
     """The fake on a real server; yields its address."""
+    is_metadata = isinstance(fake, FakeMetadata)
+    service = "metadata.v1.AnomalyStoreService" if is_metadata else "timeseries.v1.TimeSeriesService"
     server = GrpcServer(
-        [bind("openmanager.timeseries.v1.TimeSeriesService", fake)],
+        [bind(f"openmanager.{service}", fake)],
         Interception(service_secret_authenticator(SECRET)),
     )
     bound = await server.start(address)

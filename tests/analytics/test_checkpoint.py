@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fleet.anomaly import Anomaly
 from runtime.clock import ManualClock
 from services.analytics import checkpoint
 from services.analytics.checkpoint import Checkpointer, CheckpointFile, UnusableCheckpointError
 from services.analytics.core import Analysis, Batch, Snapshot
-from services.analytics.findings import Anomaly, FindingStore
 from services.analytics.fleet_detector import FleetDetector
+from services.analytics.outbox import Outbox
 from tests.analytics.fakes import batch_of, fleet_ticks, same_state, trained_snapshot, trained_state, written
 from tests.harness import eventually
 
 
 def new_analysis(clock: ManualClock | None = None) -> Analysis:
-    return Analysis(FleetDetector(), FindingStore(), clock or ManualClock())
+    return Analysis(FleetDetector(), Outbox(), clock or ManualClock())
 
 
 def batches(ticks: int) -> list[Batch]:
@@ -37,9 +38,14 @@ async def fed(ticks: int) -> Analysis:
     return analysis
 
 
+def found(analysis: Analysis) -> dict[str, Anomaly]:
+    """All that was ever found, as nobody takes it."""
+    return {finding.id: finding for finding in analysis.outbox.all()}
+
+
 def same(left: Analysis, right: Analysis) -> None:
     assert left.next_sequence == right.next_sequence
-    assert left.findings.all() == right.findings.all()
+    assert found(left) == found(right)
     same_state(left.detector.state(), right.detector.state())
 
 
@@ -52,15 +58,15 @@ async def test_going_on_from_disk_equals_an_uninterrupted_run(tmp_path: Path, st
     same(second, first)
     for batch in batches(120)[stop_at:]:
         await second.apply(batch)
-    assert len(whole.findings) == 2
-    assert all(len(finding.contributions) == 10 for finding in whole.findings.all())
+    assert len(whole.outbox) == 2
+    assert all(len(finding.contributions) == 10 for finding in whole.outbox.all())
     same(second, whole)
 
 
 async def test_a_batch_that_comes_again_whole_or_in_part_changes_nothing() -> None:
     whole, torn = await fed(30), await fed(25)
     for batch in batches(30)[25:]:
-        torn.findings.put(torn.detector.advance(batch.received_ms))
+        torn.outbox.put(torn.detector.advance(batch.received_ms))
         torn._apply_part(batch, np.array([0, 1]))  # interrupted here
         await torn.apply(batch)
         await torn.apply(batch)
@@ -102,7 +108,7 @@ async def test_what_is_judged_in_a_thread_is_judged_to_its_end_whoever_is_cancel
             monkeypatch.setattr(torn.detector, "advance", advance)
         await torn.apply(batch)
     assert cancelled > 20
-    assert len(whole.findings) == 1
+    assert len(whole.outbox) == 1
     same(torn, whole)
 
 
@@ -177,7 +183,7 @@ async def test_a_checkpoint_of_another_detector_is_set_aside(tmp_path: Path) -> 
         replace(state, arrays={name: array for name, array in state.arrays.items() if name != "silence.heard_ms"}),
         replace(state, texts={**state.texts, "servers": state.texts["servers"][1:]}),
     ):
-        file.save(Snapshot(next_sequence=5, detector=wrong, findings=()))
+        file.save(Snapshot(next_sequence=5, detector=wrong, waiting=()))
         fresh = new_analysis()
         await Checkpointer(file, fresh, ManualClock(), 30).restore()
         assert (fresh.next_sequence, fresh.detector.state().texts["servers"]) == (0, ())
@@ -196,7 +202,7 @@ async def test_a_checkpoint_of_the_detector_before_is_refused_with_one_line(
     file, analysis = CheckpointFile(tmp_path), new_analysis()
     file.path.write_bytes(header + body)
     await Checkpointer(file, analysis, ManualClock(), 30).restore()
-    assert (analysis.next_sequence, len(analysis.findings)) == (0, 0)
+    assert (analysis.next_sequence, len(analysis.outbox)) == (0, 0)
     (record,) = caplog.records
     assert "it is of format 1, not 2" in record.getMessage()
     assert (tmp_path / "checkpoint.unusable").exists()

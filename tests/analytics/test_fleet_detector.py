@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleet.anomaly import Anomaly, finding_id
 from fleet.model import Metric, MetricKind, MetricSet, Rows
 from services.analytics import checkpoint
 from services.analytics.core import Snapshot
 from services.analytics.detect import DetectorState
-from services.analytics.findings import Anomaly, finding_id
 from services.analytics.fleet_detector import FORGET_AFTER_MS, FleetDetector
 from services.analytics.open_windows import SLOTS, WINDOW_MS
 from services.analytics.openings import QUIET_WINDOWS, REST_MS
@@ -66,7 +66,7 @@ def fast_tick(number: int, servers: tuple[str, ...] = SERVERS) -> Rows:
 def restarted(detector: FleetDetector) -> FleetDetector:
     """A new detector that goes on from a checkpoint of one."""
     again = FleetDetector()
-    snapshot = Snapshot(next_sequence=1, detector=detector.state(), findings=())
+    snapshot = Snapshot(next_sequence=1, detector=detector.state(), waiting=())
     again.restore(checkpoint.decode(written(snapshot)).detector)
     return again
 

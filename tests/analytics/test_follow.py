@@ -17,8 +17,8 @@ from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError
 from runtime.tasks import Backoff, run_forever
 from services.analytics import follow
 from services.analytics.core import Analysis
-from services.analytics.findings import FindingStore
 from services.analytics.follow import MAX_PART_ROWS, TailFollower, parts_of
+from services.analytics.outbox import Outbox
 from tests.analytics.fakes import (
     METRICS,
     SECRET,
@@ -41,7 +41,7 @@ class Following:
 
     def __init__(self, fake: FakeTimeSeries, channel: Channel) -> None:
         self.fake = fake
-        self.analysis = Analysis(trained(), FindingStore(), SystemClock())
+        self.analysis = Analysis(trained(), Outbox(), SystemClock())
         self.follower = TailFollower(channel, self.analysis)
 
     @contextlib.asynccontextmanager
@@ -105,7 +105,7 @@ async def test_streams_that_break_cost_no_row_and_double_none(following: Followi
     assert following.fake.asked == [1, 21, 41, 61, 81, 101, 121]
     same_as(following, fleet_ticks(120))
     assert following.analysis.counters.lost_batches == 0
-    assert len(following.analysis.findings) == 2
+    assert len(following.analysis.outbox) == 2
 
 
 async def test_a_lost_stretch_of_the_tail_is_told(following: Following, caplog: pytest.LogCaptureFixture) -> None:

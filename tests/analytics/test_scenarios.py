@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from fleet.anomaly import Anomaly
 from services.analytics.detect import DetectorState
-from services.analytics.findings import Anomaly
 from services.analytics.fleet_detector import FleetDetector
 from services.simulator.catalogue import METRIC_SET
 from services.simulator.fleet import build_fleet

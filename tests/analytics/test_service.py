@@ -7,19 +7,17 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
 import numpy as np
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from fleet.codec import timestamp_from_ms
+from fleet.anomaly import finding_id
 from openmanager.analytics.v1 import analytics_pb2 as pb
 from openmanager.analytics.v1 import analytics_pb2_grpc
 from runtime.channel import Channel, calling
-from runtime.errors import InvalidArgument
 from runtime.process import Process
 from runtime.settings import SettingsError
 from services.analytics.__main__ import serve
@@ -31,6 +29,7 @@ from tests.analytics.fakes import (
     BROKEN_TICKS,
     METRICS,
     SECRET,
+    FakeMetadata,
     FakeTimeSeries,
     at_ms,
     fleet_ticks,
@@ -49,34 +48,51 @@ class Client:
     """Calls of a running service."""
 
     def __init__(self, channel: Channel) -> None:
-        self._stub = analytics_pb2_grpc.AnomalyServiceStub(channel.grpc)
+        self._stub = analytics_pb2_grpc.DetectionServiceStub(channel.grpc)
 
-    async def query(self, **request: Any) -> pb.QueryAnomaliesResponse:
+    async def learned(self, server_id: str = "") -> float:
         async with calling("analytics"):
-            response: pb.QueryAnomaliesResponse = await self._stub.QueryAnomalies(pb.QueryAnomaliesRequest(**request))
-            return response
-
-    async def has(self, findings: int) -> bool:
-        try:
-            return (await self.query()).total_size == findings
-        except Exception:  # it is starting
-            return False
+            answer: pb.GetLearnedResponse = await self._stub.GetLearned(pb.GetLearnedRequest(server_id=server_id))
+            return answer.learned
 
 
-def settings_of(folder: Path, timeseries: str, **more: str) -> dict[str, str]:
+class World:
+    """What a service follows, and where it tells what it found."""
+
+    def __init__(self, timeseries: str, metadata: str, fakes: tuple[FakeTimeSeries, FakeMetadata]) -> None:
+        self.targets = {"TIMESERIES_TARGET": timeseries, "METADATA_TARGET": metadata}
+        self.timeseries, self.metadata = fakes
+
+    async def shows(self, findings: int, *, over: bool = False) -> None:
+        """Waits until so many were told, all of which are over."""
+        kept = self.metadata.kept
+        await eventually(
+            lambda: len(kept) == findings and not (over and any(one.end_ms is None for one in kept.values()))
+        )
+
+
+@contextlib.asynccontextmanager
+async def world() -> AsyncIterator[World]:
+    timeseries, metadata = FakeTimeSeries(), FakeMetadata()
+    async with serving(timeseries) as one, serving(metadata) as other:
+        yield World(one, other, (timeseries, metadata))
+
+
+def settings_of(folder: Path, targets: dict[str, str], **more: str) -> dict[str, str]:
     return {
         "DATA_DIR": str(folder),
         "SERVICE_SECRET": SECRET,
         "ANALYTICS_ADDRESS": "127.0.0.1:0",
-        "TIMESERIES_TARGET": timeseries,
         "ANALYTICS_CHECKPOINT_INTERVAL": "1h",
-    } | more
+        **targets,
+        **more,
+    }
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, timeseries: str) -> AsyncIterator[Client]:
+async def running(folder: Path, targets: dict[str, str]) -> AsyncIterator[Client]:
     """The service in this process, stopped in order."""
-    settings = AnalyticsSettings.load(settings_of(folder, timeseries))
+    settings = AnalyticsSettings.load(settings_of(folder, targets))
     process = Process("analytics", settings)
     process.folder.mkdir(exist_ok=True)
     task = asyncio.create_task(serve(settings, process))
@@ -91,7 +107,7 @@ async def running(folder: Path, timeseries: str) -> AsyncIterator[Client]:
 
 
 @contextlib.asynccontextmanager
-async def spawned(folder: Path, timeseries: str, *, kill: bool) -> AsyncIterator[Client]:
+async def spawned(folder: Path, targets: dict[str, str], *, kill: bool) -> AsyncIterator[Client]:
     """The service as a process of its own, ended by SIGKILL or SIGTERM."""
     address = f"127.0.0.1:{free_port()}"
     process = await asyncio.create_subprocess_exec(
@@ -99,7 +115,7 @@ async def spawned(folder: Path, timeseries: str, *, kill: bool) -> AsyncIterator
         "-m",
         "services.analytics",
         cwd=REPOSITORY,
-        env=os.environ | settings_of(folder, timeseries, ANALYTICS_ADDRESS=address),
+        env=os.environ | settings_of(folder, targets, ANALYTICS_ADDRESS=address),
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
@@ -126,142 +142,145 @@ async def from_disk(folder: Path) -> Analysis:
     return analysis
 
 
-async def same_in_the_end(stored: Analysis, ticks: int) -> None:
-    """Whether what a service left, with the ticks that it had not read, is what an uninterrupted run knows."""
+async def same_in_the_end(stored: Analysis, ticks: int, metadata: FakeMetadata) -> None:
+    """Whether what a service left, with the ticks that it had not read, and told is that of an uninterrupted run."""
     for batch in batches(ticks)[stored.next_sequence - 1 :]:
         await stored.apply(batch)
+    stored.outbox.put(metadata.kept.values())
     same(stored, await fed(ticks))
 
 
 async def test_kills_between_checkpoints_lose_and_double_nothing(tmp_path: Path) -> None:
-    fake, ticks = FakeTimeSeries(), fleet_ticks(130)
+    ticks = fleet_ticks(130)
     learnt(tmp_path)
-    async with serving(fake) as address:
-        async with spawned(tmp_path, address, kill=True) as client:
+    async with world() as made:
+        fake = made.timeseries
+        async with spawned(tmp_path, made.targets, kill=True):
             await eventually(lambda: fake.streams == 1)
             for rows in ticks[:25]:  # killed while a finding is open
                 fake.append(rows)
-            await eventually(lambda: client.has(1))
-        async with spawned(tmp_path, address, kill=True) as client:
-            await eventually(lambda: client.has(1))
+            await made.shows(1)
+        made.metadata.kept.clear()  # told again by the next, which goes on from the checkpoint
+        async with spawned(tmp_path, made.targets, kill=True):
+            await made.shows(1)
             for rows in ticks[25:85]:
                 fake.append(rows)
-            await eventually(lambda: client.has(2))
+            await made.shows(2)
         for rows in ticks[85:]:
             fake.append(rows)
-        async with spawned(tmp_path, address, kill=False) as client:
-            await eventually(lambda: client.has(2))
-            await eventually(lambda: _all_closed(client))
-    assert fake.asked == [1, 1, 1]
-    await same_in_the_end(await from_disk(tmp_path), 130)
-
-
-async def _all_closed(client: Client) -> bool:
-    return all(one.HasField("end_time") for one in (await client.query()).anomalies)
+        async with spawned(tmp_path, made.targets, kill=False):
+            await made.shows(2, over=True)
+        assert fake.asked == [1, 1, 1]
+        await same_in_the_end(await from_disk(tmp_path), 130, made.metadata)
 
 
 async def test_restarts_in_order_equal_an_uninterrupted_run(tmp_path: Path) -> None:
-    fake, ticks = FakeTimeSeries(), fleet_ticks(130)
+    ticks = fleet_ticks(130)
     learnt(tmp_path)
-    async with serving(fake) as address:
+    async with world() as made:
+        fake = made.timeseries
         for start, end, findings in ((0, 1, 0), (1, 21, 0), (21, 27, 1), (27, 130, 2)):
-            async with running(tmp_path, address) as client:
+            async with running(tmp_path, made.targets):
                 await eventually(lambda: fake.streams == 1)
                 for rows in ticks[start:end]:
                     fake.append(rows)
-                await eventually(functools.partial(client.has, findings))
+                await made.shows(findings)
                 await eventually(lambda: fake.streams == 1)
             await eventually(lambda: fake.streams == 0)
-    await same_in_the_end(await from_disk(tmp_path), 130)
+        await same_in_the_end(await from_disk(tmp_path), 130, made.metadata)
+
+
+async def test_findings_wait_for_metadata_also_over_a_restart(tmp_path: Path) -> None:
+    ticks = fleet_ticks(130)
+    learnt(tmp_path)
+    async with world() as made:
+        fake, metadata = made.timeseries, made.metadata
+        metadata.is_away = True
+        async with running(tmp_path, made.targets):
+            await eventually(lambda: fake.streams == 1)
+            for rows in ticks:
+                fake.append(rows)
+            await eventually(lambda: metadata.turned_away > 0)
+        assert len((await from_disk(tmp_path)).outbox) > 0
+        metadata.is_away = False
+        async with running(tmp_path, made.targets):
+            await made.shows(2, over=True)
+        assert metadata.kept == {finding.id: finding for finding in (await fed(130)).outbox.all()}
+        await eventually(lambda: fake.streams == 0)
+        assert len((await from_disk(tmp_path)).outbox) == 0
+
+
+async def test_a_finding_that_metadata_refuses_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ticks = fleet_ticks(130)
+    learnt(tmp_path)
+    async with world() as made:
+        made.metadata.refuses = {"server-1"}
+        whole = await fed(130)
+        other_id = finding_id("server-1", "departure", at_ms(3))
+        other = replace(whole.outbox.all()[0], server_id="server-1", id=other_id, start_ms=at_ms(3))
+        snapshot = replace(trained_snapshot(), waiting=(other,))
+        CheckpointFile(tmp_path / "analytics").save(snapshot)
+        async with running(tmp_path, made.targets):
+            await eventually(lambda: made.timeseries.streams == 1)
+            for rows in ticks:
+                made.timeseries.append(rows)
+            await made.shows(2, over=True)
+            await eventually(lambda: "metadata refuses it" in caplog.text)
+        assert len((await from_disk(tmp_path)).outbox) == 0
 
 
 async def test_a_corrupt_checkpoint_does_not_keep_it_from_starting(tmp_path: Path) -> None:
     (tmp_path / "analytics").mkdir()
     (tmp_path / "analytics" / "checkpoint").write_bytes(b"\0" * 100)
-    fake = FakeTimeSeries()
-    async with serving(fake) as address, running(tmp_path, address) as client:
-        await eventually(lambda: fake.streams == 1)
-        assert (await client.query()).learned == 0
+    async with world() as made, running(tmp_path, made.targets) as client:
+        await eventually(lambda: made.timeseries.streams == 1)
+        assert await client.learned() == 0
         assert (tmp_path / "analytics" / "checkpoint.unusable").exists()
-    assert fake.asked == [0]
+        assert made.timeseries.asked == [0]
 
 
-async def test_it_answers_while_timeseries_is_away(tmp_path: Path) -> None:
-    async with running(tmp_path, "127.0.0.1:1") as client:
-        response = await client.query()
-        assert (response.total_size, response.learned, list(response.anomalies)) == (0, 0, [])
+async def test_it_answers_while_the_others_are_away(tmp_path: Path) -> None:
+    nobody = {"TIMESERIES_TARGET": "127.0.0.1:1", "METADATA_TARGET": "127.0.0.1:1"}
+    async with running(tmp_path, nobody) as client:
+        assert await client.learned() == 0
 
 
-@contextlib.asynccontextmanager
-async def with_findings(folder: Path) -> AsyncIterator[Client]:
-    """A service with two findings of server-0, on ticks 20 to 30 and 80 to 90."""
-    fake = FakeTimeSeries()
-    async with serving(fake) as address, running(learnt(folder), address) as client:
-        await eventually(lambda: fake.streams == 1)
+async def test_what_is_told_of_a_finding(tmp_path: Path) -> None:
+    """Of server-0, on ticks 20 to 30 and 80 to 90."""
+    async with world() as made, running(learnt(tmp_path), made.targets) as client:
+        await eventually(lambda: made.timeseries.streams == 1)
         for rows in fleet_ticks(120):
-            fake.append(rows)
-        await eventually(lambda: client.has(2))
-        await eventually(lambda: _all_closed(client))
-        yield client
-
-
-def at(tick: int) -> Timestamp:
-    return timestamp_from_ms(at_ms(tick))
-
-
-async def test_findings_over_grpc(tmp_path: Path) -> None:
-    async with with_findings(tmp_path) as client:
-        response = await client.query()
-        assert (response.total_size, response.learned, response.next_page_token) == (2, 1.0, "")
-        newest, oldest = response.anomalies
-        assert (oldest.start_time, oldest.end_time) == (at(20), at(31))
-        assert (newest.start_time, newest.end_time) == (at(80), at(91))
+            made.timeseries.append(rows)
+        await made.shows(2, over=True)
+        newest, oldest = made.metadata.findings
+        assert (oldest.start_ms, oldest.end_ms) == (at_ms(20), at_ms(31))
+        assert (newest.start_ms, newest.end_ms) == (at_ms(80), at_ms(91))
         assert (oldest.server_id, oldest.detector) == ("server-0", "departure")
         assert 0.5 < oldest.score < 1
         assert oldest.expected_low < 40 < oldest.expected_high < oldest.value == 97
-        assert oldest.peak_time == at(20)
+        assert oldest.peak_ms == at_ms(20)
+        assert oldest.revision >= 2
         parts = oldest.contributions
         assert {part.metric for part in parts[:4]} == set(BROKEN_METRICS)
         assert (parts[0].metric, parts[0].value, parts[0].expected_low) == (oldest.metric, 97, oldest.expected_low)
         assert 1 > parts[0].score >= parts[1].score >= parts[-1].score > 0
         assert len(parts) == 10
-        assert (await client.query(server_id="server-1")).learned == 1.0
-        assert (await client.query(server_id="unknown")).learned == 0.0
-
-        first = await client.query(page_size=1)
-        assert (list(first.anomalies), first.total_size) == ([newest], 2)
-        second = await client.query(page_size=1, page_token=first.next_page_token)
-        assert (list(second.anomalies), second.next_page_token) == ([oldest], "")
-
-        assert list((await client.query(start_time=at(32))).anomalies) == [newest]
-        assert list((await client.query(end_time=at(80))).anomalies) == [oldest]
-        assert list((await client.query(start_time=at(25), end_time=at(26))).anomalies) == [oldest]
-        assert (await client.query(start_time=at(40), end_time=at(50))).total_size == 0
-        assert (await client.query(server_id="server-0")).total_size == 2
-        assert (await client.query(server_id="server-1")).total_size == 0
-
-        for request, field in (
-            ({"page_size": -1}, "page_size"),
-            ({"page_token": "nonsense"}, "page_token"),
-            ({"page_token": first.next_page_token, "server_id": "server-0"}, "page_token"),
-            ({"start_time": at(2), "end_time": at(1)}, "end_time"),
-        ):
-            with pytest.raises(InvalidArgument) as caught:
-                await client.query(**request)
-            assert caught.value.field == field
+        learned = [await client.learned(server_id) for server_id in ("", "server-1", "unknown")]
+        assert learned == [1.0, 1.0, 0.0]
 
 
 async def test_a_caller_without_the_secret_is_refused(tmp_path: Path) -> None:
-    fake = FakeTimeSeries()
-    async with serving(fake) as timeseries:
-        settings = AnalyticsSettings.load(settings_of(tmp_path, timeseries))
+    async with world() as made:
+        settings = AnalyticsSettings.load(settings_of(tmp_path, made.targets))
         process = Process("analytics", settings)
         process.folder.mkdir()
         task = asyncio.create_task(serve(settings, process))
         address = await eventually(lambda: process.bound_addresses.get("ANALYTICS_ADDRESS"))
         async with grpc.aio.insecure_channel(address) as bare:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await analytics_pb2_grpc.AnomalyServiceStub(bare).QueryAnomalies(pb.QueryAnomaliesRequest())
+                await analytics_pb2_grpc.DetectionServiceStub(bare).GetLearned(pb.GetLearnedRequest())
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         process.stopping.set()
         await task

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from services.analytics.findings import Anomaly, finding_id
+from fleet.anomaly import Anomaly, finding_id
 from services.analytics.fleet_detector import FleetDetector
 from services.analytics.silence import REST_MS
 from tests.analytics.fakes import T0_MS, rows_of, show, usual

@@ -8,16 +8,18 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from fleet.access import VIEWER, Caller, Scope
+from gateway.servicers.anomalies import AnomalyServicer
 from gateway.servicers.outlook import SERVICE, analytics_servicer
 from openmanager.analytics.v1 import capacity_pb2
 from openmanager.fleet.v1 import outlook_pb2
 from openmanager.gateway.v1 import analytics_pb2 as pb
 from openmanager.gateway.v1 import analytics_pb2_grpc
 from runtime.channel import Channel, calling
+from runtime.clock import SystemClock
 from runtime.errors import InvalidArgument, NotFound, Unavailable
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
-from tests.gateway.test_state import server_state, world
+from tests.gateway.test_state import World, server_state, world
 
 WEBS = Scope.of((), ("web",), ())
 
@@ -89,6 +91,10 @@ class Gateway:
             return answer
 
 
+def findings_of(made: World, analytics: Channel) -> AnomalyServicer:
+    return AnomalyServicer(analytics, analytics, made.state, made.findings, SystemClock())
+
+
 @contextlib.asynccontextmanager
 async def gateway(scope: Scope | None = None) -> AsyncIterator[Gateway]:
     """With web-1 and web-2 in production, web-3 in staging, and db-1."""
@@ -107,7 +113,8 @@ async def gateway(scope: Scope | None = None) -> AsyncIterator[Gateway]:
         assert await w.state.until(w.caught_up, 20.0)
         caller = Caller.of("ada", VIEWER, "token", scope=scope)
         outer = GrpcServer(
-            [bind(SERVICE, analytics_servicer(between, w.state))], Interception(lambda _method, _context: caller)
+            [bind(SERVICE, analytics_servicer(between, w.state, findings_of(w, between)))],
+            Interception(lambda _method, _context: caller),
         )
         async with Channel(await outer.start("127.0.0.1:0")) as channel:
             yield Gateway(analytics, channel)
@@ -224,7 +231,7 @@ async def test_analytics_that_is_away_is_named() -> None:
     async with world() as w, Channel("127.0.0.1:1") as nobody:
         w.cache.send(server_state("web-1"), snapshot=True)
         assert await w.state.until(w.caught_up, 20.0)
-        outer = GrpcServer([bind(SERVICE, analytics_servicer(nobody, w.state))], Interception())
+        outer = GrpcServer([bind(SERVICE, analytics_servicer(nobody, w.state, findings_of(w, nobody)))], Interception())
         async with Channel(await outer.start("127.0.0.1:0")) as channel:
             made = Gateway(FakeAnalytics(), channel)
             for ask in (made.list, lambda: made.each("web-1")):

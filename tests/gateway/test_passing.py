@@ -3,13 +3,10 @@
 import pytest
 from google.protobuf.descriptor import Descriptor
 
-from openmanager.analytics.v1 import analytics_pb2
-from openmanager.gateway.v1 import analytics_pb2 as public_analytics_pb2
 from openmanager.gateway.v1 import simulator_pb2 as public_simulator_pb2
 from openmanager.simulator.v1 import simulator_pb2
 
 METHODS = [
-    (public_analytics_pb2, "ListAnomalies", analytics_pb2, "QueryAnomalies"),
     (public_simulator_pb2, "GetSimulator", simulator_pb2, "GetStatus"),
     (public_simulator_pb2, "StartSimulator", simulator_pb2, "StartSending"),
     (public_simulator_pb2, "StopSimulator", simulator_pb2, "StopSending"),

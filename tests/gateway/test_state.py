@@ -12,6 +12,7 @@ from fleet.model import Metric, MetricSet
 from gateway import changes
 from gateway.changes import Changes
 from gateway.entry import ServerEntry
+from gateway.findings import Findings
 from gateway.servicers.fleet import FleetServicer
 from gateway.state import FleetState
 from openmanager.cache.v1 import cache_pb2
@@ -113,10 +114,12 @@ class Said:
 class World:
     """A mirror that follows a played cache, and the public servicer on top of it."""
 
-    def __init__(self, cache: PlayedCache, state: FleetState) -> None:
+    def __init__(self, cache: PlayedCache, state: FleetState, findings: Findings) -> None:
         self.cache = cache
         self.state = state
-        self.servicer = FleetServicer(state, None, Changes(state, SystemClock()), None)  # type: ignore[arg-type]  # no changes
+        self.findings = findings
+        changes = Changes(state, findings, SystemClock())
+        self.servicer = FleetServicer(state, None, changes, None)  # type: ignore[arg-type]  # no changes
         self.context = Said()
         self.snapshots = 0
 
@@ -176,12 +179,14 @@ class Watch:
 
 
 @asynccontextmanager
-async def world() -> AsyncIterator[World]:
+async def world(metadata: Channel | None = None) -> AsyncIterator[World]:
+    """`metadata`: where findings come from, once somebody follows them."""
     cache = PlayedCache()
     server = GrpcServer([bind("openmanager.cache.v1.CacheService", cache)], Interception())
     address = await server.start("127.0.0.1:0")
     async with Channel(address) as channel:
-        made = World(cache, FleetState(channel, SystemClock()))
+        state = FleetState(channel, SystemClock())
+        made = World(cache, state, Findings(metadata or channel, state, SystemClock()))
         task = asyncio.create_task(made.follow())
         try:
             yield made

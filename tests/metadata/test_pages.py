@@ -1,17 +1,22 @@
 """Listings of a stretch of time over HTTP, with a clock that moves: the same query string and the token go on."""
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from gateway.servicers.passing import AnalyticsServicer
-from openmanager.analytics.v1 import analytics_pb2
-from runtime.clock import ManualClock
-from services.analytics.findings import Anomaly, FindingStore, finding_id
-from services.analytics.servicer import AnomalyServicer
+from fleet.anomaly import Anomaly, finding_id
+from gateway.findings import Findings
+from gateway.servicers.anomalies import AnomalyServicer
+from gateway.state import FleetState
+from runtime.channel import Channel
+from runtime.clock import ManualClock, SystemClock
+from runtime.interception import Interception
+from runtime.server import GrpcServer, bind
+from services.metadata.anomalies.servicer import ANOMALY_STORE, AnomalyStoreServicer
+from services.metadata.anomalies.store import AnomalyStore
 from services.metadata.audit.servicer import AuditServicer
 from services.metadata.interactions_servicer import AiInteractionServicer
 from services.metadata.queries import instant_of
@@ -27,23 +32,21 @@ ROWS = 10
 """Of each listing in the last hour: 3, 8, ... 48 minutes old."""
 
 
-class InProcess(AnalyticsServicer):
-    """What the gateway passes on, without a channel between."""
-
-    def __init__(self, findings: FindingStore) -> None:
-        analysis = SimpleNamespace(findings=findings, detector=SimpleNamespace(learned=1.0))
-        servicer = AnomalyServicer(cast("Any", analysis))
-
-        async def query(request: analytics_pb2.QueryAnomaliesRequest) -> analytics_pb2.QueryAnomaliesResponse:
-            return await servicer.QueryAnomalies(request, None)
-
-        self._stub = cast("Any", SimpleNamespace(QueryAnomalies=query))
+@asynccontextmanager
+async def findings_behind(store: AnomalyStore) -> AsyncIterator[AnomalyServicer]:
+    """The gateway's findings with the record behind them, and nobody else."""
+    inner = GrpcServer([bind(ANOMALY_STORE, AnomalyStoreServicer(store))], Interception())
+    async with Channel(await inner.start("127.0.0.1:0")) as metadata:
+        state = FleetState(metadata, SystemClock())
+        findings = Findings(metadata, state, SystemClock())
+        yield AnomalyServicer(metadata, metadata, state, findings, SystemClock())
+    await inner.stop(0)
 
 
 class Listings:
     """All of them behind the HTTP server, in each a row every five minutes, and more of them when the clock moves."""
 
-    def __init__(self, served: Served, audit: Audit, findings: FindingStore, clock: ManualClock) -> None:
+    def __init__(self, served: Served, audit: Audit, findings: AnomalyStore, clock: ManualClock) -> None:
         self._served = served
         self._audit = audit
         self._findings = findings
@@ -64,7 +67,7 @@ class Listings:
                 at = instant_of(at_ms * 1_000)
                 await connection.execute("UPDATE ai_interactions SET created_at = $1 WHERE id = $2", at, made.id)
             await self._audit.ship(self._writer.make(1, time_us=at_ms * 1_000))
-            self._findings.put([found(at_ms)])
+            await self._findings.record([found(at_ms)])
         await self._parts.all_inserted()
 
     async def get(self, path: str) -> Answer:
@@ -73,7 +76,7 @@ class Listings:
 
 def found(at_ms: int) -> Anomaly:
     return Anomaly(
-        id=finding_id("s", "ewma", "cpu", at_ms),
+        id=finding_id("s", "departure", at_ms),
         server_id="s",
         metric="cpu",
         start_ms=at_ms,
@@ -83,18 +86,21 @@ def found(at_ms: int) -> Anomaly:
         value=9.0,
         expected_low=1.0,
         expected_high=2.0,
-        detector="ewma",
+        detector="departure",
     )
 
 
 @pytest.fixture
 async def listings(embedded_server: PostgresServer, tmp_path: Any) -> AsyncIterator[Listings]:
-    clock, findings = ManualClock(NOW_MS), FindingStore()
-    async with auditing(await embedded_server.fresh_database(), embedded_server, tmp_path) as audit:
+    clock = ManualClock(NOW_MS)
+    auditor = auditing(await embedded_server.fresh_database(), embedded_server, tmp_path)
+    async with auditor as audit, AsyncExitStack() as stack:
+        findings = await AnomalyStore.opened(audit.parts.database, audit.parts.facts, SystemClock())
+        behind = await stack.enter_async_context(findings_behind(findings))
         servicers = {
             "AiInteractionService": AiInteractionServicer(audit.parts.store),
             "AuditService": AuditServicer(audit.keeper, audit.store),
-            "AnalyticsService": InProcess(findings),
+            "AnalyticsService": behind,
         }
         async with serving(clock=clock, servicers=servicers) as served:
             made = Listings(served, audit, findings, clock)

@@ -16,7 +16,7 @@ INNER = {
     "timeseries": "openmanager.timeseries.v1.TimeSeriesService",
     "metadata": "openmanager.metadata.v1.ServerRegistryService",
     "simulator": "openmanager.simulator.v1.SimulatorControlService",
-    "analytics": "openmanager.analytics.v1.AnomalyService",
+    "analytics": "openmanager.analytics.v1.DetectionService",
 }
 
 

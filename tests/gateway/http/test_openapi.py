@@ -72,7 +72,7 @@ def test_paths_that_differ_in_names_only_are_one_path() -> None:
 def test_an_event_stream_is_described_event_by_event() -> None:
     (media,) = DOCUMENT["paths"]["/v1/fleet/watch"]["get"]["responses"]["200"]["content"].values()
     data = {kind["properties"]["event"]["const"]: kind["properties"]["data"] for kind in media["schema"]["oneOf"]}
-    assert set(data) == {"snapshot", "server", "removed", "error"}
+    assert set(data) == {"snapshot", "server", "removed", "anomaly", "error"}
     assert data["server"]["contentSchema"] == {"$ref": "#/components/schemas/openmanager.gateway.v1.Server"}
     assert data["error"]["contentSchema"] == {"$ref": "#/components/schemas/google.rpc.Status"}
 
@@ -128,7 +128,7 @@ def test_tags_and_resuming_are_where_the_options_say() -> None:
         assert ("If-None-Match" in in_place(operation, "header")) == (name in tagged)
         assert ("ETag" in operation["responses"]["200"]["headers"]) == (name in tagged)
     resuming = {name for name, operation in by_name().items() if "Last-Event-ID" in in_place(operation, "header")}
-    assert resuming == {"FleetService.WatchFleet"}
+    assert resuming == {"FleetService.WatchFleet", "AnalyticsService.WatchAnomalies"}
 
 
 async def test_headers_that_are_named_are_read_and_sent() -> None:
@@ -190,7 +190,7 @@ async def test_both_are_served_and_the_page_lists_every_route_and_loads_nothing(
     text = page.body.decode()
     assert all(f"<code>{path}</code>" in text for path in DOCUMENT["paths"])
     assert "Returns one server with all its metrics." in text
-    assert text.count("Last-Event-ID") == 2, "once as a parameter, once in the comment of after_version"
+    assert text.count("Last-Event-ID") == 4, "of each stream once as a parameter, once in the comment of after_version"
     assert "<code>traceparent</code></td>" not in text, "what every call has stands at the top"
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert not re.search(r"<script|<link|<img|src=|url\(|https?://", text)

@@ -33,6 +33,10 @@ POST /v1/simulator:stop SimulatorService/StopSimulator
 POST /v1/simulator/scenarios SimulatorService/InjectScenario
 POST /v1/simulator/scenarios:clear SimulatorService/ClearScenarios
 GET /v1/anomalies AnalyticsService/ListAnomalies
+GET /v1/anomalies/{id} AnalyticsService/GetAnomaly
+GET /v1/anomalies:watch AnalyticsService/WatchAnomalies
+POST /v1/anomalies/{id}:acknowledge AnalyticsService/AcknowledgeAnomaly
+POST /v1/anomalies/{id}:feedback AnalyticsService/FeedbackAnomaly
 GET /v1/servers/{server_id}/trend AnalyticsService/GetTrend
 GET /v1/servers/{server_id}/capacity AnalyticsService/ForecastCapacity
 GET /v1/servers/{server_id}/forecast AnalyticsService/ForecastMetric

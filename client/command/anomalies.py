@@ -1,0 +1,150 @@
+"""`openmanager anomalies [SERVER]` and `openmanager anomaly ID`."""
+
+import json
+import sys
+from argparse import Namespace
+from contextlib import aclosing
+from typing import Any, Final
+
+from client import anomalies
+from client.api import OpenManager
+from client.command import exits
+from client.command.fleet import as_json
+from client.command.tables import Column, table
+from client.command.terminal import Terminal, clean, complain
+from client.command.values import number_text, time_text
+from openmanager.fleet.v1 import anomaly_pb2 as pb
+from openmanager.gateway.v1.analytics_pb2 import ListAnomaliesResponse
+
+_COLUMNS: Final = (
+    Column("SINCE (UTC)"),
+    Column("UNTIL"),
+    Column("SERVER"),
+    Column("SCORE", right=True),
+    Column("WHAT"),
+    Column("ID"),
+    Column("SAID"),
+)
+_PARTS: Final = (
+    Column("METRIC"),
+    Column("VALUE", right=True),
+    Column("EXPECTED", right=True),
+    Column("SCORE", right=True),
+)
+
+
+async def run(manager: OpenManager, options: Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    terminal = Terminal(sys.stdout)
+    if options.command == "anomaly":
+        one = await _one(manager, options)
+        if options.output == "json":
+            terminal.line(json.dumps(as_json(one)))
+        else:
+            _show(terminal, one)
+        return exits.OK
+    await _list(manager, options, terminal)
+    return exits.OK
+
+
+async def _one(manager: OpenManager, options: Namespace) -> pb.Anomaly:
+    if options.acknowledge:
+        return await anomalies.acknowledge(manager, options.id, options.comment)
+    if options.real or options.false:
+        return await anomalies.judge(manager, options.id, is_real=options.real, comment=options.comment)
+    if options.comment:
+        raise exits.CommandFailed("a comment goes with --acknowledge, --real or --false")
+    return await anomalies.anomaly(manager, options.id)
+
+
+async def _list(manager: OpenManager, options: Namespace, terminal: Terminal) -> None:
+    found, last = await _found(manager, options)
+    shown = found[: options.count] if options.count else found
+    if options.output == "json":
+        for one in shown:
+            terminal.line(json.dumps(as_json(one)))
+        return
+    for line in table(terminal, _COLUMNS, [_row(one) for one in shown]) if shown else ("nothing was found",):
+        terminal.line(line)
+    if last.total_size > len(shown):
+        complain(f"{last.total_size - len(shown):,} more: --count 0 lists all")
+    if last.HasField("learned") and last.learned < 1:
+        terminal.line(f"still learning what is usual, {last.learned:.0%} done: what is not known yet is not found")
+
+
+async def _found(manager: OpenManager, options: Namespace) -> tuple[list[pb.Anomaly], ListAnomaliesResponse]:
+    """As many as are wanted, and the last page."""
+    filters: dict[str, Any] = {"server_id": options.id}
+    filters |= {name: getattr(options, name) for name in ("metric", "detector", "min_score", "environment", "role")}
+    if options.open:
+        filters["open"] = True
+    if options.unacknowledged:
+        filters["acknowledged"] = False
+    found: list[pb.Anomaly] = []
+    last = ListAnomaliesResponse()
+    async with aclosing(anomalies.anomalies(manager, start=options.start, end=options.end, **filters)) as pages:
+        async for last in pages:
+            found += last.anomalies
+            if last.HasField("stale_since"):
+                complain("the metadata database is away: only what was found in the last day is listed")
+                break
+            if options.count and len(found) >= options.count:
+                break
+    return found, last
+
+
+def _row(one: pb.Anomaly) -> tuple[str, ...]:
+    until = time_text(one.end_time.seconds) if one.HasField("end_time") else "goes on"
+    said = []
+    if one.HasField("acknowledgement"):
+        said.append(clean(one.acknowledgement.author))
+    if one.verdict:
+        said.append("real" if one.verdict == pb.ANOMALY_VERDICT_REAL else "false")
+    return (
+        time_text(one.start_time.seconds),
+        until,
+        clean(one.server_id),
+        f"{one.score:.2f}",
+        clean(_what(one)),
+        one.id,
+        ", ".join(said),
+    )
+
+
+def _what(one: pb.Anomaly) -> str:
+    if not one.metric:
+        return f"silent for {number_text(round(one.value))} s"
+    others = len(one.contributions) - 1
+    return one.metric + (f" and {others} more" if others > 0 else "")
+
+
+def _show(terminal: Terminal, one: pb.Anomaly) -> None:
+    terminal.line(terminal.coloured(clean(f"{one.server_id}: {_what(one)}"), "bold"))
+    until = f"until {time_text(one.end_time.seconds)}" if one.HasField("end_time") else "goes on"
+    facts = {
+        "when": f"{time_text(one.start_time.seconds)} {until}, peak {time_text(one.peak_time.seconds)} (UTC)",
+        "score": f"{one.score:.2f} ({one.detector})",
+        "taken care": _remark(one.acknowledgement) if one.HasField("acknowledgement") else "",
+    }
+    if one.verdict:
+        word = "real" if one.verdict == pb.ANOMALY_VERDICT_REAL else "false"
+        facts["verdict"] = f"{word}, {_remark(one.verdict_remark)}"
+    for name, value in facts.items():
+        if value:
+            terminal.line(f"  {name:<12}{value}")
+    rows = [
+        (
+            clean(part.metric),
+            number_text(part.value),
+            f"{number_text(part.expected_low)} to {number_text(part.expected_high)}",
+            f"{part.score:.2f}",
+        )
+        for part in one.contributions
+    ]
+    for line in table(terminal, _PARTS, rows) if rows else ():
+        terminal.line(line)
+
+
+def _remark(remark: pb.AnomalyRemark) -> str:
+    comment = f": {remark.comment}" if remark.comment else ""
+    return clean(f"{remark.author}, {time_text(remark.time.seconds)}{comment}")

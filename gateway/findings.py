@@ -1,0 +1,133 @@
+"""The findings that go on and those that changed lately, mirrored from metadata for whoever watches.
+
+A watcher is a version and nothing more, as in `changes`: the time of the last change that he has, which means the same
+in every gateway process. What must stay true: who has a version is given every finding that changed since, once, as it
+is now, or is told that what he has is void; while metadata is away servers are watched all the same.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from fleet.codec import us_from_timestamp
+from gateway.state import FleetState
+from openmanager.fleet.v1 import anomaly_pb2
+from openmanager.gateway.v1 import analytics_pb2
+from openmanager.metadata.v1 import anomaly_pb2 as metadata_pb2
+from openmanager.metadata.v1 import anomaly_pb2_grpc
+from runtime.channel import Channel, calling
+from runtime.clock import Clock
+from runtime.errors import InvalidArgument, ResourceExhausted, Unavailable
+
+KEPT: Final = 2_000
+"""Findings that are over; who is behind by more is given those that go on, anew."""
+KNOWN_FOR_S: Final = 3_600
+"""A gateway that starts asks for what changed since so long, for watchers that another one had."""
+MAX_WATCHERS: Final = 1_000
+
+Anomaly = anomaly_pb2.Anomaly
+Wants = Callable[[str], bool]
+"""Whether a watcher wants findings of a server."""
+
+
+class Findings:
+    """The mirror. ``follow`` keeps it up to date for as long as it runs."""
+
+    def __init__(self, metadata: Channel, state: FleetState, clock: Clock) -> None:
+        self._stub = anomaly_pb2_grpc.AnomalyStoreServiceStub(metadata.grpc)
+        self._state = state
+        self._clock = clock
+        self._known: dict[str, Anomaly] = {}
+        self._complete_from = 0
+        self._watchers = 0
+        self.version = 0
+        """The time of the last change, microseconds since the Unix epoch; 0: metadata was never reached."""
+
+    async def follow(self) -> None:
+        """Mirrors metadata until the stream breaks.
+
+        Raises:
+            OpenManagerError: it broke; what is known stays.
+        """
+        after = self.version or (self._clock.now_ms() - KNOWN_FOR_S * 1_000) * 1_000
+        async with calling("metadata"):
+            async for message in self._stub.FollowAnomalies(metadata_pb2.FollowAnomaliesRequest(after_version=after)):
+                for anomaly in message.anomalies:
+                    self._take(anomaly)
+                if not self.version:
+                    self._complete_from = after
+                self.version = max(self.version, message.version)
+                self._state.wake()
+
+    def _take(self, anomaly: Anomaly) -> None:
+        before = self._known.get(anomaly.id)
+        if before is not None and _version(before) >= _version(anomaly):
+            return
+        self._known[anomaly.id] = anomaly
+        over = [one for one in self._known.values() if one.HasField("end_time")]
+        if len(over) > KEPT + KEPT // 4:  # a quarter at a time
+            over.sort(key=_version)
+            for one in over[: len(over) - KEPT]:
+                self._complete_from = max(self._complete_from, _version(one))
+                del self._known[one.id]
+
+    def since(self, version: int) -> list[Anomaly] | None:
+        """What changed after a version, in that order; after 0, what goes on. None: it is not known any more."""
+        if not self.version or version >= self.version:
+            return []
+        if not version:
+            found = [one for one in self._known.values() if not one.HasField("end_time")]
+        elif version < self._complete_from:
+            return None
+        else:
+            found = [one for one in self._known.values() if _version(one) > version]
+        return sorted(found, key=_version)
+
+    async def watch(
+        self, wants: Wants, after_version: str
+    ) -> AsyncGenerator[analytics_pb2.WatchAnomaliesResponse, None]:
+        """Yields what goes on, then what changes, until it is closed.
+
+        Raises:
+            InvalidArgument: field after_version.
+            ResourceExhausted: MAX_WATCHERS.
+            Unavailable: metadata was never reached.
+        """
+        version = _parsed(after_version)
+        if not self.version:
+            raise Unavailable("the findings have not been received from metadata yet", retry_after_s=1.0)
+        with self._counted():
+            while True:
+                reached, found = self.version, self.since(version)
+                if found is None:
+                    version, found = 0, self.since(0)
+                shown = [one for one in found or () if wants(one.server_id)]
+                if shown or not version:
+                    yield analytics_pb2.WatchAnomaliesResponse(
+                        version=str(reached), snapshot=not version, anomalies=shown
+                    )
+                version = reached
+                while version >= self.version:
+                    await self._state.changed()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        if self._watchers >= MAX_WATCHERS:
+            raise ResourceExhausted(
+                f"{MAX_WATCHERS} clients watch findings already (MAX_WATCHERS)", metadata={"limit": "MAX_WATCHERS"}
+            )
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+
+
+def _version(anomaly: Anomaly) -> int:
+    return us_from_timestamp(anomaly.update_time)
+
+
+def _parsed(version: str) -> int:
+    if version and (not version.isdecimal() or len(version) > 18):
+        raise InvalidArgument("not a version, as a message of this stream has one", field="after_version")
+    return int(version or 0)

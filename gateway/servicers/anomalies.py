@@ -1,0 +1,152 @@
+"""Findings for whoever sees their servers: metadata keeps them, and analytics says how much it has learned.
+
+What must stay true: of a server that the caller does not see no finding is told, nor that there is one; while analytics
+is away the findings are listed all the same.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Final
+
+from fleet import access
+from gateway.changes import Wanted
+from gateway.entry import BASIC
+from gateway.findings import Findings
+from gateway.servicers.fleet import unknown_server
+from gateway.state import FleetState
+from gateway.visible import sees
+from openmanager.analytics.v1 import analytics_pb2, analytics_pb2_grpc
+from openmanager.fleet.v1 import anomaly_pb2
+from openmanager.gateway.v1 import analytics_pb2 as pb
+from openmanager.metadata.v1 import anomaly_pb2 as metadata_pb2
+from openmanager.metadata.v1 import anomaly_pb2_grpc
+from runtime import caller
+from runtime.channel import Channel, calling
+from runtime.circuit import Circuit
+from runtime.clock import Clock
+from runtime.errors import InvalidArgument, NotFound, OpenManagerError
+
+LEARNED_WITHIN_S: Final = 0.5
+_AS_THEY_ARE: Final = (
+    "page_size",
+    "page_token",
+    "server_id",
+    "start_time",
+    "end_time",
+    "detector",
+    "metric",
+    "min_score",
+    "open",
+    "acknowledged",
+    "verdict",
+)
+_FALSE_OR_REAL: Final = (anomaly_pb2.ANOMALY_VERDICT_REAL, anomaly_pb2.ANOMALY_VERDICT_FALSE)
+
+
+class AnomalyServicer:
+    """The part of ``openmanager.gateway.v1.AnalyticsService`` that is about findings."""
+
+    def __init__(
+        self, metadata: Channel, analytics: Channel, state: FleetState, findings: Findings, clock: Clock
+    ) -> None:
+        self._record = anomaly_pb2_grpc.AnomalyStoreServiceStub(metadata.grpc)
+        self._detection = analytics_pb2_grpc.DetectionServiceStub(analytics.grpc)
+        self._circuit = Circuit("analytics", clock)
+        self._state = state
+        self._findings = findings
+
+    async def ListAnomalies(self, request: pb.ListAnomaliesRequest, _context: object) -> pb.ListAnomaliesResponse:
+        """A page, newest first."""
+        if request.server_id and not sees(self._state, request.server_id):
+            raise unknown_server(request.server_id, "server_id")
+        inner = metadata_pb2.QueryAnomaliesRequest()
+        for name in _AS_THEY_ARE:
+            _copy(request, inner, name)
+        wanted = Wanted(BASIC, request.environment, request.role, access.scope())
+        if not wanted.has_finding(None):
+            inner.within_server_ids = True
+            inner.server_ids.extend(entry.id for entry in self._state.all() if wanted.has(entry))
+        learned = asyncio.ensure_future(self._learned(request.server_id))
+        try:
+            async with calling("metadata"):
+                page: metadata_pb2.QueryAnomaliesResponse = await self._record.QueryAnomalies(inner)
+            return pb.ListAnomaliesResponse(
+                anomalies=page.anomalies,
+                next_page_token=page.next_page_token,
+                total_size=page.total_size,
+                learned=await learned,
+                stale_since=page.stale_since if page.HasField("stale_since") else None,
+            )
+        finally:
+            learned.cancel()
+
+    async def _learned(self, server_id: str) -> float | None:
+        """None while analytics does not answer."""
+        try:
+            with self._circuit.attempt():
+                async with calling("analytics"):
+                    answer = await self._detection.GetLearned(
+                        analytics_pb2.GetLearnedRequest(server_id=server_id), timeout=LEARNED_WITHIN_S
+                    )
+        except OpenManagerError:  # the answer says it: `learned` is absent
+            return None
+        return float(answer.learned)
+
+    async def GetAnomaly(self, request: pb.GetAnomalyRequest, _context: object) -> pb.GetAnomalyResponse:
+        """One finding."""
+        return pb.GetAnomalyResponse(anomaly=await self._seen(request.id))
+
+    async def _seen(self, anomaly_id: str) -> anomaly_pb2.Anomaly:
+        async with calling("metadata"):
+            answer = await self._record.ReadAnomaly(metadata_pb2.ReadAnomalyRequest(id=anomaly_id))
+        anomaly: anomaly_pb2.Anomaly = answer.anomaly
+        if not sees(self._state, anomaly.server_id):
+            raise NotFound(f"there is no finding {anomaly_id}", field="id")
+        return anomaly
+
+    async def AcknowledgeAnomaly(
+        self, request: pb.AcknowledgeAnomalyRequest, context: Any
+    ) -> pb.AcknowledgeAnomalyResponse:
+        """Keeps that the caller takes care of it."""
+        inner = metadata_pb2.RemarkOnAnomalyRequest(id=request.id, comment=request.comment)
+        return pb.AcknowledgeAnomalyResponse(anomaly=await self._remark(inner, context))
+
+    async def FeedbackAnomaly(self, request: pb.FeedbackAnomalyRequest, context: Any) -> pb.FeedbackAnomalyResponse:
+        """Keeps whether it was real."""
+        if request.verdict not in _FALSE_OR_REAL:
+            raise InvalidArgument("say REAL or FALSE", field="verdict")
+        inner = metadata_pb2.RemarkOnAnomalyRequest(id=request.id, comment=request.comment, verdict=request.verdict)
+        return pb.FeedbackAnomalyResponse(anomaly=await self._remark(inner, context))
+
+    async def _remark(self, request: metadata_pb2.RemarkOnAnomalyRequest, context: Any) -> anomaly_pb2.Anomaly:
+        if access.scope() is not None:
+            await self._seen(request.id)
+        async with calling("metadata"):
+            answer = await self._record.RemarkOnAnomaly(request, metadata=caller.metadata_of(caller.of(context)))
+        anomaly: anomaly_pb2.Anomaly = answer.anomaly
+        return anomaly
+
+    async def WatchAnomalies(
+        self, request: pb.WatchAnomaliesRequest, _context: object
+    ) -> AsyncGenerator[pb.WatchAnomaliesResponse, None]:
+        """First what goes on, then what changes."""
+        if request.server_id and not sees(self._state, request.server_id):
+            raise unknown_server(request.server_id, "server_id")
+        wanted = Wanted(BASIC, request.environment, request.role, access.scope())
+
+        def wants(server_id: str) -> bool:
+            return request.server_id in {"", server_id} and wanted.has_finding(self._state.find(server_id))
+
+        async with aclosing(self._findings.watch(wants, request.after_version)) as messages:
+            async for message in messages:
+                yield message
+
+
+def _copy(request: pb.ListAnomaliesRequest, inner: metadata_pb2.QueryAnomaliesRequest, name: str) -> None:
+    field = request.DESCRIPTOR.fields_by_name[name]
+    if field.message_type is not None:
+        if request.HasField(name):  # type: ignore[arg-type]
+            getattr(inner, name).CopyFrom(getattr(request, name))
+    elif not field.has_presence or request.HasField(name):  # type: ignore[arg-type]
+        setattr(inner, name, getattr(request, name))
