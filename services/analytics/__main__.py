@@ -20,6 +20,7 @@ from services.analytics.outlook.servicer import PUBLIC_SERVICE, OutlookServicer
 from services.analytics.outlook.workers import Workers
 from services.analytics.servicer import DETECTION_SERVICE, DetectionServicer
 from services.analytics.settings import AnalyticsSettings
+from services.analytics.verdicts import VerdictFollower
 
 BACKOFF = Backoff(max_s=2.0)
 """A service that was away is talked to again within this time."""
@@ -40,7 +41,13 @@ async def analysing(settings: AnalyticsSettings, process: Process[AnalyticsSetti
             asyncio.TaskGroup() as group,
         ):
             tail, reporter = TailFollower(timeseries, analysis), Reporter(metadata, analysis.outbox)
-            work = {"tail": tail.follow, "checkpoint": checkpointer.run, "findings": reporter.run}
+            verdicts = VerdictFollower(metadata, analysis)
+            work = {
+                "tail": tail.follow,
+                "checkpoint": checkpointer.run,
+                "findings": reporter.run,
+                "verdicts": verdicts.follow,
+            }
             tasks = [
                 group.create_task(run_forever(name, run, BACKOFF, clock=process.clock), name=name)
                 for name, run in work.items()

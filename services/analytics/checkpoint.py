@@ -75,7 +75,12 @@ def write(snapshot: Snapshot, file: BinaryIO) -> None:
     """Writes the file's content, of which no copy is made: the arrays may be hundreds of megabytes, and a copy holds up
     the event loop, in whatever thread it is made."""
     detector = snapshot.detector
-    about = {"next_sequence": snapshot.next_sequence, "detector": detector.detector, "texts": detector.texts}
+    about = {
+        "next_sequence": snapshot.next_sequence,
+        "verdicts_until": snapshot.verdicts_until,
+        "detector": detector.detector,
+        "texts": detector.texts,
+    }
     arrays = {
         "about": np.frombuffer(orjson.dumps(about), np.uint8),
         "waiting": _lines(snapshot.waiting),
@@ -131,6 +136,7 @@ def _snapshot(body: memoryview) -> Snapshot:
         waiting, open_findings = (_findings(archive[name]) for name in ("waiting", "open_findings"))
     return Snapshot(
         next_sequence=int(about["next_sequence"]),
+        verdicts_until=int(about["verdicts_until"]),
         detector=DetectorState(
             detector=about["detector"],
             arrays=arrays,
@@ -211,7 +217,7 @@ class Checkpointer:
         self._analysis = analysis
         self._clock = clock
         self._interval_s = interval_s
-        self._saved_sequence = 0
+        self._saved = (0, 0)
 
     async def restore(self) -> None:
         """Goes on from the checkpoint, or from nothing when there is none that can be used."""
@@ -227,7 +233,7 @@ class Checkpointer:
         except UnusableCheckpointError as error:
             await self._give_up(error)
             return
-        self._saved_sequence = snapshot.next_sequence
+        self._saved = snapshot.next_sequence, snapshot.verdicts_until
         _log.info("going on at sequence %d, metadata lacks %d findings", snapshot.next_sequence, len(snapshot.waiting))
 
     async def _give_up(self, why: UnusableCheckpointError) -> None:
@@ -255,7 +261,7 @@ class Checkpointer:
 
     async def save(self) -> None:
         """Saves the state as it is now, if it is not on disk yet."""
-        if self._analysis.next_sequence == self._saved_sequence:
+        if (self._analysis.next_sequence, self._analysis.verdicts_until) == self._saved:
             return
         snapshot = await self._analysis.snapshot()
         try:
@@ -263,7 +269,7 @@ class Checkpointer:
         except OSError:
             _failures.add(1)
             raise
-        self._saved_sequence = snapshot.next_sequence
+        self._saved = snapshot.next_sequence, snapshot.verdicts_until
 
     async def save_last(self) -> None:
         """Saves at the end, when nobody can try again: a failure is told and costs the rows since the last one,

@@ -10,7 +10,7 @@ its sequence was not passed, and the detector passes over what it knows of it.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -29,6 +29,10 @@ YIELD_AFTER_S = 0.005
 JUDGED_IN_THREAD: Final = 2_000
 """More series than this are judged in a thread: these take 1 ms, and 4 ms where they are new; 10,220 take 3 and 30 ms.
 With 102,200 the event loop's longest turn is 9 ms."""
+
+STRAY_AFTER_MS: Final = 120_000
+"""The tail must be further than metadata's list by this: a minute and its grace."""
+_MINUTE_MS: Final = 60_000
 
 _log = logging.getLogger(__name__)
 _meter = telemetry.meter(__name__)
@@ -67,15 +71,25 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What somebody said of a finding."""
+
+    finding: Anomaly
+    is_real: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """All that a restart needs; nothing in it changes any more.
 
     Attributes:
         next_sequence: the first batch that is not in the state.
+        verdicts_until: up to when verdicts are in the state, microseconds since the epoch; 0: none was followed.
         waiting: findings that metadata has not acknowledged, the longest waiting first.
     """
 
     next_sequence: int
+    verdicts_until: int
     detector: DetectorState
     waiting: tuple[Anomaly, ...]
 
@@ -100,6 +114,10 @@ class Analysis:
         self.next_sequence = 0
         """The batch to ask for; 0 while there is no place yet: what comes from now on."""
         self.has_place = asyncio.Event()
+        self.verdicts_until = 0
+        """Up to when verdicts were taken, by metadata's clock; 0: none was followed yet."""
+        self._strays: dict[str, Anomaly] = {}  # open in metadata, and not here when that was asked
+        self._strays_of_ms = 0
         self._clock = clock
         self._applying = asyncio.Lock()
 
@@ -119,6 +137,7 @@ class Analysis:
                     await asyncio.sleep(0)
                     free_at = self._clock.monotonic() + YIELD_AFTER_S
             self.outbox.put(self.detector.settle(now_ms))
+            self._end_strays(now_ms)
             self.counters.batches += 1
             self.counters.rows += count
             _rows.add(count)
@@ -134,6 +153,31 @@ class Analysis:
             servers = tuple(rows.server_ids[row] for row in part.tolist())
             times, values = rows.times_ms[part], rows.values[part]
         self.outbox.put(self.detector.observe(batch.columns, servers, times, values, batch.received_ms))
+
+    async def take_verdicts(self, verdicts: Sequence[Verdict], until: int) -> None:
+        """Has the detector take what was said, up to a time."""
+        async with self._applying:
+            for verdict in verdicts:
+                self.detector.judge(verdict.finding, is_real=verdict.is_real)
+            self.verdicts_until = max(self.verdicts_until, until)
+
+    def take_going_on(self, findings: Iterable[Anomaly], now_ms: int) -> None:
+        """Notes which findings metadata takes for open at a time; those that are not here by then will be ended."""
+        self._strays = {finding.id: finding for finding in findings}
+        self._strays_of_ms = now_ms
+
+    def _end_strays(self, now_ms: int) -> None:
+        """Of servers that are heard here; others' are others' findings."""
+        if not self._strays or now_ms < self._strays_of_ms + STRAY_AFTER_MS:
+            return
+        here = self.detector.open_ids()
+        for finding in list(self._strays.values()):
+            if finding.id in here or finding.id in self.outbox:
+                del self._strays[finding.id]
+            elif self.detector.hears(finding.server_id):
+                end_ms = max(finding.start_ms, finding.peak_ms + _MINUTE_MS)
+                self.outbox.put([finding.changed(end_ms=end_ms)])
+                del self._strays[finding.id]
 
     def pass_to(self, sequence: int) -> None:
         """Says that everything before `sequence` is in the state."""
@@ -164,12 +208,15 @@ class Analysis:
         async with self._applying:
             waiting = self.outbox.all()
             state = await finished(self.detector.state)
-            return Snapshot(next_sequence=self.next_sequence, detector=state, waiting=waiting)
+            return Snapshot(
+                next_sequence=self.next_sequence, verdicts_until=self.verdicts_until, detector=state, waiting=waiting
+            )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Takes over a snapshot; ValueError, and nothing changed, when it is not of this detector."""
         self.detector.restore(snapshot.detector)
         self.outbox.put(snapshot.waiting)
+        self.verdicts_until = snapshot.verdicts_until
         self.pass_to(snapshot.next_sequence)
 
 

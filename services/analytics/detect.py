@@ -134,6 +134,15 @@ class Detector(Protocol):
     def settle(self, now_ms: int) -> list[Anomaly]:
         """Judges what depends on all rows of a batch; returns as `advance`."""
 
+    def judge(self, finding: Anomaly, *, is_real: bool) -> None:
+        """Takes what people said of a finding, which may be anybody's: it moves what is found later."""
+
+    def open_ids(self) -> set[str]:
+        """The findings that go on."""
+
+    def hears(self, server_id: str) -> bool:
+        """Whether rows of a server come now."""
+
     def state(self) -> DetectorState:
         """All it knows; takes as long as copying it."""
 

@@ -34,6 +34,10 @@ from services.analytics.silence import SilenceWatch
 FORGET_AFTER_MS: Final = 7 * 86_400_000
 """Servers and series that were silent so long are forgotten."""
 DEFAULT_SILENCE_MS: Final = 30_000
+HEARS_MS: Final = 60_000
+"""A server whose rows came within this time is heard."""
+BLAMED: Final = 0.5
+"""A metric had much part in a finding if its score was at least this part of the highest."""
 
 _HOUR_MS: Final = 3_600_000
 
@@ -208,6 +212,30 @@ class FleetDetector:
         rates.state = self._rates.state.rearranged(place[order])
         self._rates, self._order, self._server_count = rates, order, count
         self._openings.rearrange(source)
+
+    def judge(self, finding: Anomaly, *, is_real: bool) -> None:
+        server = self._registry.server_of(finding.server_id)
+        if server is None:
+            return
+        if finding.detector == silence.DETECTOR:
+            self._silence.judge_finding(server, finding.value, is_real=is_real)
+        elif finding.detector == openings.DETECTOR and server < self._server_count:
+            parts = finding.contributions
+            blamed = {part.metric for part in parts if part.score >= BLAMED * parts[0].score}
+            starts = self._scorer.starts
+            series = [
+                one
+                for one in range(int(starts[server]), int(starts[server + 1]))
+                if self._registry.name_of(int(self._order[one])) in blamed
+            ]
+            self._scorer.judge(server, finding.score, series, is_real=is_real)
+
+    def open_ids(self) -> set[str]:
+        return {finding.id for finding in (*self._openings.open.values(), *self._silence.open.values())}
+
+    def hears(self, server_id: str) -> bool:
+        server = self._registry.server_of(server_id)
+        return server is not None and self._silence.heard_at(server) >= self._now_ms - HEARS_MS
 
     def state(self) -> DetectorState:
         registry = self._registry

@@ -37,6 +37,9 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def __contains__(self, finding_id: object) -> bool:
+        return finding_id in self._waiting
+
     def put(self, findings: Iterable[Anomaly]) -> None:
         """Takes findings as they are now."""
         for finding in findings:

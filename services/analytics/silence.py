@@ -27,6 +27,9 @@ STEADY_RATIO: Final = 2.5
 REST_MS: Final = 1_800_000
 """A server has no new finding of silence within this time after the last one ended."""
 
+PATIENT: Final = 1.1
+MAX_PATIENCE: Final = 20.0
+
 _GAPS: Final = 16
 _ENOUGH_GAPS: Final = 8
 _HOLE_MS: Final = 15_000
@@ -38,7 +41,8 @@ _NO_INTERVAL: Final = float("inf")
 @dataclass(slots=True, eq=False)
 class _Heard(Columns):
     """Of each server: when it was heard last, since when silence is measured, its newest row's time, its distances,
-    how many they were, its interval (infinite: not steady), and until when it has rest; milliseconds."""
+    how many they were, its interval (infinite: not steady), until when it has rest (all in milliseconds), and by how
+    much longer than usual it may be silent."""
 
     heard_ms: Integers
     since_ms: Integers
@@ -47,6 +51,7 @@ class _Heard(Columns):
     count: Integers
     interval_ms: Floats
     rest_until_ms: Integers
+    patience: Floats
 
     SHAPES: ClassVar = {
         "heard_ms": ((), np.int64, _NEVER),
@@ -56,6 +61,7 @@ class _Heard(Columns):
         "count": ((), np.int64, 0),
         "interval_ms": ((), np.float64, _NO_INTERVAL),
         "rest_until_ms": ((), np.int64, _NEVER),
+        "patience": ((), np.float64, 1.0),
     }
 
 
@@ -70,6 +76,10 @@ class SilenceWatch:
         self._last_ms = _NEVER
         self.open: dict[str, Anomaly] = {}
         """The open findings by server."""
+
+    def heard_at(self, server: int) -> int:
+        """When a server was heard last, in milliseconds; long before all time for one that never was."""
+        return int(self._state.heard_ms[server]) if server < len(self._state.heard_ms) else _NEVER
 
     def heard_since(self, time_ms: int, count: int) -> Flags:
         """Which of the first `count` servers were heard at a time or later."""
@@ -131,7 +141,8 @@ class SilenceWatch:
         state.interval_ms[servers] = np.where(steady, ordered[-2], _NO_INTERVAL)
 
     def _limits(self) -> Floats:
-        limits: Floats = np.maximum((SILENT_INTERVALS + LATE) * self._state.interval_ms, self._least_ms)
+        shortest = np.maximum((SILENT_INTERVALS + LATE) * self._state.interval_ms, self._least_ms)
+        limits: Floats = shortest * self._state.patience
         return limits
 
     def _ended(self, server: int, server_id: str, now_ms: int) -> Anomaly:
@@ -173,6 +184,17 @@ class SilenceWatch:
         )
         self.open[server_id] = begun = replace(begun, score=_score(now_ms - heard_ms, begun))
         return begun
+
+    def judge_finding(self, server: int, silent_s: float, *, is_real: bool) -> None:
+        """Takes what people said of a finding: after a false one a server may be silent for as long, and a real one
+        gives half of that back."""
+        patience = self._state.patience
+        if is_real:
+            patience[server] = (1.0 + patience[server]) / 2
+            return
+        limit_ms = float(self._limits()[server])
+        needed = patience[server] * PATIENT * silent_s * 1000.0 / limit_ms if np.isfinite(limit_ms) else 0.0
+        patience[server] = np.clip(max(needed, patience[server] * PATIENT), 1.0, MAX_PATIENCE)
 
     def forget(self, server_ids: list[str], now_ms: int) -> list[Anomaly]:
         """Ends what is open of servers that go."""

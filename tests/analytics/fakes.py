@@ -105,7 +105,7 @@ def trained(**arguments: Any) -> FleetDetector:
 
 def trained_snapshot() -> Snapshot:
     """A checkpoint of it."""
-    return Snapshot(next_sequence=1, detector=trained_state(), waiting=())
+    return Snapshot(next_sequence=1, verdicts_until=0, detector=trained_state(), waiting=())
 
 
 def written(snapshot: Snapshot) -> bytes:
@@ -170,6 +170,16 @@ class FakeMetadata:
         self.refuses: set[str] = set()
         self.is_away = False
         self.turned_away = 0
+        self.followed_from: list[int] = []
+        self.to_tell: asyncio.Queue[anomaly_pb2.FollowAnomaliesResponse | None] = asyncio.Queue()
+
+    async def FollowAnomalies(
+        self, request: anomaly_pb2.FollowAnomaliesRequest, _context: object
+    ) -> AsyncGenerator[anomaly_pb2.FollowAnomaliesResponse, None]:
+        self.followed_from.append(request.after_version)
+        while (message := await self.to_tell.get()) is not None:
+            yield message
+        raise Unavailable("the stream was broken")
 
     @property
     def findings(self) -> list[Anomaly]:

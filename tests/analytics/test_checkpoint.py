@@ -183,7 +183,7 @@ async def test_a_checkpoint_of_another_detector_is_set_aside(tmp_path: Path) -> 
         replace(state, arrays={name: array for name, array in state.arrays.items() if name != "silence.heard_ms"}),
         replace(state, texts={**state.texts, "servers": state.texts["servers"][1:]}),
     ):
-        file.save(Snapshot(next_sequence=5, detector=wrong, waiting=()))
+        file.save(Snapshot(next_sequence=5, verdicts_until=0, detector=wrong, waiting=()))
         fresh = new_analysis()
         await Checkpointer(file, fresh, ManualClock(), 30).restore()
         assert (fresh.next_sequence, fresh.detector.state().texts["servers"]) == (0, ())

@@ -66,7 +66,7 @@ def fast_tick(number: int, servers: tuple[str, ...] = SERVERS) -> Rows:
 def restarted(detector: FleetDetector) -> FleetDetector:
     """A new detector that goes on from a checkpoint of one."""
     again = FleetDetector()
-    snapshot = Snapshot(next_sequence=1, detector=detector.state(), waiting=())
+    snapshot = Snapshot(next_sequence=1, verdicts_until=0, detector=detector.state(), waiting=())
     again.restore(checkpoint.decode(written(snapshot)).detector)
     return again
 

@@ -9,7 +9,7 @@ order of a server's series changes nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ from services.analytics.scoring.arrays import Columns, Flags, Floats, Integers, 
 from services.analytics.scoring.copies import Copies
 from services.analytics.scoring.series import SeriesScorer, SeriesWindow
 from services.analytics.scoring.threshold import Thresholds
+from services.analytics.scoring.verdicts import Verdicts
 
 TOP_SERIES: Final = 10
 """Series named with a server's finding."""
@@ -70,6 +71,7 @@ class FleetScorer:
         self.series = SeriesScorer(int(self._starts[-1]))
         self.copies = Copies(self._starts)
         self.thresholds = Thresholds(len(sizes))
+        self.verdicts = Verdicts(len(sizes), len(self.series))
         self.state = ServerState.fresh(len(sizes))
         self._groups = _groups(self._sizes)
 
@@ -81,11 +83,12 @@ class FleetScorer:
             values: of all series; NaN is no value.
         """
         series = self.series.update(time_s, values)
+        series = replace(series, departure=series.departure * self.verdicts.weights)
         weights = self.copies.update(time_s, self.series.step_s, series.departure, series.counts)
         raw, judged = self._raw(series, np.where(series.counts, weights, 0.0))
         level, usual = self.thresholds.levels(), self.thresholds.usual()
         alarm = self.thresholds.update(time_s, self.series.step_s, raw, judged)
-        relative = raw / (p.SERVER_ALARM ** (1.0 - p.OWN_SHARE) * usual**p.OWN_SHARE)
+        relative = raw / _middle(usual)
         score = np.where(judged, relative / (1.0 + relative), 0.0)
         alone = np.flatnonzero(self._sizes == 1)
         score[alone] = series.rested[self._starts[alone]]
@@ -94,7 +97,7 @@ class FleetScorer:
             raw=raw,
             alarm=alarm,
             level=level,
-            is_finding=alarm & (raw >= p.FINDING_LEVEL),
+            is_finding=alarm & (raw >= p.FINDING_LEVEL * self.verdicts.bars),
             judged=judged,
             series=series,
         )
@@ -119,6 +122,21 @@ class FleetScorer:
     def starts(self) -> Integers:
         """The first series of each server, and behind the last."""
         return self._starts
+
+    def judge(self, server: int, score: float, series: Sequence[int], *, is_real: bool) -> None:
+        """Takes what people said of a finding of a server.
+
+        Args:
+            server: its place.
+            score: the finding's.
+            series: places of the series that had the most part in it.
+            is_real: whether something was wrong.
+        """
+        if is_real:
+            self.verdicts.real(server, series)
+            return
+        raw = score / max(1.0 - score, 1e-9) * float(_middle(self.thresholds.usual()[server]))
+        self.verdicts.false(server, series, raw / p.FINDING_LEVEL)
 
     def contributors(self, window: ServerWindow, server: int, count: int = TOP_SERIES) -> list[int]:
         """The server's series that departed furthest in a window, furthest first, by their place in the server."""
@@ -149,13 +167,15 @@ class FleetScorer:
         new.copies.state = self.copies.state.rearranged(series)
         new.thresholds.restore(self.thresholds.arrays(), len(self._sizes))
         new.thresholds.state = self.thresholds.state.rearranged(servers)
+        new.verdicts = self.verdicts.rearranged(servers, series)
         new.state = self.state.rearranged(servers)
         return new
 
     @property
     def nbytes(self) -> int:
         """Bytes of state."""
-        return self.series.state.nbytes + self.copies.state.nbytes + self.thresholds.state.nbytes + self.state.nbytes
+        parts = (self.series.state, self.copies.state, self.thresholds.state, self.verdicts, self.state)
+        return sum(part.nbytes for part in parts)
 
     def arrays(self) -> State:
         """All that is known, to be saved."""
@@ -164,6 +184,7 @@ class FleetScorer:
             **self.series.arrays(),
             **self.copies.arrays(),
             **self.thresholds.arrays(),
+            **self.verdicts.arrays(),
             **self.state.arrays("server."),
         }
 
@@ -181,8 +202,14 @@ class FleetScorer:
         scorer.series.restore(arrays, int(sizes.sum()))
         scorer.copies.restore(arrays)
         scorer.thresholds.restore(arrays, len(sizes))
+        scorer.verdicts.restore(arrays, len(sizes), int(sizes.sum()))
         scorer.state = ServerState.of_arrays(arrays, "server.", len(sizes))
         return scorer
+
+
+def _middle(usual: Any) -> Any:
+    """The `raw` that is a score of .5, by what is usual of a server."""
+    return p.SERVER_ALARM ** (1.0 - p.OWN_SHARE) * usual**p.OWN_SHARE
 
 
 def _groups(sizes: Integers) -> list[Integers]:

@@ -1,0 +1,58 @@
+"""Following what people say of findings, and which findings metadata takes for open.
+
+What must stay true: each verdict is applied once, also over restarts: how far was followed is in the state, and a
+verdict that is not newer is passed over; what was open when this service lost its memory, or found otherwise when it
+read the tail again, is ended once the tail has come so far that it would be open here, too.
+"""
+
+from typing import Final
+
+from fleet.anomaly import Anomaly, anomaly_from_pb
+from fleet.codec import us_from_timestamp
+from openmanager.fleet.v1 import anomaly_pb2
+from openmanager.metadata.v1 import anomaly_pb2 as pb
+from openmanager.metadata.v1 import anomaly_pb2_grpc
+from runtime.channel import Channel, calling
+from services.analytics.core import Analysis, Verdict
+
+_IS_REAL: Final = {anomaly_pb2.ANOMALY_VERDICT_REAL: True, anomaly_pb2.ANOMALY_VERDICT_FALSE: False}
+
+
+class VerdictFollower:
+    """Feeds an analysis from metadata."""
+
+    def __init__(self, metadata: Channel, analysis: Analysis) -> None:
+        self._stub = anomaly_pb2_grpc.AnomalyStoreServiceStub(metadata.grpc)
+        self._analysis = analysis
+
+    async def follow(self) -> None:
+        """Reads one stream to its end.
+
+        Raises:
+            OpenManagerError: the stream broke off; call again.
+        """
+        asked = pb.FollowAnomaliesRequest(after_version=self._analysis.verdicts_until)
+        going_on: list[Anomaly] = []
+        call = self._stub.FollowAnomalies(asked)
+        try:
+            async with calling("metadata"):
+                async for message in call:
+                    if not message.snapshot:
+                        verdicts = _verdicts(message, after=self._analysis.verdicts_until)
+                        await self._analysis.take_verdicts(verdicts, message.version)
+                        continue
+                    going_on += [anomaly_from_pb(one) for one in message.anomalies]
+                    if not message.continues:
+                        self._analysis.take_going_on(going_on, message.version // 1_000)
+                        await self._analysis.take_verdicts((), message.version)
+        finally:
+            call.cancel()
+
+
+def _verdicts(message: pb.FollowAnomaliesResponse, after: int) -> list[Verdict]:
+    """Those that were said after a time."""
+    return [
+        Verdict(finding=anomaly_from_pb(one), is_real=_IS_REAL[one.verdict])
+        for one in message.anomalies
+        if one.verdict in _IS_REAL and us_from_timestamp(one.verdict_remark.time) > after
+    ]
