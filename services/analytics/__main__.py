@@ -1,10 +1,10 @@
 """The analytics service: settings -> detector and findings, from disk -> the tail -> gRPC."""
 
-import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from runtime import tasks
 from runtime.process import Process, run_process
 from runtime.server import bind
 from runtime.tasks import Backoff, run_forever
@@ -18,6 +18,7 @@ from services.analytics.outlook.measurements import Source
 from services.analytics.outlook.ranking import CAPACITY_SERVICE, CapacityServicer
 from services.analytics.outlook.servicer import PUBLIC_SERVICE, OutlookServicer
 from services.analytics.outlook.workers import Workers
+from services.analytics.scores import ScoreWriter
 from services.analytics.servicer import DETECTION_SERVICE, DetectionServicer
 from services.analytics.settings import AnalyticsSettings
 from services.analytics.verdicts import VerdictFollower
@@ -30,35 +31,30 @@ BACKOFF = Backoff(max_s=2.0)
 async def analysing(settings: AnalyticsSettings, process: Process[AnalyticsSettings]) -> AsyncIterator[Analysis]:
     """The analysis, fed and saved for as long as this is entered, and saved once more at the end."""
     detector = FleetDetector(silence_ms=round(settings.silence_s * 1000))
-    analysis = Analysis(detector, Outbox(), process.clock)
-    file = CheckpointFile(process.folder)
-    checkpointer = Checkpointer(file, analysis, process.clock, settings.checkpoint_interval_s)
-    await checkpointer.restore()
-    try:
-        async with (
-            process.open_channel(settings.timeseries_target) as timeseries,
-            process.open_channel(settings.metadata_target) as metadata,
-            asyncio.TaskGroup() as group,
-        ):
-            tail, reporter = TailFollower(timeseries, analysis), Reporter(metadata, analysis.outbox)
-            verdicts = VerdictFollower(metadata, analysis)
-            work = {
-                "tail": tail.follow,
-                "checkpoint": checkpointer.run,
-                "findings": reporter.run,
-                "verdicts": verdicts.follow,
-            }
-            tasks = [
-                group.create_task(run_forever(name, run, BACKOFF, clock=process.clock), name=name)
-                for name, run in work.items()
-            ]
-            try:
-                yield analysis
-            finally:
-                for task in tasks:
-                    task.cancel()
-    finally:
-        await checkpointer.save_last()
+    async with (
+        process.open_channel(settings.timeseries_target) as timeseries,
+        process.open_channel(settings.metadata_target) as metadata,
+    ):
+        scores = ScoreWriter(timeseries, process.clock)
+        analysis = Analysis(detector, Outbox(), process.clock, scores.put)
+        file = CheckpointFile(process.folder)
+        checkpointer = Checkpointer(file, analysis, process.clock, settings.checkpoint_interval_s)
+        await checkpointer.restore()
+        work = {
+            "tail": TailFollower(timeseries, analysis).follow,
+            "checkpoint": checkpointer.run,
+            "findings": Reporter(metadata, analysis.outbox).run,
+            "verdicts": VerdictFollower(metadata, analysis).follow,
+            "scores": scores.run,
+        }
+        running = [
+            tasks.start(name, run_forever(name, run, BACKOFF, clock=process.clock)) for name, run in work.items()
+        ]
+        try:
+            yield analysis
+        finally:
+            await tasks.cancel(*running)
+            await checkpointer.save_last()
 
 
 async def serve(settings: AnalyticsSettings, process: Process[AnalyticsSettings]) -> None:

@@ -20,6 +20,7 @@ from runtime import telemetry
 from runtime.clock import Clock
 from services.analytics.detect import Detector, DetectorState, SetColumns
 from services.analytics.outbox import Outbox
+from services.analytics.scores import Scored
 from services.analytics.scoring.arrays import Integers
 
 Result = TypeVar("Result")
@@ -107,9 +108,13 @@ class Counters:
 class Analysis:
     """Applies batches in order; see the module."""
 
-    def __init__(self, detector: Detector, outbox: Outbox, clock: Clock) -> None:
+    def __init__(
+        self, detector: Detector, outbox: Outbox, clock: Clock, scored: Callable[[Sequence[Scored]], None] | None = None
+    ) -> None:
+        """`scored` takes the scores of the minutes that were judged."""
         self.detector = detector
         self.outbox = outbox
+        self._scored = scored
         self.counters = Counters()
         self.next_sequence = 0
         """The batch to ask for; 0 while there is no place yet: what comes from now on."""
@@ -138,6 +143,9 @@ class Analysis:
                     free_at = self._clock.monotonic() + YIELD_AFTER_S
             self.outbox.put(self.detector.settle(now_ms))
             self._end_strays(now_ms)
+            scores = self.detector.take_scores()
+            if self._scored is not None:
+                self._scored(scores)
             self.counters.batches += 1
             self.counters.rows += count
             _rows.add(count)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fleet.anomaly import Anomaly
 from fleet.model import MetricKind, MetricSet
+from services.analytics.scores import Scored
 from services.analytics.scoring.arrays import Floats, Integers
 
 Series = tuple[str, bool]
@@ -133,6 +134,9 @@ class Detector(Protocol):
 
     def settle(self, now_ms: int) -> list[Anomaly]:
         """Judges what depends on all rows of a batch; returns as `advance`."""
+
+    def take_scores(self) -> list[Scored]:
+        """The scores of the minutes that were judged since this was called last."""
 
     def judge(self, finding: Anomaly, *, is_real: bool) -> None:
         """Takes what people said of a finding, which may be anybody's: it moves what is found later."""

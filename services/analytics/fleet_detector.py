@@ -25,6 +25,7 @@ from services.analytics.detect import DetectorState, SetColumns
 from services.analytics.open_windows import WINDOW_MS, Minute, OpenWindows
 from services.analytics.openings import Openings
 from services.analytics.registry import Limits, Registry
+from services.analytics.scores import Scored
 from services.analytics.scoring import parameters as p
 from services.analytics.scoring.arrays import Flags, Floats, Integers
 from services.analytics.scoring.rates import Rates
@@ -60,6 +61,7 @@ class FleetDetector:
         """How many servers the scorer knows."""
         self._now_ms = 0
         self._learned: dict[str, float] = {}
+        self._scored: list[Scored] = []
         self.unwatched_rows = 0
         self.untimely_rows = 0
 
@@ -101,6 +103,9 @@ class FleetDetector:
             return self._contributions(window, server, values, low, high)
 
         self._say_learned()
+        judged = np.flatnonzero(window.judged)
+        server_ids = tuple(self._registry.server_ids[server] for server in judged.tolist())
+        self._scored.append(Scored(start_ms=minute.start_ms, server_ids=server_ids, scores=window.score[judged]))
         return self._openings.update(
             minute.start_ms,
             window.is_finding,
@@ -212,6 +217,10 @@ class FleetDetector:
         rates.state = self._rates.state.rearranged(place[order])
         self._rates, self._order, self._server_count = rates, order, count
         self._openings.rearrange(source)
+
+    def take_scores(self) -> list[Scored]:
+        scored, self._scored = self._scored, []
+        return scored
 
     def judge(self, finding: Anomaly, *, is_real: bool) -> None:
         server = self._registry.server_of(finding.server_id)

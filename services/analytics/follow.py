@@ -21,6 +21,7 @@ from runtime.channel import Channel, calling
 from runtime.errors import FailedPrecondition, ResourceExhausted
 from services.analytics.core import Analysis, Batch
 from services.analytics.detect import NO_COLUMNS, SetColumns
+from services.analytics.scores import METRIC_SET as SCORES
 from services.analytics.scoring.arrays import Integers
 
 MAX_STREAM_SETS: Final = 50_000
@@ -77,7 +78,10 @@ class TailFollower:
             if message.sequence > expected > 0:  # sequences have no holes
                 self._analysis.lose(expected, message.sequence)
                 self._analysis.pass_to(message.sequence)
-            await self._analysis.apply(await _decoded(message, sets))
+            if message.batch.metric_set_id == SCORES.id and message.batch.rows:  # our own
+                self._analysis.pass_to(message.sequence + 1)
+            else:
+                await self._analysis.apply(await _decoded(message, sets))
         except Exception as error:
             if self._stumbled_at != message.sequence:  # a new stream sends it again, with its set
                 self._stumbled_at = message.sequence

@@ -14,7 +14,7 @@ from fleet.codec import metric_set_to_pb, rows_to_pb, timestamp_from_ms
 from fleet.model import Metric, MetricKind, MetricSet, Rows
 from openmanager.metadata.v1 import anomaly_pb2
 from openmanager.timeseries.v1 import timeseries_pb2 as pb
-from runtime.errors import InvalidArgument, Unavailable
+from runtime.errors import FailedPrecondition, InvalidArgument, Unavailable
 from runtime.interception import Interception, service_secret_authenticator
 from runtime.server import GrpcServer, bind
 from services.analytics import checkpoint
@@ -212,6 +212,11 @@ class FakeTimeSeries:
         self.withhold_set = False
         self.resent = 0
         """How many batches before what was asked for a stream sends again."""
+        self.is_away = False
+        self.echoes = False
+        """Whether what is written here comes in the tail."""
+        self.sets: dict[str, Any] = {}
+        self.written: list[Any] = []
         self._more = asyncio.Event()
         self._broken = asyncio.Event()
 
@@ -226,6 +231,22 @@ class FakeTimeSeries:
         self._more.set()
         self._more = asyncio.Event()
         return sequence
+
+    async def Append(self, request: pb.AppendRequest, _context: object) -> pb.AppendResponse:
+        """As a sender's, and seen by whoever follows."""
+        if self.is_away:
+            raise Unavailable("away")
+        self.sets.update((one.id, one) for one in request.metric_sets)
+        if request.batch.metric_set_id not in self.sets:
+            raise FailedPrecondition("unknown", reason="METRIC_SET_UNKNOWN")
+        self.written.append(request.batch)
+        if self.echoes:
+            message = pb.TailMetricsResponse(sequence=len(self.journal) + 1, batch=request.batch)
+            message.receive_time.CopyFrom(self.journal[-1].receive_time)
+            self.journal.append(message)
+            self._more.set()
+            self._more = asyncio.Event()
+        return pb.AppendResponse(sequence=len(self.journal), accepted_points=len(request.batch.values))
 
     def break_streams(self) -> None:
         """Ends the running streams as a dying process does."""
