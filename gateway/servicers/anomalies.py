@@ -9,7 +9,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final
 
+from google.protobuf.duration_pb2 import Duration
+
 from fleet import access
+from fleet.codec import duration_from_ms, ms_from_duration, timestamp_from_ms
 from gateway.changes import Wanted
 from gateway.entry import BASIC
 from gateway.findings import Findings
@@ -17,7 +20,7 @@ from gateway.servicers.fleet import unknown_server
 from gateway.state import FleetState
 from gateway.visible import sees
 from openmanager.analytics.v1 import analytics_pb2, analytics_pb2_grpc
-from openmanager.fleet.v1 import anomaly_pb2
+from openmanager.fleet.v1 import anomaly_pb2, report_pb2
 from openmanager.gateway.v1 import analytics_pb2 as pb
 from openmanager.metadata.v1 import anomaly_pb2 as metadata_pb2
 from openmanager.metadata.v1 import anomaly_pb2_grpc
@@ -25,9 +28,12 @@ from runtime import caller
 from runtime.channel import Channel, calling
 from runtime.circuit import Circuit
 from runtime.clock import Clock
-from runtime.errors import InvalidArgument, NotFound, OpenManagerError
+from runtime.errors import DeadlineExceeded, InvalidArgument, NotFound, OpenManagerError, Unavailable
 
 LEARNED_WITHIN_S: Final = 0.5
+DAY_MS: Final = 86_400_000
+DEFAULT_SPAN_DAYS: Final = 30
+MAX_SPAN_DAYS: Final = 730
 _AS_THEY_ARE: Final = (
     "page_size",
     "page_token",
@@ -55,6 +61,7 @@ class AnomalyServicer:
         self._circuit = Circuit("analytics", clock)
         self._state = state
         self._findings = findings
+        self._clock = clock
 
     async def ListAnomalies(self, request: pb.ListAnomaliesRequest, _context: object) -> pb.ListAnomaliesResponse:
         """A page, newest first."""
@@ -127,6 +134,26 @@ class AnomalyServicer:
         anomaly: anomaly_pb2.Anomaly = answer.anomaly
         return anomaly
 
+    async def GetModelReport(self, request: pb.GetModelReportRequest, _context: object) -> pb.GetModelReportResponse:
+        """What analytics knows, and what metadata knows of the findings."""
+        span_ms = _span_ms(request.span)
+        async with calling("analytics"):
+            answer = await self._detection.ReportModels(analytics_pb2.ReportModelsRequest())
+        report: report_pb2.ModelReport = answer.report
+        start_ms = max(0, self._clock.now_ms() - span_ms)
+        report.detection.span.CopyFrom(duration_from_ms(span_ms))
+        try:
+            async with calling("metadata"):
+                counted = await self._record.CountAnomalies(
+                    metadata_pb2.CountAnomaliesRequest(start_time=timestamp_from_ms(start_ms))
+                )
+        except (Unavailable, DeadlineExceeded):  # the answer says it
+            report.incomplete.append("metadata")
+        else:
+            server_days = max(report.detection.servers, 1) * span_ms / DAY_MS
+            report.detection.detectors.extend(_reported(count, server_days) for count in counted.counts)
+        return pb.GetModelReportResponse(report=report)
+
     async def WatchAnomalies(
         self, request: pb.WatchAnomaliesRequest, _context: object
     ) -> AsyncGenerator[pb.WatchAnomaliesResponse, None]:
@@ -141,6 +168,29 @@ class AnomalyServicer:
         async with aclosing(self._findings.watch(wants, request.after_version)) as messages:
             async for message in messages:
                 yield message
+
+
+def _span_ms(span: Duration) -> int:
+    if span == Duration():
+        return DEFAULT_SPAN_DAYS * DAY_MS
+    span_ms = ms_from_duration(span)
+    if not 0 < span_ms <= MAX_SPAN_DAYS * DAY_MS:
+        raise InvalidArgument(f"is none of up to {MAX_SPAN_DAYS} days", field="span")
+    return span_ms
+
+
+def _reported(count: metadata_pb2.AnomalyCount, server_days: float) -> report_pb2.DetectorReport:
+    judged = count.said_real + count.said_false
+    return report_pb2.DetectorReport(
+        detector=count.detector,
+        found=count.found,
+        open=count.open,
+        acknowledged=count.acknowledged,
+        said_real=count.said_real,
+        said_false=count.said_false,
+        precision=count.said_real / judged if judged else None,
+        per_server_day=count.found / server_days,
+    )
 
 
 def _copy(request: pb.ListAnomaliesRequest, inner: metadata_pb2.QueryAnomaliesRequest, name: str) -> None:

@@ -45,6 +45,7 @@ def analytics_servicer(analytics: Channel, state: FleetState, findings: AnomalyS
         "AcknowledgeAnomaly": findings.AcknowledgeAnomaly,
         "FeedbackAnomaly": findings.FeedbackAnomaly,
         "WatchAnomalies": findings.WatchAnomalies,
+        "GetModelReport": findings.GetModelReport,
         "GetTrend": outlook.GetTrend,
         "ForecastCapacity": outlook.ForecastCapacity,
         "ForecastMetric": outlook.ForecastMetric,

@@ -17,6 +17,7 @@ from services.analytics.outbox import Outbox, Reporter
 from services.analytics.outlook.measurements import Source
 from services.analytics.outlook.ranking import CAPACITY_SERVICE, CapacityServicer
 from services.analytics.outlook.servicer import PUBLIC_SERVICE, OutlookServicer
+from services.analytics.outlook.tally import Tally
 from services.analytics.outlook.workers import Workers
 from services.analytics.scores import ScoreWriter
 from services.analytics.servicer import DETECTION_SERVICE, DetectionServicer
@@ -60,14 +61,14 @@ async def analysing(settings: AnalyticsSettings, process: Process[AnalyticsSetti
 async def serve(settings: AnalyticsSettings, process: Process[AnalyticsSettings]) -> None:
     """Serves until the process stops; timeseries may come and go meanwhile."""
     async with analysing(settings, process) as analysis, process.open_channel(settings.timeseries_target) as timeseries:
-        source = Source(timeseries)
+        source, tally = Source(timeseries), Tally()
         with Workers() as workers:
             await process.serve_grpc(
                 settings.analytics_address,
                 [
-                    bind(DETECTION_SERVICE, DetectionServicer(analysis)),
-                    bind(PUBLIC_SERVICE, OutlookServicer(source, workers, process.clock)),
-                    bind(CAPACITY_SERVICE, CapacityServicer(source, workers, process.clock)),
+                    bind(DETECTION_SERVICE, DetectionServicer(analysis, tally, process.clock)),
+                    bind(PUBLIC_SERVICE, OutlookServicer(source, workers, process.clock, tally)),
+                    bind(CAPACITY_SERVICE, CapacityServicer(source, workers, process.clock, tally)),
                 ],
                 address_setting="ANALYTICS_ADDRESS",
             )

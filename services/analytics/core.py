@@ -97,8 +97,10 @@ class Snapshot:
 
 @dataclass(slots=True, kw_only=True)
 class Counters:
-    """What happened since the process started."""
+    """What happened since the process started; `judged_s` is how long judging `minutes` took."""
 
+    minutes: int = 0
+    judged_s: float = 0.0
     batches: int = 0
     rows: int = 0
     lost_batches: int = 0
@@ -131,10 +133,12 @@ class Analysis:
         async with self._applying:
             now_ms, count = batch.received_ms, len(batch.rows.server_ids)
             before = self.detector.unwatched_rows, self.detector.untimely_rows
+            began_s = self._clock.monotonic()
             if self.detector.due(now_ms) > JUDGED_IN_THREAD:
                 await finished(lambda: self.detector.advance(now_ms), self.outbox.put)
             else:
                 self.outbox.put(self.detector.advance(now_ms))
+            judging_s = self._clock.monotonic() - began_s
             free_at = self._clock.monotonic() + YIELD_AFTER_S
             for part in batch.parts:
                 self._apply_part(batch, part)
@@ -144,6 +148,9 @@ class Analysis:
             self.outbox.put(self.detector.settle(now_ms))
             self._end_strays(now_ms)
             scores = self.detector.take_scores()
+            if scores:
+                self.counters.minutes += len(scores)
+                self.counters.judged_s += judging_s
             if self._scored is not None:
                 self._scored(scores)
             self.counters.batches += 1

@@ -9,7 +9,7 @@ What must stay true of every detector:
 
 A batch is shown in three steps: `advance` to its time, `observe` its rows, part by part, and `settle`. Only `advance`
 may take long; it says so before (`due`), and may then run in a thread while nothing else of the detector is called but
-`name`, `learned`, `learned_of`, `unwatched_rows`, `untimely_rows` and `columns_of`.
+`name`, `learned`, `learned_of`, `about`, `unwatched_rows`, `untimely_rows` and `columns_of`.
 """
 
 from collections.abc import Sequence
@@ -85,6 +85,23 @@ class DetectorState:
     open_findings: tuple[Anomaly, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What a detector is like now.
+
+    Attributes:
+        servers, series: how many are watched.
+        state_bytes: of what is known of them.
+        raised, lowered: servers whose level people's verdicts have moved.
+    """
+
+    servers: int
+    series: int
+    state_bytes: int
+    raised: int
+    lowered: int
+
+
 class Detector(Protocol):
     """Turns rows into findings; see the module for what must hold."""
 
@@ -137,6 +154,9 @@ class Detector(Protocol):
 
     def take_scores(self) -> list[Scored]:
         """The scores of the minutes that were judged since this was called last."""
+
+    def about(self) -> About:
+        """What it is like now; may be called while `advance` runs."""
 
     def judge(self, finding: Anomaly, *, is_real: bool) -> None:
         """Takes what people said of a finding, which may be anybody's: it moves what is found later."""

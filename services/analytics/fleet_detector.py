@@ -21,7 +21,7 @@ import numpy as np
 from fleet.anomaly import Anomaly, Contribution
 from fleet.model import MetricSet
 from services.analytics import openings, silence
-from services.analytics.detect import DetectorState, SetColumns
+from services.analytics.detect import About, DetectorState, SetColumns
 from services.analytics.open_windows import WINDOW_MS, Minute, OpenWindows
 from services.analytics.openings import Openings
 from services.analytics.registry import Limits, Registry
@@ -217,6 +217,16 @@ class FleetDetector:
         rates.state = self._rates.state.rearranged(place[order])
         self._rates, self._order, self._server_count = rates, order, count
         self._openings.rearrange(source)
+
+    def about(self) -> About:
+        bars = self._scorer.verdicts.bars
+        return About(
+            servers=len(self._registry.server_ids),
+            series=self._registry.cell_count - 1,
+            state_bytes=self._scorer.nbytes,
+            raised=int(np.count_nonzero(bars > 1.0)),
+            lowered=int(np.count_nonzero(bars < 1.0)),
+        )
 
     def take_scores(self) -> list[Scored]:
         scored, self._scored = self._scored, []

@@ -17,6 +17,7 @@ import pytest
 from fleet.anomaly import finding_id
 from openmanager.analytics.v1 import analytics_pb2 as pb
 from openmanager.analytics.v1 import analytics_pb2_grpc
+from openmanager.fleet.v1 import report_pb2
 from runtime.channel import Channel, calling
 from runtime.process import Process
 from runtime.settings import SettingsError
@@ -54,6 +55,11 @@ class Client:
         async with calling("analytics"):
             answer: pb.GetLearnedResponse = await self._stub.GetLearned(pb.GetLearnedRequest(server_id=server_id))
             return answer.learned
+
+    async def report(self) -> report_pb2.ModelReport:
+        async with calling("analytics"):
+            answer: pb.ReportModelsResponse = await self._stub.ReportModels(pb.ReportModelsRequest())
+            return answer.report
 
 
 class World:
@@ -269,6 +275,11 @@ async def test_what_is_told_of_a_finding(tmp_path: Path) -> None:
         assert len(parts) == 10
         learned = [await client.learned(server_id) for server_id in ("", "server-1", "unknown")]
         assert learned == [1.0, 1.0, 0.0]
+        detection = (await client.report()).detection
+        assert (detection.servers, detection.series) == (3, 3 * len(METRICS))
+        assert detection.minutes == 118
+        assert 0 < detection.time_per_minute.nanos < 500_000_000
+        assert 20_000 < detection.state_bytes < 1_000_000
 
 
 async def test_a_caller_without_the_secret_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from fleet.access import OPERATOR, Caller, Scope
 from fleet.codec import timestamp_from_us
@@ -13,7 +14,7 @@ from gateway import findings as findings_module
 from gateway.servicers.anomalies import AnomalyServicer
 from gateway.servicers.outlook import SERVICE, analytics_servicer
 from openmanager.analytics.v1 import analytics_pb2
-from openmanager.fleet.v1 import anomaly_pb2
+from openmanager.fleet.v1 import anomaly_pb2, report_pb2
 from openmanager.gateway.v1 import analytics_pb2 as pb
 from openmanager.gateway.v1 import analytics_pb2_grpc
 from openmanager.metadata.v1 import anomaly_pb2 as metadata_pb2
@@ -48,6 +49,7 @@ class PlayedMetadata:
         self.known = [anomaly("a", "web-1", 1), anomaly("b", "db-1", 2)]
         self.told: asyncio.Queue[metadata_pb2.FollowAnomaliesResponse | None] = asyncio.Queue()
         self.followed_from: list[int] = []
+        self.counts: list[metadata_pb2.AnomalyCount] | None = []
 
     def tell(self, *anomalies: anomaly_pb2.Anomaly, snapshot: bool = False, version: int | None = None) -> None:
         version = max(NOW_US, *(one.update_time.ToMicroseconds() for one in anomalies)) if version is None else version
@@ -95,6 +97,20 @@ class PlayedMetadata:
     ) -> analytics_pb2.GetLearnedResponse:
         """Analytics' only part here."""
         return analytics_pb2.GetLearnedResponse(learned=0.25 if request.server_id else 0.5)
+
+    async def ReportModels(
+        self, _request: analytics_pb2.ReportModelsRequest, _context: Any
+    ) -> analytics_pb2.ReportModelsResponse:
+        detection = report_pb2.DetectionReport(servers=20, learned=1.0)
+        return analytics_pb2.ReportModelsResponse(report=report_pb2.ModelReport(detection=detection))
+
+    async def CountAnomalies(
+        self, request: metadata_pb2.CountAnomaliesRequest, _context: Any
+    ) -> metadata_pb2.CountAnomaliesResponse:
+        self.asked.append(request)
+        if self.counts is None:
+            raise Unavailable("away")
+        return metadata_pb2.CountAnomaliesResponse(counts=self.counts)
 
 
 class Gateway:
@@ -237,6 +253,31 @@ async def test_findings_are_listed_while_analytics_is_away() -> None:
         answer = await made.list()
         assert len(answer.anomalies) == 2
         assert not answer.HasField("learned")
+
+
+async def test_the_report_says_what_people_said_and_what_could_not_be_asked() -> None:
+    async with gateway() as made:
+        made.metadata.counts = [
+            metadata_pb2.AnomalyCount(detector="departure", found=42, open=1, said_real=3, said_false=1),
+            metadata_pb2.AnomalyCount(detector="silence", found=7),
+        ]
+
+        async def report(**request: Any) -> report_pb2.ModelReport:
+            return (await made.stub.GetModelReport(pb.GetModelReportRequest(**request))).report
+
+        found = await report(span=Duration(seconds=7 * 86_400))
+        before_us = made.metadata.asked[-1].start_time.ToMicroseconds()
+        assert abs(before_us - (SystemClock().now_ms() * 1_000 - 7 * 86_400_000_000)) < 60e6
+        departure, silence = found.detection.detectors
+        assert (departure.precision, departure.per_server_day) == (0.75, pytest.approx(42 / 140))
+        assert (silence.found, silence.HasField("precision")) == (7, False)
+        assert (found.detection.span.seconds, list(found.incomplete)) == (7 * 86_400, [])
+        made.metadata.counts = None
+        found = await report()
+        assert (list(found.incomplete), len(found.detection.detectors)) == (["metadata"], 0)
+        assert (found.detection.servers, found.detection.span.seconds) == (20, 30 * 86_400)
+        for bad in (Duration(seconds=-1), Duration(seconds=731 * 86_400)):
+            assert await made.refused(report, span=bad) == ("INVALID_ARGUMENT", "span")
 
 
 async def followed(made: Gateway) -> "asyncio.Task[None]":

@@ -27,6 +27,7 @@ from services.analytics.outlook import arguments
 from services.analytics.outlook.arguments import Question
 from services.analytics.outlook.measurements import Chosen, Measurements, Source
 from services.analytics.outlook.servicer import capacity_from, capacity_of
+from services.analytics.outlook.tally import Tally
 from services.analytics.outlook.workers import Workers
 
 CAPACITY_SERVICE: Final = "openmanager.analytics.v1.CapacityService"
@@ -58,10 +59,11 @@ class _Remembered:
 class CapacityServicer:
     """Answers ``openmanager.analytics.v1.CapacityService``."""
 
-    def __init__(self, source: Source, workers: Workers, clock: Clock) -> None:
+    def __init__(self, source: Source, workers: Workers, clock: Clock, tally: Tally) -> None:
         self._source = source
         self._workers = workers
         self._clock = clock
+        self._tally = tally
         self._one_at_a_time = asyncio.Lock()
         self._waiting = 0
         self._remembered: OrderedDict[_Key, _Remembered] = OrderedDict()
@@ -141,7 +143,9 @@ class CapacityServicer:
 
     async def _computed(self, measured: Measurements, question: Question) -> pb.Capacity:
         limit = arguments.limit_of(question, measured.metric)
-        return await self._workers.run(partial(capacity_of, measured, limit, question, self._clock.now_ms()))
+        found = await self._workers.run(partial(capacity_of, measured, limit, question, self._clock.now_ms()))
+        self._tally.add(found)
+        return found
 
     def _remember(self, key: _Key, found: tuple[pb.Capacity, ...]) -> None:
         before = self._remembered.pop(key, None)

@@ -20,6 +20,7 @@ from services.analytics.outlook import arguments
 from services.analytics.outlook.answers import capacity_message, forecast_message, trend_message
 from services.analytics.outlook.arguments import DAY_MS, Question
 from services.analytics.outlook.measurements import Measurements, Source
+from services.analytics.outlook.tally import Tally
 from services.analytics.outlook.workers import Workers
 
 PUBLIC_SERVICE: Final = "openmanager.gateway.v1.AnalyticsService"
@@ -32,10 +33,11 @@ FORECAST_DAYS: Final = 78
 class OutlookServicer:
     """A part of ``openmanager.gateway.v1.AnalyticsService``."""
 
-    def __init__(self, source: Source, workers: Workers, clock: Clock) -> None:
+    def __init__(self, source: Source, workers: Workers, clock: Clock, tally: Tally) -> None:
         self._source = source
         self._workers = workers
         self._clock = clock
+        self._tally = tally
 
     async def GetTrend(self, request: pb.GetTrendRequest, _context: object) -> pb.GetTrendResponse:
         arguments.check_named(request)
@@ -60,6 +62,7 @@ class OutlookServicer:
             if is_in_percent(measured):
                 arguments.check_within_percent(limit)
             answer = await self._workers.run(partial(capacity_of, measured, limit, question, now_ms))
+            self._tally.add(answer)
             return pb.ForecastCapacityResponse(capacity=answer)
 
     async def ForecastMetric(self, request: pb.ForecastMetricRequest, _context: object) -> pb.ForecastMetricResponse:
@@ -71,6 +74,7 @@ class OutlookServicer:
             metric = await self._source.metric(request.server_id, request.metric)
             measured = await self._source.read(request.server_id, metric, start_ms, now_ms, min(step_ms, HOUR_MS))
             answer = await self._workers.run(partial(forecast_of, measured, horizon_ms, step_ms))
+            self._tally.add(answer)
             return pb.ForecastMetricResponse(forecast=answer)
 
 

@@ -15,6 +15,7 @@ from runtime import deadline
 from runtime.errors import InvalidArgument, ResourceExhausted, Unavailable
 from services.analytics.outlook import ranking as module
 from services.analytics.outlook.ranking import CapacityServicer
+from services.analytics.outlook.tally import Tally
 from tests.analytics.outlook.histories import PERCENT, Parts, growing, on_histories
 from tests.harness import eventually
 
@@ -27,7 +28,7 @@ async def rank(servicer: CapacityServicer, *server_ids: str, **more: Any) -> Ran
 
 
 def servicer_of(parts: Parts) -> CapacityServicer:
-    return CapacityServicer(parts.source, parts.workers, parts.clock)
+    return CapacityServicer(parts.source, parts.workers, parts.clock, Tally())
 
 
 def named(answer: RankCapacityResponse) -> list[str]:

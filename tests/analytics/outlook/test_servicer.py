@@ -18,6 +18,7 @@ from openmanager.gateway.v1 import analytics_pb2 as pb
 from runtime.errors import InvalidArgument, NotFound, ResourceExhausted
 from services.analytics.outlook import servicer as module
 from services.analytics.outlook.servicer import OutlookServicer
+from services.analytics.outlook.tally import Tally
 from services.analytics.outlook.workers import MAX_WORKING
 from tests.analytics.outlook.histories import (
     DAY_MS,
@@ -37,7 +38,7 @@ HOUR_END_MS = NOW_MS // HOUR_MS * HOUR_MS + HOUR_MS
 
 
 def servicer_of(parts: Parts) -> OutlookServicer:
-    return OutlookServicer(parts.source, parts.workers, parts.clock)
+    return OutlookServicer(parts.source, parts.workers, parts.clock, Tally())
 
 
 async def trend(parts: Parts, metric: str = "m", server_id: str = WEB, **more: Any) -> outlook_pb2.Trend:

@@ -34,6 +34,7 @@ POST /v1/simulator/scenarios SimulatorService/InjectScenario
 POST /v1/simulator/scenarios:clear SimulatorService/ClearScenarios
 GET /v1/anomalies AnalyticsService/ListAnomalies
 GET /v1/anomalies/{id} AnalyticsService/GetAnomaly
+GET /v1/analytics/report AnalyticsService/GetModelReport
 GET /v1/anomalies:watch AnalyticsService/WatchAnomalies
 POST /v1/anomalies/{id}:acknowledge AnalyticsService/AcknowledgeAnomaly
 POST /v1/anomalies/{id}:feedback AnalyticsService/FeedbackAnomaly
