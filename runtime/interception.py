@@ -82,6 +82,15 @@ def metadata_value(context: CallContext, name: str) -> str | None:
     return None
 
 
+def metadata_values(context: CallContext, name: str) -> list[str]:
+    """All values of a metadata key, in their order."""
+    return [
+        value if isinstance(value, str) else value.decode("latin-1")
+        for key, value in context.invocation_metadata() or ()
+        if key == name
+    ]
+
+
 def peer_is_loopback(peer: str) -> bool:
     """Whether the caller is on this machine."""
     return peer.startswith(("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "ipv6:[::ffff:127.", "unix:"))

@@ -28,6 +28,7 @@ from runtime.interception import (
     Authenticator,
     CallContext,
     metadata_value,
+    metadata_values,
     peer_is_loopback,
 )
 
@@ -117,7 +118,7 @@ class Callers:
 
     def address(self, context: CallContext) -> str:
         """From where a gRPC call comes."""
-        return self.origin.of(host(context.peer()), metadata_value(context, "x-forwarded-for"))
+        return self.origin.of(host(context.peer()), metadata_values(context, "x-forwarded-for"))
 
 
 def grpc_authenticator(callers: Callers, policy: Policy, admission: Admission) -> Authenticator:

@@ -1,9 +1,14 @@
 """From where a call comes: the address of its connection, or what a trusted proxy in front of us says it had.
 
-What must stay true: nobody else's X-Forwarded-For is believed, and of a chain only its last entry, the proxy's own.
+A proxy adds its entry at the end: nginx and Envoy to the header that is there, HAProxy as one more header of the name.
+Whatever stands before may be the caller's own invention.
+
+What must stay true: nobody else's X-Forwarded-For is believed, and of all its headers only the very last entry, the
+proxy's own.
 """
 
 import ipaddress
+from collections.abc import Sequence
 
 
 class Origin:
@@ -18,18 +23,18 @@ class Origin:
         """Whether anybody's X-Forwarded-For is believed."""
         return self._proxies is not None
 
-    def of(self, host: str, forwarded_for: str | None) -> str:
+    def of(self, host: str, forwarded_for: Sequence[str]) -> str:
         """The caller's address.
 
         Args:
             host: the address of the connection.
-            forwarded_for: the X-Forwarded-For that came with the call.
+            forwarded_for: every X-Forwarded-For that came with the call, in their order.
         """
         if self._proxies is None or not forwarded_for:
             return host
         try:
             if ipaddress.ip_address(host) not in self._proxies:
                 return host
-            return str(ipaddress.ip_address(forwarded_for.rpartition(",")[2].strip()))
+            return str(ipaddress.ip_address(forwarded_for[-1].rpartition(",")[2].strip()))
         except ValueError:
             return host

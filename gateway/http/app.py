@@ -261,8 +261,8 @@ def create_app(
 def _told_by_proxy(origin: Origin, scope: Scope) -> None:
     """Has a request come from where the trusted proxy says."""
     client = scope.get("client")
-    forwarded = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"), None)
-    if client is not None and forwarded is not None:
+    forwarded = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
+    if client is not None and forwarded:
         scope["client"] = (origin.of(client[0], forwarded), client[1])
 
 

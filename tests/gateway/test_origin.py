@@ -15,21 +15,25 @@ from runtime.server import GrpcServer
 from tests.gateway.http.serving import FakeServicer, serving
 
 TOKEN = "a-token-of-some-length"
-TOLD = {"x-forwarded-for": "198.51.100.1, 192.0.2.7"}
+HEADER = "x-forwarded-for"
+CHAINS = (["198.51.100.1, 192.0.2.7"], ["198.51.100.1", "192.0.2.7"])
+"""What a caller's own header becomes: some proxies add to it, others add one more of the name."""
 
 
 @pytest.mark.parametrize(
     ("host", "forwarded", "caller"),
     [
-        ("10.1.2.3", "192.0.2.7", "192.0.2.7"),
-        ("10.1.2.3", "198.51.100.1, 192.0.2.7", "192.0.2.7"),
-        ("10.1.2.3", "nonsense", "10.1.2.3"),
-        ("10.1.2.3", None, "10.1.2.3"),
-        ("172.16.0.1", "192.0.2.7", "172.16.0.1"),
-        ("", "192.0.2.7", ""),
+        ("10.1.2.3", ["192.0.2.7"], "192.0.2.7"),
+        ("10.1.2.3", CHAINS[0], "192.0.2.7"),
+        ("10.1.2.3", CHAINS[1], "192.0.2.7"),
+        ("10.1.2.3", ["192.0.2.7", "nonsense"], "10.1.2.3"),
+        ("10.1.2.3", ["nonsense"], "10.1.2.3"),
+        ("10.1.2.3", [], "10.1.2.3"),
+        ("172.16.0.1", ["192.0.2.7"], "172.16.0.1"),
+        ("", ["192.0.2.7"], ""),
     ],
 )
-def test_a_trusted_proxy_is_believed_and_nobody_else(host: str, forwarded: str | None, caller: str) -> None:
+def test_a_trusted_proxy_is_believed_and_nobody_else(host: str, forwarded: list[str], caller: str) -> None:
     assert Origin("10.0.0.0/8").of(host, forwarded) == caller
     assert Origin(None).of(host, forwarded) == host
 
@@ -37,14 +41,18 @@ def test_a_trusted_proxy_is_believed_and_nobody_else(host: str, forwarded: str |
 @pytest.mark.parametrize(
     ("proxy", "address"), [("127.0.0.0/8", "192.0.2.7"), ("10.0.0.0/8", "127.0.0.1"), (None, "127.0.0.1")]
 )
-async def test_rates_and_refusals_count_for_the_caller_and_not_for_the_proxy(proxy: str | None, address: str) -> None:
+@pytest.mark.parametrize("chain", CHAINS, ids=["one-header", "two-headers"])
+async def test_rates_and_refusals_count_for_the_caller_and_not_for_the_proxy(
+    proxy: str | None, address: str, chain: list[str]
+) -> None:
     origin, admission, refused = Origin(proxy), Admission(ManualClock(), rate=1.0), list[str]()
     options = {"origin": origin, "admission": admission, "token": TOKEN}
+    told = {HEADER: f"\r\n{HEADER}: ".join(chain)}
     async with serving(**options, refused=lambda _rpc, scope, *_: refused.append(scope["client"][0])) as served:
-        await served.get("/v1/servers", **TOLD)
+        await served.get("/v1/servers", **told)
         assert refused == [address]
         for _ in range(3):
-            await served.get("/v1/servers", authorization=f"Bearer {TOKEN}", **TOLD)
+            await served.get("/v1/servers", authorization=f"Bearer {TOKEN}", **told)
         assert refused == [address] * 2 and list(admission._buckets) == [address]
     servicer = bind("openmanager.gateway.v1.FleetService", FakeServicer())
     callers, seen = Callers(TOKEN, None, origin=origin), list[str]()
@@ -59,9 +67,9 @@ async def test_rates_and_refusals_count_for_the_caller_and_not_for_the_proxy(pro
     server = GrpcServer([servicer], Interception(noting))
     async with Channel(await server.start("127.0.0.1:0")) as channel:
         stub = fleet_pb2_grpc.FleetServiceStub(channel.grpc)
-        told = tuple(TOLD.items())
         await stub.GetFleetSummary(
-            fleet_pb2.GetFleetSummaryRequest(), metadata=(*told, ("authorization", f"Bearer {TOKEN}"))
+            fleet_pb2.GetFleetSummaryRequest(),
+            metadata=(*((HEADER, each) for each in chain), ("authorization", f"Bearer {TOKEN}")),
         )
         assert seen == [address] * 2
     await server.stop(0)
