@@ -17,6 +17,7 @@ from services.metadata.access.model import Scope, User
 from services.metadata.access.sessions import MAX_SESSIONS, Identity, Sessions
 from services.metadata.access.store import AccessStore
 from services.metadata.store_connection import Database
+from tests.harness import eventually
 
 PASSWORD, HOME = "correct horse battery", "192.0.2.1"
 ISSUER = "https://id.example"
@@ -124,6 +125,43 @@ async def test_what_ends_sessions(database: Database) -> None:
         assert await connection.fetchval("SELECT count(*) FROM access_tokens WHERE is_session") == 1
 
 
+async def test_a_password_that_is_changed_while_it_is_compared_opens_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, sessions = await with_users(database), sessions_on(database)
+    real = secrets.matches
+
+    async def changed_meanwhile(kept: str | None, typed: str) -> bool:
+        found = await real(kept, typed)
+        await store.set_password("Ada", "another password")
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(secrets, "matches", changed_meanwhile)
+        assert (await refusal(sessions, "Ada", PASSWORD))[0] == "LOGIN_FAILED"
+    assert not (await store.known()).credentials
+    async with database.connection() as connection, connection.transaction():  # as set_password, which is not over yet
+        await connection.execute("UPDATE access_users SET password_hash = 'another' WHERE name = 'Ada'")
+        await connection.execute("DELETE FROM access_tokens WHERE is_session")
+        late = asyncio.create_task(refusal(sessions, "Ada", "another password"))
+        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+
+        async def is_over_or_waits() -> bool:
+            return late.done() or await connection.fetchval(waits) > 0
+
+        await eventually(is_over_or_waits)
+    assert (await late)[0] == "LOGIN_FAILED"
+    assert not (await store.known()).credentials
+
+
+async def test_an_account_has_its_tries_however_its_name_is_spelt(database: Database) -> None:
+    store, sessions = AccessStore(database), sessions_on(database)
+    await store.create_user(User(name="admin", role=ADMIN), PASSWORD)
+    spelt = ["admin", "ADMIN", "ADM\u0130N"]  # all of them are "admin" to PostgreSQL; Python's lower() tells two apart
+    tries = [(await refusal(sessions, spelt[n % 3], "guess", f"192.0.2.{n}"))[0] for n in range(OF_ACCOUNT + 3)]
+    assert tries == ["LOGIN_FAILED"] * OF_ACCOUNT + ["LOGIN_RATE_LIMITED"] * 3
+
+
 async def test_guessing_comes_to_an_end_for_an_account_and_for_an_address(database: Database) -> None:
     await with_users(database)
     clock = ManualClock()
@@ -175,6 +213,21 @@ def test_filling_the_memory_of_tries_buys_none(monkeypatch: pytest.MonkeyPatch) 
     clock.advance(OF_ACCOUNT * attempts.ACCOUNT_REFILL_S)
     counted.spend("new", "203.0.113.1")
     assert len(counted._left) == 2
+
+
+def test_who_has_no_tries_left_cannot_keep_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "MAX_KEPT", OF_ADDRESS + 3)
+    counted = Attempts(ManualClock())
+    for n in range(OF_ADDRESS):
+        counted.spend(f"user {n}", HOME)
+    for n in range(100):
+        with pytest.raises(ResourceExhausted):
+            counted.spend(f"another {n}", HOME)
+    counted.spend("Ada", "203.0.113.1")  # there is room for her
+    counted = Attempts(ManualClock())
+    for n in range(100):
+        counted.spend(f"user {n}", f"192.0.2.{n}")
+        counted.give_back(f"user {n}", f"192.0.2.{n}")
 
 
 async def test_an_outage_costs_nobody_a_try(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,9 @@
 A try is paid for before the password is looked at, so that many at once gain nothing, and paid back when it was right.
 Who is refused is told the same whether the account exists or not.
 
-What must stay true: memory is bounded, and filling it lets nobody try more often; an account whose owner is kept out by
-a stranger's tries opens again by itself, in the time that one try takes to come back.
+What must stay true: memory is bounded, and filling it lets nobody try more often; only a try that was made is
+remembered, so that who has none left cannot fill it; an account whose owner is kept out by a stranger's tries opens
+again by itself, in the time that one try takes to come back.
 """
 
 import ipaddress
@@ -33,34 +34,37 @@ class Attempts:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # who -> tries left, as of when
 
     def spend(self, account: str, address: str) -> None:
-        """Pays for a try; raises ResourceExhausted, LOGIN_RATE_LIMITED, when there is none left."""
-        paid: list[str] = []
+        """Pays for a try; raises ResourceExhausted, LOGIN_RATE_LIMITED, when there is none left.
+
+        `account`: its name as the database compares names, or who spells it otherwise has more tries.
+        """
+        paid: list[tuple[str, int]] = []
         for who, most, refill_s in self._payers(account, address):
             if (wait_s := self._take(who, most, refill_s)) > 0:
                 for other in paid:
-                    self._give(other)
+                    self._give(*other)
                 raise ResourceExhausted(
                     "there were too many wrong tries to log in; wait, then try again",
                     reason="LOGIN_RATE_LIMITED",
                     retry_after_s=wait_s,
                 )
-            paid.append(who)
+            paid.append((who, most))
 
     def right(self, account: str, address: str) -> None:
         """The password was right: the try cost nothing, and the account's owner has all of his again."""
-        (of_account, *_), (of_address, *_) = self._payers(account, address)
+        (of_account, *_), (of_address, most, _) = self._payers(account, address)
         self._left.pop(of_account, None)
-        self._give(of_address)
+        self._give(of_address, most)
 
     def give_back(self, account: str, address: str) -> None:
         """The password was not looked at: the try cost nothing."""
-        for who, *_ in self._payers(account, address):
-            self._give(who)
+        for who, most, _ in self._payers(account, address):
+            self._give(who, most)
 
     @staticmethod
     def _payers(account: str, address: str) -> tuple[tuple[str, int, float], tuple[str, int, float]]:
         return (
-            (f"account {account.lower()}", OF_ACCOUNT, ACCOUNT_REFILL_S),
+            (f"account {account}", OF_ACCOUNT, ACCOUNT_REFILL_S),
             (f"address {_network(address)}", OF_ADDRESS, ADDRESS_REFILL_S),
         )
 
@@ -79,10 +83,12 @@ class Attempts:
         self._left.move_to_end(who)
         return 0.0
 
-    def _give(self, who: str) -> None:
-        left, at_s = self._left.get(who, (0.0, 0.0))
-        if who in self._left:
+    def _give(self, who: str, most: int) -> None:
+        left, at_s = self._left.get(who, (float(most), 0.0))
+        if left + 1 < most:
             self._left[who] = (left + 1, at_s)
+        else:  # he has all of his again
+            self._left.pop(who, None)
 
     def _forget(self, now_s: float) -> None:
         """Drops those who have all their tries again, the oldest first."""

@@ -5,7 +5,8 @@
     by_identity    whom an OpenID provider has seen; a user is bound to what he is there for good, at his first log-in
 
 What must stay true: a wrong password, an unknown name, a user without a password and one who may not come in are one
-error and take as long; a user with a password is never taken over by an identity that calls itself the same.
+error and take as long; a password that was changed while it was compared opens nothing; a user with a password is never
+taken over by an identity that calls itself the same.
 """
 
 import asyncio
@@ -35,9 +36,13 @@ MAX_HASHING: Final = 2
 """Passwords that are compared at once: each takes a core for 60 ms and 64 MiB."""
 MAX_WAITING: Final = 50
 
+# Names are compared by the database, and tries are counted by what it compares: Python's lower() knows other letters.
+_ACCOUNT: Final = """SELECT lower($1) AS name, u.id, u.password_hash FROM (SELECT) AS one
+    LEFT JOIN access_users AS u ON lower(u.name) = lower($1) AND NOT u.disabled"""
+# FOR SHARE: who sets a password waits until the session is there, and ends it; or this waits, and finds another hash.
 _NEW: Final = """INSERT INTO access_tokens (name, role, hash, user_id, expires_at, is_session)
     SELECT 'session', role, $2, id, now() + $3 * interval '1 second', true FROM access_users
-    WHERE id = $1 AND NOT disabled RETURNING id"""
+    WHERE id = $1 AND NOT disabled AND ($4::text IS NULL OR password_hash = $4) FOR SHARE RETURNING id"""
 _MAKE_ROOM: Final = """DELETE FROM access_tokens WHERE is_session AND (expires_at <= now() OR id IN (
     SELECT id FROM access_tokens WHERE is_session AND user_id = $1 ORDER BY created_at DESC, id OFFSET $2))"""
 _CREDENTIAL: Final = f"SELECT {CREDENTIAL} FROM {TOKENS} WHERE t.id = $1 AND {LIVE}"
@@ -76,17 +81,19 @@ class Sessions:
             Unauthenticated: LOGIN_FAILED.
             ResourceExhausted: LOGIN_RATE_LIMITED; LOGIN_BUSY.
         """
-        name = name[: MAX_NAME_CHARACTERS + 1].replace("\0", "?")
-        self._attempts.spend(name, address)
+        async with self._database.connection() as connection:
+            account = await connection.fetchrow(_ACCOUNT, name[: MAX_NAME_CHARACTERS + 1].replace("\0", "?"))
+        self._attempts.spend(account["name"], address)
         try:
-            user_id = await self._user_with(name, password)
-            opened = await self._open(user_id)
+            if not await self._matches(account["password_hash"], password):
+                raise _failed()
+            opened = await self._open(account["id"], account["password_hash"])
         except Unauthenticated:
             raise
         except OpenManagerError:  # nothing was learnt of the password
-            self._attempts.give_back(name, address)
+            self._attempts.give_back(account["name"], address)
             raise
-        self._attempts.right(name, address)
+        self._attempts.right(account["name"], address)
         return opened
 
     async def by_identity(self, identity: Identity) -> tuple[str, Credential]:
@@ -107,15 +114,6 @@ class Sessions:
         """Ends the session with this hash; whose it was, empty: there was none."""
         async with self._database.connection() as connection:
             return await connection.fetchval(_END, digest) or ""
-
-    async def _user_with(self, name: str, password: str) -> Any:
-        async with self._database.connection() as connection:
-            row = await connection.fetchrow(
-                "SELECT id, password_hash FROM access_users WHERE lower(name) = lower($1) AND NOT disabled", name
-            )
-        if not await self._matches(row["password_hash"] if row else None, password) or row is None:
-            raise _failed()
-        return row["id"]
 
     async def _matches(self, kept: str | None, password: str) -> bool:
         if self._waiting >= MAX_WAITING:
@@ -149,13 +147,14 @@ class Sessions:
             )
         return found
 
-    async def _open(self, user_id: Any) -> tuple[str, Credential]:
+    async def _open(self, user_id: Any, kept: str | None = None) -> tuple[str, Credential]:
+        """`kept`: of the password that was shown; None: it was none that was shown."""
         secret = secrets.new_session()
         async with self._database.connection() as connection, connection.transaction():
-            made = await connection.fetchval(_NEW, user_id, secrets.digest(secret), self._lifetime_s)
+            made = await connection.fetchval(_NEW, user_id, secrets.digest(secret), self._lifetime_s, kept)
             await connection.execute(_MAKE_ROOM, user_id, MAX_SESSIONS)
             row: asyncpg.Record | None = await connection.fetchrow(_CREDENTIAL, made)
-        if row is None:  # disabled or deleted meanwhile
+        if row is None:  # disabled, deleted or given another password meanwhile
             raise _failed()
         return secret, credential_of(row)
 
