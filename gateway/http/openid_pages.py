@@ -1,10 +1,12 @@
 """The two pages by which a browser logs in with an OpenID provider: it is sent there, and it comes back.
 
+    HEAD /auth/openid/login       204: there is a provider (the page asks, to know whether to offer it)
     GET /auth/openid/login        302 to the provider
     GET /auth/openid/callback     303 to /, with a session; or to /?login_error=REASON
 
 What must stay true: a browser is sent to the provider or to our own first page and nowhere else, whatever it brings;
-what failed is told by its reason alone; the state cookie is gone after it was used.
+what failed is told by its reason alone; the state cookie is gone after it was used, and only who is sent to the provider
+gets one: another tab that asks whether there is one must not take away that of a log-in under way.
 """
 
 import logging
@@ -91,7 +93,9 @@ class OpenIdPages:
         """For gateway.http.app (`extra`)."""
         return [Route(OPENID_LOGIN_PATH, self._login), Route(OPENID_CALLBACK_PATH, self._callback)]
 
-    async def _login(self, _request: Request) -> Response:
+    async def _login(self, request: Request) -> Response:
+        if request.method == "HEAD":
+            return Response(status_code=204, headers={"cache-control": "no-store"})
         try:
             url, carried = await self._openid.begin()
         except OpenManagerError as error:

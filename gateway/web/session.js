@@ -78,12 +78,12 @@ function sessionEnded() {
 
 async function offerLogIn(message = "") {
   document.title = "Log in – OpenManager";
-  logInError(message || takeLogInError());
+  logInError(takeLogInError() || message); // a cookie of an ended session does not hide why the log-in did not work
   show("log-in");
   $("log-in-name").focus();
   try {
-    const answer = await fetch(OPENID, { method: "HEAD", redirect: "manual" });
-    $("openid").hidden = !(answer.ok || answer.type === "opaqueredirect");
+    const answer = await fetch(OPENID, { method: "HEAD" });
+    $("openid").hidden = !answer.ok;
   } catch {
     $("openid").hidden = true;
   }

@@ -120,6 +120,15 @@ async def test_what_failed_is_told_by_its_reason_alone() -> None:
         assert (away.status_code, away.headers["location"]) == (303, "/?login_error=OPENID_UNAVAILABLE")
 
 
+async def test_another_tab_that_asks_whether_there_is_a_provider_ends_no_log_in() -> None:
+    async with stand() as here:
+        there = await here.browser.get(LOGIN)
+        asked = await here.browser.head(LOGIN)
+        assert (asked.status_code, "set-cookie" in asked.headers) == (204, False)
+        back = await here.browser.get(CALLBACK, params=here.provider.log_in(there.headers["location"]))
+        assert back.headers["location"] == "/"
+
+
 @pytest.mark.parametrize("path", [LOGIN, CALLBACK])
 async def test_a_browser_is_sent_nowhere_else(path: str) -> None:
     async with stand() as here:

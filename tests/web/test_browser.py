@@ -189,7 +189,7 @@ def test_who_is_not_logged_in_logs_in_and_out(guarded: Guarded, browser: Browser
 
 def test_openid_is_offered_where_there_is_a_provider(guarded: Guarded, browser: Browser) -> None:
     with browser.page() as page:
-        page.answer("*/auth/openid/login", 302, location="https://provider.example/authorize?state=1")
+        page.answer("*/auth/openid/login", 204)
         page.open(guarded.url)
         page.within(SHOWN_WITHIN_S, "!document.querySelector('#openid').hidden")
         assert page.value("document.querySelector('#openid a').pathname") == "/auth/openid/login"
@@ -226,6 +226,9 @@ def test_a_session_that_is_ended_elsewhere_shows_the_log_in(guarded: Guarded, br
         page.within(SHOWN_WITHIN_S, "!document.querySelector('#log-in').hidden")
         assert page.text("#log-in-error") == "The session has ended."
         assert page.texts("#servers tr") == []
+        page.open(f"{guarded.url}?login_error=OPENID_REFUSED")  # the cookie of the session is still there
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#log-in-error').textContent")
+        assert page.text("#log-in-error") == "The OpenID provider did not let you in."
 
 
 def test_whoever_comes_next_sees_a_whole_server_and_nothing_of_before(guarded: Guarded, browser: Browser) -> None:
