@@ -13,7 +13,7 @@ from runtime.errors import InvalidArgument, OpenManagerError, PermissionDenied, 
 from services.metadata.access import attempts, secrets
 from services.metadata.access import sessions as module
 from services.metadata.access.attempts import OF_ACCOUNT, OF_ADDRESS, Attempts
-from services.metadata.access.model import Scope, User
+from services.metadata.access.model import Scope, Token, User
 from services.metadata.access.sessions import MAX_SESSIONS, Identity, Sessions
 from services.metadata.access.store import AccessStore
 from services.metadata.store_connection import Database
@@ -282,3 +282,17 @@ async def test_whom_a_provider_has_seen_is_bound_to_what_he_is_there(database: D
         with pytest.raises(InvalidArgument) as caught:
             await sessions.by_identity(Identity(**given))
         assert caught.value.field == field
+
+
+async def test_changes_at_once_do_not_wait_for_each_other_in_a_circle(database: Database) -> None:
+    store, sessions = await with_users(database), sessions_on(database)
+    for n in range(20):
+        _, opened = await sessions.by_password("Grace", PASSWORD, HOME)
+        token, _ = await store.create_token(Token(name="a token", role=VIEWER, user="Grace"))
+        await asyncio.gather(
+            store.set_password("Grace", PASSWORD),
+            store.update_user(User(name="Grace", role=VIEWER, disabled=bool(n % 2)), ["disabled"]),
+            store.revoke_token(token.id),
+            sessions.end(opened.hash),
+        )
+        await store.update_user(User(name="Grace", role=VIEWER), ["disabled"])

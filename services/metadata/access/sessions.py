@@ -27,7 +27,7 @@ from services.metadata.access.model import (
     check_name,
     check_role,
 )
-from services.metadata.access.store import CREDENTIAL, LIVE, TOKENS, credential_of
+from services.metadata.access.store import CREDENTIAL, LIVE, TOKENS, changing, credential_of
 from services.metadata.store_connection import Database
 
 MAX_SESSIONS: Final = 20
@@ -39,10 +39,9 @@ MAX_WAITING: Final = 50
 # Names are compared by the database, and tries are counted by what it compares: Python's lower() knows other letters.
 _ACCOUNT: Final = """SELECT lower($1) AS name, u.id, u.password_hash FROM (SELECT) AS one
     LEFT JOIN access_users AS u ON lower(u.name) = lower($1) AND NOT u.disabled"""
-# FOR SHARE: who sets a password waits until the session is there, and ends it; or this waits, and finds another hash.
 _NEW: Final = """INSERT INTO access_tokens (name, role, hash, user_id, expires_at, is_session)
     SELECT 'session', role, $2, id, now() + $3 * interval '1 second', true FROM access_users
-    WHERE id = $1 AND NOT disabled AND ($4::text IS NULL OR password_hash = $4) FOR SHARE RETURNING id"""
+    WHERE id = $1 AND NOT disabled AND ($4::text IS NULL OR password_hash = $4) RETURNING id"""
 _MAKE_ROOM: Final = """DELETE FROM access_tokens WHERE is_session AND (expires_at <= now() OR id IN (
     SELECT id FROM access_tokens WHERE is_session AND user_id = $1 ORDER BY created_at DESC, id OFFSET $2))"""
 _CREDENTIAL: Final = f"SELECT {CREDENTIAL} FROM {TOKENS} WHERE t.id = $1 AND {LIVE}"
@@ -112,7 +111,7 @@ class Sessions:
 
     async def end(self, digest: bytes) -> str:
         """Ends the session with this hash; whose it was, empty: there was none."""
-        async with self._database.connection() as connection:
+        async with changing(self._database) as connection:
             return await connection.fetchval(_END, digest) or ""
 
     async def _matches(self, kept: str | None, password: str) -> bool:
@@ -128,7 +127,7 @@ class Sessions:
 
     async def _user_of(self, identity: Identity) -> Any:
         who = (identity.name, identity.issuer, identity.subject)
-        async with self._database.connection() as connection, connection.transaction():
+        async with changing(self._database) as connection:
             found = await connection.fetchval(
                 "UPDATE access_users SET role = coalesce(nullif($3, 0), role), "
                 "updated_at = CASE WHEN $3 IN (0, role) THEN updated_at ELSE now() END "
@@ -150,7 +149,7 @@ class Sessions:
     async def _open(self, user_id: Any, kept: str | None = None) -> tuple[str, Credential]:
         """`kept`: of the password that was shown; None: it was none that was shown."""
         secret = secrets.new_session()
-        async with self._database.connection() as connection, connection.transaction():
+        async with changing(self._database) as connection:
             made = await connection.fetchval(_NEW, user_id, secrets.digest(secret), self._lifetime_s, kept)
             await connection.execute(_MAKE_ROOM, user_id, MAX_SESSIONS)
             row: asyncpg.Record | None = await connection.fetchrow(_CREDENTIAL, made)

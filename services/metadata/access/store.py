@@ -2,7 +2,8 @@
 """Users and tokens in PostgreSQL, as SQL.
 
 What must stay true: every value is a bound parameter; there is always an administrator who may come in, once there was
-one; what changes bumps the revision that watchers look at (triggers of the schema).
+one; what changes bumps the revision that watchers look at (triggers of the schema), and what changes more than one row,
+or one that others lean on, does so in `changing`.
 """
 
 from collections.abc import AsyncIterator, Collection
@@ -44,7 +45,7 @@ _UPDATE_USER: Final = f"""UPDATE access_users SET
     scope = CASE WHEN 'scope' = ANY ($5) THEN $3::jsonb ELSE scope END,
     disabled = CASE WHEN 'disabled' = ANY ($5) THEN $4 ELSE disabled END,
     updated_at = now() WHERE lower(name) = lower($1) RETURNING {_USER}"""
-_ADMINISTRATORS: Final = f"SELECT count(*) FROM access_users WHERE role = {ADMIN} AND NOT disabled"
+ADMINISTRATORS: Final = f"SELECT count(*) FROM access_users WHERE role = {ADMIN} AND NOT disabled"
 _CREATE_TOKEN: Final = """INSERT INTO access_tokens (name, role, scope, hash, user_id, expires_at, id)
     VALUES ($1, $2, $3::jsonb, $4, $5, $6, coalesce($7, gen_random_uuid())) ON CONFLICT (id) DO NOTHING RETURNING id"""
 _GET_TOKEN: Final = f"SELECT {_TOKEN} FROM {TOKENS} WHERE t.id = $1"
@@ -57,6 +58,18 @@ CREDENTIAL: Final = """t.hash, t.id, coalesce(u.name, t.name) AS name, t.role, t
 _CREDENTIALS: Final = f"""SELECT {CREDENTIAL} FROM {TOKENS}
     WHERE {LIVE} AND coalesce(NOT u.disabled, true) ORDER BY t.id"""
 UPDATABLE: Final = ("role", "scope", "disabled")
+
+
+@asynccontextmanager
+async def changing(database: Database) -> AsyncIterator[Any]:
+    """A connection in a transaction that no other change of users and tokens runs beside.
+
+    All of them bump the revision in the end. Who locked other rows before that, in whatever order, waited in a circle
+    with somebody else: after a second PostgreSQL aborts one of them.
+    """
+    async with database.connection() as connection, connection.transaction():
+        await connection.execute("SELECT FROM access_state FOR UPDATE")
+        yield connection
 
 
 class AccessStore:
@@ -167,17 +180,16 @@ class AccessStore:
     @asynccontextmanager
     async def _administrated(self) -> AsyncIterator[Any]:
         """A transaction that leaves an administrator, if there was one."""
-        async with self._database.connection() as connection, connection.transaction():
-            await connection.execute("SELECT FROM access_state FOR UPDATE")  # two at once would each leave the other
-            before = await connection.fetchval(_ADMINISTRATORS)
+        async with changing(self._database) as connection:  # two at once would each leave the other
+            before = await connection.fetchval(ADMINISTRATORS)
             yield connection
-            if before and not await connection.fetchval(_ADMINISTRATORS):
+            if before and not await connection.fetchval(ADMINISTRATORS):
                 raise FailedPrecondition("somebody must remain an administrator", reason="LAST_ADMINISTRATOR")
 
     async def set_password(self, name: str, password: str) -> None:
         """Ends the user's sessions, too. Raises NotFound."""
         kept = await secrets.hashed(check_password(password))
-        async with self._database.connection() as connection, connection.transaction():
+        async with changing(self._database) as connection:
             changed = await connection.fetchval(
                 "UPDATE access_users SET password_hash = $2, updated_at = now() WHERE lower(name) = lower($1) "
                 "RETURNING id",
@@ -242,7 +254,7 @@ class AccessStore:
     async def rotate_token(self, token_id: str) -> tuple[Token, str]:
         """The token with another secret; raises NotFound, also when it was revoked."""
         wanted, secret = _uuid(token_id), secrets.new_token()
-        async with self._database.connection() as connection:
+        async with changing(self._database) as connection:
             changed = await connection.fetchval(
                 "UPDATE access_tokens SET hash = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING true",
                 wanted,
@@ -254,7 +266,7 @@ class AccessStore:
     async def revoke_token(self, token_id: str) -> Token:
         """The token, ended; once more is no fault. Raises NotFound."""
         wanted = _uuid(token_id)
-        async with self._database.connection() as connection:
+        async with changing(self._database) as connection:
             await connection.execute(
                 "UPDATE access_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", wanted
             )
