@@ -284,6 +284,31 @@ async def test_whom_a_provider_has_seen_is_bound_to_what_he_is_there(database: D
         assert caught.value.field == field
 
 
+async def test_the_last_administrator_stays_one_whatever_the_provider_says(database: Database) -> None:
+    store, sessions = AccessStore(database), sessions_on(database)
+
+    async def role_after(subject: str, role: int) -> int:
+        identity = Identity(issuer=ISSUER, subject=subject, name=f"user {subject}", role=role)
+        return (await sessions.by_identity(identity))[1].role
+
+    assert await role_after("1", ADMIN) == ADMIN
+    assert await role_after("1", VIEWER) == ADMIN
+    assert await role_after("2", ADMIN) == ADMIN
+    assert await role_after("1", VIEWER) == VIEWER  # there is another one
+    assert await role_after("2", OPERATOR) == ADMIN
+    await store.create_user(User(name="Gone", role=ADMIN, disabled=True), "")
+    assert await role_after("2", OPERATOR) == ADMIN
+
+
+async def test_two_first_log_ins_at_once_are_one_user(database: Database) -> None:
+    store, sessions = await with_users(database), sessions_on(database)
+    for subject, name, role in (("1", "Passwordless", 0), ("2", "Stranger", VIEWER)):
+        identity = Identity(issuer=ISSUER, subject=subject, name=name, role=role)
+        opened = await asyncio.gather(*(sessions.by_identity(identity) for _ in range(4)))
+        assert {credential.name for _, credential in opened} == {name}
+    assert (await store.list_users(10, "")).total_size == 5
+
+
 async def test_changes_at_once_do_not_wait_for_each_other_in_a_circle(database: Database) -> None:
     store, sessions = await with_users(database), sessions_on(database)
     for n in range(20):

@@ -4,9 +4,10 @@
     by_password    who knows the password of a user
     by_identity    whom an OpenID provider has seen; a user is bound to what he is there for good, at his first log-in
 
-What must stay true: a wrong password, an unknown name, a user without a password and one who may not come in are one
-error and take as long; a password that was changed while it was compared opens nothing; a user with a password is never
-taken over by an identity that calls itself the same.
+What must stay true: there is always an administrator, once there was one, whatever a provider says; a wrong password,
+an unknown name, a user without a password and one who may not come in are one error and take as long; a password that
+was changed while it was compared opens nothing; a user with a password is never taken over by an identity that calls
+itself the same.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from fleet.access import ADMIN
 from runtime.clock import Clock
 from runtime.errors import OpenManagerError, PermissionDenied, ResourceExhausted, Unauthenticated
 from services.metadata import checks
@@ -27,7 +29,7 @@ from services.metadata.access.model import (
     check_name,
     check_role,
 )
-from services.metadata.access.store import CREDENTIAL, LIVE, TOKENS, changing, credential_of
+from services.metadata.access.store import ADMINISTRATORS, CREDENTIAL, LIVE, TOKENS, changing, credential_of
 from services.metadata.store_connection import Database
 
 MAX_SESSIONS: Final = 20
@@ -47,6 +49,11 @@ _MAKE_ROOM: Final = """DELETE FROM access_tokens WHERE is_session AND (expires_a
 _CREDENTIAL: Final = f"SELECT {CREDENTIAL} FROM {TOKENS} WHERE t.id = $1 AND {LIVE}"
 _END: Final = """DELETE FROM access_tokens AS t USING access_users AS u
     WHERE t.hash = $1 AND t.is_session AND u.id = t.user_id RETURNING u.name"""
+_SEEN: Final = f"""UPDATE access_users SET role = new.role,
+    updated_at = CASE WHEN access_users.role = new.role THEN updated_at ELSE now() END
+    FROM (SELECT id, CASE WHEN $3 = 0 OR (role = {ADMIN} AND NOT disabled AND ({ADMINISTRATORS}) = 1)
+        THEN role ELSE $3 END AS role FROM access_users WHERE issuer = $1 AND subject = $2) AS new
+    WHERE access_users.id = new.id RETURNING access_users.id"""
 _BIND: Final = """UPDATE access_users SET issuer = $2, subject = $3, updated_at = now()
     WHERE lower(name) = lower($1) AND issuer IS NULL AND password_hash IS NULL RETURNING id"""
 _ADD: Final = """INSERT INTO access_users (name, role, issuer, subject) VALUES ($1, $4, $2, $3)
@@ -128,14 +135,7 @@ class Sessions:
     async def _user_of(self, identity: Identity) -> Any:
         who = (identity.name, identity.issuer, identity.subject)
         async with changing(self._database) as connection:
-            found = await connection.fetchval(
-                "UPDATE access_users SET role = coalesce(nullif($3, 0), role), "
-                "updated_at = CASE WHEN $3 IN (0, role) THEN updated_at ELSE now() END "
-                "WHERE issuer = $1 AND subject = $2 RETURNING id",
-                identity.issuer,
-                identity.subject,
-                identity.role,
-            )
+            found = await connection.fetchval(_SEEN, identity.issuer, identity.subject, identity.role)
             if found is None:
                 found = await connection.fetchval(_BIND, *who)
             if found is None and identity.role:
