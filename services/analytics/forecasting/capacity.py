@@ -84,7 +84,8 @@ class Exhaustion:
         level: the daily peak now, in the metric's unit; NaN without data.
         rate_per_day: how fast it grows now, in the metric's unit, before "what if"; NaN when it cannot be said.
         changes_ms: when its rate changed.
-        within_30_days, within_90_days: probability that the limit is passed by then; NaN under 7 days of data.
+        within_30_days, within_90_days: probability that the limit is passed by then; NaN under 7 days of data, and
+            where the newest weeks have none.
         backtest: see there.
     """
 

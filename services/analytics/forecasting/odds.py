@@ -12,6 +12,7 @@ the history alone .181/.211/.231, walk and history .141/.159/.147 (AUC .85/.83/.
 On their CPU: .197/.237/.260 the walk, .164/.197/.196 both.
 """
 
+import math
 from typing import Final
 
 import numpy as np
@@ -27,10 +28,15 @@ def odds_of_passing(peaks: Floats, limit: float, days: int) -> float:
     """The probability, 0 to 1, that one of the next `days` daily peaks is at the limit or above.
 
     Args:
-        peaks: daily peaks, the newest last, NaN for gaps; at least two are none.
+        peaks: daily peaks, the newest last, NaN for gaps.
+
+    Returns:
+        NaN where under two of the last HISTORY_DAYS are known: that says nothing about the days to come.
     """
     peaks = peaks[-HISTORY_DAYS:]
     known = peaks[~np.isnan(peaks)]
+    if len(known) < 2:
+        return math.nan
     length = min(days, len(peaks))
     stretches = np.lib.stride_tricks.sliding_window_view(np.where(np.isnan(peaks), -np.inf, peaks), length).max(axis=1)
     steps = np.diff(known)

@@ -148,3 +148,11 @@ def test_the_odds_fall_with_the_limit_and_rise_with_the_days() -> None:
     assert (np.diff(odds, axis=0) >= -0.05).all()
     assert odds[0, 0] > 0.9
     assert odds[2, -1] < 0.3
+
+
+def test_after_a_silence_of_months_there_are_no_odds() -> None:
+    rng = np.random.default_rng(1)
+    hours = np.append(np.arange(10 * 24), 100 * 24)  # ten days, three months of nothing, and a first measurement
+    answer = exhaust(hours * HOUR_MS, 50 + rng.standard_normal(len(hours)), 90.0)
+    assert answer.reason is Reason.FLAT
+    assert np.isnan(answer.within_30_days) and np.isnan(answer.within_90_days)
