@@ -1,10 +1,12 @@
 """What `python -m services.analytics COMMAND` does: the mathematics of the service on a CSV file, no service needed.
 
 What must stay true: each command imports what it needs and no more, since starting the service is none of them; the
-exit status is 0, or 2 for files and options that make no sense.
+exit status is 0, or 2 for files and options that make no sense; whoever reads the output may leave, as `head` does.
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -35,4 +37,11 @@ def main(arguments: Sequence[str]) -> int:
     scoring.add(commands)
     forecasting.add(commands)
     options = whole.parse_args(arguments)
-    return forecasting.run(options) if options.command in forecasting.NAMES else scoring.run(options)
+    run = forecasting.run if options.command in forecasting.NAMES else scoring.run
+    try:
+        status = run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at the end
+        return 0
+    return status

@@ -8,6 +8,7 @@ import csv
 import gzip
 import math
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -110,7 +111,7 @@ class Recording:
             raise self._bad(f"it is no CSV: {error}") from error
         except UnicodeDecodeError as error:
             raise self._bad("it is not UTF-8") from error
-        except (OSError, EOFError) as error:  # gzip's are both
+        except (OSError, EOFError, zlib.error) as error:  # gzip's are all three
             raise self._bad(f"it cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
     def _time(self, text: str) -> float:

@@ -7,7 +7,6 @@ where the input or the command makes no sense, with the row and column said.
 
 import argparse
 import csv
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -76,9 +75,8 @@ def run(options: argparse.Namespace) -> int:
                     _score(recording, scorer, until_s, options.per_metric, output)
     except BadRecordingError as error:
         return _complain(str(error))
-    except BrokenPipeError:  # whoever read has enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _EXIT_OK
+    except BrokenPipeError:  # nobody reads the output any more
+        raise
     except OSError as error:
         return _complain(f"{error.filename or options.output}: {error.strerror}")
     return _EXIT_OK

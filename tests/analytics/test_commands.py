@@ -1,0 +1,44 @@
+"""`python -m services.analytics COMMAND` as a process: what all commands have in common."""
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = (["score"], ["forecast"], ["exhaust", "--metric", "cpu_usage", "--limit", "90"])
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "services.analytics", *map(str, arguments)]
+
+
+def recording(folder: Path, rows: int) -> Path:
+    path = folder / "some.csv"
+    lines = (f"{1_750_032_000 + row * 60},{row % 97}" for row in range(rows))
+    path.write_text("\n".join(["timestamp,cpu_usage", *lines]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+def test_whoever_reads_may_leave(arguments: list[str], tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        command(*arguments, recording(tmp_path, 3_000)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.close()
+    assert running.stderr.read() == b""
+    assert running.wait(30) == 0
+    running.stderr.close()
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+def test_a_damaged_file_is_told_in_one_line(arguments: list[str], tmp_path: Path) -> None:
+    whole = bytearray(gzip.compress(recording(tmp_path, 3_000).read_bytes()))
+    whole[10:14] = b"\xff" * 4  # no kind of block that there is
+    damaged = tmp_path / "damaged.csv.gz"
+    damaged.write_bytes(whole)
+    done = subprocess.run(command(*arguments, damaged), capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "damaged.csv.gz: row 1: it cannot be read" in done.stderr and len(done.stderr.splitlines()) == 1
