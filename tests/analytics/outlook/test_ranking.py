@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,19 @@ async def test_the_soonest_come_first_and_the_others_are_counted() -> None:
         assert named(wider) == ["full", "soon", "later", "far"]
         fewer = await rank(servicer_of(parts), *fleet, within=Duration(seconds=15 * DAY_S))
         assert named(fewer) == ["full", "soon"] and counts(fewer)["UNSPECIFIED"] == 2
+
+
+async def test_putting_a_fleet_in_order_does_not_hold_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, real = list[threading.Thread](), module.ranked
+
+    def watched(*arguments: Any) -> RankCapacityResponse:
+        threads.append(threading.current_thread())
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "ranked", watched)
+    async with on_histories() as parts:
+        assert named(await rank(servicer_of(parts), *keep_fleet(parts))) == ["full", "soon", "later"]
+    assert threads and threading.main_thread() not in threads
 
 
 async def test_each_set_of_labels_is_judged_for_itself() -> None:
