@@ -13,7 +13,7 @@ import pytest
 from bench.__main__ import Progress
 from bench.analytics import command, exhaustion_row, forecast_row, operating_row, scored, yardsticks
 from bench.analytics.limits import at_least, at_most, between
-from bench.analytics.recordings import JUDGE
+from bench.analytics.recordings import JUDGE, Labelled
 from bench.analytics.rows import ROWS
 from bench.analytics.size import QUICK
 from bench.api import reported
@@ -60,7 +60,7 @@ async def test_a_difference_from_the_command_voids_the_rows(tmp_path: Path, monk
     recording(JUDGE)
     real = scored.score
 
-    def other(server: scored.Labelled) -> scored.Scored:
+    def other(server: Labelled) -> scored.Scored:
         one = real(server)
         return replace(one, scores=one.scores + 1e-5)
 
