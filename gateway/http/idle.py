@@ -134,5 +134,11 @@ class IdleConnections:
 @contextmanager
 def _opened_again(descriptor: int) -> Iterator[socket.socket]:
     """The same connection under a number of our own, which nobody closes and gives to another."""
-    with socket.socket(fileno=os.dup(descriptor)) as connection:
+    own = os.dup(descriptor)
+    try:
+        connection = socket.socket(fileno=own)
+    except OSError:  # the number was given to what is no socket
+        os.close(own)
+        raise
+    with connection:
         yield connection

@@ -5,8 +5,8 @@
     GET /auth/openid/callback     303 to /, with a session; or to /?login_error=REASON
 
 What must stay true: a browser is sent to the provider or to our own first page and nowhere else, whatever it brings;
-what failed is told by its reason alone; the state cookie is gone after it was used, and only who is sent to the provider
-gets one: another tab that asks whether there is one must not take away that of a log-in under way.
+what failed is told by its reason alone; the state cookie is gone after it was used, and only who is sent to the
+provider gets one: another tab that asks whether there is one must not take away that of a log-in under way.
 """
 
 import logging

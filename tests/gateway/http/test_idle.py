@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from gateway.http import idle
 from gateway.http.idle import IdleBounds
 from openmanager.gateway.v1 import fleet_pb2
 from tests.gateway.http.serving import Served, full_server, read_answer, read_head, serving
@@ -109,3 +111,14 @@ async def test_who_is_silent_after_the_tls_handshake_is_let_go(certificate: tupl
         )
         await ends(reader)
         writer.close()
+
+
+def test_looking_at_a_number_that_became_no_socket_leaves_nothing_open() -> None:
+    before = len(list(idle._DESCRIPTORS.iterdir()))
+    reading, writing = os.pipe()
+    for _ in range(3):
+        with pytest.raises(OSError), idle._opened_again(reading):
+            pass
+    os.close(reading)
+    os.close(writing)
+    assert len(list(idle._DESCRIPTORS.iterdir())) == before
