@@ -204,9 +204,9 @@ async def fake_provider(clock: ManualClock, tls: ssl.SSLContext | None = None) -
         server.close()
 
 
-def registration(provider: FakeProvider, **changed: Any) -> Registration:
+def registration(issuer: str, **changed: Any) -> Registration:
     known = {
-        "issuer": provider.issuer,
+        "issuer": issuer,
         "client_id": CLIENT,
         "client_secret": SecretStr(SECRET),
         "redirect_url": REDIRECT,
@@ -221,7 +221,7 @@ def registration(provider: FakeProvider, **changed: Any) -> Registration:
 @contextlib.asynccontextmanager
 async def client(provider: FakeProvider, secret: str = INSTALLATION, **options: Any) -> AsyncIterator[OpenId]:
     names = {name: options.pop(name) for name in ("timeout_s", "max_exchanges") if name in options}
-    async with OpenId(registration(provider, **options), secret, provider.clock, **names) as openid:
+    async with OpenId(registration(provider.issuer, **options), secret, provider.clock, **names) as openid:
         yield openid
 
 

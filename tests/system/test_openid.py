@@ -8,10 +8,11 @@ import pytest
 from pydantic import SecretStr
 
 from fleet.access import ADMIN, VIEWER
-from gateway.access.openid import OpenId, Registration
+from gateway.access.openid import OpenId
 from openmanager.access.v1 import access_pb2
 from runtime.clock import SystemClock
 from runtime.errors import OpenManagerError
+from tests.gateway.openid_fake import registration
 from tests.harness.openid_provider import CLIENT, PUBLIC_CLIENT, SECRET, USER, OpenIdProvider, openid_provider
 
 REDIRECT = "http://127.0.0.1:8080/auth/openid/callback"
@@ -25,17 +26,8 @@ async def provider() -> AsyncIterator[OpenIdProvider]:
 
 
 def client(provider: OpenIdProvider, **changed: Any) -> OpenId:
-    known = {
-        "issuer": provider.issuer,
-        "client_id": CLIENT,
-        "client_secret": SecretStr(SECRET),
-        "redirect_url": REDIRECT,
-        "scopes": "openid profile email",
-        "name_claim": "preferred_username",
-        "role_claim": "groups",
-        "roles": {"admins": ADMIN, "staff": VIEWER},
-    }
-    return OpenId(Registration(**known | changed), INSTALLATION, SystemClock())
+    known = {"client_id": CLIENT, "client_secret": SecretStr(SECRET), "redirect_url": REDIRECT}
+    return OpenId(registration(provider.issuer, **known | changed), INSTALLATION, SystemClock())
 
 
 async def logged_in(provider: OpenIdProvider, openid: OpenId, *, as_client: str = CLIENT) -> access_pb2.Identity:
