@@ -129,8 +129,8 @@ def grpc_authenticator(callers: Callers, policy: Policy, admission: Admission) -
             caller = ANYBODY
         else:
             found = _at_the_door.get() or callers.by_header(metadata_value(context, "authorization"))
-            if found is None and not peer_is_loopback(context.peer()):
-                raise PermissionDenied("only callers on this machine are let in while no token is configured")
+            if found is None:
+                _check_local(context)
             caller = found or LOCAL_ADMINISTRATOR
             if not method.startswith(_REFLECTION):
                 policy.check(method, caller)
@@ -139,6 +139,16 @@ def grpc_authenticator(callers: Callers, policy: Policy, admission: Admission) -
         return replace(caller, address=callers.address(context)) if callers.origin.has_proxies else caller
 
     return authenticate
+
+
+def _check_local(context: CallContext) -> None:
+    """Refuses who is not on this machine beyond doubt, as gateway.http.guard does over HTTP."""
+    if not peer_is_loopback(context.peer()):
+        raise PermissionDenied("only callers on this machine are let in while no token is configured")
+    if any(key == "forwarded" or key.startswith("x-forwarded-") for key, _ in context.invocation_metadata() or ()):
+        raise PermissionDenied(
+            "the call came through a proxy, so it is not known to be local; set GATEWAY_TOKEN", reason="PROXIED"
+        )
 
 
 def known_to(callers: Callers, policy: Policy) -> Knows:

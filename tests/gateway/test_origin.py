@@ -7,8 +7,9 @@ from gateway.access.origin import Origin
 from gateway.access.policy import Policy
 from gateway.admission import Admission
 from openmanager.gateway.v1 import fleet_pb2, fleet_pb2_grpc
-from runtime.channel import Channel
+from runtime.channel import Channel, calling
 from runtime.clock import ManualClock
+from runtime.errors import PermissionDenied
 from runtime.handlers import bind
 from runtime.interception import Interception
 from runtime.server import GrpcServer
@@ -72,4 +73,19 @@ async def test_rates_and_refusals_count_for_the_caller_and_not_for_the_proxy(
             metadata=(*((HEADER, each) for each in chain), ("authorization", f"Bearer {TOKEN}")),
         )
         assert seen == [address] * 2
+    await server.stop(0)
+
+
+@pytest.mark.parametrize("header", ["x-forwarded-for", "x-forwarded-proto", "forwarded"])
+async def test_without_a_token_nobody_behind_a_local_proxy_is_an_administrator(header: str) -> None:
+    servicer = bind("openmanager.gateway.v1.FleetService", FakeServicer())
+    authenticate = grpc_authenticator(Callers(None, None), Policy([servicer]), Admission(ManualClock()))
+    server = GrpcServer([servicer], Interception(authenticate))
+    async with Channel(await server.start("127.0.0.1:0")) as channel:
+        stub = fleet_pb2_grpc.FleetServiceStub(channel.grpc)
+        await stub.GetFleetSummary(fleet_pb2.GetFleetSummaryRequest())
+        with pytest.raises(PermissionDenied) as refused:
+            async with calling("gateway"):
+                await stub.GetFleetSummary(fleet_pb2.GetFleetSummaryRequest(), metadata=((header, "127.0.0.1"),))
+        assert refused.value.reason == "PROXIED"
     await server.stop(0)
