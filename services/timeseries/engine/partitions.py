@@ -1,4 +1,4 @@
-"""The partitions of a folder: which file a day belongs to, who has it open, and what is to be merged in it.
+"""The partitions of a folder: who has a file open, and what is to be merged in it.
 
 What must stay true:
 
@@ -38,6 +38,7 @@ from services.timeseries.engine.partition import (
     prepare,
     remove_files,
 )
+from services.timeseries.engine.placement import Placement
 
 _log = logging.getLogger(__name__)
 
@@ -68,9 +69,6 @@ class Partitions:
             short_below: blocks of fewer rows are counted as short in their `Pile`.
         """
         self._folder = folder
-        self._sparse_days = sparse_days or span_days  # times a power of two
-        self._sparse_points = sparse_points
-        self._expected = math.inf
         self._short_below = short_below
         self._piles: dict[int, dict[int, Pile]] = {}
         self._stored_at: dict[int, float] = {}
@@ -90,57 +88,38 @@ class Partitions:
             sync_folder(folder.parent)
         self.all_usable = True
         """Whether no file was found to be unusable since the start."""
-        self._points: dict[int, int] = {}
         self.found_sequence = 0
         """The highest of all rows that were there at the start."""
-        self._spans = {day: span_days for path in folder.glob("*.db") if (day := day_of(path)) is not None}
-        for day in list(self._spans):
-            self._points[day] = self._look_into(day)
+        found = [day for path in folder.glob("*.db") if (day := day_of(path)) is not None]
+        self._placed = Placement(found, span_days=span_days, sparse_days=sparse_days, sparse_points=sparse_points)
+        for day in found:
+            self._look_into(day)
 
     def expect(self, points_a_day: float) -> None:
         """Says how many points are to come, for the first partition: a later one is made like the newest."""
         with self._lock:
-            self._expected = points_a_day
+            self._placed.expected = points_a_day
 
     @property
     def is_empty(self) -> bool:
         """Whether there is no partition."""
         with self._lock:
-            return not self._spans
+            return not self._placed.spans
 
     def start_of(self, day: int) -> int:
         """The first day of the partition that a day belongs to, or would belong to if it were stored now."""
         with self._lock:
-            return self._place(day)[0]
+            return self._placed.place(day)[0]
 
     def span_of(self, day: int) -> int:
         """How many days the partition that begins with `day` has, or would have."""
         with self._lock:
-            return self._place(day)[1]
-
-    def _place(self, day: int) -> tuple[int, int]:
-        """The first day and the days of a day's partition; a new one is as long as its neighbours leave room."""
-        spans, days = self._spans, self._sparse_days
-        while days >= self.span_days:
-            start = day // days * days
-            if day < start + spans.get(start, 0):
-                return start, spans[start]
-            days //= 2
-        days = self._sparse_days if self._is_sparse() else self.span_days
-        while days > self.span_days and any(day // days == other // days for other in spans):
-            days //= 2
-        return day // days * days, days
-
-    def _is_sparse(self) -> bool:
-        """Whether few points a day are to be expected: as few as the newest partition has."""
-        newest = max(self._spans, default=None)
-        expected = self._expected if newest is None else self._points.get(newest, 0) / self._spans[newest]
-        return expected < self._sparse_points
+            return self._placed.place(day)[1]
 
     def days(self, first: int, last: int) -> list[int]:
         """The (first days of) partitions that have a file and a day in `[first, last]`, ascending."""
         with self._lock:
-            return sorted(day for day, span in self._spans.items() if day <= last and first < day + span)
+            return self._placed.within(first, last)
 
     @property
     def name(self) -> str:
@@ -154,7 +133,7 @@ class Partitions:
         same.
         """
         with self._lock:
-            return (self._lives.get(day, 0), self._versions.get(day, 0)) if day in self._spans else None
+            return (self._lives.get(day, 0), self._versions.get(day, 0)) if day in self._placed.spans else None
 
     def path(self, day: int) -> Path:
         return partition_path(self._folder, day)
@@ -163,13 +142,13 @@ class Partitions:
     def points(self) -> int:
         """Points in all readable blocks."""
         with self._lock:
-            return sum(self._points.values())
+            return sum(self._placed.points.values())
 
     @property
     def bytes(self) -> int:
         """Size on disk of all partitions."""
         with self._lock:
-            days = list(self._spans)
+            days = list(self._placed.spans)
         return sum(file_bytes(self.path(day)) for day in days)
 
     @contextmanager
@@ -215,7 +194,7 @@ class Partitions:
         with self._names:
             with self._lock:
                 now = self._lives.get(day, 0)
-                if life not in (None, now) or (day not in self._spans and not create):
+                if life not in (None, now) or (day not in self._placed.spans and not create):
                     raise PartitionGoneError(self.path(day).name)
                 if any(day in days for days in self._doomed.values()):
                     raise OSError(f"{self.path(day).name} is being evicted")
@@ -228,7 +207,7 @@ class Partitions:
             raise PartitionGoneError(path.name)
         try:
             with self._lock:
-                sparse = self._is_sparse()
+                sparse = self._placed.is_sparse()
             db = connect(path, SPARSE_PAGE_BYTES if sparse else PARTITION_PAGE_BYTES)
             try:
                 if not create and not fetch(db, "SELECT 1 FROM sqlite_schema LIMIT 1"):
@@ -242,12 +221,11 @@ class Partitions:
         if new:
             sync_folder(self._folder)
         with self._lock:
-            self._spans.setdefault(day, span_days)
-            self._points.setdefault(day, 0)
+            self._placed.made(day, span_days)
         return db
 
-    def _look_into(self, day: int) -> int:
-        """Notes a file's span and what is to be merged in it; returns its points, 0 where it cannot be read.
+    def _look_into(self, day: int) -> None:
+        """Notes a file's span, its points, and what is to be merged in it; nothing where it cannot be read.
 
         A file whose making was cut off, by a full disk or a loss of power, holds nothing; it goes, since making it now
         might fail too, and with it the start.
@@ -255,19 +233,18 @@ class Partitions:
         try:
             with self.lend(day) as partition:
                 for (span_days,) in fetch(partition.db, "SELECT value FROM meta WHERE key = 'span_days'"):
-                    self._spans[day] = span_days
+                    self._placed.spans[day] = span_days
                 ((points, highest),) = fetch(partition.db, "SELECT total(points), max(max_sequence) FROM blocks")
                 self.found_sequence = max(self.found_sequence, highest or 0)
                 self._piles[day] = count_piles(partition.db, self._short_below)
+                self._placed.points[day] = int(points)
         except PartitionGoneError:
-            self._spans.pop(day, None)
+            self._placed.forget(day)
             remove_files(self.path(day))
-            return 0
         except UnusablePartitionError as error:
             _log.error("a partition cannot be read and is left out: %s", error)
             self.all_usable = False
-            return 0
-        return int(points)
+            self._placed.points[day] = 0
 
     def piles(self) -> dict[int, dict[int, Pile]]:
         """By partition and cohort, what was stored since it was merged."""
@@ -299,7 +276,7 @@ class Partitions:
         """Everything that is marked as not rolled up, of all readable partitions."""
         found: list[Mark] = []
         with self._lock:
-            days = sorted(self._spans)
+            days = sorted(self._placed.spans)
         for day in days:
             try:
                 with self.lend(day) as partition:
@@ -343,8 +320,8 @@ class Partitions:
                 marks.extend(marked(partition.db, day, part, now_ms))
         with self._lock:
             self._versions[day] = self._versions.get(day, 0) + 1
-            if day in self._points:
-                self._points[day] += points
+            if day in self._placed.points:
+                self._placed.points[day] += points
                 for part in closed:
                     self._pile_up(day, part)
         return marks
@@ -377,7 +354,7 @@ class Partitions:
         start in between would unlink a file that is named after any of them.
         """
         with self._lock:
-            self._doomed.setdefault(day, range(day, day + self._place(day)[1]))
+            self._doomed.setdefault(day, range(day, day + self._placed.place(day)[1]))
         self._forget(day)
         with self._names:
             remove_files(self.path(day))
@@ -393,8 +370,7 @@ class Partitions:
             stale = [db for known, db in self._idle if known == day]
             self._idle = [(known, db) for known, db in self._idle if known != day]
             self._lives[day] = self._lives.get(day, 0) + 1
-            self._spans.pop(day, None)
-            self._points.pop(day, None)
+            self._placed.forget(day)
             self._piles.pop(day, None)
             self._stored_at.pop(day, None)
         for db in stale:
