@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.harness import free_port
+from tests.harness.cluster import begin_with_cluster
 from tests.harness.product import ADDRESSES, KEPT_VARIABLES, ROOT, TARGETS, Answer, http
 
 START_WITHIN_S = 90.0
@@ -30,7 +31,9 @@ def within(bound_s: float, condition: Callable[[], Any]) -> Any:
 class Launched:
     """``python -m launcher`` with free ports."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, *, first_start: bool = False, **settings: str) -> None:
+        """`first_start`: with no cluster of PostgreSQL, as a user's; see tests.harness.cluster."""
+        self._first_start = first_start
         self.folder = folder
         self.data = folder / "data"
         self.addresses = {name: f"127.0.0.1:{free_port()}" for name in ADDRESSES}
@@ -44,6 +47,8 @@ class Launched:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
+        if not self._first_start and "DATABASE_URL" not in self.environ:
+            begin_with_cluster(self.data)
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "launcher"], cwd=ROOT, env=self.environ, stdout=output, stderr=output

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from runtime.channel import Channel
 from tests.harness import eventually, free_port
+from tests.harness.cluster import begin_with_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 START_WITHIN_S = 60.0
@@ -74,6 +75,8 @@ class Product:
             names: of ADDRESSES.
             prefix: put before the command, for example strace and its flags.
         """
+        if "metadata" in names and "DATABASE_URL" not in self.environ:
+            await asyncio.to_thread(begin_with_cluster, Path(self.environ["DATA_DIR"]))
         for name in names:
             module = "gateway" if name == "gateway" else f"services.{name}"
             with self.log(name).open("ab") as log:

@@ -15,7 +15,7 @@ SERVERS = 20
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     """For tests that only look at it: everything as `make run` starts it, but for free ports and a tick a second, with
     a few ticks in it."""
-    with Launched(tmp_path_factory.mktemp("product"), SIMULATOR_INTERVAL="1s") as launched:
+    with Launched(tmp_path_factory.mktemp("product"), first_start=True, SIMULATOR_INTERVAL="1s") as launched:
         within(30, lambda: launched.get("/v1/servers").json["totalSize"] == SERVERS)
         within(30, lambda: states(launched) == {"STORE_STATE_UP"})
         yield launched

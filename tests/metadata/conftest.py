@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from runtime.clock import SystemClock
-from services.metadata import postmaster
 from services.metadata.store_connection import Database
 from services.metadata.store_local import LocalFirstStore
 from services.metadata.target import DatabaseTarget, target_of_url
+from tests.harness import cluster
 from tests.harness.postgres import PostgresServer, debian_postgres, embedded_postgres, scratch_folder
 from tests.metadata.audit_parts import Audit, auditing
 from tests.metadata.parts import Parts, assemble, opened
@@ -44,12 +44,9 @@ def own_server(_breakable_server: PostgresServer) -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
-def made_cluster() -> Iterator[Path]:
-    """A folder with an embedded cluster that does not run, to be copied: initdb takes most of a first start's time."""
-    made = scratch_folder()
-    postmaster.prepare(made)
-    yield made / "postgresql"
-    shutil.rmtree(made, ignore_errors=True)
+def made_cluster() -> Path:
+    """A folder with an embedded cluster that does not run, to be copied."""
+    return cluster.made_cluster()
 
 
 @pytest.fixture

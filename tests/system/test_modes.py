@@ -69,9 +69,8 @@ def test_host_mode_shows_this_machine(tmp_path: Path) -> None:
             return value
 
         with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-            work = pool.map_async(spin, [8.0] * (os.cpu_count() or 1))
+            pool.map_async(spin, [8.0] * (os.cpu_count() or 1))
             within(8, lambda: cpu() > 90)
-            work.wait(30)
 
 
 def test_a_recording_is_played_into_the_history(tmp_path: Path) -> None:
