@@ -5,7 +5,7 @@ import math
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +24,7 @@ START_S = 1_750_000_000
 METRICS = [metric_pb2.Metric(name=f"m{index}", kind=metric_pb2.METRIC_KIND_GAUGE) for index in range(7)]
 SERVERS = ("alpha", "beta", "gamma")
 ROUNDS = 4
+EVERYTHING = ("timeseries", "cache", "metadata", "gateway")
 
 
 class Sender:
@@ -125,17 +126,20 @@ def check(found: dict[str, list[tuple[float, float]]], acknowledged: set[int], s
             assert all(value == value_of(tick, number, column) for tick, (_, value) in zip(ticks, points, strict=True))
 
 
-@pytest.fixture(params=["timeseries", "everything"])
-def victims(request: pytest.FixtureRequest) -> Iterator[tuple[str, ...]]:
-    yield ("timeseries",) if request.param == "timeseries" else ("timeseries", "cache", "metadata", "gateway")
-
-
-async def test_kill_9_loses_and_doubles_nothing(tmp_path: Path, victims: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("victims", "rounds"),
+    [
+        pytest.param(("timeseries",), ROUNDS, id="timeseries"),
+        pytest.param(EVERYTHING, 2, id="everything"),  # a round takes 3 to 7 s
+        pytest.param(EVERYTHING, 2 * ROUNDS, id="everything-again-and-again", marks=pytest.mark.full),
+    ],
+)
+async def test_kill_9_loses_and_doubles_nothing(tmp_path: Path, victims: tuple[str, ...], rounds: int) -> None:
     rng = random.Random(7)
     async with Product(tmp_path) as product:
-        await product.start("timeseries", "cache", "metadata", "gateway")
+        await product.start(*EVERYTHING)
         async with Sender(product) as sender:
-            for _ in range(ROUNDS):
+            for _ in range(rounds):
                 await sender.reaches(len(sender.acknowledged) + rng.randrange(5, 60))
                 await product.kill(*victims)
                 await product.start(*victims)
