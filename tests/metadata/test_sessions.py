@@ -193,9 +193,36 @@ def test_the_bounds_of_guessing() -> None:
         counted.spend("another", "192.0.2.2")
     counted.give_back("another", "192.0.2.1")
     counted.spend("another", "::ffff:192.0.2.1")
+    with pytest.raises(ResourceExhausted):  # one try came back, and no more
+        counted.spend("another", "192.0.2.1")
     counted.right("another", "192.0.2.1")
     for _ in range(OF_ACCOUNT):
         counted.spend("another", "192.0.2.1")
+
+
+def test_right_passwords_cost_an_address_nothing() -> None:
+    counted = Attempts(ManualClock())
+    for n in range(2 * OF_ADDRESS):
+        counted.spend(f"user {n}", HOME)
+        counted.right(f"user {n}", HOME)
+    for n in range(OF_ADDRESS):
+        counted.spend(f"user {n}", HOME)
+    counted.right("user 0", HOME)
+    counted.spend("user 0", HOME)
+    with pytest.raises(ResourceExhausted):  # a right one gives one try back, and no more
+        counted.spend("user 0", HOME)
+
+
+def test_who_tries_again_and_again_does_not_keep_those_after_him_remembered() -> None:
+    clock = ManualClock()
+    counted = Attempts(clock)
+    counted.spend("first", "192.0.2.1")
+    counted.spend("second", "192.0.2.2")
+    clock.advance(OF_ACCOUNT * attempts.ACCOUNT_REFILL_S - 1)
+    counted.spend("first", "192.0.2.1")
+    clock.advance(1)
+    counted.spend("third", "192.0.2.3")
+    assert len(counted._left) == 4
 
 
 def test_filling_the_memory_of_tries_buys_none(monkeypatch: pytest.MonkeyPatch) -> None:
