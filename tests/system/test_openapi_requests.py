@@ -27,6 +27,9 @@ headers = { "Request-Timeout" = "30s" }
 [[operations]]
 include-name = "GET /v1/fleet/watch"
 headers = { "Request-Timeout" = "100ms" }
+[[operations]]
+include-name = "GET /v1/anomalies:watch"
+headers = { "Request-Timeout" = "100ms" }
 """
 
 
