@@ -11,7 +11,7 @@ import pytest
 
 from tests.client.calling import environment
 from tests.docs.examples import examples, names
-from tests.harness.findings import finding, record
+from tests.harness.findings import finding, tell
 from tests.harness.launched import Launched
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "client.md"
@@ -34,8 +34,7 @@ def path(tmp_path: Path) -> str:
 @pytest.mark.parametrize(("command", "answer"), examples(PAGE), ids=lambda text: text.split("\n")[0][:60])
 def test_the_commands_of_the_page_work(product: Launched, path: str, command: str, answer: str) -> None:
     if "anomalies" in command:
-        secret = (product.data / "service-secret").read_text().strip()
-        record(product.addresses["metadata"], secret, finding("web-01", int(time.time() * 1_000) - 60_000))
+        tell(product, finding("web-01", int(time.time() * 1_000) - 60_000))
     environ = environment(product.addresses["gateway"], PATH=path)
     done = subprocess.run(["bash", "-c", command], env=environ, capture_output=True, text=True, timeout=60, check=False)
     forget(product)

@@ -15,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 from openmanager.gateway.v1 import options_pb2
 from tests.docs.examples import ROOT, Call, call_of, console_blocks, examples, names, pages, run
 from tests.harness.commands import require_command
-from tests.harness.findings import finding, record
+from tests.harness.findings import DOCUMENTED, tell
 from tests.harness.launched import Launched, within
 
 # Pages whose examples another test runs: on a product with TLS and a token (tests/deploy/test_page.py).
@@ -48,10 +48,8 @@ def prepared(product: Launched, command: str) -> Iterator[Call | None]:
         assert call is not None
         assert product.post("/v1/ai/interactions", {"id": call.subject, "query": "?", "response": "!"}).status == 200
     if method in {"GetAnomaly", "AcknowledgeAnomaly", "FeedbackAnomaly"}:
-        secret = (product.data / "service-secret").read_text().strip()
-        known = finding("web-01", 1_790_000_000_000, detector="silence")
-        assert call is not None and call.subject == known.id
-        record(product.addresses["metadata"], secret, known)
+        assert call is not None and call.subject == DOCUMENTED.id
+        tell(product, DOCUMENTED)
     if method in {"UpdateUser", "DeleteUser", "SetPassword"}:
         assert call is not None
         product.post("/v1/users", {"user": {"name": call.subject, "role": "ROLE_VIEWER"}})

@@ -4,6 +4,7 @@ import grpc
 
 from fleet.anomaly import Anomaly, Contribution, anomaly_to_pb, finding_id
 from openmanager.metadata.v1 import anomaly_pb2, anomaly_pb2_grpc
+from tests.harness.launched import Launched
 
 
 def finding(server_id: str, start_ms: int, *, detector: str = "departure", end_ms: int | None = None) -> Anomaly:
@@ -23,6 +24,15 @@ def finding(server_id: str, start_ms: int, *, detector: str = "departure", end_m
         detector=detector,
         contributions=(part,),
     )
+
+
+DOCUMENTED = finding("web-01", 1_790_000_000_000, detector="silence")
+"""The one that the examples of docs/api.md are about."""
+
+
+def tell(product: Launched, *findings: Anomaly) -> None:
+    """Records them in a launched product."""
+    record(product.addresses["metadata"], (product.data / "service-secret").read_text().strip(), *findings)
 
 
 def record(metadata: str, secret: str, *findings: Anomaly) -> None:

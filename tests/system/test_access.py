@@ -15,6 +15,7 @@ from openmanager.gateway.v1 import access_pb2, access_pb2_grpc, fleet_pb2, fleet
 from runtime.errors import carried_error
 from tests.client.calling import called
 from tests.harness import eventually
+from tests.harness.findings import finding, record
 from tests.harness.product import Answer, Product
 
 PASSWORD = "correct horse battery"
@@ -168,7 +169,12 @@ async def test_who_has_a_scope_sees_nothing_else(manager: Manager) -> None:
     assert WEB in series and DB not in series
     assert (await manager.call("/v1/history:query", body=query | {"serverIds": [DB]}, secret=secret)).status == 404
     assert (await get("/v1/metrics")).status == 400
-    for path in ("/metrics", "/v1/ai/interactions", "/v1/anomalies"):
+    found = [finding(server_id, 1_790_000_000_000) for server_id in (WEB, DB)]
+    record(manager.product.addresses["metadata"], manager.product.secret, *found)
+    shown = await get("/v1/anomalies")
+    assert [one["serverId"] for one in shown.json["anomalies"]] == [WEB] and shown.json["totalSize"] == 1
+    assert [(await get(f"/v1/anomalies/{one.id}")).status for one in found] == [200, 404]
+    for path in ("/metrics", "/v1/ai/interactions", "/v1/analytics/report"):
         assert (await get(path)).status == 403, path
     # What happens to others changes no entity tag of his.
     tag = listed.headers["etag"]

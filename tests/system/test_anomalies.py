@@ -13,21 +13,17 @@ import grpc
 from openmanager.gateway.v1 import analytics_pb2 as pb
 from openmanager.gateway.v1 import analytics_pb2_grpc, fleet_pb2, fleet_pb2_grpc
 from tests.client.calling import called
-from tests.harness.findings import finding, record
+from tests.harness.findings import finding, tell
 from tests.harness.launched import Launched, within
 
 MINUTE_MS = 60_000
-
-
-def told(product: Launched, *findings: Any) -> None:
-    record(product.addresses["metadata"], (product.data / "service-secret").read_text().strip(), *findings)
 
 
 def test_a_finding_is_listed_taken_care_of_judged_and_shown(product: Launched) -> None:
     now_ms = int(time.time() * 1_000)
     server_id = product.get("/v1/servers").json["servers"][0]["id"]
     one = finding(server_id, now_ms - 10 * MINUTE_MS)
-    told(product, one, finding("gone-1", now_ms - 9 * MINUTE_MS, end_ms=now_ms))
+    tell(product, one, finding("gone-1", now_ms - 9 * MINUTE_MS, end_ms=now_ms))
     path = f"/v1/anomalies/{one.id}"
     listed = product.get(f"/v1/anomalies?server_id={server_id}&open=true&start_time=-1h").json
     assert [found["id"] for found in listed["anomalies"]] == [one.id]
@@ -71,11 +67,11 @@ def test_both_streams_tell_of_it(product: Launched) -> None:
         assert next(watched).snapshot
         assert next(of_fleet).snapshot
         one = finding(server_id, now_ms - 5 * MINUTE_MS)
-        told(product, one)
+        tell(product, one)
         assert [each.id for each in next(watched).anomalies] == [one.id]
         in_fleet = next(message for message in of_fleet if message.anomalies)
         assert [each.id for each in in_fleet.anomalies] == [one.id]
-        told(product, one.changed(end_ms=now_ms))
+        tell(product, one.changed(end_ms=now_ms))
         over = next(watched)
         assert over.anomalies[0].HasField("end_time")
         watched.cancel()
@@ -106,7 +102,7 @@ def events(product: Launched, path: str, after: str) -> Iterator[Iterator[str]]:
 def test_the_command_lists_shows_and_judges(product: Launched) -> None:
     now_ms = int(time.time() * 1_000)
     one = finding("command-1", now_ms - 3 * MINUTE_MS)
-    told(product, one)
+    tell(product, one)
     address = product.addresses["gateway"]
     listed = called(address, "anomalies", "command-1", "--open")
     assert listed.returncode == 0, listed.stderr
