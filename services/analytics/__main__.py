@@ -19,6 +19,7 @@ from services.analytics.outlook.ranking import CAPACITY_SERVICE, CapacityService
 from services.analytics.outlook.servicer import PUBLIC_SERVICE, OutlookServicer
 from services.analytics.outlook.tally import Tally
 from services.analytics.outlook.workers import Workers
+from services.analytics.registry import Limits
 from services.analytics.scores import ScoreWriter
 from services.analytics.servicer import DETECTION_SERVICE, DetectionServicer
 from services.analytics.settings import AnalyticsSettings
@@ -31,7 +32,7 @@ BACKOFF = Backoff(max_s=2.0)
 @asynccontextmanager
 async def analysing(settings: AnalyticsSettings, process: Process[AnalyticsSettings]) -> AsyncIterator[Analysis]:
     """The analysis, fed and saved for as long as this is entered, and saved once more at the end."""
-    detector = FleetDetector(silence_ms=round(settings.silence_s * 1000))
+    detector = FleetDetector(silence_ms=round(settings.silence_s * 1000), limits=Limits(series=settings.series_limit))
     async with (
         process.open_channel(settings.timeseries_target) as timeseries,
         process.open_channel(settings.metadata_target) as metadata,

@@ -22,6 +22,13 @@ class AnalyticsSettings(CommonSettings):
         ge=0.1,
         le=3600,
     )
+    series_limit: int = setting(
+        "ANALYTICS_SERIES_LIMIT",
+        200_000,
+        "Most series that are judged; 2.5 GB of memory and 1 s of a core a minute for each million.",
+        ge=1_000,
+        le=20_000_000,
+    )
     silence_s: Duration = setting(
         "ANALYTICS_SILENCE",
         30.0,

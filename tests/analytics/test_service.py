@@ -304,9 +304,10 @@ def test_settings_that_make_no_sense_are_all_told() -> None:
                 "ANALYTICS_ADDRESS": "nowhere",
                 "ANALYTICS_CHECKPOINT_INTERVAL": "0s",
                 "ANALYTICS_SILENCE": "soon",
+                "ANALYTICS_SERIES_LIMIT": "12",
             }
         )
-    assert len(caught.value.problems) == 3
+    assert len(caught.value.problems) == 4
 
 
 def test_the_fleet_of_the_tests_is_as_the_tests_think() -> None:
