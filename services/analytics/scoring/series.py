@@ -259,7 +259,9 @@ class SeriesScorer:
         clipped = _clipped(residual, deviation, step.trusted)
         state.residual_variance += step.rate * ((1.0 - step.rate) * clipped * clipped - state.residual_variance)
         state.lift += min(self.step_s / p.LEVEL_MEMORY_S, 0.5) * clipped * step.present
-        state.hour_sum += np.where(step.present, step.y - state.lift, 0.0)
+        # A value moves its hour's mean no further than all else. Whole, 18 incidents of half an hour (simulator, twenty
+        # servers) were found again 7 times an hour later and 12 times a day later; so, and for another seed, never.
+        state.hour_sum += np.where(step.present, step.y - (residual - clipped) - state.lift, 0.0)
         state.hour_count += step.present
         return z
 

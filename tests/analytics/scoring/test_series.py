@@ -141,6 +141,17 @@ def test_a_level_that_has_shifted_for_good_is_learnt() -> None:
 
 
 @pytest.mark.full
+def test_after_an_incident_of_half_an_hour_what_is_usual_stays_usual() -> None:
+    series = np.stack((made(3, 5), made(3, 5)), axis=1)
+    begins = 3 * DAY + 10 * 12  # a Thursday, ten o'clock
+    series[begins : begins + 6, 1] += 1_000.0
+    _, departure, _ = scored(series)
+    for after in (12, DAY - 12):  # an hour after it began, and at the same hour of the day after
+        stretch = slice(begins + after, begins + after + 24)
+        apart = departure[stretch, 1] - departure[stretch, 0]
+        assert np.abs(apart).mean() < 0.5  # .25 and .37; .81 and 2.89 when the hour took whatever came
+
+
 def test_what_comes_every_day_or_every_weekend_is_usual() -> None:
     day, hour = np.arange(28 * DAY) // DAY, np.arange(28 * DAY) % DAY // 12
     load = np.where((hour >= 9) & (hour < 17), 80.0, 20.0)
