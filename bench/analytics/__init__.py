@@ -4,10 +4,12 @@
     operating   the alarm that is shipped, learnt without labels
     forecast    a week ahead of real machines, beside "as 24 hours before"
     exhaustion  the date a disk is full, beside predict_linear
+    quiet       false findings of a simulated fleet on which nothing happens, and what the detector costs there
+    scenarios   leaks, full disks, outages and more, played on a simulated fleet
+    restart     scores after restarts, beside those of a detector that was not restarted
     cost        a window and an hour of 10,220 series
 
-A row is a module with `ROW`, `measure` and `judged`, named in ``rows``; those that need the simulator (a quiet week,
-scenarios) will be two more.
+A row is a module with `ROW`, `measure` and `judged`, named in ``rows``.
 
 What must stay true: everything goes through the code that is shipped, with the one set of parameters that is shipped;
 yardsticks are measured in the same run on the same data, each by the setting that serves it best; the judge of events

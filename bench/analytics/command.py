@@ -12,7 +12,7 @@ from bench.analytics.size import FULL, QUICK, Bench, Size
 from bench.api.reported import Reported, delivered
 
 EXAMPLES: Final = """examples:
-  make bench-analytics                               every row; takes some minutes of one core
+  make bench-analytics                               every row; takes half an hour of two cores, most of it scenarios
   make bench-analytics ARGS="--quick"                every row with little of everything; its numbers are for no table
   make bench-analytics ARGS="--only exhaustion"      one row; repeat --only for more
 

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from fleet.anomaly import Anomaly
 from fleet.model import Rows
 from services.analytics.detect import SetColumns
 from services.analytics.fleet_detector import FleetDetector
+from services.analytics.scores import Scored
 from services.simulator.catalogue import METRIC_SET
 from services.simulator.fleet import build_fleet
 from services.simulator.synthetic import SyntheticSource
@@ -44,11 +47,18 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spent:
-    """Processor time of the detector at a tick, milliseconds, and whether a minute was judged then."""
+class Shown:
+    """What came of showing a detector a batch.
 
+    Attributes:
+        findings: those that changed.
+        scored: the servers' scores, where a minute was judged.
+        cost_ms: processor time.
+    """
+
+    findings: list[Anomaly]
+    scored: list[Scored]
     cost_ms: float
-    judges: bool
 
 
 class SimulatedFleet:
@@ -65,46 +75,49 @@ class SimulatedFleet:
         self._tick_ms = tick_ms
 
     async def play(
-        self, start_ms: int, end_ms: int, see: Callable[[Rows], None] | None = None
-    ) -> tuple[list[Told], list[Spent]]:
+        self, start_ms: int, end_ms: int, see: Callable[[Rows, Shown], None] | None = None
+    ) -> tuple[list[Told], list[Shown]]:
         """Plays the ticks of `[start_ms, end_ms)`.
 
         Args:
-            see: is shown the rows, too.
+            see: is shown the rows, too, and what came of them.
 
         Returns:
-            The findings that changed, as they are at the end, and what each tick that had rows cost.
+            The findings that changed, as they are at the end, and what came of each batch.
         """
-        changed, spent = set[str](), list[Spent]()
+        changed, came = set[str](), list[Shown]()
         first = -(-start_ms // self._tick_ms)
         for tick in range(first, -(-end_ms // self._tick_ms)):
             time_ms = tick * self._tick_ms
             for batch in await self.source.batches(tick, time_ms):
                 now_ms = time_ms + ON_THE_WAY_MS
-                found, cost = show(self.detector, batch.rows, now_ms)
-                spent.append(cost)
-                for one in found:
+                shown = show(self.detector, batch.rows, now_ms)
+                came.append(shown)
+                for one in shown.findings:
                     self._tell(one, now_ms)
                     changed.add(one.id)
                 if see is not None:
-                    see(batch.rows)
-        return [self.told[one] for one in self.told if one in changed], spent
+                    see(batch.rows, shown)
+        return [self.told[one] for one in self.told if one in changed], came
 
     def _tell(self, finding: Anomaly, now_ms: int) -> None:
         before = self.told.get(finding.id)
         self.told[finding.id] = Told(finding=finding, told_ms=before.told_ms if before else now_ms)
 
 
-def show(detector: FleetDetector, rows: Rows, now_ms: int) -> tuple[list[Anomaly], Spent]:
-    """Shows a detector a batch, each server once; returns the findings that changed, and what it cost."""
-    judges, began = bool(detector.due(now_ms)), time.process_time()
+def show(detector: FleetDetector, rows: Rows, now_ms: int) -> Shown:
+    """Shows a detector a batch, each server once."""
+    began = time.process_time()
     found = detector.advance(now_ms)
     found += detector.observe(_COLUMNS, rows.server_ids, rows.times_ms, rows.values, now_ms)
     found += detector.settle(now_ms)
-    return found, Spent(cost_ms=1e3 * (time.process_time() - began), judges=judges)
+    scored = detector.take_scores()
+    return Shown(findings=found, scored=scored, cost_ms=1e3 * (time.process_time() - began))
 
 
-def first_day_ms(seed: int) -> int:
-    """When the fleet of a seed begins, a midnight; seeds begin on all days of the week in turn, as what is not known of
-    weekends or of working days yet is a reason for false findings."""
-    return MONDAY_MS + seed % 7 * DAY_MS
+def first_hour_ms(seed: int) -> int:
+    """When the fleet of a seed begins: on all days of the week in turn, at a drawn hour.
+
+    What is not known yet of weekends or of working days is a reason for false findings, and an incident at night is
+    another than one at noon."""
+    return MONDAY_MS + seed % 7 * DAY_MS + int(np.random.default_rng(seed).integers(24)) * HOUR_MS

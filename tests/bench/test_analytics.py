@@ -22,6 +22,8 @@ from tests.harness.data import recording
 TINY = replace(QUICK, learnt=700, tested=800)
 OF_RECORDINGS = ("detection", "operating", "forecast")
 OF_NOTHING = ("exhaustion", "cost")
+OF_THE_SIMULATOR = ("quiet", "scenarios", "restart")
+"""See test_simulated."""
 
 
 async def measured(folder: Path, *only: str) -> Any:
@@ -48,7 +50,8 @@ async def test_rows_without_recordings_say_so_and_the_others_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENMANAGER_TEST_DATA", str(tmp_path))
-    found = await measured(tmp_path, *ROWS)
+    assert sorted(ROWS) == sorted(OF_RECORDINGS + OF_NOTHING + OF_THE_SIMULATOR)
+    found = await measured(tmp_path, *OF_RECORDINGS, *OF_NOTHING)
     told = {row["row"]: row["note"] for row in found["table"] if row["met"] is None}
     assert set(told) == set(OF_RECORDINGS)
     assert all(note.startswith("not measured: the recordings are neither") for note in told.values())
