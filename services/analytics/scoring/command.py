@@ -63,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
         until_s = epoch_s(options.train_until) if options.train_until else -np.inf
     except ValueError as error:
         return _complain(f"--train-until: {error}")
+    if options.output is not None and any(_is_same(options.output, path) for path in (options.file, options.train)):
+        return _complain(f"--output: {options.output} is a recording that is read")
     try:
         with Recording(options.file) as recording:
             scorer = RowScorer(len(recording.metrics))
@@ -146,6 +148,10 @@ def _score(recording: Recording, scorer: RowScorer, until_s: float, per_metric: 
         if per_metric:
             line += [f"{score:.6f}" for score in scorer.metric_scores.tolist()]
         writer.writerow(line)
+
+
+def _is_same(output: str, path: str | None) -> bool:
+    return path is not None and Path(output).exists() and Path(path).exists() and Path(output).samefile(path)
 
 
 def _complain(what: str) -> int:

@@ -201,3 +201,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 100_000
+
+
+def test_a_recording_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, train = file_of(tmp_path, rows_of(300)), file_of(tmp_path, rows_of(200), "train.csv")
+    (tmp_path / "link.csv").symlink_to(kept)
+    before = kept.read_bytes(), train.read_bytes()
+    for output in (kept, train, tmp_path / "link.csv"):
+        assert run(kept, "--train", train, "--output", output) == 2
+        assert "is a recording that is read" in capsys.readouterr().err
+    assert (kept.read_bytes(), train.read_bytes()) == before
