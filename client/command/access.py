@@ -59,7 +59,10 @@ def _password(name: str) -> str:
 
 
 def _read(path: Path) -> str:
-    return path.read_text("ascii").strip()
+    try:
+        return path.read_text("ascii").strip()
+    except UnicodeDecodeError:
+        raise exits.UsageError(f"{path} holds no set-up token") from None
 
 
 async def _create(manager: OpenManager, options: Namespace) -> int:

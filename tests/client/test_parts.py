@@ -21,6 +21,7 @@ from google.rpc import error_details_pb2, status_pb2
 from client import BadAddress, OpenManagerError, Series
 from client.backoff import Backoff
 from client.channel import endpoint, service_config
+from client.command.access import _read
 from client.command.arguments import parse
 from client.command.audit import CSV_COLUMNS
 from client.command.audit import _row as audit_row
@@ -331,3 +332,9 @@ def test_csv_has_no_cell_that_a_spreadsheet_runs(capsys: pytest.CaptureFixture[s
     cells = dict(zip(CSV_COLUMNS, audit_row(event), strict=True))
     named = {name: cells[name] for name in ("actor", "target", "action", "reason", "seq")}
     assert named == {"actor": "'" + evil, "target": "-5", "action": "'\tx", "reason": "''+1-1", "seq": "7"}
+
+
+def test_a_file_that_holds_no_set_up_token_is_told(tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="token holds no set-up token"):
+        _read(tmp_path / "token")
