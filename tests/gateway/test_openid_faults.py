@@ -14,6 +14,7 @@ import pytest
 
 from gateway.access.openid import REFRESH_S
 from gateway.access.openid_http import MAX_ANSWER_BYTES
+from gateway.access.openid_provider import MAX_KEYS
 from runtime.clock import ManualClock
 from runtime.errors import OpenManagerError, status_code
 from tests.gateway.openid_fake import Claims, FakeProvider, Request, Writer, client, fake_provider, logged_in, send
@@ -205,3 +206,13 @@ async def test_few_wait_for_the_provider_at_once(provider: FakeProvider) -> None
         assert reasons == ["OPENID_BUSY"] * 3 + ["OPENID_UNAVAILABLE"] * 2
         provider.answers.clear()
         await asyncio.gather(openid.begin(), openid.begin())
+
+
+async def test_of_a_provider_with_thousands_of_keys_the_first_are_read(provider: FakeProvider) -> None:
+    right = provider.key.as_dict(private=False)
+    others = [right | {"kid": f"another {number}"} for number in range(3 * MAX_KEYS)]
+    for keys in ([right, *others], [*others[: MAX_KEYS - 1], right]):
+        provider.answers[KEYS] = lambda _request, writer, keys=keys: send(writer, 200, {"keys": keys})
+        async with client(provider) as openid:
+            assert (await logged_in(provider, openid)).name == "ada"
+            assert openid._known is not None and len(openid._known.keys.keys) == MAX_KEYS
