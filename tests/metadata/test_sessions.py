@@ -13,7 +13,7 @@ from runtime.errors import InvalidArgument, OpenManagerError, PermissionDenied, 
 from services.metadata.access import attempts, secrets
 from services.metadata.access import sessions as module
 from services.metadata.access.attempts import OF_ACCOUNT, OF_ADDRESS, Attempts
-from services.metadata.access.model import Scope, Token, User
+from services.metadata.access.model import MAX_PASSWORD_BYTES, Scope, Token, User
 from services.metadata.access.sessions import MAX_SESSIONS, Identity, Sessions
 from services.metadata.access.store import AccessStore
 from services.metadata.store_connection import Database
@@ -67,7 +67,7 @@ async def test_who_knows_the_password_has_a_session_of_his_own_rights(database: 
 
 
 async def test_whatever_is_wrong_the_answer_is_one(database: Database) -> None:
-    await with_users(database)
+    store = await with_users(database)
     sessions = sessions_on(database)
     tries = [
         ("Ada", "not the password"), ("Ada", ""), ("Ada", PASSWORD + "x" * 2_000), ("Nobody", PASSWORD),
@@ -77,6 +77,10 @@ async def test_whatever_is_wrong_the_answer_is_one(database: Database) -> None:
     told = {await refusal(sessions, *each) for each in tries}
     assert told == {("LOGIN_FAILED", "the name or the password is not right")}
     await sessions.by_password("Ada", PASSWORD, HOME)
+    longest = "\N{EURO SIGN}" * (MAX_PASSWORD_BYTES // 3) + "x" * (MAX_PASSWORD_BYTES % 3)
+    await store.set_password("Ada", longest)
+    await sessions.by_password("Ada", longest, HOME)
+    assert (await refusal(sessions, "Ada", longest + "x"))[0] == "LOGIN_FAILED"
 
 
 async def test_each_try_compares_a_password_whoever_it_is_for(

@@ -174,7 +174,7 @@ async def test_who_has_a_scope_sees_nothing_else(manager: Manager) -> None:
     shown = await get("/v1/anomalies")
     assert [one["serverId"] for one in shown.json["anomalies"]] == [WEB] and shown.json["totalSize"] == 1
     assert [(await get(f"/v1/anomalies/{one.id}")).status for one in found] == [200, 404]
-    for path in ("/metrics", "/v1/ai/interactions", "/v1/analytics/report"):
+    for path in ("/metrics", "/v1/ai/interactions", "/v1/simulator", "/v1/analytics/report"):
         assert (await get(path)).status == 403, path
     # What happens to others changes no entity tag of his.
     tag = listed.headers["etag"]
