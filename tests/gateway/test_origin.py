@@ -1,15 +1,17 @@
 """From where calls come: of a connection, or what a trusted proxy says, and nobody else."""
 
+from dataclasses import dataclass
+
 import pytest
 
-from gateway.access.callers import Callers, grpc_authenticator
+from gateway.access.callers import LOCAL_ADMINISTRATOR, TOKEN_HOLDER, Callers, grpc_authenticator
 from gateway.access.origin import Origin
 from gateway.access.policy import Policy
 from gateway.admission import Admission
 from openmanager.gateway.v1 import fleet_pb2, fleet_pb2_grpc
 from runtime.channel import Channel, calling
 from runtime.clock import ManualClock
-from runtime.errors import PermissionDenied
+from runtime.errors import PermissionDenied, Unauthenticated
 from runtime.handlers import bind
 from runtime.interception import Interception
 from runtime.server import GrpcServer
@@ -89,3 +91,47 @@ async def test_without_a_token_nobody_behind_a_local_proxy_is_an_administrator(h
                 await stub.GetFleetSummary(fleet_pb2.GetFleetSummaryRequest(), metadata=((header, "127.0.0.1"),))
         assert refused.value.reason == "PROXIED"
     await server.stop(0)
+
+
+@dataclass
+class CallFrom:
+    """A gRPC call's context, as far as who may come in looks at it."""
+
+    address: str
+
+    def peer(self) -> str:
+        return self.address
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+
+@pytest.mark.parametrize(
+    "peer", ["ipv4:192.0.2.7:50", "ipv4:10.0.0.1:50", "ipv6:[2001:db8::1]:50", "ipv4:128.0.0.1:50"]
+)
+def test_without_a_token_nobody_comes_in_from_elsewhere(peer: str) -> None:
+    servicer = bind("openmanager.gateway.v1.FleetService", FakeServicer())
+    authenticate = grpc_authenticator(Callers(None, None), Policy([servicer]), Admission(ManualClock()))
+    method = "/openmanager.gateway.v1.FleetService/ListServers"
+    with pytest.raises(PermissionDenied, match="on this machine"):
+        authenticate(method, CallFrom(peer))  # type: ignore[arg-type]
+    for here in ("ipv4:127.0.0.1:50", "ipv6:[::1]:50", "unix:"):
+        assert authenticate(method, CallFrom(here)) == LOCAL_ADMINISTRATOR  # type: ignore[arg-type]
+
+
+def test_a_token_is_shown_as_a_bearer_and_in_no_other_way() -> None:
+    callers = Callers(TOKEN, None)
+    for shown in (f"Bearer {TOKEN}", f"bearer  {TOKEN} "):
+        assert callers.by_header(shown) == TOKEN_HOLDER
+    for shown in (
+        f"Basic {TOKEN}",
+        TOKEN,
+        f" {TOKEN}",
+        "Bearer",
+        "Bearer ",
+        f"Bearer {TOKEN}x",
+        f"Bearer {TOKEN[:-1]}",
+    ):
+        with pytest.raises(Unauthenticated) as refused:
+            callers.by_header(shown)
+        assert refused.value.reason == "TOKEN_INVALID"
