@@ -150,8 +150,7 @@ class AnomalyServicer:
         except (Unavailable, DeadlineExceeded):  # the answer says it
             report.incomplete.append("metadata")
         else:
-            server_days = max(report.detection.servers, 1) * span_ms / DAY_MS
-            report.detection.detectors.extend(_reported(count, server_days) for count in counted.counts)
+            report.detection.detectors.extend(_reported(count) for count in counted.counts)
         return pb.GetModelReportResponse(report=report)
 
     async def WatchAnomalies(
@@ -179,7 +178,7 @@ def _span_ms(span: Duration) -> int:
     return span_ms
 
 
-def _reported(count: metadata_pb2.AnomalyCount, server_days: float) -> report_pb2.DetectorReport:
+def _reported(count: metadata_pb2.AnomalyCount) -> report_pb2.DetectorReport:
     judged = count.said_real + count.said_false
     return report_pb2.DetectorReport(
         detector=count.detector,
@@ -189,7 +188,6 @@ def _reported(count: metadata_pb2.AnomalyCount, server_days: float) -> report_pb
         said_real=count.said_real,
         said_false=count.said_false,
         precision=count.said_real / judged if judged else None,
-        per_server_day=count.found / server_days,
     )
 
 

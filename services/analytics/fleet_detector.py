@@ -219,12 +219,13 @@ class FleetDetector:
         self._openings.rearrange(source)
 
     def about(self) -> About:
-        bars = self._scorer.verdicts.bars
+        bars, count = self._scorer.verdicts.bars, len(self._registry.server_ids)
+        patient = np.flatnonzero(self._silence.is_patient(count)).tolist()
         return About(
-            servers=len(self._registry.server_ids),
+            servers=count,
             series=self._registry.cell_count - 1,
             state_bytes=self._scorer.nbytes,
-            raised=int(np.count_nonzero(bars > 1.0)),
+            raised=len({*np.flatnonzero(bars > 1.0).tolist(), *patient}),
             lowered=int(np.count_nonzero(bars < 1.0)),
         )
 

@@ -77,6 +77,11 @@ class SilenceWatch:
         self.open: dict[str, Anomaly] = {}
         """The open findings by server."""
 
+    def is_patient(self, count: int) -> Flags:
+        """Which of the first `count` servers may be silent for longer than usual."""
+        patient: Flags = self._state.patience[:count] > 1.0
+        return patient
+
     def heard_at(self, server: int) -> int:
         """When a server was heard last, in milliseconds; long before all time for one that never was."""
         return int(self._state.heard_ms[server]) if server < len(self._state.heard_ms) else _NEVER

@@ -115,6 +115,7 @@ def test_who_may_be_silent_for_longer_is_found_later() -> None:
     fleet.play(400)
     (opened,) = fleet.found.values()
     fleet.detector.judge(opened, is_real=False)
+    assert fleet.detector.about().raised == 1
     fleet.play(400)
     assert len(fleet.found) == 1, "silent for as long as when it was no fault"
     fleet.sends["b"] = lambda tick: tick < 900

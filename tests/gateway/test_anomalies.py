@@ -269,7 +269,7 @@ async def test_the_report_says_what_people_said_and_what_could_not_be_asked() ->
         before_us = made.metadata.asked[-1].start_time.ToMicroseconds()
         assert abs(before_us - (SystemClock().now_ms() * 1_000 - 7 * 86_400_000_000)) < 60e6
         departure, silence = found.detection.detectors
-        assert (departure.precision, departure.per_server_day) == (0.75, pytest.approx(42 / 140))
+        assert (departure.found, departure.open, departure.precision) == (42, 1, 0.75)
         assert (silence.found, silence.HasField("precision")) == (7, False)
         assert (found.detection.span.seconds, list(found.incomplete)) == (7 * 86_400, [])
         made.metadata.counts = None
