@@ -35,6 +35,8 @@ SCRIPTS: Final = (
     "app.js",  # the entry
     "calls.js",
     "elements.js",
+    "finding-words.js",
+    "findings.js",
     "fleet-table.js",
     "fleet.js",
     "history.js",
@@ -43,6 +45,7 @@ SCRIPTS: Final = (
     "polls.js",
     "problems.js",
     "routing.js",
+    "server-findings.js",
     "server-page.js",
     "session.js",
     "shown-server.js",

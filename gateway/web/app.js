@@ -9,10 +9,12 @@
 import { caller } from "./calls.js";
 import { $, on } from "./elements.js";
 import { drawFleet, fillAges, outdateRows, setUpFleetTable } from "./fleet-table.js";
+import { drawFindings, readLacks } from "./findings.js";
 import { drawHistory, readHistory, setUpHistory } from "./history.js";
 import { live, liveState } from "./live.js";
 import { setPolls, tick } from "./polls.js";
 import { onHashChange } from "./routing.js";
+import { drawFound, readFound } from "./server-findings.js";
 import { drawAbout, drawServer, readServer, readUnits, readWindows, setUpServerPage } from "./server-page.js";
 import { setUpSession, start } from "./session.js";
 import { drawStores, readStores } from "./stores.js";
@@ -25,8 +27,14 @@ const HIDDEN_MS = 60_000; // a tab nobody looks at gives its connection back; a 
 function everySecond() {
   tick();
   if (!caller || document.hidden) return;
-  if (!$("fleet").hidden) fillAges();
-  if (!$("server").hidden) drawAbout();
+  if (!$("fleet").hidden) {
+    fillAges();
+    drawFindings();
+  }
+  if (!$("server").hidden) {
+    drawAbout();
+    drawFound();
+  }
   renewSilentStream();
 }
 
@@ -78,8 +86,10 @@ function listen() {
 setPolls([
   { name: "summary", task: readSummary, everyS: 5 },
   { name: "stores", task: readStores, everyS: 10 },
+  { name: "lacks", task: readLacks, everyS: 30 },
   { name: "server", task: readServer, everyS: 15, ofServer: true },
   { name: "history", task: readHistory, everyS: 10, ofServer: true, whenFound: true },
+  { name: "found", task: readFound, everyS: 60, ofServer: true, whenFound: true },
   { name: "units", task: readUnits, everyS: 600, ofServer: true, whenFound: true },
   { name: "windows", task: readWindows, everyS: 60, ofServer: true, whenFound: true },
 ]);

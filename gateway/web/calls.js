@@ -14,6 +14,9 @@ const CALLS = {
   server: "GET /v1/servers/{id}",
   windows: "GET /v1/servers/{server_id}/maintenance",
   metrics: "GET /v1/metrics?server_id&page_size&page_token",
+  findings: "GET /v1/anomalies?server_id&start_time&open&page_size",
+  acknowledge: "POST /v1/anomalies/{id}:acknowledge",
+  feedback: "POST /v1/anomalies/{id}:feedback",
   history: "GET /v1/servers/{server_id}/history?metric&start_time&end_time&step&aggregation",
 };
 

@@ -21,6 +21,12 @@ export function badge(node, word) {
   text(node, word);
 }
 
+/** Shows a score, 0 to 1, in a cell with a number and a bar. */
+export function score(cell, value) {
+  text(cell.firstElementChild, value.toFixed(2));
+  cell.lastElementChild.firstElementChild.style.width = `${Math.round(value * 100)}%`;
+}
+
 /** Makes the rows of a table those of the items, in their order. What is right already is not touched. */
 export function reconcile(body, items, rows, keyOf, make, update) {
   const focused = document.activeElement;

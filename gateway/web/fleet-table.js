@@ -2,6 +2,7 @@
 
 import { caller } from "./calls.js";
 import { $, badge, fromTemplate, on, reconcile, ROWS_AT_ONCE, text } from "./elements.js";
+import { drawFindings, isAbnormal } from "./findings.js";
 import { fleet, HEADLINES, SEVERITY, THRESHOLDS } from "./fleet.js";
 import { live } from "./live.js";
 import { serverHash } from "./shown-server.js";
@@ -61,6 +62,7 @@ export function drawFleet() {
   if ($("fleet").hidden && fleet.size) return;
   const wanted = chosen();
   const drawn = wanted.slice(0, view.limit);
+  drawFindings();
   reconcile($("servers"), drawn, serverRows, (one) => one.id, makeServerRow, fillServerRow);
   const all = `${whole.format(fleet.size)} ${fleet.size === 1 ? "server" : "servers"}`;
   const some = drawn.length < wanted.length ? `first ${whole.format(drawn.length)} of ` : "";
@@ -78,11 +80,12 @@ function makeServerRow(one) {
   name.firstElementChild.href = serverHash(one.id);
   text(name.firstElementChild, one.id);
   const gauges = rest.map((cell) => [cell.firstElementChild, cell.lastElementChild.firstElementChild]);
-  const [, mark, host] = name.children;
-  return { element: row, badge: state.firstElementChild, mark, host, environment, role, gauges, age, shows: null };
+  const [, mark, abnormal, host] = name.children;
+  return { element: row, badge: state.firstElementChild, mark, abnormal, host, environment, role, gauges, age, shows: null };
 }
 
 function fillServerRow(row, one) {
+  row.abnormal.hidden = !isAbnormal(one.id);
   if (row.shows === one) return;
   row.shows = one;
   row.element.className = one.status === "offline" ? "old" : "";

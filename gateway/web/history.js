@@ -4,7 +4,7 @@ import { call, sentence } from "./calls.js";
 import { $, on, text } from "./elements.js";
 import { forgetPlot, plot } from "./plot.js";
 import { pollEvery, pollSoon } from "./polls.js";
-import { aggregation, isCounter, RANGES, server, serverHash } from "./shown-server.js";
+import { aggregation, isCounter, RANGES, server, serverHash, shaded } from "./shown-server.js";
 import { now, quantity } from "./times-and-units.js";
 
 export function drawAggregation() {
@@ -58,7 +58,9 @@ function curveOf(series, range, how) {
 export function drawHistory() {
   if (!server?.series || $("server").hidden) return;
   const { points, unit, everyStep, resolution } = server.series;
-  plot($("plot"), server.series);
+  const { from, to } = server.series;
+  const spans = shaded().filter(([begin, end]) => begin < to && end > from);
+  plot($("plot"), { ...server.series, spans });
   const values = points.map(([, value]) => value);
   const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
   const figures = values.length
@@ -68,7 +70,8 @@ export function drawHistory() {
   const width = resolution < 3600 ? `${resolution / 60} min` : `${resolution / 3600} h`;
   const rolled = resolution > 0 ? ` In part from roll-ups of ${width}.` : "";
   const missing = server.incomplete ? ` Points may be missing: ${server.incomplete} could not be asked.` : "";
-  text($("plot-summary"), `${figures ? `${sentence(figures)}` : "No points in this range."}${rolled}${missing}`);
+  const abnormal = spans.length ? " Shaded: when something was abnormal." : "";
+  text($("plot-summary"), `${figures ? `${sentence(figures)}` : "No points in this range."}${abnormal}${rolled}${missing}`);
 }
 
 export function choose(change) {
@@ -76,6 +79,7 @@ export function choose(change) {
   const parameters = new URLSearchParams({ metric: server.metric, range: server.range });
   history.replaceState(null, "", `${serverHash(server.id)}?${parameters}`);
   pollSoon("history", 0);
+  if (change.range) pollSoon("found", 0);
 }
 
 export function forgetHistory() {

@@ -52,7 +52,7 @@ function segmentsOf(points, stepS) {
   return segments;
 }
 
-export function plot(box, { points, unit, from, to, stepS }) {
+export function plot(box, { points, unit, from, to, stepS, spans }) {
   const width = Math.max(260, box.clientWidth);
   const height = Math.max(160, box.clientHeight);
   const inner = { width: width - MARGIN.left - MARGIN.right, height: height - MARGIN.top - MARGIN.bottom };
@@ -68,6 +68,11 @@ export function plot(box, { points, unit, from, to, stepS }) {
   const y = (value) => MARGIN.top + (1 - (value - bottom) / (top - bottom)) * inner.height;
 
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+  for (const [begin, end] of spans) {
+    const left = x(begin);
+    const wide = Math.max(2, x(Math.min(end, to)) - left); // a minute of a month is to be seen, too
+    drawing.append(svg("rect", { class: "span", x: left, y: MARGIN.top, width: wide, height: inner.height }));
+  }
   for (const tick of ticks) {
     const at = Math.round(y(tick * divisor));
     drawing.append(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }));
@@ -116,7 +121,8 @@ export function plot(box, { points, unit, from, to, stepS }) {
     const isHigh = isThere && y(point[1]) < MARGIN.top + inner.height / 2; // beside the curve, not upon it
     const left = at > width / 2 ? at - wide - 10 : at + 10;
     tip.setAttribute("transform", `translate(${left} ${isHigh ? floor - 44 : MARGIN.top + 4})`);
-    return lines.join(", ");
+    const isAbnormal = spans.some(([begin, end]) => begin <= time && time <= end);
+    return lines.concat(isAbnormal ? "something was abnormal" : []).join(", ");
   };
   const nearest = (px) => {
     const time = from + ((px - MARGIN.left) / inner.width) * (to - from);

@@ -5,6 +5,7 @@ import { $, badge, element, fromTemplate, on, reconcile, ROWS_AT_ONCE, show, tex
 import { fleet, HEADLINES, known } from "./fleet.js";
 import { choose, drawAggregation, forgetHistory } from "./history.js";
 import { pollServerAnew, pollSoon, tick } from "./polls.js";
+import { drawFound } from "./server-findings.js";
 import { lookAt, lookAway, server } from "./shown-server.js";
 import { duration, fullStamp, now, quantity } from "./times-and-units.js";
 
@@ -20,6 +21,7 @@ export function openServer(id, parameters) {
   $("server-body").hidden = true;
   $("metric-filter").value = "";
   $("plot-controls").elements.range.value = server.range;
+  drawFound();
   document.title = `${id} – OpenManager`;
   show("server");
   pollServerAnew();
@@ -95,6 +97,7 @@ export function drawServer() {
   badge($("server-status"), answer.status);
   $("server-maintenance").hidden = !answer.inMaintenance;
   drawAbout();
+  drawFound();
   drawMetrics();
   drawAggregation();
 }
@@ -160,6 +163,7 @@ export function forgetServer() {
   for (const id of ["metrics", "about"]) $(id).replaceChildren();
   delete $("about").dataset.names;
   for (const id of ["server-title", "server-error"]) text($(id), "");
+  drawFound();
   forgetHistory();
 }
 
@@ -173,8 +177,8 @@ export function setUpServerPage() {
     server.limit += ROWS_AT_ONCE * 3;
     drawMetrics();
   });
-  on("metrics", "click", (event) => {
-    const button = event.target.closest("button");
+  on("server-body", "click", (event) => {
+    const button = event.target.closest("[data-metric]");
     if (!button) return;
     choose({ metric: button.dataset.metric, aggregation: "" });
     drawMetrics();

@@ -2,6 +2,7 @@
 
 import { call, caller, callerIs, whenSessionEnds } from "./calls.js";
 import { $, on, show, text } from "./elements.js";
+import { forgetFindings } from "./findings.js";
 import { forgetFleet } from "./fleet-table.js";
 import { forgetLive } from "./live.js";
 import { pollAnew, tick } from "./polls.js";
@@ -64,6 +65,7 @@ function leave() {
   forgetLive();
   forgetProblems();
   forgetStores();
+  forgetFindings();
   forgetFleet();
   forgetSummary();
   forgetServer();

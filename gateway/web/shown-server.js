@@ -19,11 +19,24 @@ export function lookAt(id, parameters) {
   server = {
     id, answer: null, units: new Map(), windows: [], filter: "", limit: ROWS_AT_ONCE * 3,
     metric: parameters.get("metric") ?? "", range: Object.hasOwn(RANGES, range) ? range : "1h", aggregation: "", series: null,
+    found: null, foundError: "",
   };
 }
 
 export function lookAway() {
   server = null;
+}
+
+/** Of how many days its findings are listed and shaded: of all that is drawn. */
+export const findingDays = () => Math.max(7, RANGES[server.range].seconds / 86_400);
+
+/** From when to when it was not as usual, in seconds; newest first, with Infinity for the end of what goes on. */
+export const shaded = () => (server.found?.anomalies ?? []).map(({ from, to }) => [from / 1000, to / 1000]);
+
+/** The unit of a value of a finding: a counter is judged by its rate. */
+export function judgedUnit(metric) {
+  const { unit, counts } = server.units.get(metric) ?? { unit: "" };
+  return counts ? `${unit || "1"}/s` : unit;
 }
 
 export function isCounter() {

@@ -1,6 +1,7 @@
 // The live stream: opened, listened to, and opened anew when it breaks.
 
 import { address, call, caller, sentence } from "./calls.js";
+import { clearFindings, takeFinding } from "./findings.js";
 import { fleet, known } from "./fleet.js";
 import { holdRedraw, redrawSoon } from "./fleet-table.js";
 import { live, liveState, newsCame } from "./live.js";
@@ -46,6 +47,7 @@ export function openStream() {
 const EVENTS = {
   snapshot() {
     fleet.clear();
+    clearFindings();
     holdRedraw(); // until most of it is there
   },
   server(one) {
@@ -59,6 +61,10 @@ const EVENTS = {
     fleet.delete(id);
     pollSoon("summary");
     if (server?.id === id) pollSoon("server");
+  },
+  anomaly(one) {
+    takeFinding(one);
+    if (server?.id === one.serverId) pollSoon("found");
   },
 };
 

@@ -12,14 +12,16 @@ import pytest
 import pytest_asyncio
 from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N813  a function, named as a class
 
+from fleet.access import includes
 from fleet.health import DEFAULT_RULES
 from fleet.model import HEADLINE_METRICS
 from gateway import web
 from gateway.access.callers import ANYBODY, Callers
 from gateway.http.guard import OPEN_PATHS, Guard
 from gateway.http.routes import Route, routes_for
-from openmanager.fleet.v1 import history_pb2, metric_pb2, status_pb2
+from openmanager.fleet.v1 import anomaly_pb2, history_pb2, metric_pb2, status_pb2
 from openmanager.gateway.v1 import fleet_pb2, options_pb2
+from services.analytics.silence import DETECTOR as SILENCE
 from tests.gateway.http.serving import PACKAGE, SERVICES, Served, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -279,6 +281,23 @@ def test_the_words_are_those_of_the_protos(elements: _Elements) -> None:
         assert f"AGGREGATION_{way}" in names_of(history_pb2.Aggregation)
     assert "METRIC_KIND_COUNTER" in names_of(metric_pb2.MetricKind)
     assert {"STORE_STATE_UP", "STORE_STATE_DEGRADED", "STORE_STATE_DOWN"} <= names_of(status_pb2.StoreState)
+
+
+def test_findings_are_told_in_the_words_of_who_makes_them(elements: _Elements) -> None:
+    verdicts = dict(re.findall(r"(\w+): \"(\w+)\"", block("VERDICTS")))
+    assert set(verdicts) == names_of(anomaly_pb2.AnomalyVerdict) - {"ANOMALY_VERDICT_UNSPECIFIED"}
+    assert {f"ANOMALY_VERDICT_{word.upper()}" for word in verdicts.values()} == set(verdicts)
+    said = [attributes["data-say"] for _, attributes in elements.elements if "data-say" in attributes]
+    assert sorted(map(str, said)) == sorted(["care", *verdicts.values()])
+    assert f'one.detector === "{SILENCE}"' in SCRIPT
+
+
+@pytest.mark.parametrize("call", ["acknowledge", "feedback"])
+def test_who_may_judge_is_offered_it(call: str) -> None:
+    ((verb, template),) = re.findall(rf'^  {call}: "([A-Z]+) (/\S+)",$', block("CALLS"), re.MULTILINE)
+    needed = routes()[verb, template].method.GetOptions().Extensions[options_pb2.required_role]
+    may = {name for name, role in options_pb2.Role.items() if includes(role, needed)}
+    assert set(re.findall(r"ROLE_\w+", block("JUDGES"))) == may
 
 
 def test_values_are_marked_from_where_the_system_judges_them() -> None:

@@ -1,0 +1,140 @@
+// The findings of the server that is shown: when it was not as usual, by which metrics, and what people say of it.
+//
+// What must stay true: what somebody is writing stays when the list is drawn anew; who may not judge has no buttons.
+
+import { call, caller } from "./calls.js";
+import { $, element, fromTemplate, reconcile, ROWS_AT_ONCE, score, text } from "./elements.js";
+import { goesOn, isSilence, lackOf, remarksOf, timed, whatOf, whenOf, whoOf } from "./finding-words.js";
+import { drawHistory } from "./history.js";
+import { findingDays, judgedUnit, server, shaded } from "./shown-server.js";
+import { fullStamp, inUtc, quantity, whole } from "./times-and-units.js";
+
+const JUDGES = ["ROLE_OPERATOR", "ROLE_ADMIN"];
+
+const foundRows = new Map();
+
+export async function readFound() {
+  const mine = server;
+  const days = findingDays();
+  const asked = { server_id: mine.id, start_time: `-${days}d`, page_size: String(ROWS_AT_ONCE) };
+  try {
+    const { value } = await call("findings", asked);
+    if (server !== mine) return;
+    foundIs({ ...value, days, anomalies: value.anomalies.map(timed) });
+    mine.foundError = "";
+  } catch (error) {
+    if (server !== mine) return;
+    mine.foundError = error.message;
+  }
+  drawFound();
+}
+
+function foundIs(found) {
+  const before = String(shaded());
+  server.found = found;
+  if (String(shaded()) !== before) drawHistory();
+}
+
+export function drawFound() {
+  const found = server?.found;
+  const days = found?.days ?? 7;
+  const items = found?.anomalies ?? [];
+  reconcile($("found"), items, foundRows, (one) => one.id, makeFound, fillFound);
+  text($("found-title"), `Findings of the last ${days} days`);
+  text($("found-error"), server?.foundError ?? "");
+  $("found-error").hidden = !server?.foundError;
+  const none = found && !items.length ? `Nothing abnormal in the last ${days} days.` : "";
+  text($("found-said"), found ? [none, lackOf(found)].filter(Boolean).join(" ") : "");
+  const more = found ? found.totalSize - items.length : 0;
+  $("more-found").hidden = more <= 0;
+  text($("more-found"), `and ${whole.format(more)} more`);
+}
+
+function makeFound() {
+  const item = fromTemplate("found-row");
+  const part = (name) => item.querySelector(`.${name}`);
+  const row = {
+    element: item, details: item.firstElementChild, state: part("badge"), what: part("what"), score: part("gauge"),
+    when: part("when"), who: part("who"), usual: part("usual"), table: part("parts"), remarks: part("remarks"),
+    form: part("judge"), comment: item.querySelector("input"), error: part("error"), done: part("done"),
+    one: null, shows: "", busy: false,
+  };
+  row.details.addEventListener("toggle", () => fillBody(row));
+  row.form.hidden = !JUDGES.includes(caller.role);
+  row.form.addEventListener("submit", (event) => event.preventDefault()); // Enter says none of the three
+  row.form.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (button) say(row, button.dataset.say);
+  });
+  return row;
+}
+
+function fillFound(row, one) {
+  row.one = one;
+  text(row.what, whatOf(one)); // of a server that is silent it changes by the second
+  const shows = [one.updateTime, inUtc, server.units.size].join();
+  if (row.shows === shows) return;
+  row.shows = shows;
+  row.state.className = goesOn(one) ? "badge warning" : "badge over";
+  text(row.state, goesOn(one) ? "goes on" : "over");
+  score(row.score, one.score);
+  text(row.when, whenOf(one));
+  text(row.who, `taken care of by ${whoOf(one)}`);
+  fillBody(row);
+}
+
+/** What is seen of a finding that is opened. */
+function fillBody({ one, details, usual, table, remarks }) {
+  if (!details.open) return;
+  const peak = `Furthest from usual at ${fullStamp(Date.parse(one.peakTime))}.`;
+  const silence = `Up to ${quantity(one.expectedHigh, "s")} between two messages is usual.`;
+  text(usual, isSilence(one) ? silence : peak);
+  const parts = one.contributions.length || !one.metric ? one.contributions : [one];
+  table.hidden = !parts.length;
+  table.tBodies[0].replaceChildren(...parts.map(partRow));
+  const said = remarksOf(one);
+  remarks.replaceChildren(...(said.length ? said : ["Nobody has said anything of it yet."]).map(remarkItem));
+}
+
+const remarkItem = (words) => element("li", "", words);
+
+function partRow(part) {
+  const row = fromTemplate("part-row");
+  const [name, value, expected, far] = row.children;
+  const unit = judgedUnit(part.metric);
+  text(name.firstElementChild, part.metric);
+  name.firstElementChild.dataset.metric = part.metric;
+  text(value, quantity(part.value, unit));
+  text(expected, `${quantity(part.expectedLow, unit)} to ${quantity(part.expectedHigh, unit)}`);
+  score(far, part.score);
+  return row;
+}
+
+/** Tells the gateway what the caller says of a finding: `care`, that he takes care of it; `real` or `false`, what it was. */
+async function say(row, what) {
+  if (row.busy) return;
+  row.busy = true;
+  row.form.setAttribute("aria-busy", "true");
+  const mine = server;
+  const { id } = row.one;
+  const comment = row.comment.value;
+  let error = "";
+  try {
+    const { value } = await (what === "care"
+      ? call("acknowledge", { id }, { comment })
+      : call("feedback", { id }, { verdict: what, comment }));
+    row.comment.value = "";
+    if (server === mine) {
+      const anomalies = mine.found.anomalies.map((each) => (each.id === id ? timed(value) : each));
+      foundIs({ ...mine.found, anomalies });
+      drawFound();
+    }
+  } catch (refused) {
+    error = refused.message;
+  }
+  row.busy = false;
+  row.form.removeAttribute("aria-busy");
+  text(row.error, error);
+  row.error.hidden = !error;
+  text(row.done, error ? "" : "It is recorded.");
+}
