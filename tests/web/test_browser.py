@@ -3,68 +3,17 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gateway import web
 from tests.harness.launched import Launched, within
 from tests.harness.shared_product import METRICS, SERVERS
-from tests.web.browser import Browser, Page, require_chromium
+from tests.web.browser import Browser
+from tests.web.guarded import MARKUP, PASSWORD, SHOWN_WITHIN_S, Guarded, log_in, wait_for_rows
 
 pytestmark = pytest.mark.full
-
-PASSWORD = "correct horse battery staple"
-SHOWN_WITHIN_S = 20.0
-MARKUP = "<img src=x onerror=document.title='broken'><b>bold</b>"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
-
-
-class Guarded:
-    """A product that wants accounts, with a few people in it."""
-
-    def __init__(self, launched: Launched) -> None:
-        self.launched = launched
-        self.url = f"http://{launched.http_address}/"
-        setup = (launched.data / "metadata" / "setup-token").read_text().strip()
-        first = {"setupToken": setup, "name": "Ada", "password": PASSWORD}
-        self._token = within(30, lambda: launched.post("/v1/users:setUp", first).json.get("tokenSecret"))
-        shown = {"authorization": f"Bearer {self._token}"}
-        within(10, lambda: launched.get("/v1/session", shown).status == 200)
-        grace = {"name": "Grace", "role": "ROLE_VIEWER", "scope": {"serverIds": ["web-01"]}}
-        for user in (grace, {"name": "Bob", "role": "ROLE_VIEWER"}):
-            self.post("/v1/users", {"user": user, "password": PASSWORD})
-
-    def post(self, path: str, body: Any, method: str | None = None) -> Any:
-        answer = self.launched.post(path, body, method=method, headers={"authorization": f"Bearer {self._token}"})
-        assert answer.status == 200, answer.body
-        return answer.json
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    require_chromium()
-    settings = {"GATEWAY_ACCOUNTS": "true", "SIMULATOR_INTERVAL": "1s", "SIMULATOR_SERVERS": "4"}
-    with Launched(tmp_path_factory.mktemp("guarded"), **settings) as launched:
-        yield Guarded(launched)
-
-
-def log_in(page: Page, name: str, password: str = PASSWORD) -> None:
-    page.within(SHOWN_WITHIN_S, "!document.querySelector('#log-in').hidden")
-    page.type("#log-in-name", name)
-    page.type("#log-in-password", password)
-    page.click("#log-in-button")
-
-
-def wait_for_rows(page: Page, count: int) -> None:
-    page.within(SHOWN_WITHIN_S, f"document.querySelectorAll('#servers tr').length >= {count}")
 
 
 def test_every_server_is_shown_and_goes_on_changing(product: Launched, browser: Browser) -> None:
