@@ -1,4 +1,4 @@
-"""The date a disk is full, on disks whose truth is known, beside predict_linear.
+"""The date a disk is full, on disks whose truth is known, beside predict_linear and the median slope.
 
 An error is that of the time left, in parts of the true time left; what is told is the median over noises and seeds. A
 disk that fills up and gets no date counts as an error of 1; a disk that does not and gets one is false.
@@ -31,13 +31,15 @@ NAMES: Final = {"jumps": "jumps that go on", "jumps once": "jumps that are over"
 FALSE_SHARE: Final = 0.01
 LINES: Final = {"6 h": 6, "7 d": 168}
 """What predict_linear draws its line through, in hours."""
+SLOPE_DAYS: Final = (7, 14, 28)
 
 
 def measure(bench: Bench) -> dict[str, Any]:
     """Errors by kind, and false dates."""
     kinds = {}
     for kind in KINDS:
-        disks = [disk(kind, FIRST_SEED + seed, noise) for noise in NOISES for seed in range(bench.size.seeds)]
+        seeds = range(FIRST_SEED, FIRST_SEED + len(NOISES) * bench.size.seeds)  # each a course of its own
+        disks = [disk(kind, seed, NOISES[seed % len(NOISES)]) for seed in seeds]
         kinds[kind] = _of_kind(disks)
         error, without = kinds[kind]["error"], kinds[kind]["without_date"]
         bench.say(f"{ROW}, {kind}: error {error:.3f}, {without} of {len(disks)} without a date")
@@ -73,6 +75,7 @@ def _of_kind(disks: list[Disk]) -> dict[str, Any]:
         "without_date": len(disks) - len(held),
         "interval_holds": float(np.mean(held)) if held else float("nan"),
         "predict_linear": lines,
+        "median_slope": float(np.median([_line_error(one, median_slope(one.values)) for one in disks])),
     }
 
 
@@ -86,6 +89,20 @@ def predict_linear(values: Floats, hours: int) -> float:
     recent = values[-hours:]
     slope, now = np.polyfit(np.arange(1.0 - len(recent), 1.0), recent, 1)
     return max(float((LIMIT - now) / slope) / 24, 0.0) if slope > 0 else float("inf")
+
+
+def median_slope(values: Floats) -> float:
+    """Days until the median of the median slopes of 7, 14 and 28 days of daily peaks is at LIMIT: the method that the
+    limits of this row were set by."""
+    days = values[len(values) % 24 :].reshape(-1, 24)
+    peaks = np.quantile(days, 0.98, axis=1)
+    slopes = []
+    for count in SLOPE_DAYS:
+        recent = peaks[-count:]
+        first, second = np.triu_indices(len(recent), 1)
+        slopes.append(np.median((recent[second] - recent[first]) / (second - first)))
+    slope = float(np.median(slopes))
+    return max((LIMIT - float(peaks[-1])) / slope, 0.0) if slope > 0 else float("inf")
 
 
 def judged(found: dict[str, Any]) -> list[Judged]:
@@ -105,4 +122,5 @@ def judged(found: dict[str, Any]) -> list[Judged]:
 
 
 def _beside(one: dict[str, Any]) -> str:
-    return "predict_linear " + ", ".join(f"{name} {value:.2f}" for name, value in one["predict_linear"].items())
+    slope = f"median slope {one['median_slope']:.2f}; " if "median_slope" in one else ""
+    return f"{slope}predict_linear " + ", ".join(f"{name} {value:.2f}" for name, value in one["predict_linear"].items())
