@@ -34,8 +34,8 @@ from services.analytics.detect import DetectorState
 FILE_NAME: Final = "checkpoint"
 SET_ASIDE_SUFFIX: Final = ".unusable"
 """The last one set aside is kept for whoever wants to know why."""
-VERSION: Final = 2
-"""1: of the EWMA detector."""
+VERSION: Final = 3
+"""1: of the EWMA detector; 2: before there were predictions."""
 MAGIC: Final = "openmanager-analytics-checkpoint"
 MAX_HEADER_BYTES: Final = 256
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fleet.anomaly import Anomaly
 from fleet.model import MetricKind, MetricSet
+from services.analytics.prediction.words import role_of
 from services.analytics.scores import Scored
 from services.analytics.scoring.arrays import Floats, Integers
 
@@ -38,12 +39,14 @@ class SetColumns:
         series: of each column, gauges first, then counters.
         order: the columns of the set in that order.
         gauges: how many of them are gauges.
+        roles: what each foretells (`prediction.words.Role`), in the order of `series`.
     """
 
     set_id: str
     series: tuple[Series, ...]
     order: Integers
     gauges: int
+    roles: NDArray[np.int8]
 
     @classmethod
     def of(cls, metric_set: MetricSet) -> "SetColumns":
@@ -51,7 +54,8 @@ class SetColumns:
         is_counter = np.array([metric.kind is MetricKind.COUNTER for metric in metric_set.metrics], np.bool_)
         order = np.argsort(is_counter, kind="stable")
         series = tuple((metric_set.keys[column], bool(is_counter[column])) for column in order.tolist())
-        return cls(metric_set.id, series, order, len(series) - int(is_counter.sum()))
+        roles = np.array([role_of(metric_set.metrics[column]) for column in order.tolist()], np.int8)
+        return cls(metric_set.id, series, order, len(series) - int(is_counter.sum()), roles)
 
     @cached_property
     def is_in_order(self) -> bool:

@@ -5,6 +5,7 @@
     scoring       values become scores (counters as rates)
     openings      scores become findings, one a server
     silence       servers that are not heard any more become findings within seconds
+    prediction    what the minute foretells; what is likely becomes findings, too
 
 Cost of 20 servers of 511 metrics every 10 s (2-core virtual machine): a tick .15 ms, a minute 2.9 ms, which is .006 %
 of one core; with decoding the batches .008 %, and with a checkpoint every 30 s, of 20 MB, .25 %. 2 kB a series.
@@ -24,6 +25,11 @@ from services.analytics import openings, silence
 from services.analytics.detect import About, DetectorState, SetColumns
 from services.analytics.open_windows import WINDOW_MS, Minute, OpenWindows
 from services.analytics.openings import Openings
+from services.analytics.prediction import course
+from services.analytics.prediction.course import Course
+from services.analytics.prediction.falls import Falls
+from services.analytics.prediction.foresight import Foresight, Layout
+from services.analytics.prediction.predictor import Predictor, layout_of
 from services.analytics.registry import Limits, Registry
 from services.analytics.scores import Scored
 from services.analytics.scoring import parameters as p
@@ -55,6 +61,11 @@ class FleetDetector:
         self._rates = Rates(np.zeros(0, np.bool_))
         self._openings = Openings()
         self._silence = SilenceWatch(silence_ms)
+        self._falls = Falls()
+        self._predictor = Predictor(Layout.empty())
+        self._course = Course()
+        self.foresight: Foresight | None = None
+        """What the last minute foretold; None before the first. Another one each minute, so that it can be read."""
         self._order: Integers = np.zeros(0, np.int64)
         """For each series of the scorer its cell."""
         self._server_count = 0
@@ -106,7 +117,7 @@ class FleetDetector:
         judged = np.flatnonzero(window.judged)
         server_ids = tuple(self._registry.server_ids[server] for server in judged.tolist())
         self._scored.append(Scored(start_ms=minute.start_ms, server_ids=server_ids, scores=window.score[judged]))
-        return self._openings.update(
+        found = self._openings.update(
             minute.start_ms,
             window.is_finding,
             window.judged,
@@ -114,6 +125,20 @@ class FleetDetector:
             self._registry.server_ids,
             contributions_of,
         )
+        return found + self._predict(minute.start_ms, values, window, low, high)
+
+    def _predict(self, start_ms: int, values: Floats, window: ServerWindow, low: Floats, high: Floats) -> list[Anomaly]:
+        falls = self._falls.close_minute(self._server_count)
+        foresight = self._predictor.update(start_ms, values, high, window, falls)
+
+        def contributions_of(server: int) -> tuple[Contribution, ...]:
+            return foresight.contributions(server, low, high)
+
+        elsewhere = {*self._openings.open, *self._silence.open}
+        places = foresight.layout.places
+        found = [places[server_id] for server_id in elsewhere if server_id in places]
+        self.foresight = foresight
+        return self._course.update(foresight, found, contributions_of)
 
     def _contributions(
         self, window: ServerWindow, server: int, values: Floats, low: Floats, high: Floats
@@ -148,6 +173,7 @@ class FleetDetector:
             return []
         servers = self._registry.servers_of(streams)
         ended = self._silence.hear(servers, times_ms, now_ms, self._registry.server_ids)
+        self._falls.hear(servers, times_ms)
         is_new, untimely = self._windows.fresh(streams, times_ms)
         self.untimely_rows += int(np.count_nonzero(untimely))
         if not is_new.all():
@@ -184,6 +210,7 @@ class FleetDetector:
             return []
         going = [one for one, stays in zip(registry.server_ids, keep_servers.tolist(), strict=True) if not stays]
         found = self._silence.forget(going, now_ms) + self._openings.forget(going, now_ms)
+        found += self._course.forget(going, now_ms)
         cells = np.flatnonzero(keep_cells)
         place = np.full(registry.cell_count, -1)
         place[cells] = np.arange(len(cells))
@@ -192,6 +219,7 @@ class FleetDetector:
         if all_stay:
             return []
         self._silence.rearrange(np.flatnonzero(keep_servers))
+        self._falls.rearrange(np.flatnonzero(keep_servers))
         self._rearrange(keep_servers[: self._server_count], place[self._order])
         return found
 
@@ -215,8 +243,10 @@ class FleetDetector:
         )
         rates = Rates(registry.cell_counters[order])
         rates.state = self._rates.state.rearranged(place[order])
+        self._predictor = self._predictor.rearranged(_layout(registry, order, count), source, place[order])
         self._rates, self._order, self._server_count = rates, order, count
         self._openings.rearrange(source)
+        self._course.rearrange(source)
 
     def about(self) -> About:
         bars, count = self._scorer.verdicts.bars, len(self._registry.server_ids)
@@ -251,7 +281,7 @@ class FleetDetector:
             self._scorer.judge(server, finding.score, series, is_real=is_real)
 
     def open_ids(self) -> set[str]:
-        return {finding.id for finding in (*self._openings.open.values(), *self._silence.open.values())}
+        return {finding.id for finding in self._open_findings()}
 
     def hears(self, server_id: str) -> bool:
         server = self._registry.server_of(server_id)
@@ -269,10 +299,17 @@ class FleetDetector:
                 **self._rates.arrays(),
                 **self._openings.arrays(),
                 **self._silence.arrays(len(registry.server_ids)),
+                **self._falls.arrays(len(registry.server_ids)),
+                **self._predictor.arrays(),
+                **self._course.arrays(),
             },
             texts=registry.texts(),
-            open_findings=(*self._openings.open.values(), *self._silence.open.values()),
+            open_findings=self._open_findings(),
         )
+
+    def _open_findings(self) -> tuple[Anomaly, ...]:
+        courses = (self._openings.open, self._silence.open, self._course.open)
+        return tuple(finding for findings in courses for finding in findings.values())
 
     def restore(self, state: DetectorState) -> None:
         if state.detector != self.name:
@@ -298,14 +335,25 @@ class FleetDetector:
         rates.restore(arrays)
         if (rates.is_counter != registry.cell_counters[order]).any():
             raise ValueError("the counters are not those of the servers")
-        watch, course = self._silence.restored(arrays, len(registry.server_ids)), Openings()
-        course.restore(arrays, len(sizes))
+        watch, opened, foreseen = self._silence.restored(arrays, len(registry.server_ids)), Openings(), Course()
+        opened.restore(arrays, len(sizes))
+        foreseen.restore(arrays, len(sizes))
+        falls = Falls.of_arrays(arrays, len(registry.server_ids))
+        predictor = Predictor.of_arrays(_layout(registry, order, len(sizes)), arrays)
+        courses = {openings.DETECTOR: opened.open, silence.DETECTOR: watch.open, course.DETECTOR: foreseen.open}
         for finding in state.open_findings:
-            owner = {openings.DETECTOR: course.open, silence.DETECTOR: watch.open}.get(finding.detector)
+            owner = courses.get(finding.detector)
             if owner is None or registry.server_of(finding.server_id) is None:
                 raise ValueError("an open finding is nobody's")
             owner[finding.server_id] = finding
         self._registry, self._windows, self._scorer, self._rates = registry, windows, scorer, rates
-        self._openings, self._silence, self._order, self._server_count = course, watch, order, len(sizes)
+        self._openings, self._silence, self._order, self._server_count = opened, watch, order, len(sizes)
+        self._falls, self._predictor, self._course, self.foresight = falls, predictor, foreseen, None
         self._now_ms = int(now[0])
         self._say_learned()
+
+
+def _layout(registry: Registry, order: Integers, count: int) -> Layout:
+    """Where the predictor finds everything: of the first `count` servers, and of series that are in cells `order`."""
+    names = registry.names_of(order)
+    return layout_of(registry.server_ids[:count], registry.cell_servers[order], registry.cell_roles[order], names)

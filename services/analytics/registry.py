@@ -41,16 +41,18 @@ class Limits:
 
 @dataclass(slots=True, eq=False)
 class _Cells(Columns):
-    """Of each series: its server, -1 for nobody's, its name, and its kind."""
+    """Of each series: its server, -1 for nobody's, its name, its kind, and what it foretells."""
 
     server: Integers
     name: Integers
     is_counter: Flags
+    role: NDArray[np.int8]
 
     SHAPES: ClassVar = {
         "server": ((), np.int64, -1),
         "name": ((), np.int64, 0),
         "is_counter": ((), np.bool_, 0),
+        "role": ((), np.int8, 0),
     }
 
 
@@ -108,6 +110,15 @@ class Registry:
     def cell_counters(self) -> Flags:
         """Whether each cell is a counter's."""
         return self._cells.is_counter[: self.cell_count]
+
+    @property
+    def cell_roles(self) -> NDArray[np.int8]:
+        """What each cell's series foretells (`prediction.words.Role`)."""
+        return self._cells.role[: self.cell_count]
+
+    def names_of(self, cells: Integers) -> list[str]:
+        """The metrics of cells."""
+        return [self.names[place] for place in self._cells.name[cells].tolist()]
 
     def name_of(self, cell: int) -> str:
         """The metric of a cell."""
@@ -177,13 +188,15 @@ class Registry:
     def _find_cells(self, stream: int, columns: SetColumns) -> None:
         server, first = int(self._streams.server[stream]), self.cell_count
         known = self._cell_of[server]
-        new = [series for series in columns.series if series not in known] if known else columns.series
+        places = [place for place, series in enumerate(columns.series) if series not in known] if known else None
+        new = columns.series if places is None else [columns.series[place] for place in places]
+        roles = columns.roles if places is None else columns.roles[places]
         room = self.limits.series + 1 - first
         if len(new) > room:
             self.refused_series += len(new) - room
             self._tell("%d series are watched (Limits.series): further ones are not judged", self.limits.series)
-            new = new[:room]
-        self._add_cells(server, new, self._names_of(columns) if len(new) == len(columns) else None)
+            new, roles = new[:room], roles[:room]
+        self._add_cells(server, new, roles, self._names_of(columns) if len(new) == len(columns) else None)
         if len(new) == len(columns) == len(known):  # as of most: a server with its first set
             self._streams.first[stream] = first
             return
@@ -192,7 +205,9 @@ class Registry:
         self._streams.first[stream] = cells[0] if together else _SCATTERED
         self._stream_cells[stream] = None if together else cells
 
-    def _add_cells(self, server: int, series: Sequence[Series], names: Integers | None) -> None:
+    def _add_cells(
+        self, server: int, series: Sequence[Series], roles: NDArray[np.int8], names: Integers | None
+    ) -> None:
         first, end = self.cell_count, self.cell_count + len(series)
         self._cell_of[server].update(zip(series, range(first, end), strict=True))
         if end > len(self._cells.server):
@@ -200,6 +215,7 @@ class Registry:
         self._cells.server[first:end] = server
         self._cells.name[first:end] = self._places_of(series) if names is None else names
         self._cells.is_counter[first:end] = [is_counter for _, is_counter in series]
+        self._cells.role[first:end] = roles
         self.cell_count = end
 
     def _names_of(self, columns: SetColumns) -> Integers:

@@ -28,7 +28,8 @@ T0_MS = 1_700_006_400_000
 TICK_MS = 60_000
 LEARN_TICKS = 2 * 1_440 + 60
 """A day until series are judged, another until servers are, and the first half-hours of levels."""
-METRICS = ("load", "cpu_usage", "requests_total", *(f"gauge_{number}" for number in range(8)), "bytes_total")
+GAUGES = (*(f"gauge_{number}" for number in range(7)), "disk_usage")
+METRICS = ("load", "cpu_usage", "requests_total", *GAUGES, "bytes_total")
 BROKEN_METRICS = ("load", "cpu_usage", "gauge_1", "gauge_5")
 METRIC_SET = MetricSet(
     tuple(Metric(name=name, kind=MetricKind.COUNTER if "total" in name else MetricKind.GAUGE) for name in METRICS)

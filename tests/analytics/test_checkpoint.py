@@ -131,7 +131,7 @@ def _flip(content: bytes) -> bytes:
 
 
 def _newer(content: bytes) -> bytes:
-    return content.replace(b"checkpoint 2 ", b"checkpoint 3 ", 1)
+    return content.replace(b"checkpoint 3 ", b"checkpoint 4 ", 1)
 
 
 def _other_digest(content: bytes) -> bytes:
@@ -204,7 +204,7 @@ async def test_a_checkpoint_of_the_detector_before_is_refused_with_one_line(
     await Checkpointer(file, analysis, ManualClock(), 30).restore()
     assert (analysis.next_sequence, len(analysis.outbox)) == (0, 0)
     (record,) = caplog.records
-    assert "it is of format 1, not 2" in record.getMessage()
+    assert "it is of format 1, not 3" in record.getMessage()
     assert (tmp_path / "checkpoint.unusable").exists()
 
 

@@ -39,6 +39,7 @@ from tests.analytics.fakes import (
 )
 
 REQUESTS = METRICS.index("requests_total")
+DISK = METRICS.index("disk_usage")
 FAST_MS = 10_000
 
 
@@ -456,6 +457,49 @@ def test_a_hole_in_the_tail_is_no_anomaly() -> None:
     shown.tick += 90
     shown.go_on(60)
     assert shown.findings == []
+
+
+def filling_tick(number: int) -> Rows:
+    """A tick every ten seconds; from the tenth minute on server-2's disk fills, to 97 % in four hours."""
+    rows = fast_tick(number)
+    rows.values[2, DISK] = 40.0 + 57.0 * min(max(number - 60, 0) / (6 * 240), 1.0)
+    return rows
+
+
+@pytest.mark.parametrize("stops", [(), (500, 1_000), (60, 700, 701, 1_480)])
+def test_a_disk_that_fills_is_foreseen_whatever_restarts_and_comes_between(stops: tuple[int, ...]) -> None:
+    detector, found = trained(), {}
+    for number in range(6 * 260):
+        if number in stops:
+            detector = restarted(detector)
+        if number == 650:  # a server more: all get other places
+            show(detector, rows_of(["late-1"], [at_ms(0) + number * FAST_MS], usual(0, 1)))
+        found |= {one.id: one for one in show(detector, filling_tick(number))}
+    (foreseen,) = [one for one in found.values() if one.detector == "prediction"]
+    assert (foreseen.server_id, foreseen.metric, foreseen.end_ms) == ("server-2", "disk_usage", None)
+    assert foreseen.id == finding_id("server-2", "prediction", foreseen.start_ms)
+    limit_ms = at_ms(10) + round((95.0 - 40.0) / 57.0 * 240) * TICK_MS
+    assert limit_ms - foreseen.start_ms >= 120 * TICK_MS, "two hours before"
+    assert foreseen.score == 1.0
+    assert detector.foresight is not None
+    listed, watched = detector.foresight.of(["server-0", "server-2", "nobody"])
+    assert (watched, [one.server_id for one in listed]) == (2, ["server-2", "server-0"])
+    assert listed[0].probability == 1.0
+
+
+def test_what_is_foreseen_is_told_of_all_servers_each_minute() -> None:
+    detector = trained()
+    assert detector.foresight is None
+    end = 6 * 200
+    for number in range(end):
+        show(detector, filling_tick(number))
+    assert detector.foresight is not None
+    (prediction,), watched = detector.foresight.of(SERVERS, 0.5)
+    assert watched == 3
+    limit_ms = at_ms(10) + round((95.0 - 40.0) / 57.0 * 240) * TICK_MS
+    assert prediction.low_ms is not None and prediction.high_ms is not None
+    assert prediction.low_ms <= limit_ms <= prediction.high_ms
+    assert prediction.computed_ms == at_ms(199)
 
 
 def test_wide_and_many_servers_do_not_make_a_wide_table() -> None:
