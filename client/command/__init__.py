@@ -14,7 +14,20 @@ from typing import Final
 
 from client.api import OpenManager
 from client.channel import BadAddress
-from client.command import access, anomalies, audit, completion, exits, fleet, history, ingest, outlook, status, watch
+from client.command import (
+    access,
+    anomalies,
+    audit,
+    completion,
+    exits,
+    fleet,
+    history,
+    ingest,
+    outlook,
+    predictions,
+    status,
+    watch,
+)
 from client.command.arguments import parse, parser
 from client.command.profile import connection
 from client.command.terminal import complain
@@ -34,6 +47,7 @@ _RUN: Final[Mapping[str, Callable[[OpenManager, Namespace], Awaitable[int]]]] = 
     "anomaly": anomalies.run,
     "trend": outlook.run,
     "capacity": outlook.run,
+    "predictions": predictions.run,
     "ingest": ingest.run,
 }
 

@@ -12,7 +12,7 @@ from typing import Final
 from client.api import DEFAULT_TIMEOUT_S
 from client.command.access_arguments import add_access
 from client.command.anomalies_arguments import add_anomalies
-from client.command.outlook_arguments import add_outlook
+from client.command.outlook_arguments import add_outlook, add_predictions
 from client.command.parsing import EXITS, Commands, add, add_output, common
 from client.command.values import moment_s, span_s
 
@@ -31,6 +31,7 @@ examples:
   openmanager trend web-01 cpu_usage
   openmanager anomalies --open
   openmanager capacity --metric disk_usage --limit 90 --within 30d
+  openmanager predictions --min-probability 50%
   openmanager ingest metrics.jsonl
   openmanager status
   openmanager --address https://gateway.example:50050 --ca-file ca.pem servers
@@ -92,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     _add_history(commands)
     add_anomalies(commands)
     add_outlook(commands)
+    add_predictions(commands)
     _add_ingest(commands)
     _add_status(commands)
     _add_audit(commands)

@@ -1,4 +1,4 @@
-"""What `openmanager trend` and `openmanager capacity` can be told."""
+"""What `openmanager trend`, `openmanager capacity` and `openmanager predictions` can be told."""
 
 import argparse
 import math
@@ -11,7 +11,7 @@ MAX_GROWTH: Final = 100.0
 
 
 def add_outlook(commands: "Commands[argparse.ArgumentParser]") -> None:
-    """Adds both commands."""
+    """Adds `trend` and `capacity`."""
     trend = add(
         commands,
         "trend",
@@ -49,6 +49,23 @@ def add_outlook(commands: "Commands[argparse.ArgumentParser]") -> None:
     add_output(capacity)
 
 
+def add_predictions(commands: "Commands[argparse.ArgumentParser]") -> None:
+    """Adds the command."""
+    command = add(
+        commands,
+        "predictions",
+        "show which servers are likely to fail within hours, and why",
+        "examples:\n  openmanager predictions\n  openmanager predictions --min-probability 50% --role db\n"
+        "  openmanager predictions --min-probability 0 --output json",
+    )
+    command.add_argument(
+        "--min-probability", metavar="PART", type=_probability, default=0.1, help="such as 50%% or 0.5 (0.1)"
+    )
+    command.add_argument("--environment", metavar="NAME", default="", help="only servers of it")
+    command.add_argument("--role", metavar="NAME", default="", help="only servers of it")
+    add_output(command)
+
+
 def _number(text: str) -> float:
     try:
         value = float(text)
@@ -64,4 +81,15 @@ def _part(text: str) -> float:
     value = _number(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     if not -1 < value <= MAX_GROWTH:
         raise argparse.ArgumentTypeError("growth is a part such as 20% or 0.2, over -100%")
+    return value
+
+
+def _probability(text: str) -> float:
+    """0.5 of `50%`."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no probability such as 50% or 0.5")
     return value

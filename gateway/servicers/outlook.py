@@ -19,6 +19,7 @@ from gateway.entry import BASIC
 from gateway.servicers.anomalies import AnomalyServicer
 from gateway.servicers.fleet import unknown_server
 from gateway.servicers.forward import forwarded
+from gateway.servicers.predictions import PredictionsServicer
 from gateway.state import FleetState
 from gateway.visible import sees
 from openmanager.analytics.v1 import capacity_pb2, capacity_pb2_grpc
@@ -50,6 +51,7 @@ def analytics_servicer(analytics: Channel, state: FleetState, findings: AnomalyS
         "ForecastCapacity": outlook.ForecastCapacity,
         "ForecastMetric": outlook.ForecastMetric,
         "ListCapacity": outlook.ListCapacity,
+        "ListPredictions": PredictionsServicer(analytics, state).ListPredictions,
     }
     return forwarded(SERVICE, "analytics", analytics, own=own)
 

@@ -19,6 +19,7 @@ from services.analytics.outlook.ranking import CAPACITY_SERVICE, CapacityService
 from services.analytics.outlook.servicer import PUBLIC_SERVICE, OutlookServicer
 from services.analytics.outlook.tally import Tally
 from services.analytics.outlook.workers import Workers
+from services.analytics.prediction.servicer import PREDICTION_SERVICE, PredictionServicer
 from services.analytics.registry import Limits
 from services.analytics.scores import ScoreWriter
 from services.analytics.servicer import DETECTION_SERVICE, DetectionServicer
@@ -70,6 +71,7 @@ async def serve(settings: AnalyticsSettings, process: Process[AnalyticsSettings]
                     bind(DETECTION_SERVICE, DetectionServicer(analysis, tally, process.clock)),
                     bind(PUBLIC_SERVICE, OutlookServicer(source, workers, process.clock, tally)),
                     bind(CAPACITY_SERVICE, CapacityServicer(source, workers, process.clock, tally)),
+                    bind(PREDICTION_SERVICE, PredictionServicer(lambda: analysis.detector.foresight)),
                 ],
                 address_setting="ANALYTICS_ADDRESS",
             )

@@ -9,7 +9,7 @@ What must stay true of every detector:
 
 A batch is shown in three steps: `advance` to its time, `observe` its rows, part by part, and `settle`. Only `advance`
 may take long; it says so before (`due`), and may then run in a thread while nothing else of the detector is called but
-`name`, `learned`, `learned_of`, `about`, `unwatched_rows`, `untimely_rows` and `columns_of`.
+`name`, `learned`, `learned_of`, `about`, `foresight`, `unwatched_rows`, `untimely_rows` and `columns_of`.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fleet.anomaly import Anomaly
 from fleet.model import MetricKind, MetricSet
+from services.analytics.prediction.foresight import Foresight
 from services.analytics.prediction.words import role_of
 from services.analytics.scores import Scored
 from services.analytics.scoring.arrays import Floats, Integers
@@ -119,6 +120,10 @@ class Detector(Protocol):
 
     def learned_of(self, server_id: str) -> float:
         """The same of one server; 0 for one that is not watched."""
+
+    @property
+    def foresight(self) -> Foresight | None:
+        """What the last minute foretold of all servers; None before there was one."""
 
     @property
     def unwatched_rows(self) -> int:

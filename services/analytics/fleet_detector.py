@@ -254,7 +254,7 @@ class FleetDetector:
         return About(
             servers=count,
             series=self._registry.cell_count - 1,
-            state_bytes=self._scorer.nbytes,
+            state_bytes=self._scorer.nbytes + self._predictor.nbytes,
             raised=len({*np.flatnonzero(bars > 1.0).tolist(), *patient}),
             lowered=int(np.count_nonzero(bars < 1.0)),
         )

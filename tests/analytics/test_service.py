@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from fleet.anomaly import finding_id
+from fleet.codec import timestamp_from_ms
 from openmanager.analytics.v1 import analytics_pb2 as pb
-from openmanager.analytics.v1 import analytics_pb2_grpc
+from openmanager.analytics.v1 import analytics_pb2_grpc, prediction_pb2, prediction_pb2_grpc
 from openmanager.fleet.v1 import report_pb2
 from runtime.channel import Channel, calling
 from runtime.process import Process
@@ -28,14 +29,17 @@ from services.analytics.settings import AnalyticsSettings
 from tests.analytics.fakes import (
     BROKEN_METRICS,
     BROKEN_TICKS,
+    LEARN_TICKS,
     METRICS,
     SECRET,
+    SERVERS,
     FakeMetadata,
     FakeTimeSeries,
     at_ms,
     fleet_ticks,
     serving,
     trained_snapshot,
+    usual,
 )
 from tests.analytics.test_checkpoint import batches, fed, new_analysis, same
 from tests.harness import eventually as harness_eventually
@@ -50,6 +54,7 @@ class Client:
 
     def __init__(self, channel: Channel) -> None:
         self._stub = analytics_pb2_grpc.DetectionServiceStub(channel.grpc)
+        self._predictions = prediction_pb2_grpc.PredictionServiceStub(channel.grpc)
 
     async def learned(self, server_id: str = "") -> float:
         async with calling("analytics"):
@@ -60,6 +65,12 @@ class Client:
         async with calling("analytics"):
             answer: pb.ReportModelsResponse = await self._stub.ReportModels(pb.ReportModelsRequest())
             return answer.report
+
+    async def predictions(self, *server_ids: str) -> prediction_pb2.ListPredictionsResponse:
+        async with calling("analytics"):
+            request = prediction_pb2.ListPredictionsRequest(server_ids=server_ids)
+            response: prediction_pb2.ListPredictionsResponse = await self._predictions.ListPredictions(request)
+            return response
 
 
 class World:
@@ -280,6 +291,31 @@ async def test_what_is_told_of_a_finding(tmp_path: Path) -> None:
         assert detection.minutes == 118
         assert 0 < detection.time_per_minute.nanos < 500_000_000
         assert 20_000 < detection.state_bytes < 1_000_000
+
+
+async def test_predictions_over_grpc(tmp_path: Path) -> None:
+    disk = METRICS.index("disk_usage")
+    async with world() as made, running(learnt(tmp_path), made.targets) as client:
+        await eventually(lambda: made.timeseries.streams == 1)
+        assert (await client.predictions("server-2")).servers == 0, "no minute has been judged since the start"
+        for tick, rows in enumerate(fleet_ticks(100)):
+            rows.values[:, :] = usual(LEARN_TICKS + tick, len(SERVERS))
+            rows.values[2, disk] = 40.0 + 0.3 * tick
+            made.timeseries.append(rows)
+
+        async def has_seen_all() -> bool:
+            answer = await client.predictions("server-2")
+            return any(one.compute_time == timestamp_from_ms(at_ms(99)) for one in answer.predictions)
+
+        await eventually(has_seen_all)
+        answer = await client.predictions("server-0", "server-2", "nobody")
+        assert (answer.servers, [one.server_id for one in answer.predictions]) == (2, ["server-2", "server-0"])
+        full = answer.predictions[0]
+        assert (full.probability, full.reasons[0].metric) == (pytest.approx(0.9), "disk_usage")
+        assert full.low.ToMilliseconds() <= at_ms(183) <= full.high.ToMilliseconds()
+        await made.shows(1)
+        (finding,) = made.metadata.findings
+        assert (finding.detector, finding.metric, finding.server_id) == ("prediction", "disk_usage", "server-2")
 
 
 async def test_a_caller_without_the_secret_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ COMMANDS = {
     "history",
     "trend",
     "capacity",
+    "predictions",
     "ingest",
     "status",
     "audit",

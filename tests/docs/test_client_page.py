@@ -57,6 +57,7 @@ def test_the_page_has_an_example_of_each_command() -> None:
         "anomaly",
         "trend",
         "capacity",
+        "predictions",
         "ingest",
         "status",
         "audit verify",

@@ -128,6 +128,15 @@ async def test_which_disks_are_full_soon(manager: Manager) -> None:
     assert [one["serverId"] for one in rest["capacities"]] == [FLAT] and rest["nextPageToken"] == ""
 
 
+async def test_which_servers_are_likely_to_fail(manager: Manager) -> None:
+    found = await get(manager, "/v1/predictions?min_probability=0.5")
+    assert (found["predictions"], found["nextPageToken"], found["totalSize"]) == ([], "", 0)
+    refused = await manager.call("/v1/predictions?min_probability=2")
+    assert refused.status == 400 and b'"field":"min_probability"' in refused.body
+    _, agent = await manager.token("AGENT", {"serverRoles": ["web"]})
+    assert (await manager.call("/v1/predictions", secret=agent)).status == 403
+
+
 async def test_what_comes_next(manager: Manager) -> None:
     found = await get(manager, f"/v1/servers/{GROWING}/forecast?metric=cpu_usage&horizon=2d&step=1h")
     times, values = np.array(found["times"]), np.array(found["values"])

@@ -105,6 +105,11 @@ class Predictor:
             Symptoms(self._symptoms.state.rearranged(servers)),
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of state."""
+        return self._climbs.state.nbytes + self._symptoms.state.nbytes
+
     def arrays(self) -> State:
         """All that is known; copies."""
         return self._climbs.arrays() | self._symptoms.arrays()

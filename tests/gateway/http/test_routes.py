@@ -42,6 +42,7 @@ GET /v1/servers/{server_id}/trend AnalyticsService/GetTrend
 GET /v1/servers/{server_id}/capacity AnalyticsService/ForecastCapacity
 GET /v1/servers/{server_id}/forecast AnalyticsService/ForecastMetric
 GET /v1/capacity AnalyticsService/ListCapacity
+GET /v1/predictions AnalyticsService/ListPredictions
 POST /v1/ai/interactions AiInteractionService/RecordInteraction
 GET /v1/ai/interactions/{id} AiInteractionService/GetInteraction
 GET /v1/ai/interactions AiInteractionService/ListInteractions
