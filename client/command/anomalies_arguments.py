@@ -25,7 +25,7 @@ def add_anomalies(commands: "Commands[argparse.ArgumentParser]") -> None:
     listed.add_argument("--open", action="store_true", help="only those that go on")
     listed.add_argument("--unacknowledged", action="store_true", help="only those that nobody takes care of")
     listed.add_argument("--metric", metavar="M", default="", help="only those in which this metric had a part")
-    listed.add_argument("--detector", metavar="NAME", default="", help="only of this one: departure, silence")
+    listed.add_argument("--detector", metavar="NAME", default="", help="only of departure, silence or prediction")
     listed.add_argument("--min-score", metavar="S", type=_score, default=0.0, help="only from this score on, 0 to 1")
     listed.add_argument("--environment", metavar="NAME", default="", help="only of servers there")
     listed.add_argument("--role", metavar="NAME", default="", help="only of such servers")

@@ -251,11 +251,12 @@ class FleetDetector:
     def about(self) -> About:
         bars, count = self._scorer.verdicts.bars, len(self._registry.server_ids)
         patient = np.flatnonzero(self._silence.is_patient(count)).tolist()
+        cautious = np.flatnonzero(self._course.is_cautious).tolist()
         return About(
             servers=count,
             series=self._registry.cell_count - 1,
             state_bytes=self._scorer.nbytes + self._predictor.nbytes,
-            raised=len({*np.flatnonzero(bars > 1.0).tolist(), *patient}),
+            raised=len({*np.flatnonzero(bars > 1.0).tolist(), *patient, *cautious}),
             lowered=int(np.count_nonzero(bars < 1.0)),
         )
 
@@ -269,6 +270,8 @@ class FleetDetector:
             return
         if finding.detector == silence.DETECTOR:
             self._silence.judge_finding(server, finding.value, is_real=is_real)
+        elif finding.detector == course.DETECTOR and server < self._server_count:
+            self._course.judge(server, is_real=is_real)
         elif finding.detector == openings.DETECTOR and server < self._server_count:
             parts = finding.contributions
             blamed = {part.metric for part in parts if part.score >= BLAMED * parts[0].score}

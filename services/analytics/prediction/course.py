@@ -15,7 +15,7 @@ import numpy as np
 from fleet.anomaly import Anomaly, Contribution, finding_id
 from services.analytics.prediction import parameters as p
 from services.analytics.prediction.foresight import HORIZON_MS, Foresight
-from services.analytics.scoring.arrays import Columns, Floats, Integers, State
+from services.analytics.scoring.arrays import Columns, Flags, Floats, Integers, State
 
 DETECTOR: Final = "prediction"
 MINUTE_MS: Final = 60_000
@@ -27,7 +27,7 @@ _NOTHING: Final = Contribution(metric="", value=0.0, expected_low=0.0, expected_
 class _Course(Columns):
     """Of each server: likely minutes in a row, unlikely ones, since when it has been likely and the last time that it
     was, when another detector's finding was open last, milliseconds; the highest probability of the open finding, -1
-    while none is open."""
+    while none is open; and from which probability on it is likely."""
 
     likely: Integers
     unlikely: Integers
@@ -35,6 +35,7 @@ class _Course(Columns):
     last_ms: Integers
     found_ms: Integers
     peak: Floats
+    level: Floats
 
     SHAPES: ClassVar = {
         "likely": ((), np.int64, 0),
@@ -43,6 +44,7 @@ class _Course(Columns):
         "last_ms": ((), np.int64, _NEVER),
         "found_ms": ((), np.int64, _NEVER),
         "peak": ((), np.float64, -1.0),
+        "level": ((), np.float64, p.OPEN),
     }
 
 
@@ -69,13 +71,13 @@ class Course:
         """
         state, end_ms, probability = self._state, foresight.end_ms, foresight.probability
         state.found_ms[list(found)] = end_ms
-        likely, is_open = probability >= p.OPEN, state.peak >= 0
+        likely, is_open = probability >= state.level, state.peak >= 0
         np.copyto(state.since_ms, end_ms - MINUTE_MS, where=likely & (state.likely == 0))
         np.copyto(state.last_ms, end_ms, where=probability >= p.CLOSE)
         state.likely = np.where(likely, state.likely + 1, 0)
         state.unlikely = np.where(is_open & (probability < p.CLOSE), state.unlikely + 1, 0)
         is_new = end_ms - state.found_ms > HORIZON_MS
-        is_coming = (foresight.saturation >= p.OPEN) & (foresight.saturation < 1.0)
+        is_coming = (foresight.saturation >= state.level) & (foresight.saturation < 1.0)
         opens = ~is_open & (state.likely >= p.HOLD_MINUTES) & (is_new | is_coming)
         grows = is_open & (probability > state.peak)
         closes = is_open & (state.unlikely >= p.QUIET_MINUTES)
@@ -114,6 +116,18 @@ class Course:
             revision=1 if before is None else before.revision + 1,
         )
         return finding
+
+    def judge(self, server: int, *, is_real: bool) -> None:
+        """Takes what people said of a finding: after a false one a server must be likelier to fail, half of the way to
+        certainty, and a real one gives half of that back."""
+        level = self._state.level
+        level[server] = (p.OPEN + level[server]) / 2 if is_real else min((1.0 + level[server]) / 2, p.MOST_OPEN)
+
+    @property
+    def is_cautious(self) -> Flags:
+        """Of which servers people's verdicts have raised the level."""
+        cautious: Flags = self._state.level > p.OPEN
+        return cautious
 
     def forget(self, server_ids: list[str], now_ms: int) -> list[Anomaly]:
         """Ends what is open of servers that go."""

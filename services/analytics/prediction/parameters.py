@@ -73,6 +73,8 @@ FALLS: Final = ((1.0, 2.4), (0.0, 0.85))
 """How often it fell lately, and the probability that it falls again: 2.4 are three falls in half an hour."""
 
 OPEN: Final = 0.5
+MOST_OPEN: Final = 0.89
+"""However often people said that it was false, a resource that all slopes bring to its limit (.9) is found."""
 CLOSE: Final = 0.2
 HOLD_MINUTES: Final = 3
 QUIET_MINUTES: Final = 10

@@ -216,3 +216,33 @@ def test_servers_come_and_go_and_the_others_stay_as_they_were() -> None:
     assert (new.server_id, new.probability, after.server_id) == ("new", 0.0, "b")
     assert after.probability == pytest.approx(before.probability, abs=0.02)
     assert {reason.kind for reason in after.reasons} == {reason.kind for reason in before.reasons}
+
+
+def test_people_say_how_likely_is_likely() -> None:
+    played = Played()
+
+    def falls_again() -> int:
+        """Findings that there are after an hour of rest, falling and rest."""
+        played.go_on(60)
+        played.go_on(10, falls=2.4)
+        played.go_on(60)
+        return len(played.findings)
+
+    assert falls_again() == 1
+    played.course.judge(1, is_real=False)
+    assert falls_again() == 2, "so likely is likelier than that"
+    played.course.judge(1, is_real=False)
+    assert played.course.is_cautious.tolist() == [False, True, False]
+    assert falls_again() == 2
+    again = Course()
+    again.restore(played.course.arrays(), len(SERVERS))
+    played.course = again
+    assert falls_again() == 2, "a restart forgets no verdict"
+    for _ in range(3):
+        played.course.judge(1, is_real=True)
+    assert falls_again() == 3
+    for _ in range(50):
+        played.course.judge(1, is_real=False)
+    before = len(played.findings)
+    played.go_on(120, disk=filling(played.minute))
+    assert len(played.findings) == before + 1, "who is as good as full is found, whatever was said"
