@@ -4,8 +4,9 @@ A server takes 55 ms (measured: 20 with a year by the hour, 1.06 s), so 20,000 t
 it may be old: the more servers there are, the longer each is kept, so that whoever asks again and again has a tenth of
 one core at work and not more.
 
-What must stay true: a server is looked at, now or before, or counted as pending; what is remembered is bounded, and
-what goes first is the oldest; a caller who leaves stops the work at the next series.
+What must stay true: a server is looked at, now or before, or counted as pending, and who asks again and again comes to
+an end: a list that is more than can be remembered is refused; what is remembered is bounded, and what goes first is the
+oldest; a caller who leaves stops the work at the next series.
 """
 
 import asyncio
@@ -116,12 +117,19 @@ class CapacityServicer:
             for server_id in asked
             if (kept := self._remembered.get((name, question, server_id))) is None or kept.at_s < fresh_from_s
         ]
+        wanted = set(asked)
         for at in range(0, len(left), SERVERS_TOGETHER):
             together = left[at : at + SERVERS_TOGETHER]
             by_server = await self._read(together, metrics)
             for server_id in together:
                 found = [await self._computed(measured, question) for measured in by_server.get(server_id, ())]
-                self._remember((name, question, server_id), tuple(found))
+                gone = self._remember((name, question, server_id), tuple(found))
+                if any(key[:2] == (name, question) and key[2] in wanted and at_s >= fresh_from_s for key, at_s in gone):
+                    raise ResourceExhausted(
+                        f"the list has over {MAX_REMEMBERED} series (MAX_REMEMBERED): name the labels of one, an "
+                        "environment or a role",
+                        reason="MAX_SERVERS",
+                    )
 
     async def _read(self, server_ids: Sequence[str], metrics: Sequence[Chosen]) -> dict[str, list[Measurements]]:
         """What was measured, of each server that has anything."""
@@ -148,13 +156,17 @@ class CapacityServicer:
         self._tally.add(found)
         return found
 
-    def _remember(self, key: _Key, found: tuple[pb.Capacity, ...]) -> None:
+    def _remember(self, key: _Key, found: tuple[pb.Capacity, ...]) -> list[tuple[_Key, float]]:
+        """What is forgotten for it, and when that was found."""
         before = self._remembered.pop(key, None)
         self._kept += max(len(found), 1) - (0 if before is None else max(len(before.found), 1))
         self._remembered[key] = _Remembered(at_s=self._clock.monotonic(), found=found)
+        gone = []
         while self._kept > MAX_REMEMBERED:
-            _, oldest = self._remembered.popitem(last=False)
+            forgotten, oldest = self._remembered.popitem(last=False)
             self._kept -= max(len(oldest.found), 1)
+            gone.append((forgotten, oldest.at_s))
+        return gone
 
 
 def work_s() -> float:

@@ -142,6 +142,24 @@ async def test_of_many_servers_it_is_remembered_longer() -> None:
         assert len(parts.fake.queries) == 2 * asked
 
 
+async def test_a_list_that_cannot_be_remembered_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_REMEMBERED", 7)
+    async with on_histories() as parts:
+        servers = [f"db-{number}" for number in range(4)]
+        for server_id in servers:
+            for mount in ("/", "/data"):
+                parts.fake.keep(server_id, "disk_usage", growing(60, 1, 80), labels=(("mount", mount),), **PERCENT)
+        servicer = servicer_of(parts)
+        for _ in range(2):
+            with pytest.raises(ResourceExhausted, match="over 7 series") as refused:
+                await rank(servicer, *servers)
+            assert refused.value.reason == "MAX_SERVERS"
+            parts.clock.advance(100)
+        assert (await rank(servicer, *servers, metric='disk_usage{mount="/"}')).pending_servers == 0
+        assert (await rank(servicer, *servers[:3])).pending_servers == 0
+        assert (await rank(servicer, *servers[1:])).pending_servers == 0, "of another list some may go"
+
+
 async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_REMEMBERED", 7)
     async with on_histories() as parts:
