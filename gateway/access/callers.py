@@ -35,6 +35,7 @@ from runtime.interception import (
 LOCAL_ADMINISTRATOR: Final = Caller.of("local-administrator", ADMIN, "loopback")
 TOKEN_HOLDER: Final = Caller.of("token-holder", ADMIN, "token")
 """Who has the token of GATEWAY_TOKEN."""
+SESSION_ENDED: Final = "SESSION_ENDED"
 NOBODY: Final = Caller()
 ANYBODY: Final = Caller.of("anybody", 0, "")
 """Who calls a method that is open to all."""
@@ -105,8 +106,12 @@ class Callers:
         """
         found = None if self._table is None else self._table.session(secret)
         if found is None and self.wants_token:
-            raise Unauthenticated("the session is over: log in again", reason="SESSION_ENDED")
+            raise Unauthenticated("the session is over: log in again", reason=SESSION_ENDED)
         return found
+
+    async def hears_of_session(self, secret: str) -> bool:
+        """Whether a session that `by_cookie` did not know is known now; see AccessTable."""
+        return self._table is not None and await self._table.hears_of_session(secret)
 
     def known(self, context: CallContext) -> Caller:
         """Who shows what a gRPC call has, for the audit log, and from where; without a name, nobody that is known."""

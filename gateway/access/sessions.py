@@ -8,7 +8,6 @@ What must stay true: a session's secret is good in a cookie only, and a token's 
 are none, for who may set one for a neighbouring host must not choose which of them counts.
 """
 
-import asyncio
 import hashlib
 import hmac
 from typing import Final
@@ -104,11 +103,7 @@ class Sessions:
             opened: access_pb2.OpenSessionResponse = await self._stub.OpenSession(
                 request, metadata=caller.metadata_of(who)
             )
-        known = asyncio.create_task(self._table.until_known(opened.credential.hash), name="session-known")
-        try:
-            await asyncio.wait({known}, timeout=KNOWN_WITHIN_S)
-        finally:
-            known.cancel()
+        await self._table.hears_of(opened.credential.hash, KNOWN_WITHIN_S)
         return opened
 
     def kept(self, opened: access_pb2.OpenSessionResponse) -> str:

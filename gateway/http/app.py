@@ -142,7 +142,7 @@ class HttpApp:
         rpc = "" if match is None or match.route is None else match.route.rpc
         caller = None
         try:
-            caller = self._guard.admit(scope, open_to_all=self._policy.rule(rpc).open_to_all)
+            caller = await self._guard.let_in(scope, open_to_all=self._policy.rule(rpc).open_to_all)
             if match is None and scope["path"] not in OPEN_PAGES and scope["path"] not in self._guard.open_paths:
                 self._policy.check_page(caller)
         except OpenManagerError as error:

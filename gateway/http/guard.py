@@ -16,11 +16,11 @@ from collections.abc import Collection
 from typing import Final
 
 from fleet.access import Caller
-from gateway.access.callers import ANYBODY, LOCAL_ADMINISTRATOR, TOKEN_HOLDER, Callers
+from gateway.access.callers import ANYBODY, LOCAL_ADMINISTRATOR, SESSION_ENDED, TOKEN_HOLDER, Callers
 from gateway.access.origin import Origin
 from gateway.access.sessions import Cookie, check_csrf, check_site
 from gateway.http.replies import NotJson, Scope
-from runtime.errors import OpenManagerError, PermissionDenied
+from runtime.errors import OpenManagerError, PermissionDenied, Unauthenticated
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 
@@ -74,6 +74,16 @@ class Guard:
             caller = LOCAL_ADMINISTRATOR
         _check_content_type(scope, headers)
         return ANYBODY if caller is None else caller
+
+    async def let_in(self, scope: Scope, *, open_to_all: bool = False) -> Caller:
+        """As `admit`, but that a session is waited for that has just begun at another worker."""
+        try:
+            return self.admit(scope, open_to_all=open_to_all)
+        except Unauthenticated as error:
+            secret = self._cookie.secret_in(scope["headers"]) if error.reason == SESSION_ENDED else None
+            if secret is None or not await self._callers.hears_of_session(secret):
+                raise
+        return self.admit(scope, open_to_all=open_to_all)
 
     def _by_cookie(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> Caller | None:
         secret = self._cookie.secret_in(headers)

@@ -1,5 +1,6 @@
 """Every call x everybody who may try it, over gRPC and HTTP alike: who is let through and who is not, and why."""
 
+import asyncio
 import hashlib
 import math
 import re
@@ -12,6 +13,7 @@ import pytest_asyncio
 from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N813
 
 from fleet.access import ADMIN, AGENT, OPERATOR, VIEWER, Caller, Scope, includes
+from gateway.access import table as module
 from gateway.access.callers import ANYBODY, Callers, exchange_authenticator, grpc_authenticator
 from gateway.access.policy import Policy, Rule
 from gateway.access.sessions import Cookie, csrf_of
@@ -28,6 +30,7 @@ from runtime.handlers import Bound, bind
 from runtime.interception import Interception
 from runtime.server import GrpcServer
 from tests.gateway.http.serving import PACKAGE, SERVICES, FakeServicer, bound_services
+from tests.harness import eventually
 
 ROLES = {"viewer": VIEWER, "agent": AGENT, "operator": OPERATOR, "admin": ADMIN}
 SOME = Scope.of((), (), ("web-01",))
@@ -280,3 +283,28 @@ def expected(method: Any) -> dict[str, str]:
 
 def secret_of(name: str) -> str:
     return OUTSIDERS[name][0] if name in OUTSIDERS else name.replace(" ", "-")
+
+
+async def test_a_session_that_has_just_begun_at_another_worker_is_waited_for(
+    table: AccessTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = http_app(table)
+    route = next(route for route in app.bridge.table.routes if route.method.name == "GetFleetSummary")
+    known = dict(table._callers or {})
+    early = asyncio.create_task(ask_route(app, route, {"cookie": "openmanager-session=om-session_new"}))
+    await eventually(lambda: table._awaited == 1)
+    table._take(known)  # somebody else's news
+    table._take(known | {hash_of("om-session_new"): (as_session(CALLERS["viewer"]), math.inf)})
+    assert f'"{REACHED}"' in await early
+    monkeypatch.setattr(module, "SOON_S", 0.05)
+    monkeypatch.setattr(module, "MAX_IN_VAIN", 2)
+    for name in ("one", "two", "three"):
+        answer = await ask_route(app, route, {"cookie": f"openmanager-session={name}"})
+        assert '"SESSION_ENDED"' in answer
+    assert list(table._in_vain) == [hash_of("two"), hash_of("three")]
+    monkeypatch.setattr(module, "SOON_S", 60.0)
+    async with asyncio.timeout(20):  # what was waited for in vain is not waited for again, nor are too many
+        assert '"SESSION_ENDED"' in await ask_route(app, route, {"cookie": "openmanager-session=three"})
+        monkeypatch.setattr(module, "MAX_AWAITED", 0)
+        assert '"SESSION_ENDED"' in await ask_route(app, route, {"cookie": "openmanager-session=four"})
+    assert table._awaited == 0
