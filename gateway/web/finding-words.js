@@ -1,6 +1,6 @@
 // A finding in words: what was not as usual, since when, and who takes care of it. And how much is learned.
 
-import { duration, now, stamp } from "./times-and-units.js";
+import { duration, now, quantity, stamp } from "./times-and-units.js";
 
 /** A finding with its times as numbers, milliseconds; the end of one that goes on is Infinity. */
 export function timed(one) {
@@ -9,16 +9,17 @@ export function timed(one) {
 
 export const goesOn = (one) => one.to === Infinity;
 
-/** How long the server was silent, in milliseconds: `value` is what it was at `peakTime`. */
-function silentMs(one) {
+/** How long the server was silent: `value` is how many seconds it was at `peakTime`. */
+function silentFor(one) {
+  if (typeof one.value !== "number") return ""; // not known
   const since = goesOn(one) ? Math.max(0, now() - Date.parse(one.peakTime)) : 0;
-  return one.value * 1000 + since;
+  return ` for ${duration(one.value * 1000 + since)}`;
 }
 
 export const isSilence = (one) => one.detector === "silence";
 
 export function whatOf(one) {
-  if (isSilence(one)) return `silent for ${duration(silentMs(one))}`;
+  if (isSilence(one)) return `silent${silentFor(one)}`;
   const more = one.contributions.length - 1;
   return more > 0 ? `${one.metric} and ${more} more` : one.metric || one.detector;
 }
@@ -26,6 +27,9 @@ export function whatOf(one) {
 export function whenOf(one) {
   return goesOn(one) ? `since ${stamp(one.from)}` : `${stamp(one.from)}, for ${duration(one.to - one.from)}`;
 }
+
+/** A value of a finding; what is not known is no number. */
+export const valueOf = (value, unit) => (typeof value === "number" ? quantity(value, unit) : "–");
 
 const VERDICTS = { ANOMALY_VERDICT_REAL: "real", ANOMALY_VERDICT_FALSE: "false" };
 

@@ -4,10 +4,10 @@
 
 import { call, caller } from "./calls.js";
 import { $, element, fromTemplate, reconcile, ROWS_AT_ONCE, score, text } from "./elements.js";
-import { goesOn, isSilence, lackOf, remarksOf, timed, whatOf, whenOf, whoOf } from "./finding-words.js";
+import { goesOn, isSilence, lackOf, remarksOf, timed, valueOf, whatOf, whenOf, whoOf } from "./finding-words.js";
 import { drawHistory } from "./history.js";
 import { findingDays, judgedUnit, server, shaded } from "./shown-server.js";
-import { fullStamp, inUtc, quantity, whole } from "./times-and-units.js";
+import { fullStamp, inUtc, whole } from "./times-and-units.js";
 
 const JUDGES = ["ROLE_OPERATOR", "ROLE_ADMIN"];
 
@@ -87,7 +87,7 @@ function fillFound(row, one) {
 function fillBody({ one, details, usual, table, remarks }) {
   if (!details.open) return;
   const peak = `Furthest from usual at ${fullStamp(Date.parse(one.peakTime))}.`;
-  const silence = `Up to ${quantity(one.expectedHigh, "s")} between two messages is usual.`;
+  const silence = `Usual is up to ${valueOf(one.expectedHigh, "s")} between two messages.`;
   text(usual, isSilence(one) ? silence : peak);
   const parts = one.contributions.length || !one.metric ? one.contributions : [one];
   table.hidden = !parts.length;
@@ -104,8 +104,8 @@ function partRow(part) {
   const unit = judgedUnit(part.metric);
   text(name.firstElementChild, part.metric);
   name.firstElementChild.dataset.metric = part.metric;
-  text(value, quantity(part.value, unit));
-  text(expected, `${quantity(part.expectedLow, unit)} to ${quantity(part.expectedHigh, unit)}`);
+  text(value, valueOf(part.value, unit));
+  text(expected, `${valueOf(part.expectedLow, unit)} to ${valueOf(part.expectedHigh, unit)}`);
   score(far, part.score);
   return row;
 }

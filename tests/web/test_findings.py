@@ -1,5 +1,6 @@
 """Findings on the page, in a real browser before the real product: seen, looked into and judged."""
 
+import math
 import os
 import signal
 import time
@@ -59,7 +60,13 @@ def silence(server_id: str, start_ms: int) -> Anomaly:
     return replace(heard, peak_ms=minutes_ago(0), value=45.0)
 
 
+def others(guarded: Guarded) -> list[str]:
+    """The servers that Grace does not see."""
+    return sorted(one["id"] for one in guarded.get("/v1/servers")["servers"] if one["id"] != "web-01")
+
+
 def open_server(page: Page, guarded: Guarded, name: str, server_id: str) -> None:
+    """Opens the newest finding of a server."""
     page.open(f"{guarded.url}#/servers/{server_id}")
     log_in(page, name)
     page.within(SHOWN_WITHIN_S, "document.querySelector('#found li')")
@@ -116,7 +123,7 @@ def test_what_is_abnormal_now_is_listed_and_marked_until_it_ends(guarded: Guarde
 
 
 def test_a_finding_is_looked_into_and_judged(guarded: Guarded, browser: Browser) -> None:
-    server_id = "web-01"
+    server_id = others(guarded)[2]
     one = departure(server_id, minutes_ago(30), minutes_ago(20))
     told(guarded, one, departure(server_id, minutes_ago(9 * 24 * 60), minutes_ago(8 * 24 * 60)))
     with browser.page() as page, browser.page() as other:
@@ -163,8 +170,29 @@ def test_a_finding_is_looked_into_and_judged(guarded: Guarded, browser: Browser)
         page.within(SHOWN_WITHIN_S, "document.querySelectorAll('#plot .span').length > 1")
 
 
+def test_what_is_not_known_of_a_finding_is_no_number(guarded: Guarded, browser: Browser) -> None:
+    server_id = others(guarded)[1]
+    part = Contribution(metric="cpu_usage", value=math.nan, expected_low=math.nan, expected_high=25.0, score=0.75)
+    unknown = replace(finding(server_id, minutes_ago(2)), value=math.nan, expected_low=math.nan, contributions=(part,))
+    silent = replace(silence(server_id, minutes_ago(1)), value=math.nan, expected_high=math.nan)
+    with going_on(guarded, unknown, silent), browser.page() as page:
+        page.open(guarded.url)
+        log_in(page, "Ada")
+        page.within(SHOWN_WITHIN_S, "document.querySelectorAll('#findings tr').length === 2")
+        assert page.texts("#findings .what") == ["silent", "cpu_usage"]
+        page.click("#findings a")
+        page.within(SHOWN_WITHIN_S, "document.querySelectorAll('#found li').length >= 2")
+        page.value("document.querySelectorAll('#found summary').forEach((each) => each.click())")
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#found .parts tbody tr')")
+        assert page.texts("#found .usual")[0] == "Usual is up to – between two messages."
+        page.within(
+            SHOWN_WITHIN_S, "document.querySelector('#found .parts tbody tr').innerText.includes('– to 25.0 %')"
+        )
+        assert "NaN" not in page.text("#found")
+
+
 def test_what_is_refused_is_told_where_it_was_asked(guarded: Guarded, browser: Browser) -> None:
-    told(guarded, departure("web-01", minutes_ago(40), minutes_ago(38)))
+    told(guarded, departure("web-01", minutes_ago(0.5), minutes_ago(0)))
     with browser.page() as page:
         open_server(page, guarded, "Ada", "web-01")
         say(page, "real", "x" * 17_000)
@@ -178,7 +206,7 @@ def test_what_is_refused_is_told_where_it_was_asked(guarded: Guarded, browser: B
 
 
 def test_who_only_reads_is_offered_nothing_and_sees_his_servers_only(guarded: Guarded, browser: Browser) -> None:
-    mine, another = departure("web-01", minutes_ago(3)), departure(server_beside(guarded), minutes_ago(2))
+    mine, another = departure("web-01", minutes_ago(3)), departure(others(guarded)[0], minutes_ago(2))
     with going_on(guarded, mine, another), browser.page() as page:
         page.open(guarded.url)
         log_in(page, "Grace")
@@ -200,15 +228,9 @@ def test_who_only_reads_is_offered_nothing_and_sees_his_servers_only(guarded: Gu
         page.within(SHOWN_WITHIN_S, "document.querySelectorAll('#findings tr').length === 2")
 
 
-def server_beside(guarded: Guarded) -> str:
-    """One that Grace does not see."""
-    ids: list[str] = [one["id"] for one in guarded.get("/v1/servers")["servers"]]
-    return next(one for one in ids if one != "web-01")
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_findings_fit_a_telephone_and_keys_are_enough(guarded: Guarded, browser: Browser, scheme: str) -> None:
-    one = departure("web-01", minutes_ago(6))
+    one = departure("web-01", minutes_ago(0.5))
     with going_on(guarded, one), browser.page(400, 800, prefers_color_scheme=scheme) as page:
         page.open(guarded.url)
         log_in(page, "Ada")
@@ -242,7 +264,7 @@ def press(page: Page, selector: str, key: str) -> None:
 
 
 def test_lists_of_findings_end(guarded: Guarded, browser: Browser) -> None:
-    server_id = server_beside(guarded)
+    server_id = others(guarded)[2]
     many = [departure(server_id, minutes_ago(400 - number)) for number in range(203)]
     with going_on(guarded, *many), browser.page() as page:
         page.open(guarded.url)
@@ -274,7 +296,7 @@ def test_that_nobody_looks_for_findings_is_told(guarded: Guarded, browser: Brows
 
 def test_whoever_may_say_something_is_heard(guarded: Guarded, browser: Browser) -> None:
     guarded.post("/v1/users", {"user": {"name": "Otto", "role": "ROLE_OPERATOR"}, "password": PASSWORD})
-    told(guarded, departure("web-01", minutes_ago(50), minutes_ago(45)))
+    told(guarded, departure("web-01", minutes_ago(0.5), minutes_ago(0)))
     with browser.page() as page:
         open_server(page, guarded, "Otto", "web-01")
         say(page, "real", "seen")
