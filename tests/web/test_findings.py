@@ -254,13 +254,18 @@ def test_findings_fit_a_telephone_and_keys_are_enough(guarded: Guarded, browser:
         press(page, "#found [data-say=care]", "Enter")
         page.within(SHOWN_WITHIN_S, f"document.querySelector('#found .remarks').innerText.includes('in {scheme}')")
         assert page.value("document.activeElement.dataset.say") == "care", "the focus stays"
+        page.within(
+            SHOWN_WITHIN_S, "document.querySelector('#plot .span') && document.querySelector('#plot path.curve')"
+        )
+        press(page, "#plot", "End")
+        assert page.text("#plot-reading").endswith(", something was abnormal"), "what is shaded is read out"
 
 
 def press(page: Page, selector: str, key: str) -> None:
     page.value(f"document.querySelector({selector!r}).focus()")
-    code = {"key": key, "code": key, "windowsVirtualKeyCode": 13, "text": "\r"}
-    page.ask("Input.dispatchKeyEvent", type="keyDown", **code)
-    page.ask("Input.dispatchKeyEvent", type="keyUp", **code)
+    enter = {"windowsVirtualKeyCode": 13, "text": "\r"} if key == "Enter" else {}
+    for kind in ("keyDown", "keyUp"):
+        page.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, **enter)
 
 
 def test_lists_of_findings_end(guarded: Guarded, browser: Browser) -> None:
