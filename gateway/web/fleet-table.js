@@ -81,7 +81,8 @@ function makeServerRow(one) {
   text(name.firstElementChild, one.id);
   const gauges = rest.map((cell) => [cell.firstElementChild, cell.lastElementChild.firstElementChild]);
   const [, mark, abnormal, host] = name.children;
-  return { element: row, badge: state.firstElementChild, mark, abnormal, host, environment, role, gauges, age, shows: null };
+  const cells = { badge: state.firstElementChild, mark, abnormal, host, environment, role, gauges, age };
+  return { element: row, ...cells, shows: null };
 }
 
 function fillServerRow(row, one) {

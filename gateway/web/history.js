@@ -70,8 +70,8 @@ export function drawHistory() {
   const width = resolution < 3600 ? `${resolution / 60} min` : `${resolution / 3600} h`;
   const rolled = resolution > 0 ? ` In part from roll-ups of ${width}.` : "";
   const missing = server.incomplete ? ` Points may be missing: ${server.incomplete} could not be asked.` : "";
-  const abnormal = spans.length ? " Shaded: when something was abnormal." : "";
-  text($("plot-summary"), `${figures ? `${sentence(figures)}` : "No points in this range."}${abnormal}${rolled}${missing}`);
+  const notes = [rolled, missing, spans.length ? " Shaded: when something was abnormal." : ""].join("");
+  text($("plot-summary"), `${figures ? `${sentence(figures)}` : "No points in this range."}${notes}`);
 }
 
 export function choose(change) {

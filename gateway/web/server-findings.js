@@ -1,6 +1,7 @@
 // The findings of the server that is shown: when it was not as usual, by which metrics, and what people say of it.
 //
-// What must stay true: what somebody is writing stays when the list is drawn anew; who may not judge has no buttons.
+// What must stay true: what somebody is writing, and where he is, stays when the list is drawn anew; who may not judge
+// has no buttons.
 
 import { call, caller } from "./calls.js";
 import { $, element, fromTemplate, reconcile, ROWS_AT_ONCE, score, text } from "./elements.js";
@@ -57,7 +58,7 @@ function makeFound() {
     element: item, details: item.firstElementChild, state: part("badge"), what: part("what"), score: part("gauge"),
     when: part("when"), who: part("who"), usual: part("usual"), table: part("parts"), remarks: part("remarks"),
     form: part("judge"), comment: item.querySelector("input"), error: part("error"), done: part("done"),
-    one: null, shows: "", busy: false,
+    partRows: new Map(), one: null, shows: "", busy: false,
   };
   row.details.addEventListener("toggle", () => fillBody(row));
   row.form.hidden = !JUDGES.includes(caller.role);
@@ -84,57 +85,67 @@ function fillFound(row, one) {
 }
 
 /** What is seen of a finding that is opened. */
-function fillBody({ one, details, usual, table, remarks }) {
+function fillBody({ one, details, usual, table, partRows, remarks }) {
   if (!details.open) return;
   const peak = `Furthest from usual at ${fullStamp(Date.parse(one.peakTime))}.`;
   const silence = `Usual is up to ${valueOf(one.expectedHigh, "s")} between two messages.`;
   text(usual, isSilence(one) ? silence : peak);
-  const parts = one.contributions.length || !one.metric ? one.contributions : [one];
-  table.hidden = !parts.length;
-  table.tBodies[0].replaceChildren(...parts.map(partRow));
+  const wanted = one.contributions.length || !one.metric ? one.contributions : [one];
+  table.hidden = !wanted.length;
+  reconcile(table.tBodies[0], wanted, partRows, (part) => part.metric, makePart, fillPart);
   const said = remarksOf(one);
   remarks.replaceChildren(...(said.length ? said : ["Nobody has said anything of it yet."]).map(remarkItem));
 }
 
 const remarkItem = (words) => element("li", "", words);
 
-function partRow(part) {
+function makePart(part) {
   const row = fromTemplate("part-row");
-  const [name, value, expected, far] = row.children;
+  const button = row.firstElementChild.firstElementChild;
+  text(button, part.metric);
+  button.dataset.metric = part.metric;
+  return { element: row };
+}
+
+function fillPart({ element: row }, part) {
+  const [, value, expected, far] = row.children;
   const unit = judgedUnit(part.metric);
-  text(name.firstElementChild, part.metric);
-  name.firstElementChild.dataset.metric = part.metric;
   text(value, valueOf(part.value, unit));
   text(expected, `${valueOf(part.expectedLow, unit)} to ${valueOf(part.expectedHigh, unit)}`);
   score(far, part.score);
-  return row;
 }
 
-/** Tells the gateway what the caller says of a finding: `care`, that he takes care of it; `real` or `false`, what it was. */
+/** Tells the gateway what the caller says: `care`, that he takes care of it; `real` or `false`, what it was. */
 async function say(row, what) {
   if (row.busy) return;
   row.busy = true;
   row.form.setAttribute("aria-busy", "true");
+  answered(row, "", ""); // so that what is answered again is read out again
   const mine = server;
   const { id } = row.one;
-  const comment = row.comment.value;
-  let error = "";
+  const body = { comment: row.comment.value };
   try {
-    const { value } = await (what === "care"
-      ? call("acknowledge", { id }, { comment })
-      : call("feedback", { id }, { verdict: what, comment }));
+    const judged = { ...body, verdict: what };
+    const one = await (what === "care" ? call("acknowledge", { id }, body) : call("feedback", { id }, judged));
     row.comment.value = "";
-    if (server === mine) {
-      const anomalies = mine.found.anomalies.map((each) => (each.id === id ? timed(value) : each));
-      foundIs({ ...mine.found, anomalies });
-      drawFound();
-    }
-  } catch (refused) {
-    error = refused.message;
+    answered(row, "It is recorded.", "");
+    if (server === mine) itIs(timed(one.value));
+  } catch (error) {
+    answered(row, "", error.message);
+  } finally {
+    row.busy = false;
+    row.form.removeAttribute("aria-busy");
   }
-  row.busy = false;
-  row.form.removeAttribute("aria-busy");
+}
+
+function answered(row, done, error) {
+  text(row.done, done);
   text(row.error, error);
   row.error.hidden = !error;
-  text(row.done, error ? "" : "It is recorded.");
+}
+
+/** A finding of the list as it is now. */
+function itIs(one) {
+  foundIs({ ...server.found, anomalies: server.found.anomalies.map((each) => (each.id === one.id ? one : each)) });
+  drawFound();
 }

@@ -154,12 +154,14 @@ def test_a_finding_is_looked_into_and_judged(guarded: Guarded, browser: Browser)
         assert page.value("document.querySelector('#found input').value") == ""
         other.within(TOLD_WITHIN_S, "document.querySelector('#found .who').innerText === 'taken care of by Ada'")
         other.value("document.querySelector('#found input').value = 'not sent yet'")
+        other.value("document.querySelector('#found [data-metric=cpu_usage]').focus()")
         say(page, "false", "")
         other.within(TOLD_WITHIN_S, "document.querySelectorAll('#found .remarks li').length === 2")
         assert other.texts("#found .remarks li")[1].startswith("Ada says it was false (")
         assert other.value("document.querySelector('#found input').value") == "not sent yet", (
             "it is drawn anew around it"
         )
+        assert other.value("document.activeElement.dataset.metric") == "cpu_usage"
         shown = guarded.get(f"/v1/anomalies/{one.id}")
         assert (shown["verdict"], shown["acknowledgement"]["comment"]) == ("ANOMALY_VERDICT_FALSE", MARKUP)
 
