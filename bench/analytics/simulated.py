@@ -64,7 +64,9 @@ class Shown:
 class SimulatedFleet:
     """Servers, and a detector that is shown what they report."""
 
-    def __init__(self, servers: int, *, seed: int, tick_ms: int = TICK_MS, detector: FleetDetector | None = None):
+    def __init__(
+        self, servers: int, *, seed: int, tick_ms: int = TICK_MS, detector: FleetDetector | None = None
+    ) -> None:
         """`detector`: one that goes on; a new one when there is none."""
         made = build_fleet(servers, seed=seed, interval_ms=tick_ms)
         self.detector = detector or FleetDetector()
