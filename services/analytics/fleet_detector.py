@@ -10,6 +10,8 @@
 Cost of 20 servers of 511 metrics every 10 s (2-core virtual machine): a tick .15 ms, a minute 2.9 ms, which is .006 %
 of one core; with decoding the batches .008 %, and with a checkpoint every 30 s, of 20 MB, .25 %. 2 kB a series.
 
+Predicting took .9 ms of processor time a minute where scoring took 5.4 (a busy machine; .35 at best), and .24 MB.
+
 What must stay true: servers and series get their place in the scorer when a minute is closed, all that came since in
 one go, as that copies all state; those silent for a week are forgotten at the turn of an hour.
 """

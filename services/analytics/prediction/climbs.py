@@ -103,7 +103,7 @@ class Climbs:
         return cls(ClimbState.fresh(size), np.full(_SCALES, -1, np.int64))
 
     def update(self, minute: int, values: Floats) -> ClimbWindow:
-        """Takes one minute; takes .15 ms for 320 resources.
+        """Takes one minute; takes .6 ms of processor time for 320 resources on a busy machine, .2 at best.
 
         Args:
             minute: since the epoch, later than the one before.

@@ -54,7 +54,7 @@ class Predictor:
     def update(
         self, start_ms: int, values: Floats, usual_high: Floats, window: ServerWindow, falls: Floats
     ) -> Foresight:
-        """Takes one minute; measured at 20 servers of 511: see `fleet_detector`.
+        """Takes one minute.
 
         Args:
             start_ms: its beginning.
