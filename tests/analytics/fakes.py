@@ -262,7 +262,7 @@ class FakeTimeSeries:
         broken = self._broken
         try:
             place = max((request.from_sequence or len(self.journal) + 1) - self.resent, self.swept + 1)
-            first, set_sent = True, False
+            first, sent = True, set[str]()
             while not broken.is_set():
                 more = self._more
                 while place <= len(self.journal) and not broken.is_set():
@@ -270,9 +270,10 @@ class FakeTimeSeries:
                     message.CopyFrom(self.journal[place - 1])
                     if first:
                         message.first_sequence = self.swept + 1
-                    if message.batch.rows and not set_sent and not self.withhold_set:
-                        message.metric_set.CopyFrom(metric_set_to_pb(METRIC_SET))
-                        set_sent = True
+                    set_id = message.batch.metric_set_id
+                    if message.batch.rows and set_id not in sent and not self.withhold_set:
+                        message.metric_set.CopyFrom(self.sets.get(set_id) or metric_set_to_pb(METRIC_SET))
+                        sent.add(set_id)
                     first = False
                     place += 1
                     yield message

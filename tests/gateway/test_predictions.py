@@ -17,6 +17,7 @@ from runtime.server import GrpcServer, bind
 from services.analytics.prediction.foresight import Foresight
 from services.analytics.prediction.servicer import PREDICTION_SERVICE, PredictionServicer
 from tests.analytics.prediction.made import NAMES, climb, foretold, new_predictor
+from tests.gateway.test_outlook import findings_of
 from tests.gateway.test_state import server_state, world
 
 WATCHED = ("db-1", "gone-1", "web-1", "web-2", "web-3")
@@ -68,7 +69,8 @@ async def gateway(scope: Scope | None = None, told: Foresight | None = None) -> 
         assert await w.state.until(w.caught_up, 20.0)
         caller = Caller.of("ada", VIEWER, "token", scope=scope)
         outer = GrpcServer(
-            [bind(SERVICE, analytics_servicer(between, w.state))], Interception(lambda _method, _context: caller)
+            [bind(SERVICE, analytics_servicer(between, w.state, findings_of(w, between)))],
+            Interception(lambda _method, _context: caller),
         )
         async with Channel(await outer.start("127.0.0.1:0")) as channel:
             yield Gateway(channel)
@@ -137,7 +139,7 @@ async def test_analytics_that_is_away_is_named() -> None:
     async with world() as w, Channel("127.0.0.1:1") as nobody:
         w.cache.send(server_state("web-1"), snapshot=True)
         assert await w.state.until(w.caught_up, 20.0)
-        outer = GrpcServer([bind(SERVICE, analytics_servicer(nobody, w.state))], Interception())
+        outer = GrpcServer([bind(SERVICE, analytics_servicer(nobody, w.state, findings_of(w, nobody)))], Interception())
         async with Channel(await outer.start("127.0.0.1:0")) as channel:
             with pytest.raises(Unavailable) as caught:
                 await Gateway(channel).list()
