@@ -6,7 +6,10 @@ What must stay true: what is found depends on the seed alone, not on which proce
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Final, TypeVar
+
+from bench.peers import BenchError
 
 FIRST_SEED: Final = 20_000
 """Of the simulated fleets of this bench: nothing was tuned on them."""
@@ -29,6 +32,9 @@ def each_seed(
         processes: 1 is this one.
         work: a function of a module, so that other processes find it.
         said: the line that tells what came of a seed.
+
+    Raises:
+        BenchError: one of the other processes was killed.
     """
     numbers = range(FIRST_SEED, FIRST_SEED + seeds)
     found: dict[int, dict[str, Any]] = {}
@@ -46,5 +52,8 @@ def each_seed(
         with ProcessPoolExecutor(processes, mp_context=context) as pool:
             running = {pool.submit(work, seed, size): seed for seed in numbers}
             for done in as_completed(running):
-                took(running[done], done.result())
+                try:
+                    took(running[done], done.result())
+                except BrokenProcessPool as error:
+                    raise BenchError(f"a process ended before its time, {len(found)} of {seeds} seeds done") from error
     return [found[seed] for seed in numbers]

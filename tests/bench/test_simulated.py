@@ -1,6 +1,7 @@
 """The rows of `make bench-analytics` that play the simulated fleet: they run, and count what they say they count."""
 
 import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bench.analytics.scenario_row import HOURS, Played
 from bench.analytics.seeds import FIRST_SEED, each_seed
 from bench.analytics.simulated import HOUR_MS, MINUTE_MS, MONDAY_MS, Shown, Told
 from bench.analytics.size import FULL, QUICK, Bench, Size
+from bench.peers import BenchError
 from fleet.anomaly import Anomaly, finding_id
 from fleet.model import Rows
 from services.analytics.fleet_detector import FleetDetector
@@ -176,6 +178,17 @@ def test_seeds_come_back_in_order_from_any_number_of_processes() -> None:
         found = each_seed(3, processes, divmod, 7, said=lambda seed, one: f"{seed}: {one}", say=lines.append)
         assert found == [divmod(FIRST_SEED + place, 7) for place in range(3)]
         assert len(lines) == 3 and lines[-1].endswith("(3 of 3)")
+
+
+def ends(seed: int, _: int) -> dict[str, Any]:
+    if seed == FIRST_SEED + 1:
+        os._exit(9)
+    return {}
+
+
+def test_a_process_that_is_killed_voids_the_row() -> None:
+    with pytest.raises(BenchError, match="ended before its time"):
+        each_seed(3, 2, ends, 7, said=lambda seed, _: str(seed), say=Progress())
 
 
 @pytest.mark.full
