@@ -19,6 +19,10 @@ MIN_MEMORY_WINDOWS: Final = 500
 """The least windows in it, for hourly samples."""
 LEVEL_MEMORY_S: Final = 12 * HOUR_S
 """Time constant of the level about which a day's profile lies: a shift is usual after about a day."""
+UNSEEN_DAY: Final = 0.5
+"""By this part the distance from the profile counts at an hour of which only the other kind of day has been seen, a
+weekend or a working day. A simulated fleet that began on a Saturday made 10 false findings on its first Monday, with
+this 1; the labelled recordings: see docs/accuracy.md."""
 SEASON_GAIN: Final = 0.2
 """Part by which an hour of the profile follows that hour's mean, once a day. .15 to .5: within .01."""
 CLIP_DEVIATIONS: Final = 12.0

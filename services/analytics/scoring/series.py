@@ -256,6 +256,7 @@ class SeriesScorer:
         residual = step.y - self._profile_at(step.time_s) - state.lift
         deviation = np.maximum(np.sqrt(state.residual_variance), step.floor)
         z: Floats = np.abs(residual) / deviation
+        z = np.where(state.folds[_hour_of(step.time_s)] > 0, z, p.UNSEEN_DAY * z)
         clipped = _clipped(residual, deviation, step.trusted)
         state.residual_variance += step.rate * ((1.0 - step.rate) * clipped * clipped - state.residual_variance)
         state.lift += min(self.step_s / p.LEVEL_MEMORY_S, 0.5) * clipped * step.present

@@ -164,6 +164,22 @@ def test_what_comes_every_day_or_every_weekend_is_usual() -> None:
     assert unusual[26 * DAY + 111 : 26 * DAY + 150].min() > np.quantile(usual, 0.9)
 
 
+def test_an_hour_of_which_only_another_kind_of_day_was_seen_counts_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    series = made(3, 4, "noise")
+    series[2 * DAY :] += 4.0  # after a weekend, two working days
+
+    def departures() -> np.ndarray:
+        return scored(series, first=5 * DAY)[1][:, 0]
+
+    careful = departures()
+    monkeypatch.setattr(p, "UNSEEN_DAY", 1.0)
+    plain = departures()
+    monday, tuesday = slice(2 * DAY, 3 * DAY), slice(3 * DAY, 4 * DAY)
+    assert plain[monday][:12].mean() > 1.3 * careful[monday][:12].mean() > 0
+    assert (careful[monday] < plain[monday]).all()
+    np.testing.assert_array_equal(careful[tuesday], plain[tuesday])
+
+
 @pytest.mark.parametrize("step_s", [60.0, 300.0, 3600.0])
 def test_an_outage_is_seen_at_every_sampling_interval(step_s: float) -> None:
     day = int(86_400 / step_s)
