@@ -4,7 +4,7 @@
 // What must stay true: a finding is listed while it goes on and its server is in the fleet that the caller sees; that
 // nothing is abnormal is said only by who would know.
 
-import { call, OTHER_CALLER } from "./calls.js";
+import { call, caller, OTHER_CALLER } from "./calls.js";
 import { $, fromTemplate, reconcile, ROWS_AT_ONCE, score, text } from "./elements.js";
 import { lackOf, timed, whatOf, whoOf } from "./finding-words.js";
 import { fleet } from "./fleet.js";
@@ -39,7 +39,7 @@ export async function readLacks() {
     lacks = (await call("findings", { open: "true", page_size: "1" })).value;
     failed = "";
   } catch (error) {
-    if (error.reason === OTHER_CALLER) return;
+    if (!caller || error.reason === OTHER_CALLER) return; // whoever comes next is told nothing of it
     failed = `Whether more is abnormal is not known. ${error.message}`;
   }
   drawFindings();

@@ -123,7 +123,7 @@ class Browser:
         finally:
             self.ask("Target.disposeBrowserContext", browserContextId=context)
             del self._pages[session]
-        assert page.complaints == []
+        assert page.complaints == [], page.complaints
 
     def __enter__(self) -> Self:
         return self
