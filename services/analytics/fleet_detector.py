@@ -138,7 +138,8 @@ class FleetDetector:
 
         elsewhere = {*self._openings.open, *self._silence.open}
         places = foresight.layout.places
-        found = [places[server_id] for server_id in elsewhere if server_id in places]
+        found = {places[server_id] for server_id in elsewhere if server_id in places}
+        found.update(np.flatnonzero(self._silence.found_since(start_ms, self._server_count)).tolist())
         self.foresight = foresight
         return self._course.update(foresight, found, contributions_of)
 

@@ -25,8 +25,9 @@ from services.analytics.scoring.arrays import Floats
 
 METRIC: Final = "anomaly_score"
 METRIC_SET: Final = MetricSet((Metric(name=METRIC, unit="1", kind=MetricKind.GAUGE),))
-MAX_WAITING: Final = 60
-"""Minutes; while timeseries is away there are no new ones but those on their way."""
+MAX_WAITING: Final = 1_000_000
+"""Scores, 16 bytes each. While timeseries is away there are no new ones but those on their way; who was away himself
+reads faster than he writes: a day of 500 servers waits."""
 
 _log = logging.getLogger(__name__)
 _lost = telemetry.meter(__name__).create_counter(
@@ -56,15 +57,24 @@ class ScoreWriter:
         self._replica = Replica(timeseries, clock)
         self._set = metric_set_to_pb(METRIC_SET)
         self._waiting: deque[Scored] = deque()
+        self._count = 0
         self._something = asyncio.Event()
 
     def put(self, scored: Iterable[Scored]) -> None:
         """Takes minutes; the oldest go where too many wait."""
-        self._waiting.extend(one for one in scored if one.server_ids)
-        while len(self._waiting) > MAX_WAITING:
-            self._lose(self._waiting.popleft(), "too many minutes wait for timeseries (MAX_WAITING)")
+        for one in scored:
+            if one.server_ids:
+                self._waiting.append(one)
+                self._count += len(one.server_ids)
+        while self._count > MAX_WAITING:
+            self._lose(self._taken(), "too many wait for timeseries (MAX_WAITING)")
         if self._waiting:
             self._something.set()
+
+    def _taken(self) -> Scored:
+        one = self._waiting.popleft()
+        self._count -= len(one.server_ids)
+        return one
 
     def _lose(self, scored: Scored, why: object) -> None:
         _lost.add(len(scored.server_ids))
@@ -86,4 +96,4 @@ class ScoreWriter:
             except InvalidArgument as error:
                 self._lose(scored, error)
             if self._waiting and self._waiting[0] is scored:
-                self._waiting.popleft()
+                self._taken()

@@ -77,6 +77,11 @@ class SilenceWatch:
         self.open: dict[str, Anomaly] = {}
         """The open findings by server."""
 
+    def found_since(self, time_ms: int, count: int) -> Flags:
+        """Of which of the first `count` servers a finding was open at a time or later."""
+        found: Flags = self._state.rest_until_ms[:count] - REST_MS >= time_ms
+        return found
+
     def is_patient(self, count: int) -> Flags:
         """Which of the first `count` servers may be silent for longer than usual."""
         patient: Flags = self._state.patience[:count] > 1.0

@@ -93,7 +93,7 @@ async def test_each_minute_of_each_server_is_a_point_and_is_not_judged() -> None
 async def test_scores_wait_for_timeseries_and_the_oldest_go_first(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(scores, "MAX_WAITING", 3)
+    monkeypatch.setattr(scores, "MAX_WAITING", 7)
     fake = FakeTimeSeries()
     fake.append(fleet_ticks(1)[0])
     fake.is_away = True

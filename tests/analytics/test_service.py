@@ -305,7 +305,7 @@ async def test_predictions_over_grpc(tmp_path: Path) -> None:
 
         async def has_seen_all() -> bool:
             answer = await client.predictions("server-2")
-            return any(one.compute_time == timestamp_from_ms(at_ms(99)) for one in answer.predictions)
+            return any(one.compute_time == timestamp_from_ms(at_ms(98)) for one in answer.predictions)
 
         await eventually(has_seen_all)
         answer = await client.predictions("server-0", "server-2", "nobody")

@@ -50,6 +50,12 @@ def test_another_interval_is_not_flapping() -> None:
     assert max(counts) == 1.0
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_server_that_sends_when_it_likes_does_not_fall(seed: int) -> None:
+    sends = set(np.cumsum(np.random.default_rng(seed).geometric(0.2, 400)).tolist())
+    assert max(heard(300, sends.__contains__)) < p.FALLS[0][1] / 2
+
+
 def test_where_all_fall_at_once_nobody_has_fallen() -> None:
     falls = Falls()
     for minute in range(100):
