@@ -34,19 +34,6 @@ LEARNED_WITHIN_S: Final = 0.5
 DAY_MS: Final = 86_400_000
 DEFAULT_SPAN_DAYS: Final = 30
 MAX_SPAN_DAYS: Final = 730
-_AS_THEY_ARE: Final = (
-    "page_size",
-    "page_token",
-    "server_id",
-    "start_time",
-    "end_time",
-    "detector",
-    "metric",
-    "min_score",
-    "open",
-    "acknowledged",
-    "verdict",
-)
 _FALSE_OR_REAL: Final = (anomaly_pb2.ANOMALY_VERDICT_REAL, anomaly_pb2.ANOMALY_VERDICT_FALSE)
 
 
@@ -67,9 +54,8 @@ class AnomalyServicer:
         """A page, newest first."""
         if request.server_id and not sees(self._state, request.server_id):
             raise unknown_server(request.server_id, "server_id")
-        inner = metadata_pb2.QueryAnomaliesRequest()
-        for name in _AS_THEY_ARE:
-            _copy(request, inner, name)
+        inner = metadata_pb2.QueryAnomaliesRequest.FromString(request.SerializeToString())  # as the proto says
+        inner.DiscardUnknownFields()
         wanted = Wanted(BASIC, request.environment, request.role, access.scope())
         if not wanted.has_finding(None):
             inner.within_server_ids = True
@@ -189,12 +175,3 @@ def _reported(count: metadata_pb2.AnomalyCount) -> report_pb2.DetectorReport:
         said_false=count.said_false,
         precision=count.said_real / judged if judged else None,
     )
-
-
-def _copy(request: pb.ListAnomaliesRequest, inner: metadata_pb2.QueryAnomaliesRequest, name: str) -> None:
-    field = request.DESCRIPTOR.fields_by_name[name]
-    if field.message_type is not None:
-        if request.HasField(name):  # type: ignore[arg-type]
-            getattr(inner, name).CopyFrom(getattr(request, name))
-    elif not field.has_presence or request.HasField(name):  # type: ignore[arg-type]
-        setattr(inner, name, getattr(request, name))

@@ -197,8 +197,18 @@ async def test_the_question_goes_on_as_it_is_and_the_answer_comes_back() -> None
         assert made.metadata.asked[-1] == metadata_pb2.QueryAnomaliesRequest(**asked)
         assert made.metadata.asked[-1].HasField("verdict")
         assert made.metadata.asked[0] == metadata_pb2.QueryAnomaliesRequest(server_id="web-1")
-        all_asked = {field.name for field in pb.ListAnomaliesRequest.DESCRIPTOR.fields}
-        assert all_asked == {*asked, "environment", "role"}, "each is passed on or answered here"
+
+
+def test_the_fields_that_are_passed_on_are_the_same_on_both_sides() -> None:
+    public, inner = (
+        {field.number: field for field in message.DESCRIPTOR.fields}
+        for message in (pb.ListAnomaliesRequest, metadata_pb2.QueryAnomaliesRequest)
+    )
+    assert {public[number].name for number in public.keys() - inner.keys()} == {"environment", "role"}
+    assert {inner[number].name for number in inner.keys() - public.keys()} == {"server_ids", "within_server_ids"}
+    for number in public.keys() & inner.keys():
+        one, other = public[number], inner[number]
+        assert (one.name, one.type, one.is_repeated) == (other.name, other.type, other.is_repeated)
 
 
 @pytest.mark.parametrize(
