@@ -40,13 +40,14 @@ class PostgresAnomalies:
         """One finding more than the page has, and how many match in all, without those with some ids."""
         values: list[Any] = [but]
         matches = f"id <> ALL ($1::text[]) AND {query.filters.in_postgres(values)}"
-        count, counted = f"SELECT count(*) FROM anomalies_judged WHERE {matches}", tuple(values)
+        count, counted = f"SELECT count(*) FROM anomalies AS one WHERE {matches}", tuple(values)
         if query.before is not None:
             values += [instant_of(query.before[0]), query.before[1]]
             matches += f" AND (started_at, id) < (${len(values) - 1}, ${len(values)})"
         values.append(query.limit + 1)
-        listing = f"""SELECT * FROM anomalies_judged WHERE {matches}
-            ORDER BY started_at DESC, id DESC LIMIT ${len(values)}"""
+        order = "ORDER BY started_at DESC, id DESC"
+        listing = f"""SELECT * FROM anomalies_judged WHERE id IN (
+            SELECT id FROM anomalies AS one WHERE {matches} {order} LIMIT ${len(values)}) {order}"""
         async with self._database.connection() as connection:
             rows = await connection.fetch(listing, *values)
             total = await connection.fetchval(count, *counted)

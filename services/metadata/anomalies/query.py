@@ -81,8 +81,8 @@ class AnomalyFilter:
         )
 
     def in_postgres(self, values: list[Any]) -> str:
-        """The condition for a WHERE on `anomalies_judged`; its parameters are added to those that are there."""
-        pieces = []
+        """The condition for a WHERE on `anomalies AS one`; its parameters are added to those that are there."""
+        pieces = [_ACKNOWLEDGED[self.acknowledged], _SAID[self.verdict]]
         asked: tuple[tuple[str, Any, bool], ...] = (
             ("server_id = ${}", self.server_id, bool(self.server_id)),
             ("server_id = ANY (${}::text[])", self.server_ids, self.server_ids is not None),
@@ -96,19 +96,32 @@ class AnomalyFilter:
             ),
             ("score >= ${}", self.min_score, self.min_score > 0),
             ("(ended_at IS NULL) = ${}", self.open, self.open is not None),
-            ("(acknowledged_at IS NOT NULL) = ${}", self.acknowledged, self.acknowledged is not None),
-            ("is_real IS NOT DISTINCT FROM ${}::boolean", _SAID.get(self.verdict), bool(self.verdict)),
         )
         for piece, value, restricts in asked:
             if restricts:
                 values.append(value)
                 pieces.append(piece.format(len(values)))
-        return " AND ".join(pieces) or "true"
+        return " AND ".join(pieces)
 
 
 _HAS_METRIC: Final = "contributions @> jsonb_build_array(jsonb_build_object('metric', ${}::text))"
+_REMARKS: Final = "SELECT FROM anomaly_remarks AS said WHERE said.anomaly_id = one.id AND said.is_real"
+_LAST_SAID: Final = """one.id IN (SELECT anomaly_id FROM (SELECT DISTINCT ON (anomaly_id) anomaly_id, is_real
+    FROM anomaly_remarks WHERE is_real IS NOT NULL ORDER BY anomaly_id, said_at DESC) AS last WHERE {} is_real)"""
+# Told apart here and not by a parameter, so that PostgreSQL joins the remarks once: of 200,000 findings of which 60,000
+# have some, counting took 0.7 to 1.3 s when each was looked up.
+_ACKNOWLEDGED: Final = {
+    None: "true",
+    True: f"EXISTS ({_REMARKS} IS NULL)",
+    False: f"NOT EXISTS ({_REMARKS} IS NULL)",
+}
+_SAID: Final = {
+    "": "true",
+    "none": f"NOT EXISTS ({_REMARKS} IS NOT NULL)",
+    "real": _LAST_SAID.format(""),
+    "false": _LAST_SAID.format("NOT"),
+}
 _VERDICTS: Final = {None: "none", True: "real", False: "false"}
-_SAID: Final = {name: said for said, name in _VERDICTS.items()}
 
 
 def _instant(edge_us: int | None) -> Any:
