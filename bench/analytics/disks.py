@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-KINDS: Final = ("linear", "saw-tooth", "weekly clean-up", "jumps", "jumps once", "rate change")
+KINDS: Final = ("linear", "saw-tooth", "weekly clean-up", "jumps", "jumps once", "rate change", "some jumps")
 FLAT: Final = ("white", "correlated", "slow", "daily", "weekly")
+JUMPING: Final = {"some jumps": (0.2, 0.45), "jumps": (0.3, 0.7)}
+"""Which part of the growth comes in jumps that go on."""
 NOISES: Final = (0.02, 0.2, 1.0)
 """Standard deviations of a measurement, in percent of the disk."""
 LIMIT: Final = 90.0
@@ -43,8 +45,8 @@ def disk(kind: str, seed: int, noise: float, *, minutes: int = 60) -> Disk:
         course += rng.uniform(1, 8) * (np.mod(days + rng.random(), 1.0) - 1.0)
     elif kind == "weekly clean-up":
         course += rng.uniform(2, 10) * (np.mod(days / 7 + rng.random(), 1.0) - 1.0)
-    elif kind == "jumps":
-        share, every = rng.uniform(0.3, 0.7), rng.uniform(4, 12)
+    elif kind in JUMPING:
+        share, every = rng.uniform(*JUMPING[kind]), rng.uniform(4, 12)
         at = np.cumsum(rng.exponential(every, 400))
         sizes = rng.exponential(share * slope * every, 400)
         heaps = np.concatenate(([0.0], np.cumsum(sizes)))[np.searchsorted(at, days)]

@@ -23,11 +23,16 @@ LIMITS: Final = {
     "linear": 0.05,
     "saw-tooth": 0.05,
     "weekly clean-up": 0.16,
+    "some jumps": 0.21,
     "jumps": 0.21,
     "jumps once": 0.21,
     "rate change": 0.05,
 }
-NAMES: Final = {"jumps": "jumps that go on", "jumps once": "jumps that are over"}
+NAMES: Final = {
+    "some jumps": "jumps that go on, .2 to .45 of the growth",
+    "jumps": "jumps that go on, .3 to .7 of the growth",
+    "jumps once": "jumps that are over",
+}
 FALSE_SHARE: Final = 0.01
 LINES: Final = {"6 h": 6, "7 d": 168}
 """What predict_linear draws its line through, in hours."""
