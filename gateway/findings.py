@@ -54,6 +54,8 @@ class Findings:
             async for message in self._stub.FollowAnomalies(metadata_pb2.FollowAnomaliesRequest(after_version=after)):
                 for anomaly in message.anomalies:
                     self._take(anomaly)
+                if message.snapshot:  # its version is what was asked for, which no other gateway knows
+                    continue
                 if not self.version:
                     self._complete_from = after
                 self.version = max(self.version, message.version)

@@ -176,10 +176,10 @@ class Analysis:
                 self.detector.judge(verdict.finding, is_real=verdict.is_real)
             self.verdicts_until = max(self.verdicts_until, until)
 
-    def take_going_on(self, findings: Iterable[Anomaly], now_ms: int) -> None:
-        """Notes which findings metadata takes for open at a time; those that are not here by then will be ended."""
+    def take_going_on(self, findings: Iterable[Anomaly]) -> None:
+        """Notes which findings metadata takes for open; what is not open here once the tail is past now is ended."""
         self._strays = {finding.id: finding for finding in findings}
-        self._strays_of_ms = now_ms
+        self._strays_of_ms = self._clock.now_ms()
 
     def _end_strays(self, now_ms: int) -> None:
         """Of servers that are heard here; others' are others' findings."""

@@ -43,7 +43,7 @@ class VerdictFollower:
                         continue
                     going_on += [anomaly_from_pb(one) for one in message.anomalies]
                     if not message.continues:
-                        self._analysis.take_going_on(going_on, message.version // 1_000)
+                        self._analysis.take_going_on(going_on)
                         await self._analysis.take_verdicts((), message.version)
         finally:
             call.cancel()

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from fleet.model import Rows
 from openmanager.fleet.v1 import anomaly_pb2
 from openmanager.metadata.v1 import anomaly_pb2 as pb
 from runtime.channel import Channel
+from runtime.clock import ManualClock
 from runtime.errors import Unavailable
 from services.analytics.openings import QUIET_WINDOWS, REST_MS
 from services.analytics.scoring.verdicts import BARS, LEAST_WEIGHT, Verdicts
@@ -196,11 +197,12 @@ async def test_what_is_open_in_metadata_only_is_ended_once_the_tail_has_come_so_
     analysis.outbox.acknowledge([here])
     lost = replace(here, id=finding_id("server-1", "departure", 5), server_id="server-1", start_ms=5, peak_ms=60_005)
     others = replace(lost, id=finding_id("elsewhere", "departure", 5), server_id="elsewhere")
-    listed_ms = at_ms(24)
+    cast("ManualClock", analysis._clock).set_now_ms(at_ms(24))
+    version = 5_000  # an old one: nothing was said since
     async with following(analysis) as fake:
-        message = told(listed_ms * 1_000, *(anomaly_to_pb(one) for one in (here, lost, others)), snapshot=True)
+        message = told(version, *(anomaly_to_pb(one) for one in (here, lost, others)), snapshot=True)
         fake.to_tell.put_nowait(message)
-        await eventually(lambda: analysis.verdicts_until == listed_ms * 1_000)
+        await eventually(lambda: analysis.verdicts_until == version)
     ended_at: list[int] = []
     for batch in batches(31)[25:]:
         await analysis.apply(batch)

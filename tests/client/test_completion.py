@@ -19,6 +19,8 @@ COMMANDS = {
     "watch",
     "history",
     "trend",
+    "anomalies",
+    "anomaly",
     "capacity",
     "predictions",
     "ingest",

@@ -331,6 +331,7 @@ async def test_the_fleet_is_watched_with_its_findings() -> None:
         web, db = made.metadata.known
         task = await followed(made)
         made.metadata.tell(web, db, snapshot=True)
+        made.metadata.tell(version=NOW_US + 2)
         await reached(made, 2)
         async with made.world.watch() as watch, made.world.watch(role="web") as narrow:
             told, of_webs = Told(watch._messages), Told(narrow._messages)
@@ -358,6 +359,7 @@ async def test_a_scope_hides_findings_from_watchers() -> None:
     async with gateway(WEBS) as made:
         task = await followed(made)
         made.metadata.tell(*made.metadata.known, snapshot=True)
+        made.metadata.tell(version=NOW_US + 2)
         await reached(made, 2)
         stream = made.stub.WatchAnomalies(pb.WatchAnomaliesRequest())
         first = await stream.read()
@@ -382,6 +384,7 @@ async def test_watchers_of_findings_go_on_where_they_were() -> None:
     async with gateway() as made:
         task = await followed(made)
         made.metadata.tell(*made.metadata.known, snapshot=True)
+        made.metadata.tell(version=NOW_US + 2)
         await reached(made, 2)
 
         async def first(**request: Any) -> pb.WatchAnomaliesResponse:
@@ -401,11 +404,38 @@ async def test_watchers_of_findings_go_on_where_they_were() -> None:
         task.cancel()
 
 
+async def test_a_version_is_the_same_at_gateways_that_started_at_different_times() -> None:
+    async with gateway() as one, gateway() as other:
+        tasks = []
+        for made in (one, other):
+            tasks.append(await followed(made))
+            made.metadata.tell(*made.metadata.known, snapshot=True, version=made.metadata.followed_from[-1])
+            made.metadata.tell(version=NOW_US + 2)
+            await reached(made, 2)
+        assert one.metadata.followed_from[0] <= other.metadata.followed_from[0]
+        assert one.world.findings.version == other.world.findings.version
+        async with one.world.watch() as watch:
+            told = Told(watch._messages)
+            await told.until("a", "b")
+        other.world.cache.send(server_state("web-1", role="db"))
+        assert await other.world.state.until(other.world.caught_up, 20.0)
+        async with other.world.watch(after_version=told.version) as watch:
+            message = await watch.next()
+            assert (message.snapshot, [one.id for one in message.servers], list(message.anomalies)) == (
+                False,
+                ["web-1"],
+                [],
+            )
+        for task in tasks:
+            task.cancel()
+
+
 async def test_who_is_behind_by_too_much_is_given_all_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(findings_module, "KEPT", 4)
     async with gateway() as made:
         task = await followed(made)
         made.metadata.tell(*made.metadata.known, snapshot=True)
+        made.metadata.tell(version=NOW_US + 2)
         await reached(made, 2)
         async with made.world.watch() as watch:
             told = Told(watch._messages)

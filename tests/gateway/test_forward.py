@@ -173,9 +173,10 @@ async def test_only_named_trailers_are_passed_on() -> None:
         assert "inner" not in told
 
 
-def test_a_service_that_reads_streams_is_refused_at_once() -> None:
-    with pytest.raises(TypeError, match=r"EchoService/Collect takes a stream"):
-        forwarded(DESCRIPTOR, "owner", Channel("127.0.0.1:1"))
+async def test_a_service_that_reads_streams_is_refused_at_once() -> None:
+    async with Channel("127.0.0.1:1") as nobody:
+        with pytest.raises(TypeError, match=r"EchoService/Collect takes a stream"):
+            forwarded(DESCRIPTOR, "owner", nobody)
 
 
 async def _all(call: Any) -> list[Any]:

@@ -45,7 +45,7 @@ class Told:
     """What a follower is told.
 
     Attributes:
-        version: to go on with.
+        version: to go on with; of who has all there is, the same for all followers.
         findings: as they are now, in the order in which they changed.
         is_snapshot: they are those that go on, or some of them where `continues` is set.
         is_partial: those of a day ago and before are missing, as the database is away.
@@ -197,12 +197,15 @@ class AnomalyStore:
         async for told in self._going_on(version):
             yield told
         while True:
-            change = self._change
+            change, stored_us = self._change, self._stored_us
             changed = await self._changed(version)
-            if not changed:
+            if changed:
+                version = changed[-1].changed_us
+            elif stored_us > version:  # what was stored by then was read, and none of it is news
+                version = stored_us
+            else:
                 await change.wait()
                 continue
-            version = changed[-1].changed_us
             yield Told(version=version, findings=changed)
 
     async def _going_on(self, version: int) -> AsyncGenerator[Told, None]:

@@ -81,6 +81,7 @@ async def front(target: str, decide: Callable[[bytes], Answer]) -> AsyncIterator
         server.close()
         for writer in found.writers:
             writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in found.writers), return_exceptions=True)
         found.http.clear()
 
 
