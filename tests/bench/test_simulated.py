@@ -199,5 +199,5 @@ async def test_two_fleets_as_they_are_measured(tmp_path: Path) -> None:
     found = await asyncio.to_thread(scenario_row.measure, bench)
     for fleet in found["fleets"]:
         missed = {one["kind"] for one in fleet["scenarios"] if not one["found"]}
-        assert missed == set(), fleet  # which is no departure: it is for a forecast to say
+        assert missed == set(), fleet
     assert scenario_row.judged(found)[-1].met
