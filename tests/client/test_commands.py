@@ -290,7 +290,7 @@ def test_status_of_the_stores(address: str) -> None:
 
 def test_the_audit_log_is_proved_and_exported(address: str) -> None:
     done = called(address, "audit", "verify")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert done.stdout.startswith("nothing was altered: ")
     proof = json.loads(called(address, "audit", "verify", "--output", "json").stdout)
     assert proof["valid"] is True and proof["findings"] == []
