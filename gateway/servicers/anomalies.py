@@ -17,6 +17,7 @@ from gateway.changes import Wanted
 from gateway.entry import BASIC
 from gateway.findings import Findings
 from gateway.servicers.fleet import unknown_server
+from gateway.servicers.passing import inner_of
 from gateway.state import FleetState
 from gateway.visible import sees
 from openmanager.analytics.v1 import analytics_pb2, analytics_pb2_grpc
@@ -54,8 +55,7 @@ class AnomalyServicer:
         """A page, newest first."""
         if request.server_id and not sees(self._state, request.server_id):
             raise unknown_server(request.server_id, "server_id")
-        inner = metadata_pb2.QueryAnomaliesRequest.FromString(request.SerializeToString())  # as the proto says
-        inner.DiscardUnknownFields()
+        inner = inner_of(request, metadata_pb2.QueryAnomaliesRequest)
         wanted = Wanted(BASIC, request.environment, request.role, access.scope())
         if not wanted.has_finding(None):
             inner.within_server_ids = True

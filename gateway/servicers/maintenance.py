@@ -4,6 +4,7 @@ from typing import Final
 
 from fleet import access
 from gateway.registry import Registry
+from gateway.servicers.passing import inner_of
 from openmanager.gateway.v1 import maintenance_pb2 as pb
 from openmanager.metadata.v1 import maintenance_pb2 as inner_pb
 from openmanager.metadata.v1 import maintenance_pb2_grpc as inner_grpc
@@ -47,7 +48,7 @@ class MaintenanceServicer:
         self, request: pb.ListMaintenanceWindowsRequest, _context: object
     ) -> pb.ListMaintenanceWindowsResponse:
         """Lists those of a server."""
-        inner = inner_pb.QueryMaintenanceWindowsRequest.FromString(request.SerializeToString())
+        inner = inner_of(request, inner_pb.QueryMaintenanceWindowsRequest)
         async with calling("metadata"):
             response = await self._stub.QueryMaintenanceWindows(inner)
         return pb.ListMaintenanceWindowsResponse.FromString(response.SerializeToString())

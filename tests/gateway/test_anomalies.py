@@ -232,6 +232,15 @@ async def test_listed_is_what_matches_and_is_seen(
         assert list(request.server_ids) == (asked or [])
 
 
+async def test_what_only_metadata_may_be_asked_cannot_be_smuggled_in() -> None:
+    own = metadata_pb2.QueryAnomaliesRequest(within_server_ids=True, server_ids=["db-1"]).SerializeToString()
+    for scope, within in ((None, []), (WEBS, ["web-1", "web-2"])):
+        async with gateway(scope) as made:
+            await made.stub.ListAnomalies(pb.ListAnomaliesRequest.FromString(own))
+            assert list(made.metadata.asked[-1].server_ids) == within
+            assert made.metadata.asked[-1].within_server_ids == (scope is not None)
+
+
 async def test_who_has_a_scope_is_told_of_its_servers_only() -> None:
     async with gateway(WEBS) as made:
         web, db = (one.id for one in made.metadata.known)
