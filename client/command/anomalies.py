@@ -1,6 +1,7 @@
 """`openmanager anomalies [SERVER]` and `openmanager anomaly ID`."""
 
 import json
+import math
 import sys
 from argparse import Namespace
 from contextlib import aclosing
@@ -31,6 +32,8 @@ _PARTS: Final = (
     Column("EXPECTED", right=True),
     Column("SCORE", right=True),
 )
+
+_SILENCE: Final = "silence"
 
 
 async def run(manager: OpenManager, options: Namespace) -> int:
@@ -97,25 +100,25 @@ def _row(one: pb.Anomaly) -> tuple[str, ...]:
     until = time_text(one.end_time.seconds) if one.HasField("end_time") else "goes on"
     said = []
     if one.HasField("acknowledgement"):
-        said.append(clean(one.acknowledgement.author))
+        said.append(one.acknowledgement.author)
     if one.verdict:
         said.append("real" if one.verdict == pb.ANOMALY_VERDICT_REAL else "false")
     return (
         time_text(one.start_time.seconds),
         until,
-        clean(one.server_id),
+        one.server_id,
         f"{one.score:.2f}",
-        clean(_what(one)),
+        _what(one),
         one.id,
         ", ".join(said),
     )
 
 
 def _what(one: pb.Anomaly) -> str:
-    if not one.metric:
-        return f"silent for {number_text(round(one.value))} s"
+    if one.detector == _SILENCE:
+        return f"silent for {one.value:.0f} s" if math.isfinite(one.value) else "silent"
     others = len(one.contributions) - 1
-    return one.metric + (f" and {others} more" if others > 0 else "")
+    return (one.metric or one.detector) + (f" and {others} more" if others > 0 else "")
 
 
 def _show(terminal: Terminal, one: pb.Anomaly) -> None:
@@ -134,15 +137,20 @@ def _show(terminal: Terminal, one: pb.Anomaly) -> None:
             terminal.line(f"  {name:<12}{value}")
     rows = [
         (
-            clean(part.metric),
-            number_text(part.value),
-            f"{number_text(part.expected_low)} to {number_text(part.expected_high)}",
+            part.metric,
+            _number(part.value),
+            f"{_number(part.expected_low)} to {_number(part.expected_high)}",
             f"{part.score:.2f}",
         )
         for part in one.contributions
     ]
     for line in table(terminal, _PARTS, rows) if rows else ():
         terminal.line(line)
+
+
+def _number(value: float) -> str:
+    """A dash for one that is not known."""
+    return number_text(value) if math.isfinite(value) else "-"
 
 
 def _remark(remark: pb.AnomalyRemark) -> str:

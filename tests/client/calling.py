@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Self
 
+from runtime.interception import Interception
+from runtime.server import GrpcServer, bind
 from tests.harness.product import ROOT
 
 COMMAND = [sys.executable, "-m", "client"]
@@ -152,3 +154,14 @@ async def running(address: str, *arguments: str, stdin: int = subprocess.DEVNULL
             process.kill()
         await process.wait()
         await collecting
+
+
+@contextlib.asynccontextmanager
+async def serving(fake: object) -> AsyncIterator[str]:
+    """The address of a gateway whose `AnalyticsService` is a test's."""
+    server = GrpcServer([bind("openmanager.gateway.v1.AnalyticsService", fake)], Interception())
+    address = await server.start("127.0.0.1:0")
+    try:
+        yield address
+    finally:
+        await server.stop(0)

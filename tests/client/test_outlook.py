@@ -1,18 +1,14 @@
 """What is to come, from gateways that answer in pages and little by little."""
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 from client import OpenManager, outlook
 from client.command.outlook import MAX_VAIN
 from openmanager.fleet.v1 import outlook_pb2
 from openmanager.gateway.v1 import analytics_pb2 as pb
-from runtime.interception import Interception
-from runtime.server import GrpcServer, bind
-from tests.client.calling import OnTerminal, called
+from tests.client.calling import OnTerminal, called, serving
 
 
 class FakeAnalytics:
@@ -41,16 +37,6 @@ class FakeAnalytics:
     async def ForecastMetric(self, request: Any, _context: object) -> pb.ForecastMetricResponse:
         self.asked.append(request)
         return pb.ForecastMetricResponse(forecast=outlook_pb2.Forecast(server_id=request.server_id, values=[1, 2]))
-
-
-@contextlib.asynccontextmanager
-async def serving(fake: FakeAnalytics) -> AsyncIterator[str]:
-    server = GrpcServer([bind("openmanager.gateway.v1.AnalyticsService", fake)], Interception())
-    address = await server.start("127.0.0.1:0")
-    try:
-        yield address
-    finally:
-        await server.stop(0)
 
 
 async def test_all_pages_are_one_list() -> None:

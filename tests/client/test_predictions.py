@@ -1,9 +1,7 @@
 """Predictions, from a gateway that answers in pages."""
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,9 +10,7 @@ from client import OpenManager
 from client.predictions import predictions
 from openmanager.fleet.v1 import prediction_pb2
 from openmanager.gateway.v1 import analytics_pb2 as pb
-from runtime.interception import Interception
-from runtime.server import GrpcServer, bind
-from tests.client.calling import called
+from tests.client.calling import called, serving
 
 FILLS = prediction_pb2.Prediction(server_id="db-01", probability=0.9)
 FILLS.date.seconds, FILLS.low.seconds = 1_796_000_000, 1_795_990_000
@@ -50,16 +46,6 @@ class FakeAnalytics:
             total_size=len(self.told),
             servers=20,
         )
-
-
-@contextlib.asynccontextmanager
-async def serving(fake: FakeAnalytics) -> AsyncIterator[str]:
-    server = GrpcServer([bind("openmanager.gateway.v1.AnalyticsService", fake)], Interception())
-    address = await server.start("127.0.0.1:0")
-    try:
-        yield address
-    finally:
-        await server.stop(0)
 
 
 async def test_all_pages_are_one_list() -> None:

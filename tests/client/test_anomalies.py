@@ -1,0 +1,61 @@
+"""Findings as the command says them, from a gateway that answers as a test wants."""
+
+import asyncio
+import math
+import re
+from typing import Any
+
+from openmanager.fleet.v1 import anomaly_pb2
+from openmanager.gateway.v1 import analytics_pb2 as pb
+from tests.client.calling import called, serving
+
+
+def finding(number: int, detector: str, metric: str = "", **fields: Any) -> anomaly_pb2.Anomaly:
+    made = anomaly_pb2.Anomaly(
+        id=f"{number:032x}", server_id=f"web-{number}", detector=detector, metric=metric, score=0.5, **fields
+    )
+    made.start_time.seconds = 1_796_000_000
+    return made
+
+
+def part(metric: str, value: float) -> anomaly_pb2.AnomalyContribution:
+    return anomaly_pb2.AnomalyContribution(
+        metric=metric, value=value, expected_low=math.nan, expected_high=math.nan, score=0.5
+    )
+
+
+class FakeAnalytics:
+    """These findings on one page."""
+
+    def __init__(self, *told: anomaly_pb2.Anomaly) -> None:
+        self.told = told
+
+    async def ListAnomalies(self, _request: Any, _context: object) -> pb.ListAnomaliesResponse:
+        return pb.ListAnomaliesResponse(anomalies=self.told, total_size=len(self.told), learned=1.0)
+
+    async def GetAnomaly(self, request: Any, _context: object) -> pb.GetAnomalyResponse:
+        (one,) = (one for one in self.told if one.id == request.id)
+        return pb.GetAnomalyResponse(anomaly=one)
+
+
+async def test_what_was_found_is_said_for_each_detector() -> None:
+    parts = [part("cpu_usage", 97.5), part("load\x1b[31m", math.nan)]
+    told = {
+        "silent for 93 s": finding(1, "silence", value=92.6),
+        "silent": finding(2, "silence", value=math.nan),
+        "disk_usage": finding(3, "prediction", "disk_usage"),
+        "prediction": finding(4, "prediction"),  # that it falls again and again has no metric
+        "cpu_usage and 1 more": finding(5, "departure", "cpu_usage", contributions=parts),
+    }
+    async with serving(FakeAnalytics(*told.values())) as address:
+        listed = await asyncio.to_thread(called, address, "anomalies")
+        assert (listed.returncode, listed.stderr) == (0, "")
+        _, *rows = listed.stdout.splitlines()
+        for row, (words, one) in zip(rows, told.items(), strict=True):
+            assert re.split(r"  +", row)[2:5] == [one.server_id, "0.50", words]
+            shown = await asyncio.to_thread(called, address, "anomaly", one.id)
+            assert shown.stdout.splitlines()[0] == f"{one.server_id}: {words}"
+        assert [line.split() for line in shown.stdout.splitlines()[-2:]] == [
+            ["cpu_usage", "97.5", "-", "to", "-", "0.50"],
+            ["load\N{REPLACEMENT CHARACTER}[31m", "-", "-", "to", "-", "0.50"],
+        ]
