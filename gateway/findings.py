@@ -54,6 +54,7 @@ class Findings:
             async for message in self._stub.FollowAnomalies(metadata_pb2.FollowAnomaliesRequest(after_version=after)):
                 for anomaly in message.anomalies:
                     self._take(anomaly)
+                self._forget()
                 if message.snapshot:  # its version is what was asked for, which no other gateway knows
                     continue
                 if not self.version:
@@ -63,9 +64,10 @@ class Findings:
 
     def _take(self, anomaly: Anomaly) -> None:
         before = self._known.get(anomaly.id)
-        if before is not None and _version(before) >= _version(anomaly):
-            return
-        self._known[anomaly.id] = anomaly
+        if before is None or _version(before) < _version(anomaly):
+            self._known[anomaly.id] = anomaly
+
+    def _forget(self) -> None:
         over = [one for one in self._known.values() if one.HasField("end_time")]
         if len(over) > KEPT + KEPT // 4:  # a quarter at a time
             over.sort(key=_version)

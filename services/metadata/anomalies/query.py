@@ -89,11 +89,7 @@ class AnomalyFilter:
             ("(ended_at IS NULL OR ended_at >= ${})", _instant(self.start_us), self.start_us is not None),
             ("started_at < ${}", _instant(self.end_us), self.end_us is not None),
             ("detector = ${}", self.detector, bool(self.detector)),
-            (
-                "contributions @> jsonb_build_array(jsonb_build_object('metric', ${}::text))",
-                self.metric,
-                bool(self.metric),
-            ),
+            (_HAS_METRIC, self.metric, bool(self.metric)),
             ("score >= ${}", self.min_score, self.min_score > 0),
             ("(ended_at IS NULL) = ${}", self.open, self.open is not None),
         )
