@@ -25,6 +25,7 @@ from services.analytics.follow import parts_of
 
 SECRET = "a-secret-of-the-tests"
 T0_MS = 1_700_006_400_000
+FAST_MS = 10_000
 TICK_MS = 60_000
 LEARN_TICKS = 2 * 1_440 + 60
 """A day until series are judged, another until servers are, and the first half-hours of levels."""
@@ -302,3 +303,17 @@ async def serving(fake: FakeTimeSeries | FakeMetadata, address: str = "127.0.0.1
         yield bound
     finally:
         await server.stop(0)
+
+
+def fast_tick(number: int, servers: tuple[str, ...] = SERVERS) -> Rows:
+    """A tick every ten seconds, after what `trained` has learnt."""
+    time_ms = at_ms(0) + number * FAST_MS
+    return rows_of(servers, [time_ms] * len(servers), usual(0, time_ms=time_ms)[: len(servers)])
+
+
+def restarted(detector: FleetDetector) -> FleetDetector:
+    """A new detector that goes on from a checkpoint of one."""
+    again = FleetDetector()
+    snapshot = Snapshot(next_sequence=1, verdicts_until=0, detector=detector.state(), waiting=())
+    again.restore(checkpoint.decode(written(snapshot)).detector)
+    return again

@@ -30,11 +30,11 @@ from tests.analytics.fakes import (
     Shown,
     at_ms,
     fleet_tick,
+    restarted,
     same_state,
     serving,
 )
 from tests.analytics.test_checkpoint import batches, fed, found, new_analysis
-from tests.analytics.test_fleet_detector import restarted
 from tests.analytics.test_silence import Fleet, always
 from tests.harness import eventually
 

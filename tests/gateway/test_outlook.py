@@ -7,19 +7,15 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from fleet.access import VIEWER, Caller, Scope
-from gateway.servicers.anomalies import AnomalyServicer
-from gateway.servicers.outlook import SERVICE, analytics_servicer
+from fleet.access import Scope
+from gateway.servicers.outlook import SERVICE
 from openmanager.analytics.v1 import capacity_pb2
 from openmanager.fleet.v1 import outlook_pb2
 from openmanager.gateway.v1 import analytics_pb2 as pb
-from openmanager.gateway.v1 import analytics_pb2_grpc
-from runtime.channel import Channel, calling
-from runtime.clock import SystemClock
+from runtime.channel import calling
 from runtime.errors import InvalidArgument, NotFound, Unavailable
-from runtime.interception import Interception
-from runtime.server import GrpcServer, bind
-from tests.gateway.test_state import World, server_state, world
+from services.analytics.outlook.ranking import CAPACITY_SERVICE
+from tests.gateway.played_analytics import analytics_gateway
 
 WEBS = Scope.of((), ("web",), ())
 
@@ -59,9 +55,9 @@ class FakeAnalytics:
 class Gateway:
     """A gateway's caller, whose scope a test chooses, and the analytics behind it."""
 
-    def __init__(self, analytics: FakeAnalytics, channel: Channel) -> None:
+    def __init__(self, analytics: FakeAnalytics, stub: Any) -> None:
         self.analytics = analytics
-        self.stub: Any = analytics_pb2_grpc.AnalyticsServiceStub(channel.grpc)
+        self.stub = stub
 
     async def each(self, server_id: str, metric: str = "m") -> list[Any]:
         """The answers of the three calls about one server."""
@@ -91,35 +87,12 @@ class Gateway:
             return answer
 
 
-def findings_of(made: World, analytics: Channel) -> AnomalyServicer:
-    return AnomalyServicer(analytics, analytics, made.state, made.findings, SystemClock())
-
-
 @contextlib.asynccontextmanager
 async def gateway(scope: Scope | None = None) -> AsyncIterator[Gateway]:
-    """With web-1 and web-2 in production, web-3 in staging, and db-1."""
     analytics = FakeAnalytics()
-    inner = GrpcServer(
-        [bind(SERVICE, analytics), bind("openmanager.analytics.v1.CapacityService", analytics)], Interception()
-    )
-    async with world() as w, Channel(await inner.start("127.0.0.1:0")) as between:
-        w.cache.send(
-            server_state("web-1", role="web", environment="production"),
-            server_state("web-2", role="web", environment="production"),
-            server_state("web-3", role="web", environment="staging"),
-            server_state("db-1", role="db", environment="production"),
-            snapshot=True,
-        )
-        assert await w.state.until(w.caught_up, 20.0)
-        caller = Caller.of("ada", VIEWER, "token", scope=scope)
-        outer = GrpcServer(
-            [bind(SERVICE, analytics_servicer(between, w.state, findings_of(w, between)))],
-            Interception(lambda _method, _context: caller),
-        )
-        async with Channel(await outer.start("127.0.0.1:0")) as channel:
-            yield Gateway(analytics, channel)
-        await outer.stop(0)
-    await inner.stop(0)
+    behind: dict[str, object] = {SERVICE.full_name: analytics, CAPACITY_SERVICE: analytics}
+    async with analytics_gateway(behind, scope=scope) as (stub, _):
+        yield Gateway(analytics, stub)
 
 
 async def test_questions_about_a_server_are_answered_by_analytics() -> None:
@@ -228,14 +201,9 @@ async def test_the_list_comes_in_pages() -> None:
 
 
 async def test_analytics_that_is_away_is_named() -> None:
-    async with world() as w, Channel("127.0.0.1:1") as nobody:
-        w.cache.send(server_state("web-1"), snapshot=True)
-        assert await w.state.until(w.caught_up, 20.0)
-        outer = GrpcServer([bind(SERVICE, analytics_servicer(nobody, w.state, findings_of(w, nobody)))], Interception())
-        async with Channel(await outer.start("127.0.0.1:0")) as channel:
-            made = Gateway(FakeAnalytics(), channel)
-            for ask in (made.list, lambda: made.each("web-1")):
-                with pytest.raises(Unavailable) as caught:
-                    await ask()
-                assert caught.value.metadata["peer"] == "analytics"
-        await outer.stop(0)
+    async with analytics_gateway({}, analytics="127.0.0.1:1") as (stub, _):
+        made = Gateway(FakeAnalytics(), stub)
+        for ask in (made.list, lambda: made.each("web-1")):
+            with pytest.raises(Unavailable) as caught:
+                await ask()
+            assert caught.value.metadata["peer"] == "analytics"

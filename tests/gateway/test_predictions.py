@@ -6,19 +6,15 @@ from typing import Any
 
 import pytest
 
-from fleet.access import VIEWER, Caller, Scope
-from gateway.servicers.outlook import SERVICE, analytics_servicer
+from fleet.access import Scope
 from openmanager.gateway.v1 import analytics_pb2 as pb
-from openmanager.gateway.v1 import analytics_pb2_grpc
-from runtime.channel import Channel, calling
+from runtime.channel import calling
 from runtime.errors import InvalidArgument, Unavailable
-from runtime.interception import Interception
-from runtime.server import GrpcServer, bind
 from services.analytics.prediction.foresight import Foresight
 from services.analytics.prediction.servicer import PREDICTION_SERVICE, PredictionServicer
 from tests.analytics.prediction.made import NAMES, climb, foretold, new_predictor
-from tests.gateway.test_outlook import findings_of
-from tests.gateway.test_state import server_state, world
+from tests.gateway.played_analytics import FLEET, analytics_gateway
+from tests.gateway.played_fleet import server_state
 
 WATCHED = ("db-1", "gone-1", "web-1", "web-2", "web-3")
 WEBS = Scope.of((), ("web",), ())
@@ -37,8 +33,8 @@ def foresight() -> Foresight:
 class Gateway:
     """A gateway's caller."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._stub: Any = analytics_pb2_grpc.AnalyticsServiceStub(channel.grpc)
+    def __init__(self, stub: Any) -> None:
+        self._stub = stub
 
     async def list(self, **more: Any) -> pb.ListPredictionsResponse:
         async with calling("gateway"):
@@ -54,28 +50,12 @@ class Gateway:
 
 @contextlib.asynccontextmanager
 async def gateway(scope: Scope | None = None, told: Foresight | None = None) -> AsyncIterator[Gateway]:
-    """With web-1 and web-2 in production, web-3 in staging, db-1, and new-1, which has never reported."""
+    """With new-1, too, which has never reported."""
     told = told or foresight()
-    inner = GrpcServer([bind(PREDICTION_SERVICE, PredictionServicer(lambda: told))], Interception())
-    async with world() as w, Channel(await inner.start("127.0.0.1:0")) as between:
-        w.cache.send(
-            server_state("web-1", role="web", environment="production"),
-            server_state("web-2", role="web", environment="production"),
-            server_state("web-3", role="web", environment="staging"),
-            server_state("db-1", role="db", environment="production"),
-            server_state("new-1", role="db", environment="production"),
-            snapshot=True,
-        )
-        assert await w.state.until(w.caught_up, 20.0)
-        caller = Caller.of("ada", VIEWER, "token", scope=scope)
-        outer = GrpcServer(
-            [bind(SERVICE, analytics_servicer(between, w.state, findings_of(w, between)))],
-            Interception(lambda _method, _context: caller),
-        )
-        async with Channel(await outer.start("127.0.0.1:0")) as channel:
-            yield Gateway(channel)
-        await outer.stop(0)
-    await inner.stop(0)
+    behind: dict[str, object] = {PREDICTION_SERVICE: PredictionServicer(lambda: told)}
+    servers = (*FLEET, server_state("new-1", role="db", environment="production"))
+    async with analytics_gateway(behind, servers=servers, scope=scope) as (stub, _):
+        yield Gateway(stub)
 
 
 def ids(answer: pb.ListPredictionsResponse) -> list[str]:
@@ -136,12 +116,7 @@ async def test_reasons_pass_as_they_are() -> None:
 
 
 async def test_analytics_that_is_away_is_named() -> None:
-    async with world() as w, Channel("127.0.0.1:1") as nobody:
-        w.cache.send(server_state("web-1"), snapshot=True)
-        assert await w.state.until(w.caught_up, 20.0)
-        outer = GrpcServer([bind(SERVICE, analytics_servicer(nobody, w.state, findings_of(w, nobody)))], Interception())
-        async with Channel(await outer.start("127.0.0.1:0")) as channel:
-            with pytest.raises(Unavailable) as caught:
-                await Gateway(channel).list()
-            assert caught.value.metadata["peer"] == "analytics"
-        await outer.stop(0)
+    async with analytics_gateway({}, analytics="127.0.0.1:1") as (stub, _):
+        with pytest.raises(Unavailable) as caught:
+            await Gateway(stub).list()
+        assert caught.value.metadata["peer"] == "analytics"

@@ -1,0 +1,194 @@
+"""Findings on the streams: who is told of which, once, and from where he goes on."""
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from gateway import findings as findings_module
+from openmanager.fleet.v1 import anomaly_pb2
+from openmanager.gateway.v1 import analytics_pb2 as pb
+from runtime.errors import OpenManagerError, Unavailable
+from tests.gateway.played_findings import NOW_US, WEBS, Gateway, anomaly, gateway
+from tests.gateway.played_fleet import Watch, server_state
+from tests.harness import eventually
+
+
+async def followed(made: Gateway) -> "asyncio.Task[None]":
+    """Follows the findings as the process does."""
+
+    async def follow() -> None:
+        while True:
+            try:
+                await made.world.findings.follow()
+            except OpenManagerError:
+                await asyncio.sleep(0.01)
+
+    task = asyncio.create_task(follow())
+    await eventually(lambda: made.metadata.followed_from)
+    return task
+
+
+async def reached(made: Gateway, after_us: int) -> None:
+    await eventually(lambda: made.world.findings.version >= NOW_US + after_us)
+
+
+class Told(Watch):
+    """A watcher of the fleet, and what it knows of findings."""
+
+    def __init__(self, messages: Any) -> None:
+        super().__init__(messages)
+        self.findings: dict[str, anomaly_pb2.Anomaly] = {}
+
+    async def until(self, *ids: str) -> None:
+        """Takes messages until these are the findings that go on."""
+        async with asyncio.timeout(20.0):
+            while {one.id[0] for one in self.findings.values() if not one.HasField("end_time")} != set(ids):
+                message = await self.next()
+                if message.snapshot:
+                    self.findings.clear()
+                self.findings |= {one.id: one for one in message.anomalies}
+
+
+async def test_the_fleet_is_watched_with_its_findings() -> None:
+    async with gateway() as made:
+        web, db = made.metadata.known
+        task = await followed(made)
+        made.metadata.tell(web, db, snapshot=True)
+        made.metadata.tell(version=NOW_US + 2)
+        await reached(made, 2)
+        async with made.world.watch() as watch, made.world.watch(role="web") as narrow:
+            told, of_webs = Told(watch._messages), Told(narrow._messages)
+            await told.until("a", "b")
+            await of_webs.until("a")
+            made.metadata.tell(anomaly("a", "web-1", 3, over=True), anomaly("c", "gone-1", 4), anomaly("d", "web-2", 5))
+            await told.until("b", "c", "d")
+            await of_webs.until("d")
+            assert set(told.known) == {"web-1", "web-2", "db-1"}
+            version = told.version
+        made.metadata.tell(anomaly("d", "web-2", 6, over=True))
+        made.world.cache.send(server_state("web-1", role="web"))
+        await reached(made, 6)
+        assert await made.world.state.until(made.world.caught_up, 20.0)
+        async with made.world.watch(after_version=version) as watch:
+            again = Told(watch._messages)
+            message = await again.next()
+            assert not message.snapshot
+            assert [one.id for one in message.servers] == ["web-1"]
+            assert [one.id for one in message.anomalies] == ["d" * 32]
+        task.cancel()
+
+
+async def test_a_scope_hides_findings_from_watchers() -> None:
+    async with gateway(WEBS) as made:
+        task = await followed(made)
+        made.metadata.tell(*made.metadata.known, snapshot=True)
+        made.metadata.tell(version=NOW_US + 2)
+        await reached(made, 2)
+        stream = made.stub.WatchAnomalies(pb.WatchAnomaliesRequest())
+        first = await stream.read()
+        assert first.snapshot
+        assert [one.server_id for one in first.anomalies] == ["web-1"]
+        made.metadata.tell(anomaly("c", "db-1", 3), anomaly("d", "gone-1", 4), anomaly("e", "web-2", 5))
+        assert [one.server_id for one in (await stream.read()).anomalies] == ["web-2"]
+        stream.cancel()
+        assert await made.refused(_first_of(made.stub), server_id="db-1") == ("SERVER_NOT_FOUND", "server_id")
+        assert await made.refused(_first_of(made.stub), after_version="x") == ("INVALID_ARGUMENT", "after_version")
+        task.cancel()
+
+
+def _first_of(stub: Any) -> Any:
+    async def ask(**request: Any) -> None:
+        await stub.WatchAnomalies(pb.WatchAnomaliesRequest(**request)).read()
+
+    return ask
+
+
+async def test_watchers_of_findings_go_on_where_they_were() -> None:
+    async with gateway() as made:
+        task = await followed(made)
+        made.metadata.tell(*made.metadata.known, snapshot=True)
+        made.metadata.tell(version=NOW_US + 2)
+        await reached(made, 2)
+
+        async def first(**request: Any) -> pb.WatchAnomaliesResponse:
+            async with aclosing(made.world.findings.watch(lambda _server_id: True, **request)) as messages:
+                return await anext(messages)
+
+        opened = await first(after_version="")
+        made.metadata.cut()  # the stream breaks, and goes on from the version
+        made.metadata.tell(anomaly("a", "web-1", 3, over=True))
+        await reached(made, 3)
+        assert made.metadata.followed_from[-1] == NOW_US + 2
+        later = await first(after_version=opened.version)
+        assert (later.snapshot, [one.id[0] for one in later.anomalies]) == (False, ["a"])
+        assert later.anomalies[0].HasField("end_time")
+        anew = await first(after_version="")
+        assert [one.id[0] for one in anew.anomalies] == ["b"]
+        task.cancel()
+
+
+async def test_a_version_is_the_same_at_gateways_that_started_at_different_times() -> None:
+    async with gateway() as one, gateway() as other:
+        tasks = []
+        for made in (one, other):
+            tasks.append(await followed(made))
+            made.metadata.tell(*made.metadata.known, snapshot=True, version=made.metadata.followed_from[-1])
+            made.metadata.tell(version=NOW_US + 2)
+            await reached(made, 2)
+        assert one.metadata.followed_from[0] <= other.metadata.followed_from[0]
+        assert one.world.findings.version == other.world.findings.version
+        async with one.world.watch() as watch:
+            told = Told(watch._messages)
+            await told.until("a", "b")
+        other.world.cache.send(server_state("web-1", role="db"))
+        assert await other.world.state.until(other.world.caught_up, 20.0)
+        async with other.world.watch(after_version=told.version) as watch:
+            message = await watch.next()
+            assert (message.snapshot, [one.id for one in message.servers], list(message.anomalies)) == (
+                False,
+                ["web-1"],
+                [],
+            )
+        for task in tasks:
+            task.cancel()
+
+
+async def test_who_is_behind_by_too_much_is_given_all_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings_module, "KEPT", 4)
+    async with gateway() as made:
+        task = await followed(made)
+        made.metadata.tell(*made.metadata.known, snapshot=True)
+        made.metadata.tell(version=NOW_US + 2)
+        await reached(made, 2)
+        async with made.world.watch() as watch:
+            told = Told(watch._messages)
+            await told.until("a", "b")
+            made.metadata.tell(anomaly("a", "web-1", 3, over=True))
+            for number in range(8):  # of the oldest nobody knows any more that it is over
+                made.metadata.tell(anomaly(str(number), "web-2", 10 + number, over=True))
+            await reached(made, 17)
+            assert len(made.world.findings._known) <= 4 + 1 + 1
+            await told.until("b")
+        async with aclosing(made.world.findings.watch(lambda _: True, str(NOW_US + 2))) as messages:
+            message = await anext(messages)
+            assert message.snapshot
+            assert [one.id[0] for one in message.anomalies] == ["b"]
+        task.cancel()
+
+
+async def test_servers_are_watched_while_metadata_is_away() -> None:
+    async with gateway() as made:
+        async with made.world.watch() as watch:
+            told = Told(watch._messages)
+            await told.until()
+            await told.next()
+            assert set(told.known) == {"web-1", "web-2", "db-1"}
+            assert "." not in told.version
+            made.world.cache.send(server_state("web-1", role="db"))
+            message = await told.next()
+            assert [one.id for one in message.servers] == ["web-1"]
+        with pytest.raises(Unavailable):
+            async with aclosing(made.world.findings.watch(lambda _: True, "")) as messages:
+                await anext(messages)
