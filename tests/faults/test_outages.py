@@ -74,16 +74,12 @@ async def test_an_outage_loses_nothing_and_stops_nobody(tmp_path: Path, fault_ro
 
         row.sent, row.acknowledged = made.sender.sent_points, made.sender.acknowledged_points
         row.p99_ratio = p99(ill) / p99(healthy)
-        engine = await made.engine()
-        found_in_all, missing, doubled = engine.found, engine.missing, engine.doubled
-        for name in names:
-            found = await made.stores[name].count(made)
-            missing += found.missing
-            doubled += found.doubled
-            found_in_all = found.found if store != "all" else found_in_all
-        row.found, row.missing, row.doubled = found_in_all, missing, doubled
+        counted = {"engine": await made.engine()} | {name: await made.stores[name].count(made) for name in names}
+        row.found = counted["engine" if store == "all" else store].found
+        row.missing = sum(found.missing for found in counted.values())
+        row.doubled = sum(found.doubled for found in counted.values())
         assert made.readers.failures == []
-        assert (row.missing, row.doubled) == (0, 0)
+        assert (row.missing, row.doubled) == (0, 0), counted
         assert row.acknowledged == row.sent
         assert row.p99_ratio < MAX_SLOWER or p99(ill) < LEAST_P99_S, row
 
