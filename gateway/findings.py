@@ -2,10 +2,11 @@
 
 A watcher is a version and nothing more, as in `changes`: the time of the last change that he has, which means the same
 in every gateway process. What must stay true: who has a version is given every finding that changed since, once, as it
-is now, or is told that what he has is void; while metadata is away servers are watched all the same.
+is now, or is told that what he has is void; nothing that is known is newer than the version; while metadata is away
+servers are watched all the same.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -50,22 +51,31 @@ class Findings:
             OpenManagerError: it broke; what is known stays.
         """
         after = self.version or (self._clock.now_ms() - KNOWN_FOR_S * 1_000) * 1_000
+        waiting: list[Anomaly] = []
+        newest = 0  # of what waits: the snapshot has changes that come once more behind it, in their place
         async with calling("metadata"):
             async for message in self._stub.FollowAnomalies(metadata_pb2.FollowAnomaliesRequest(after_version=after)):
-                for anomaly in message.anomalies:
-                    self._take(anomaly)
-                self._forget()
-                if message.snapshot:  # its version is what was asked for, which no other gateway knows
+                waiting += message.anomalies
+                newest = max([newest, *map(_version, message.anomalies)])
+                if message.continues or message.version < newest:
+                    continue
+                # of a snapshot it is the version that was asked for: a first one no other gateway knows
+                if message.snapshot and not self.version:
                     continue
                 if not self.version:
                     self._complete_from = after
-                self.version = max(self.version, message.version)
-                self._state.wake()
+                self._take(waiting, message.version)
+                waiting = []
 
-    def _take(self, anomaly: Anomaly) -> None:
-        before = self._known.get(anomaly.id)
-        if before is None or _version(before) < _version(anomaly):
-            self._known[anomaly.id] = anomaly
+    def _take(self, anomalies: Iterable[Anomaly], version: int) -> None:
+        """Takes all that changed up to a version at once: a watcher has what he was told by its version."""
+        for anomaly in anomalies:
+            before = self._known.get(anomaly.id)
+            if before is None or _version(before) < _version(anomaly):
+                self._known[anomaly.id] = anomaly
+        self._forget()
+        self.version = max(self.version, version)
+        self._state.wake()
 
     def _forget(self) -> None:
         over = [one for one in self._known.values() if one.HasField("end_time")]
@@ -110,7 +120,7 @@ class Findings:
                     yield analytics_pb2.WatchAnomaliesResponse(
                         version=str(reached), snapshot=not version, anomalies=shown
                     )
-                version = reached
+                version = max(version, reached)  # another gateway may have been further
                 while version >= self.version:
                     await self._state.changed()
 

@@ -47,7 +47,9 @@ class PlayedMetadata:
         self.counts: list[metadata_pb2.AnomalyCount] | None = []
 
     def tell(self, *anomalies: anomaly_pb2.Anomaly, snapshot: bool = False, version: int | None = None) -> None:
-        version = max(NOW_US, *(one.update_time.ToMicroseconds() for one in anomalies)) if version is None else version
+        version = (
+            max([NOW_US, *(one.update_time.ToMicroseconds() for one in anomalies)]) if version is None else version
+        )
         self.told.put_nowait(
             metadata_pb2.FollowAnomaliesResponse(version=version, snapshot=snapshot, anomalies=anomalies)
         )

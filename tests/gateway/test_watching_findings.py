@@ -155,6 +155,60 @@ async def test_a_version_is_the_same_at_gateways_that_started_at_different_times
             task.cancel()
 
 
+async def told_once(made: Gateway, version_us: int, *messages: dict[str, Any], until: str) -> list[str]:
+    """What a watcher with a version is told of while metadata tells these, one after the other."""
+    told: list[str] = []
+
+    async def watch() -> None:
+        stream = made.world.findings.watch(lambda _server_id: True, str(NOW_US + version_us))
+        async with aclosing(stream) as updates:
+            async for update in updates:
+                told.extend(one.id[0] for one in update.anomalies)
+
+    watching = asyncio.create_task(watch())
+    for message in messages:
+        made.metadata.tell(*message.pop("anomalies", ()), **message)
+        await asyncio.sleep(0.02)  # for the watcher to be told of what waits for the next one: no condition shows it
+    await eventually(lambda: until in told)
+    watching.cancel()
+    return told
+
+
+async def test_while_a_gateway_catches_up_nobody_is_told_what_he_has() -> None:
+    async with gateway() as made:
+        task = await followed(made)
+        made.metadata.tell(snapshot=True)
+        made.metadata.tell(anomaly("a", "web-1", 3, over=True))
+        await reached(made, 3)
+        messages = (
+            {"anomalies": [anomaly(name, "web-1", at_us, over=True)]} for name, at_us in [("b", 4), ("c", 5), ("d", 7)]
+        )
+        assert await told_once(made, 6, *messages, until="d") == ["d"]  # 6: another gateway was further
+        task.cancel()
+
+
+async def test_what_a_snapshot_is_ahead_of_is_told_once() -> None:
+    async with gateway() as made:
+        task = await followed(made)
+        made.metadata.tell(snapshot=True)
+        made.metadata.tell(anomaly("b", "web-1", 1))
+        await reached(made, 1)
+        made.metadata.cut()
+        await eventually(lambda: made.metadata.followed_from[1:])
+        ahead = anomaly("c", "web-1", 9)
+        told = await told_once(
+            made,
+            1,
+            {"anomalies": [ahead], "snapshot": True, "version": NOW_US + 1},
+            {"anomalies": [anomaly("a", "web-1", 3, over=True)]},
+            {"anomalies": [ahead]},
+            {"anomalies": [anomaly("d", "web-1", 12)]},
+            until="d",
+        )
+        assert told == ["a", "c", "d"]
+        task.cancel()
+
+
 async def test_who_is_behind_by_too_much_is_given_all_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(findings_module, "KEPT", 4)
     async with gateway() as made:
