@@ -11,6 +11,7 @@ import asyncpg
 from fleet.audit.event import START, Event, Link, draft, placed
 from runtime.clock import Clock, SystemClock
 from services.metadata.audit.keeper import Keeper, Proof
+from services.metadata.audit.sink import fact_of
 from services.metadata.audit.store import AuditStore
 from services.metadata.target import DatabaseTarget
 from tests.harness.postgres import PostgresServer
@@ -70,6 +71,11 @@ class Audit:
         await self.parts.all_inserted(60.0)
         await self.keeper.sign()
         await self.parts.all_inserted(60.0)
+
+    async def put(self, events: Iterable[Event]) -> None:
+        """Into the database as the service does it, but with no journal before it."""
+        rows = ",".join(fact_of(event).payload for event in events)
+        await self.sql("SELECT audit_insert($1::json)", f"[{rows}]")
 
     async def tamper(self, *statements: str) -> None:
         """As a superuser, past the triggers."""

@@ -237,18 +237,15 @@ async def test_a_journal_that_was_put_back_from_a_copy_begins_a_new_chain_and_lo
 
 async def test_events_that_are_being_taken_were_not_put_in(on_one: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of a batch are in the database already while others wait for their sync."""
-    record, release, number = on_one.parts.facts.record, asyncio.Event(), 0
+    record_all, release = on_one.parts.facts.record_all, asyncio.Event()
 
-    async def slow(fact: Fact) -> Fact:
-        nonlocal number
-        number += 1
-        if number > 5:
-            await release.wait()
-        return await record(fact)
+    async def slow(facts: Sequence[Fact]) -> list[Fact]:
+        first = await record_all(facts[:5])
+        await release.wait()
+        return first + await record_all(facts[5:])
 
-    monkeypatch.setattr(on_one.parts.facts, "record", slow)
+    monkeypatch.setattr(on_one.parts.facts, "record_all", slow)
     taking = asyncio.create_task(on_one.keeper.sink.append(Writer().make(10)))
-    await eventually(lambda: number == 10)
 
     async def five_there() -> bool:
         return bool(await on_one.sql("SELECT count(*) FROM audit_events") == 5)

@@ -88,7 +88,7 @@ class Sink:
             for event in new:  # before they are there, so that a checkpoint never lacks one
                 self.months.add(month_of(event.time_us))
             self._begun[writer] = end
-            await asyncio.gather(*(self._facts.record(_fact(event)) for event in new))
+            await self._facts.record_all([fact_of(event) for event in new])
             self.ends[writer] = end
 
     async def _end_before(self, event: Event) -> Link:
@@ -127,7 +127,8 @@ def month_of(time_us: int) -> str:
     return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m")
 
 
-def _fact(event: Event) -> Fact:
+def fact_of(event: Event) -> Fact:
+    """The fact that holds an event; its payload is what `audit_insert` takes an array of."""
     row = orjson.loads(to_json(event))
     row["time"] = instant_of(row["time_us"]).isoformat()
     return Fact(
@@ -140,6 +141,6 @@ def _fact(event: Event) -> Fact:
 
 
 def event_of(fact: Fact) -> Event:
-    """The event that a fact holds."""
+    """The inverse."""
     row: Mapping[str, object] = {key: value for key, value in orjson.loads(fact.payload).items() if key != "time"}
     return from_json(orjson.dumps(row).decode())
