@@ -39,7 +39,6 @@ _NUMBER: Final = re.compile(r"-?\d{1,15}(\.\d{1,12})?", re.ASCII)
 _INTEGER: Final = re.compile(r"-?\d{1,20}", re.ASCII)
 _WHOLE: Final = re.compile(r"-?\d{1,40}(\.\d{1,40})?([eE][+-]?\d{1,3})?", re.ASCII)
 _UNESCAPED_PLUS: Final = re.compile(r"(T[\d:.]+) (\d\d:\d\d)")
-_WORD_START: Final = re.compile(r"([A-Z])")
 _MAX_TIMESTAMP_S: Final = 253_402_300_799  # 9999-12-31T23:59:59Z
 _MIN_TIMESTAMP_S: Final = -62_135_596_800  # 0001-01-01T00:00:00Z
 _MAX_DURATION_S: Final = 315_576_000_000  # what google.protobuf.Duration can hold
@@ -176,8 +175,8 @@ def field_mask(value: Any, _now_ms: int) -> FieldMask:
     """Comma-separated paths; camelCase becomes snake_case."""
     if not isinstance(value, str):
         raise BadValue("a field mask is text such as hostname,role")
-    paths = [_WORD_START.sub(r"_\1", path.strip()).lower() for path in value.split(",")]
-    return FieldMask(paths=[path for path in paths if path])
+    snake_case = "".join("_" + char.lower() if char.isupper() else char for char in value)
+    return FieldMask(paths=[path.strip() for path in snake_case.split(",") if path.strip()])
 
 
 def _enum_parser(enum: EnumDescriptor) -> Parse:
