@@ -152,11 +152,14 @@ class Endpoint:
             if body is None:
                 body = response.forms[self] = await self.encode(response.data)
             return body
+        size = len(response) if isinstance(response, bytes) else response.ByteSize()
+        if self._has_lists and size > ENCODE_IN_THREAD_BYTES:
+            return await asyncio.to_thread(self._written, response)
+        return self._written(response)
+
+    def _written(self, response: Message | bytes) -> bytes:
         message = self.response_class.FromString(response) if isinstance(response, bytes) else response
-        write = self._to_json if self.framer is None else self.framer.message
-        if self._has_lists and message.ByteSize() > ENCODE_IN_THREAD_BYTES:
-            return await asyncio.to_thread(write, message)
-        return write(message)
+        return self._to_json(message) if self.framer is None else self.framer.message(message)
 
     def _to_json(self, message: Any) -> bytes:
         return orjson.dumps(self._encode(getattr(message, self._field) if self._field else message))
