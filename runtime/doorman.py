@@ -11,7 +11,6 @@ nowhere, neither as methods nor in metrics.
 
 import hmac
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
-from types import SimpleNamespace
 from typing import Any, Final
 
 import grpc
@@ -47,25 +46,26 @@ def bearer_of(token: str, *, open_services: Collection[str] = ()) -> Knows:
 
 
 class Doorman(grpc.GenericRpcHandler):
-    """Stands before the handlers of a server; has one for whom it does not know, and none for the others."""
+    """Has all handlers of a server: theirs for whom it knows, and one that refuses for the others.
 
-    def __init__(self, served: Iterable[Bound], interception: Interception, knows: Knows) -> None:
-        """Takes the services behind it, their interception and the rule."""
+    One for all services, since gRPC asks one after the other, at each call.
+    """
+
+    def __init__(self, served: Iterable[Bound], interception: Interception, knows: Knows | None) -> None:
+        """Takes the services behind it, their interception and the rule; None: it lets everybody in."""
         self._knows = knows
-        self._refusing: dict[str, Any] = {}
-        for bound in (*served, Bound(service="unknown", handlers={"unknown": _UNREAD})):
-            twin = intercepted(
-                Bound(service=bound.service, handlers=dict.fromkeys(bound.handlers, _UNREAD)), interception
-            )
-            for name in bound.handlers:
-                path = f"/{bound.service}/{name}"
-                self._refusing[path] = twin.service(SimpleNamespace(method=path))
+        self._handlers: dict[str, Any] = {}
+        self._refusing = intercepted(Bound(service="unknown", handlers={"unknown": _UNREAD}), interception)
+        for bound in served:
+            self._handlers |= intercepted(bound, interception)
+            twin = Bound(service=bound.service, handlers=dict.fromkeys(bound.handlers, _UNREAD))
+            self._refusing |= intercepted(twin, interception)
 
     def service(self, handler_call_details: Any) -> Any:
-        """The handler of a call that is refused; None: others have one."""
+        """The handler of a call; None: there is no such method for a caller who is known."""
         method = handler_call_details.method
-        if self._knows(method, handler_call_details.invocation_metadata):
-            return None
+        if self._knows is None or self._knows(method, handler_call_details.invocation_metadata):
+            return self._handlers.get(method)
         return self._refusing.get(method) or self._refusing[ANY_METHOD]
 
 

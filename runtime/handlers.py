@@ -40,7 +40,7 @@ from runtime.errors import (
     status_code,
     to_status,
 )
-from runtime.interception import Interception
+from runtime.interception import Interception, NotAnswered
 from runtime.limits import MAX_MESSAGE_BYTES
 from runtime.prepared import Prepared
 
@@ -183,16 +183,16 @@ async def _abort(context: Any, error: OpenManagerError, call: tracing.Call) -> N
         await context.abort(status_code(error), status.message, trailers)
 
 
-def intercepted(bound: Bound, interception: Interception) -> Any:
-    """The service as gRPC takes it, with interception around each method.
+def intercepted(bound: Bound, interception: Interception) -> dict[str, Any]:
+    """Path ("/pkg.Service/Method") -> the handler as gRPC takes it, with interception around it.
 
     That is done here once: a gRPC interceptor would be asked at each call, for 3 to 4 % of the calls a second.
     """
-    handlers = {
-        name: _wrapped(f"/{bound.service}/{name}", raw, bound.at_once.get(name), interception)
-        for name, raw in bound.handlers.items()
+    paths = {f"/{bound.service}/{name}": name for name in bound.handlers}
+    return {
+        path: _wrapped(path, bound.handlers[name], bound.at_once.get(name), interception)
+        for path, name in paths.items()
     }
-    return grpc.method_handlers_generic_handler(bound.service, handlers)
 
 
 def _wrapped(
@@ -209,8 +209,9 @@ def _wrapped(
         behaviour = _answered(interception.unary_from_stream, method, raw.stream_unary)
     else:
         factory = grpc.unary_unary_rpc_method_handler
-        unary = interception.unary if at_once is None else partial(interception.unary, at_once=_ready(at_once))
-        behaviour = _answered(unary, method, raw.unary_unary)
+        behaviour = _answered(interception.unary, method, raw.unary_unary)
+        if at_once is not None:
+            behaviour = _answered_at_once(interception, method, _ready(at_once), raw.unary_unary)
     return factory(behaviour, request_deserializer=raw.request_deserializer)
 
 
@@ -224,9 +225,30 @@ def _ready(at_once: Callable[[Any], Prepared | None]) -> Callable[[Any], bytes |
     return ready
 
 
+def _answered_at_once(
+    interception: Interception,
+    method: str,
+    ready: Callable[[Any], bytes | None],
+    behaviour: Callable[[Any, Any], Awaitable[Any]],
+) -> Callable[[Any, Any], Awaitable[bytes]]:
+    otherwise = _answered(partial(interception.unary, at_once=ready), method, behaviour)
+    attributes = _attributes(method)
+
+    async def handle(request: Any, context: Any) -> bytes:
+        call = None
+        if (recorder := tracing.recorder()) is not None:
+            call = recorder.begin(method, context.invocation_metadata, attributes)
+            if call.is_recording():
+                return await otherwise(request, context, call)
+        tried = interception.at_once(method, ready, request, context)
+        return await otherwise(request, context, call, tried=tried) if isinstance(tried, NotAnswered) else tried
+
+    return handle
+
+
 def _answered(
     run: Callable[..., Awaitable[bytes]], method: str, behaviour: Callable[[Any, Any], Awaitable[Any]]
-) -> Callable[[Any, Any], Awaitable[bytes]]:
+) -> Callable[..., Awaitable[bytes]]:
     async def answer(request: Any, context: Any) -> bytes:
         if isinstance(request, OpenManagerError):
             raise request
@@ -234,10 +256,10 @@ def _answered(
 
     attributes = _attributes(method)
 
-    async def handle(request: Any, context: Any) -> bytes:
-        call = _begin(method, context, attributes)
+    async def handle(request: Any, context: Any, decided: tracing.Call | None = None, **begun: NotAnswered) -> bytes:
+        call = _begin(method, context, attributes, decided)
         try:
-            return await run(method, answer, request, context)
+            return await run(method, answer, request, context, **begun)
         except OpenManagerError as error:
             await _abort(context, error, call)
             return b""
@@ -275,8 +297,8 @@ def _streamed(
     return handle
 
 
-def _begin(method: str, context: Any, attributes: dict[str, str]) -> tracing.Call:
-    call = tracing.begin(method, context.invocation_metadata, attributes)
+def _begin(method: str, context: Any, attributes: dict[str, str], decided: tracing.Call | None = None) -> tracing.Call:
+    call = tracing.begin(method, context.invocation_metadata, attributes, decided=decided)
     if call.is_recording():
         call.set_attribute("network.peer.address", _address(context.peer()))
     return call

@@ -240,16 +240,23 @@ def recorder() -> Recorder | None:
 _NOTHING: Final[Mapping[str, Any]] = {}
 
 
-def begin(name: str, carrier: Carrier, attributes: Mapping[str, Any] = _NOTHING, *, quiet: bool = False) -> Call:
+def begin(
+    name: str,
+    carrier: Carrier,
+    attributes: Mapping[str, Any] = _NOTHING,
+    *,
+    quiet: bool = False,
+    decided: Call | None = None,
+) -> Call:
     """Begins a call and makes it current; `leave` ends it. `attributes` are for its span, if it gets one.
 
-    `quiet`: one that is never recorded, such as a probe.
+    `quiet`: one that is never recorded, such as a probe. `decided`: what the recorder has begun.
     """
     if _recorder is None:
-        call = Call(carrier)
+        call = decided or Call(carrier)
         call.enter(attach=False)
         return call
-    call = Call(carrier) if quiet else _recorder.begin(name, carrier, attributes)
+    call = decided or (Call(carrier) if quiet else _recorder.begin(name, carrier, attributes))
     call.enter(attach=True)
     return call
 

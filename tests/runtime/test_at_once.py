@@ -1,11 +1,14 @@
 """Methods that answer from memory, and how long calls took."""
 
+import contextlib
+import logging
 from typing import Any
 
 import grpc
 import pytest
 
-from runtime import durations, telemetry
+from runtime import caller, durations, telemetry
+from runtime.caller import Caller
 from runtime.errors import InvalidArgument, PermissionDenied
 from runtime.interception import CallContext, Interception
 from runtime.limits import MAX_MESSAGE_BYTES
@@ -56,6 +59,44 @@ async def test_who_is_not_let_in_is_not_answered_from_memory() -> None:
             await EchoStub(channel.grpc).Get(Echo(text="known"))
         assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
         assert servicer.asked == []
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
+async def test_who_calls_is_asked_once_and_known_to_the_method(level: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(level, logger="access")  # at DEBUG each call is logged, and goes another way
+    asked: list[str] = []
+    current: list[Caller | None] = []
+
+    class Telling(Remembering):
+        def Get_at_once(self, request: Any) -> Prepared | None:
+            current.append(caller.current.get())
+            return super().Get_at_once(request)
+
+        async def Get(self, request: Any, context: Any) -> Any:
+            current.append(caller.current.get())
+            return await super().Get(request, context)
+
+    who = Caller(name="ada")
+
+    def let_in(method: str, _context: CallContext) -> Caller:
+        asked.append(method)
+        if refusing:
+            raise PermissionDenied("nobody")
+        return who
+
+    refusing = False
+    async with serving(Telling(), Interception(let_in)) as running, running.channel() as channel:
+        stub = EchoStub(channel.grpc)
+        for text, seen in (("known", [who]), ("other", [who, who]), ("bad", [who])):
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await stub.Get(Echo(text=text))
+            assert (len(asked), current) == (1, seen), text
+            asked.clear()
+            current.clear()
+        refusing = True
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.Get(Echo(text="known"))
+        assert (len(asked), current) == (1, [])
 
 
 def test_only_a_plain_function_beside_a_unary_method_will_do() -> None:
