@@ -45,7 +45,9 @@ class Audited:
         return await self.product.http(path, headers=options.pop("headers", HEADERS), **options)
 
     async def reaches_metadata(self) -> bool:
-        return bool((await self.call("/v1/audit")).status == 200)
+        """It can be asked, and the gateway has heard from it whose tokens there are."""
+        known = (await self.call("/v1/servers", headers={"authorization": "Bearer not-a-token"})).status == 401
+        return bool(known and (await self.call("/v1/audit")).status == 200)
 
     async def events(self, query: str = "") -> list[dict[str, Any]]:
         answer = await self.call(f"/v1/audit?page_size=1000{query}")
