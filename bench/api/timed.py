@@ -51,4 +51,4 @@ if __name__ == "__main__":
     try:
         run_process("gateway", GatewaySettings, product.serve, prometheus=True)
     finally:
-        Path(os.environ[REPORT]).write_text(json.dumps(sorted(_slices.values(), reverse=True)))
+        Path(os.environ[REPORT]).write_text(json.dumps([(part, *longest) for part, longest in _slices.items()]))

@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from bench.__main__ import Progress
-from bench.api import command, judged, reported, tracing_row
+from bench.api import command, judged, loop_row, reported, tracing_row
 from bench.api.checks import GET_SERVER, checking
 from bench.api.generators import h2load, missing
 from bench.api.http2 import header_block
@@ -211,3 +211,12 @@ async def test_the_command_explains_itself() -> None:
     assert process.returncode == 0
     assert b"examples:" in text
     assert b"--only" in text
+
+
+@pytest.mark.parametrize(("long", "met"), [([7], True), ([7, 25, 50, 61, 99], False)])
+def test_a_turn_counts_that_is_long_again_and_again(long: list[int], met: bool) -> None:
+    slices = [(number, 3.0 if number in long else 1.0, "turn") for number in reversed(range(100))]
+    found = {"rounds": 9} | loop_row._longest(slices, 5, lambda _line: None)
+    (line,) = loop_row.judged(found)
+    assert line.met is met
+    assert "3.00 of all" in line.remark
