@@ -87,8 +87,6 @@ class Callers:
             if self.wants_token:
                 raise Unauthenticated("a token is needed: authorization: Bearer <token>", reason="TOKEN_REQUIRED")
             return None
-        if self.is_token_holder(authorization.encode()):
-            return TOKEN_HOLDER
         scheme, _, shown = authorization.partition(" ")
         shown = shown.strip()
         if scheme.lower() != "bearer" or not shown:
