@@ -17,7 +17,7 @@ import pytest
 
 from services.timeseries.followers.backend import MAX_SHIP_POINTS
 from tests.faults.load import POINTS_A_TICK, p99
-from tests.faults.stand import OPEN, Found, Stand, stand
+from tests.faults.stand import OPEN, Stand, stand
 from tests.harness.fault_report import Row
 
 TICKS: Final = int(os.environ.get("FAULT_TICKS", "40"))
@@ -28,8 +28,6 @@ MAX_SLOWER: Final = 5.0
 was. A reader that waits for a store that hangs would be slower by a hundred times."""
 LEAST_P99_S: Final = 0.1
 """What is faster than this is not looked at: at a few ms the p99 of some hundred reads is chance."""
-SHOWN_WITHIN_S: Final = 30.0
-"""A store may show some seconds later what it acknowledged (VictoriaMetrics: 5 s); after this it is missing."""
 
 ALL: Final = tuple(OPEN)
 QUICK: Final = [("all", "kill")]
@@ -76,7 +74,7 @@ async def test_an_outage_loses_nothing_and_stops_nobody(tmp_path: Path, fault_ro
 
         row.sent, row.acknowledged = made.sender.sent_points, made.sender.acknowledged_points
         row.p99_ratio = p99(ill) / p99(healthy)
-        counted = {"engine": await made.engine()} | {name: await _counted(made, name) for name in names}
+        counted = {"engine": await made.engine()} | {name: await made.stores[name].count(made) for name in names}
         row.found = counted["engine" if store == "all" else store].found
         row.missing = sum(found.missing for found in counted.values())
         row.doubled = sum(found.doubled for found in counted.values())
@@ -84,13 +82,6 @@ async def test_an_outage_loses_nothing_and_stops_nobody(tmp_path: Path, fault_ro
         assert (row.missing, row.doubled) == (0, 0), counted
         assert row.acknowledged == row.sent
         assert row.p99_ratio < MAX_SLOWER or p99(ill) < LEAST_P99_S, row
-
-
-async def _counted(made: Stand, name: str) -> Found:
-    ends = time.monotonic() + SHOWN_WITHIN_S
-    while (found := await made.stores[name].count(made)).missing and time.monotonic() < ends:
-        await asyncio.sleep(0.5)
-    return found
 
 
 @asynccontextmanager
