@@ -56,7 +56,7 @@ def requests(product: Launched, folder: Path, *, phases: str, examples: int) -> 
     ("phases", "examples"),
     [
         ("examples,fuzzing", 10),  # coverage makes 4,339 requests of 4,700, in 34 s of 50
-        pytest.param("examples,coverage,fuzzing,stateful", 25, marks=[pytest.mark.full, pytest.mark.timeout(600)]),
+        pytest.param("examples,coverage,fuzzing,stateful", 60, marks=[pytest.mark.full, pytest.mark.timeout(600)]),
     ],
 )
 def test_no_request_breaks_it_and_answers_are_as_described(

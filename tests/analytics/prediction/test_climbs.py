@@ -97,7 +97,7 @@ def test_a_resource_that_is_not_measured_any_more_foretells_nothing() -> None:
     assert probability[220:].max() == 0
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(missing=st.sets(st.integers(60, 250), max_size=25), later=st.integers(0, 400))
 def test_missing_minutes_hardly_matter(missing: set[int], later: int) -> None:
     values = climb(30.0, 12.0, 260)
@@ -113,7 +113,7 @@ def test_missing_minutes_hardly_matter(missing: set[int], later: int) -> None:
         assert np.isnan(climbs.state.points[1, 1:]).all(), "points that were passed over are empty"
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(cuts=st.lists(st.integers(1, 999), max_size=4), seed=st.integers(0, 99))
 def test_a_restart_at_any_minute_changes_nothing(cuts: list[int], seed: int) -> None:
     random = np.random.default_rng(seed)

@@ -61,7 +61,7 @@ def theirs(kind: Descriptor, value: Any) -> Any:
 
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.full_name)
 def test_near_json_is_read_as_json_format_does_or_its_field_is_named(kind: Descriptor) -> None:
-    @tried(25)
+    @tried(60)
     @given(near(kind))
     def check(value: Any) -> None:
         ours, reference = GetMessageClass(kind)(), theirs(kind, value)
@@ -86,7 +86,7 @@ def as_dict(message: Any) -> Any:
 
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.full_name)
 def test_what_we_write_json_format_reads_and_we_do(kind: Descriptor) -> None:
-    @tried(10)
+    @tried(20)
     @given(messages(kind))
     def check(message: Any) -> None:
         written = to_json(message)
@@ -124,7 +124,7 @@ def test_a_mutated_body_is_read_or_its_field_is_named(route: Route) -> None:
         kind = kind.fields_by_name[route.body].message_type or kind
     values = tuple("web-01" for _ in route.variables)
 
-    @tried(25)
+    @tried(60)
     @given(near(kind), EDITS)
     def check(value: Any, edits: list[tuple[float, int, bytes]]) -> None:
         body = edited(json.dumps(value).encode(), edits)
@@ -144,7 +144,7 @@ def test_any_path_and_query_is_read_or_its_parameter_is_named(route: Route) -> N
     raw = st.binary(max_size=4).map(lambda some: some.decode("latin-1"))
     pair = st.tuples(names.map(quote), texts | raw).map("=".join)
 
-    @tried(20)
+    @tried(40)
     @given(st.lists(pair, max_size=3), st.lists(texts | raw, min_size=2, max_size=2))
     def check(pairs: list[str], values: list[str]) -> None:
         given_values = tuple(values[: len(route.variables)])
