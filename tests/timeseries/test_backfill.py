@@ -2,12 +2,7 @@
 meanwhile. The store is a real InfluxDB."""
 
 import asyncio
-import json
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -18,7 +13,6 @@ import pytest
 from fleet.model import ServerDescriptor
 from runtime.clock import Clock, ManualClock, SystemClock
 from runtime.errors import Unavailable
-from services.timeseries import arguments
 from services.timeseries import backfill as module
 from services.timeseries.backfill import Backfill, BackfillError
 from services.timeseries.backfill_state import State
@@ -33,7 +27,6 @@ from tests.harness import eventually
 from tests.harness.influxdb import ORG, TOKEN, InfluxServer
 from tests.timeseries.engine.model import everything, metric_set, rows
 from tests.timeseries.engine.test_matrix import MIDNIGHT, Source
-from tests.timeseries.stores import ROOT
 
 CLOCK = SystemClock()
 DAY_MS = 86_400_000
@@ -358,69 +351,3 @@ async def test_what_does_not_arrive_is_found_by_counting(
     await reader.close()
     assert {server for _, server, _, _ in filling.state.short} == {"b"}
     assert all(here > there == 0 for _, _, here, there in filling.state.short) and filling.state.refused["LOST"]
-
-
-@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
-async def test_the_command_goes_on_after_its_end_beside_a_service(
-    influx: InfluxServer, bucket: str, tmp_path: Path, end: signal.Signals
-) -> None:
-    def command(*more: str) -> subprocess.Popen[str]:
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "DATA_DIR": str(tmp_path)}
-        environment |= {"INFLUXDB_URL": influx.url, "INFLUXDB_TOKEN": TOKEN, "INFLUXDB_BUCKET": bucket}
-        words = ["backfill", "--to", "influxdb", "--from", "2023-12-01", "--until", "2023-12-20", *more]
-        return subprocess.Popen(
-            [sys.executable, "-m", "services.timeseries", *words],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    state_file = tmp_path / "backfill-influxdb" / "state.json"
-
-    def points() -> int:
-        return int(json.loads(state_file.read_text())["points"]) if state_file.exists() else 0
-
-    async with Engine.open(tmp_path / "timeseries", clock=CLOCK) as engine:
-        for server in ("a", "b"):
-            batch = rows(SET, [(server, MIDNIGHT + at * 1_000, [float(at), 1.0]) for at in range(-5_000, 5_000)])
-            await engine.append(batch, metric_sets=(SET,), servers=[said(server, "staging")])
-        first = await asyncio.to_thread(command, "--rate", "10000")
-        await eventually(lambda: points() > 0, within_s=30)
-        first.send_signal(end)
-        out, err = await asyncio.to_thread(first.communicate)
-        before = points()
-        assert 0 < before < 40_000 and first.returncode == (1 if end == signal.SIGINT else -end)
-        assert ("call it again, without --restart, to go on" in err) == (end == signal.SIGINT), err
-        second = await asyncio.to_thread(command, "--verify")
-        out, err = await asyncio.to_thread(second.communicate)
-        assert second.returncode == 0, err
-        assert f"goes on with what was interrupted, after {before:,} points" in out
-        assert "verified: each server has as many points there" in out and f"openmanager/{bucket}" in out
-    assert await influx.points(bucket) == {(server, "staging", "web"): 20_000 for server in "ab"}
-    assert points() < 40_000 + 15_000, "and not from the beginning"
-    assert TOKEN not in out + err and not (tmp_path / "backfill-influxdb" / "copy").exists()
-
-
-def test_the_words_of_the_command() -> None:
-    now_ms = CLOCK.now_ms()
-    options = arguments.parse(["backfill", "--to", "influxdb", "--from", "-30d", "--server", "a", "b", "--server", "c"])
-    assert abs(options.start - (now_ms - 30 * DAY_MS)) < 60_000 and options.until is None
-    assert options.servers == ["a", "b", "c"] and options.rate == 200_000
-    plain = options.words
-    for more in (["--rate", "5"], ["--rate=5"], ["--verify"], ["--restart"]):
-        words = ["backfill", *more, "--to", "influxdb", "--from", "-30d", "--server", "a", "b", "--server", "c"]
-        assert arguments.parse(words).words == plain, "how fast is no part of what"
-    assert arguments.parse(["backfill", "--to", "influxdb", "--from", "-31d"]).words != plain
-    for wrong in (
-        ["--from", "-30d"],
-        ["--to", "influxdb"],
-        ["--to", "nowhere", "--from", "-30d"],
-        ["--to", "influxdb", "--from", "-30d", "--until", "-31d"],
-        ["--to", "influxdb", "--from", "-30d", "--rate", "0"],
-        ["--to", "influxdb", "--from", "tomorrow"],
-    ):
-        with pytest.raises(SystemExit) as ended:
-            arguments.parse(["backfill", *wrong])
-        assert ended.value.code == 2

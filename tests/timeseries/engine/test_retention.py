@@ -2,52 +2,30 @@
 
 import asyncio
 import dataclasses
-import logging
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fleet.codec import metric_set_to_pb, rows_to_pb
-from fleet.model import Rows
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.clock import ManualClock
 from runtime.errors import Unavailable
-from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
+from services.timeseries.engine import Aggregation, Engine, Query
 from services.timeseries.engine import partitions as partitions_module
 from services.timeseries.engine.head import Heads
 from services.timeseries.engine.partition import Partition
 from services.timeseries.engine.partitions import Partitions
-from services.timeseries.engine.store import Store
-from services.timeseries.servicer import TimeSeriesServicer, probe
+from services.timeseries.servicer import TimeSeriesServicer
 from services.timeseries.settings import TimeSeriesSettings
-from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, last, metric_set, rows
+from tests.timeseries.engine.days import DAY_MS, KEEPING, NOON, SET, TODAY, WIDE, noise, of_day
+from tests.timeseries.engine.model import Model, ask, assert_same, everything, last, rows
 
-DAY_MS = 86_400_000
 DAY_S = 86_400.0
-TODAY = 19_700 * DAY_MS
-NOON = TODAY + DAY_MS // 2
-SET = metric_set("cpu_usage", "requests_total")
-KEEPING = EngineSettings(sparse_points_a_day=0, head_rows=4, maintenance_interval_s=1e9, close_group_heads=1)
 THREE_DAYS = dataclasses.replace(KEEPING, raw_retention_s=3 * DAY_S)
-WIDE = metric_set(*(f"m{number}" for number in range(200)))
-_RNG = np.random.default_rng(4)
-
-
-def of_day(day: int, count: int = 3, value: float = 0.0) -> Rows:
-    """Rows of two servers, spread over the day that lies `day` days from today, its first and last instant included."""
-    times = np.linspace(TODAY + day * DAY_MS, TODAY + (day + 1) * DAY_MS - 1, count).astype(np.int64).tolist()
-    return rows(SET, [(server, time, [value + time % 97, float(time)]) for time in times for server in "ab"])
-
-
-def noise(day: int, at: int, count: int = 50) -> Rows:
-    """Rows that no encoding makes smaller: 1,600 bytes each."""
-    lines = [("a", TODAY + day * DAY_MS + (at + row) * 1_000, _RNG.random(len(WIDE))) for row in range(count)]
-    return rows(WIDE, [(server, time, values.tolist()) for server, time, values in lines])
 
 
 def since(model: Model, oldest_ms: int) -> Model:
@@ -137,67 +115,6 @@ async def test_the_bytes_of_a_day_are_given_back(tmp_path: Path) -> None:
             "2023-12-08.db",
             "2023-12-09.db",
         ]
-
-
-async def test_over_the_limit_the_oldest_days_go_and_rows_are_taken(tmp_path: Path) -> None:
-    limit = 6_000_000
-    settings = dataclasses.replace(KEEPING, head_rows=200, journal_keep_s=0.0, disk_bytes_limit=limit)
-    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
-        first = noise(0, 0)
-        await engine.append(first, metric_sets=(WIDE,))
-        model, stop = Model(), asyncio.Event()
-        model.append(WIDE, first)
-
-        async def load() -> None:
-            at = 50
-            while not stop.is_set():
-                batch = noise(0, at, count=1)
-                await engine.append(batch)
-                model.append(WIDE, batch)
-                at += 1
-
-        loading = asyncio.create_task(load())
-        days: list[str] = []
-        for day in range(-6, 0):
-            for at in range(0, 1_000, 100):
-                await engine.append(noise(day, at, count=100))
-            await engine.maintain(everything=True)
-            before = sorted({*days, f"2023-12-{9 + day:02d}", "2023-12-09"})
-            days = sorted(path.stem for path in (tmp_path / "blocks").glob("*.db"))
-            assert days == before[-len(days) :], "the oldest went"
-            assert (await engine.status()).disk_bytes <= limit + 1_000_000, "and what came in meanwhile"
-        stop.set()
-        await loading
-        status = await engine.status()
-        assert status.evicted_partitions >= 7 - len(days) > 0 and not status.disk_over_limit
-        today = Query(metrics=None, start_ms=TODAY, end_ms=TODAY + DAY_MS)
-        assert len(model.series) == 200 and status.last_error is None
-        assert_same(await ask(engine, today), model.query(today))
-
-
-async def test_today_alone_over_the_limit_sweeps_the_journal_and_is_shown(tmp_path: Path) -> None:
-    limit = 1_000_000
-    settings = dataclasses.replace(KEEPING, head_rows=100, disk_bytes_limit=limit, sweep_rows=7)
-    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
-        model = Model()
-        assert await engine.cursors.register("away") == 0
-        for at in range(0, 2_000, 50):
-            batch = noise(0, at)
-            await engine.append(batch, metric_sets=(WIDE,))
-            model.append(WIDE, batch)
-            if at % 500 == 0:
-                await engine.maintain()
-        await engine.maintain()
-        status = await engine.status()
-        assert status.disk_over_limit and status.evicted_partitions == 0
-        assert "today's rows alone need more" in (await probe(engine)).degraded
-        assert_same(await everything(engine), model.query(EVERYTHING))
-        assert status.journal_bytes < limit and engine.first_sequence >= 40, "what no head needs is swept"
-        first = engine.first_sequence
-        await engine.append(noise(0, 3_000))
-        async for batch in engine.tail(1):
-            assert batch.missed == first - 1, "the follower is told"
-            break
 
 
 async def append_as_a_client(servicer: TimeSeriesServicer, lines: list[tuple[str, int]]) -> list[int]:
@@ -379,42 +296,6 @@ async def test_an_eviction_that_fails_is_finished_later(
         assert len((await everything(engine))["a", "cpu_usage"]) == 3 + 2
     async with Engine.open(tmp_path / "copy", clock=clock, settings=settings) as engine:
         assert len((await everything(engine))["a", "cpu_usage"]) == 3 + 2
-
-
-async def test_the_warning_comes_once_and_ends_a_little_lower(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = dataclasses.replace(KEEPING, disk_bytes_limit=1_000)
-    caplog.set_level(logging.INFO, logger="services.timeseries.engine.retention")
-    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
-        shown = []
-        for use in (799, 800, 790, 760, 810, 750, 749, 790, 801, 100):
-            monkeypatch.setattr(Store, "disk_bytes", property(lambda _store, use=use: use))
-            await engine.maintain()
-            shown.append((await engine.status()).disk_pressed)
-            degraded = (await probe(engine)).degraded
-            assert ("TIMESERIES_DISK_LIMIT" in degraded) == shown[-1]
-        assert shown == [False, True, True, True, True, True, False, False, True, False]
-        told = [record.levelname for record in caplog.records]
-        assert told == ["WARNING", "INFO", "WARNING", "INFO"]
-
-
-async def test_days_that_the_limit_took_are_too_late_while_it_is_near(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = dataclasses.replace(KEEPING, disk_bytes_limit=1_000)
-    rest = 900
-    yesterday = tmp_path / "blocks" / "2023-12-08.db"
-    monkeypatch.setattr(Store, "disk_bytes", property(lambda _store: rest + 500 * yesterday.exists()))
-    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
-        for day in (-1, 0):
-            await engine.append(of_day(day), metric_sets=(SET,))
-        assert engine.oldest_ms == 0
-        await engine.maintain(everything=True)
-        assert not yesterday.exists() and engine.oldest_ms == TODAY
-        rest = 700
-        await engine.maintain()
-        assert engine.oldest_ms == 0, "there is room again"
 
 
 def test_settings_reach_the_engine() -> None:
