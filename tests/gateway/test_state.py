@@ -248,3 +248,21 @@ async def test_pages_of_servers_follow_each_other() -> None:
         assert await w.list(page_size=3, page_token=first.next_page_token) == ["s3", "s4"]
         with pytest.raises(InvalidArgument):
             await w.list(page_token=first.next_page_token, role="web")
+
+
+async def test_while_bytes_are_made_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "TURN_S", 0.0)
+    order: list[str] = []
+
+    class Entry:
+        def server(self, _view: object) -> bytes:
+            order.append("made")
+            return b""
+
+    async def other() -> None:
+        for _ in range(3):
+            order.append("other")
+            await asyncio.sleep(0)
+
+    await asyncio.gather(changes.made([Entry(), Entry(), Entry()], fleet_pb2.SERVER_VIEW_FULL), other())
+    assert order == ["made", "other"] * 3
