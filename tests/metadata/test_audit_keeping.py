@@ -12,6 +12,7 @@ import pytest
 from fleet.audit.event import MAX_STATE_BYTES, START, Draft, draft, placed
 from fleet.audit.log import AuditLog
 from openmanager.gateway.v1 import audit_pb2 as public
+from runtime import tasks
 from runtime.clock import ManualClock, SystemClock
 from runtime.errors import FailedPrecondition, Unavailable
 from runtime.limits import MAX_MESSAGE_BYTES
@@ -69,6 +70,20 @@ async def test_a_checkpoint_is_signed_every_minute_in_which_something_happened(
 def lines_of(folder: Path) -> list[str]:
     file = folder / CHECKPOINTS_FILE
     return file.read_text().splitlines() if file.exists() else []
+
+
+async def test_a_log_that_is_written_and_signed_while_it_is_verified_has_no_faults(on_one: Audit) -> None:
+    writer = Writer()
+
+    async def write() -> None:
+        while True:
+            await on_one.ship(writer.make(3))
+            await on_one.keeper.sign()
+
+    async with tasks.beside("writes", write()):
+        for _ in range(40):
+            proof = await on_one.keeper.verify()
+            assert not proof.findings
 
 
 async def test_the_ends_of_chains_are_known_again_after_a_start(

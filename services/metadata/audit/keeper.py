@@ -1,7 +1,8 @@
 """Signs a checkpoint every minute, proves the log when asked to, and lets go of months that are too old.
 
 What must stay true: a checkpoint names only ends whose events are durable; while something is wrong with the log no
-month of it is dropped, nor while a legal hold is on; verifying and dropping never run at once.
+month of it is dropped, nor while a legal hold is on; verifying and dropping never run at once; nothing is found of a
+log that nobody altered, whatever is written and signed while it is read.
 """
 
 import asyncio
@@ -190,12 +191,15 @@ class Keeper:
 
     async def _verify(self, told: Callable[[int], None]) -> Proof:
         findings = Findings()
-        ends = dict(self.sink.ends)
-        # The journal before the database: what is inserted in between is then in both and not in none.
-        waiting = await self._facts.unwritten(AUDIT_EVENT.name)
-        marked = await self._facts.unwritten(AUDIT_CHECKPOINT.name)
-        ours = await asyncio.to_thread(self._file.read)
-        theirs = await self._store.checkpoints()
+        # A checkpoint that is signed meanwhile would be in one place and not yet in another, and may name events that
+        # are neither among those that wait now nor in the database when it is read.
+        async with self._signing:
+            ends = dict(self.sink.ends)
+            # The journal before the database: what is inserted in between is then in both and not in none.
+            waiting = await self._facts.unwritten(AUDIT_EVENT.name)
+            marked = await self._facts.unwritten(AUDIT_CHECKPOINT.name)
+            ours = await asyncio.to_thread(self._file.read)
+            theirs = await self._store.checkpoints()
         on_the_way = {int(fact.subject) for fact in marked}
         proofs: Proofs = await asyncio.to_thread(judge, ours, theirs, on_the_way, self._signer.public_key, findings)
         months = {month_of(fact.created_us) for fact in waiting}

@@ -85,11 +85,11 @@ class Sink:
                     )
                 end = event.link
             new = [event for event in events if event.seq > self.end(writer).seq]
-            for event in new:  # before they are there, so that a checkpoint never lacks one
-                self.months.add(month_of(event.time_us))
             self._begun[writer] = end
             await self._facts.record_all([fact_of(event) for event in new])
             self.ends[writer] = end
+            # Together with the end: a checkpoint that named a month too early would have verifying miss its partition.
+            self.months.update(month_of(event.time_us) for event in new)
 
     async def _end_before(self, event: Event) -> Link:
         """The chain's end; where the event does not follow it, the database may know more than a lost or full disk."""
