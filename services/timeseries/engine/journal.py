@@ -23,7 +23,7 @@ import apsw
 
 from fleet.model import ServerDescriptor
 from runtime.errors import DataLoss, FailedPrecondition, InvalidArgument
-from runtime.sqlite import Transaction, fetch, sync_folder
+from runtime.sqlite import Transaction, fetch, give_back, sync_folder
 from services.timeseries.engine import catalog as catalog_codec
 from services.timeseries.engine.catalog import Additions, Catalog, Cohort, StoredSet
 from services.timeseries.engine.database import FORMAT_VERSION, JOURNAL_PAGE_BYTES, connect, truncate_log
@@ -238,7 +238,7 @@ class Journal:
         free, pages = self._db.pragma("freelist_count"), self._db.pragma("page_count")
         if free <= (pages // 8 if urgent else max(pages // 2, _SPARE_PAGES)):
             return False
-        self._db.execute(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})").fetchall()
+        give_back(self._db, _SHRINK_PAGES)
         return True
 
     def truncate_log(self) -> None:

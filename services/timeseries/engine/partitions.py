@@ -19,7 +19,7 @@ from pathlib import Path
 
 import apsw
 
-from runtime.sqlite import Transaction, fetch, sync_folder
+from runtime.sqlite import Transaction, fetch, give_back, sync_folder
 from services.timeseries.engine.database import DAMAGED, PARTITION_PAGE_BYTES, SPARSE_PAGE_BYTES, connect, file_bytes
 from services.timeseries.engine.partition import (
     MARK,
@@ -343,8 +343,7 @@ class Partitions:
     def compact(self, day: int) -> None:
         """Gives the free pages of a partition back to the file system; raises as `lend`, and `apsw.Error`."""
         with self.lend(day) as partition:
-            if partition.db.pragma("freelist_count"):
-                partition.db.execute("PRAGMA incremental_vacuum").fetchall()
+            give_back(partition.db, partition.db.pragma("freelist_count"))
             partition.truncate_log()
 
     def evict(self, day: int) -> None:
