@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from runtime import telemetry
 from runtime.process import NO_FORKS
 
 os.environ.setdefault(*NO_FORKS)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run by `&` of a script: every process it starts would ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ("tests.harness.fault_report", "tests.harness.shared_product")
 
