@@ -36,6 +36,7 @@ from bench.peers import ROOT, BenchError
 from openmanager.gateway.v1 import fleet_pb2
 from runtime import telemetry
 from runtime.interception import Interception, service_secret_authenticator
+from runtime.prepared import Prepared
 from runtime.server import GrpcServer, bind
 from runtime.tracing import TRACEPARENT
 
@@ -97,10 +98,13 @@ def ready_answer() -> bytes:
 
 class _Servicer:
     def __init__(self) -> None:
-        self._answer = ready_answer()
+        self._answer = Prepared(ready_answer())
 
-    async def GetServer(self, _request: Any, _context: Any) -> bytes:
+    def GetServer_at_once(self, _request: Any) -> Prepared:
         return self._answer
+
+    async def GetServer(self, request: Any, _context: Any) -> Prepared:
+        return self.GetServer_at_once(request)
 
 
 async def serve(endpoint: str | None) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import grpc
 
+from runtime import tracing
 from runtime.errors import Unauthenticated
 from runtime.handlers import Bound, intercepted
 from runtime.interception import HEALTH_SERVICE, Interception
@@ -63,8 +64,10 @@ class Doorman(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: Any) -> Any:
         """The handler of a call; None: there is no such method for a caller who is known."""
-        method = handler_call_details.method
-        if self._knows is None or self._knows(method, handler_call_details.invocation_metadata):
+        method, metadata = handler_call_details.method, handler_call_details.invocation_metadata
+        if tracing.recorder() is not None:
+            tracing.at_the_door.set(metadata)
+        if self._knows is None or self._knows(method, metadata):
             return self._handlers.get(method)
         return self._refusing.get(method) or self._refusing[ANY_METHOD]
 

@@ -235,13 +235,16 @@ def _answered_at_once(
     attributes = _attributes(method)
 
     async def handle(request: Any, context: Any) -> bytes:
-        call = None
-        if (recorder := tracing.recorder()) is not None:
-            call = recorder.begin(method, context.invocation_metadata, attributes)
-            if call.is_recording():
-                return await otherwise(request, context, call)
+        recorder, decision = tracing.recorder(), None
+        if recorder is not None:
+            decision = recorder.decide(_metadata(context))
+            if decision[0]:
+                return await otherwise(request, context, recorder.begin(method, decision, attributes))
         tried = interception.at_once(method, ready, request, context)
-        return await otherwise(request, context, call, tried=tried) if isinstance(tried, NotAnswered) else tried
+        if not isinstance(tried, NotAnswered):
+            return tried
+        call = None if recorder is None or decision is None else recorder.begin(method, decision, attributes)
+        return await otherwise(request, context, call, tried=tried)
 
     return handle
 
@@ -298,10 +301,17 @@ def _streamed(
 
 
 def _begin(method: str, context: Any, attributes: dict[str, str], decided: tracing.Call | None = None) -> tracing.Call:
-    call = tracing.begin(method, context.invocation_metadata, attributes, decided=decided)
+    call = tracing.begin(method, partial(_metadata, context), attributes, decided=decided)
     if call.is_recording():
         call.set_attribute("network.peer.address", _address(context.peer()))
     return call
+
+
+def _metadata(context: Any) -> tracing.Pairs | None:
+    """The call's, as the doorman saw it where he noted that."""
+    seen = tracing.at_the_door.get()
+    found: tracing.Pairs | None = context.invocation_metadata() if seen is None else seen
+    return found
 
 
 def _address(peer: str) -> str:

@@ -213,11 +213,22 @@ class Call(trace.NonRecordingSpan):
 current: ContextVar[Call | None] = ContextVar("openmanager_call", default=None)
 
 
+at_the_door: Final[ContextVar[Pairs | None]] = ContextVar("openmanager_metadata_at_the_door", default=None)
+"""What runtime.doorman was shown of a gRPC call's metadata while tracing is on; each call has a task of its own. gRPC
+makes the metadata anew whenever it is asked for."""
+
+Decision = tuple[bool, int, Parent | None]
+"""Of a call that was received: whether it is recorded, its trace id, its caller's place. A plain tuple: one a call."""
+
+
 class Recorder(Protocol):
     """What decides and records while tracing is on: runtime.tracing_sdk.SpanRecorder."""
 
-    def begin(self, name: str, carrier: Carrier, attributes: Mapping[str, Any]) -> Call:
-        """A call that was received, recorded or not."""
+    def decide(self, pairs: Pairs | None) -> Decision:
+        """What becomes of a call with such metadata or headers."""
+
+    def begin(self, name: str, decision: Decision, attributes: Mapping[str, Any]) -> Call:
+        """A call that was received, as was decided."""
 
     def outgoing(self, method: str) -> "tuple[Metadata, Any]":
         """The metadata to send with a call that is made now, and its RecordedSpan or None."""
@@ -256,7 +267,9 @@ def begin(
         call = decided or Call(carrier)
         call.enter(attach=False)
         return call
-    call = decided or (Call(carrier) if quiet else _recorder.begin(name, carrier, attributes))
+    if decided is None:
+        decided = Call(carrier) if quiet else _recorder.begin(name, _recorder.decide(carrier()), attributes)
+    call = decided
     call.enter(attach=True)
     return call
 

@@ -32,8 +32,9 @@ from runtime.tracing import (
     TRACEPARENT,
     TRACESTATE,
     Call,
-    Carrier,
+    Decision,
     Metadata,
+    Pairs,
     header,
     new_span_id,
     new_trace_id,
@@ -191,19 +192,22 @@ class SpanRecorder:
         self.resource = resource
         self.processors = processors
 
-    def begin(self, name: str, carrier: Carrier, attributes: Mapping[str, Any]) -> Call:
-        """A call that was received: its span, or its unrecorded place."""
-        parent = parent_of(carrier())
+    def decide(self, pairs: Pairs | None) -> Decision:
+        """Whether a call is recorded; nothing is made for it yet."""
+        parent = parent_of(pairs)
         if parent is None:
-            trace_id, flags = new_trace_id(), RANDOM
-            taken = self._rule.takes(trace_id, None)
-        else:
-            trace_id, flags = parent.trace_id, parent.flags
-            taken = self._rule.takes(trace_id, parent.sampled)
+            trace_id = new_trace_id()
+            return self._rule.takes(trace_id, None), trace_id, None
+        return self._rule.takes(parent.trace_id, parent.sampled), parent.trace_id, parent
+
+    def begin(self, name: str, decision: Decision, attributes: Mapping[str, Any]) -> Call:
+        """A call that was received: its span, or its unrecorded place."""
+        taken, trace_id, parent = decision
         if not taken:
             return Call(None, parent, trace_id)
-        above, state = None, None
+        above, state, flags = None, None, RANDOM
         if parent is not None:
+            flags = parent.flags
             state = parse_tracestate(parent.state) if parent.state else None
             above = SpanContext(trace_id, parent.span_id, True, FLAGS[flags], state)
         place = SpanContext(trace_id, new_span_id(), False, FLAGS[flags | SAMPLED], state)
