@@ -25,6 +25,8 @@ KEPT: Final = 2_000
 KNOWN_FOR_S: Final = 3_600
 """A gateway that starts asks for what changed since so long, for watchers that another one had."""
 MAX_WATCHERS: Final = 1_000
+AHEAD_MS: Final = 60_000
+"""A version may be so far ahead of our clock, since clocks differ; of one further ahead nobody would hear until then."""
 
 Anomaly = anomaly_pb2.Anomaly
 Wants = Callable[[str], bool]
@@ -40,6 +42,8 @@ class Findings:
         self._clock = clock
         self._known: dict[str, Anomaly] = {}
         self._complete_from = 0
+        self._lacks = False
+        """Whether findings of a day ago and before may be missing."""
         self._watchers = 0
         self.version = 0
         """The time of the last change, microseconds since the Unix epoch; 0: metadata was never reached."""
@@ -59,6 +63,9 @@ class Findings:
                 newest = max([newest, *map(_version, message.anomalies)])
                 if message.continues or message.version < newest:
                     continue
+                filled = message.snapshot and self._lacks and not message.partial
+                if message.snapshot:
+                    self._lacks = message.partial
                 # of a snapshot it is the version that was asked for: a first one no other gateway knows
                 if message.snapshot and not self.version:
                     continue
@@ -66,6 +73,9 @@ class Findings:
                     self._complete_from = after
                 self._take(waiting, message.version)
                 waiting = []
+                if filled:  # with findings that are older than what watchers have: they are given all that go on
+                    self.version += 1
+                    self._complete_from = self.version
 
     def _take(self, anomalies: Iterable[Anomaly], version: int) -> None:
         """Takes all that changed up to a version at once: a watcher has what he was told by its version."""
@@ -86,7 +96,10 @@ class Findings:
                 del self._known[one.id]
 
     def since(self, version: int) -> list[Anomaly] | None:
-        """What changed after a version, in that order; after 0, what goes on. None: it is not known any more."""
+        """What changed after a version, in that order; after 0, what goes on. None: it is not known any more, or the
+        version is of a time to come, of a clock that was wrong."""
+        if version > (self._clock.now_ms() + AHEAD_MS) * 1_000:
+            return None
         if not self.version or version >= self.version:
             return []
         if not version:

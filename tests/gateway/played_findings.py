@@ -46,12 +46,20 @@ class PlayedMetadata:
         self.followed_from: list[int] = []
         self.counts: list[metadata_pb2.AnomalyCount] | None = []
 
-    def tell(self, *anomalies: anomaly_pb2.Anomaly, snapshot: bool = False, version: int | None = None) -> None:
+    def tell(
+        self,
+        *anomalies: anomaly_pb2.Anomaly,
+        snapshot: bool = False,
+        partial: bool = False,
+        version: int | None = None,
+    ) -> None:
         version = (
             max([NOW_US, *(one.update_time.ToMicroseconds() for one in anomalies)]) if version is None else version
         )
         self.told.put_nowait(
-            metadata_pb2.FollowAnomaliesResponse(version=version, snapshot=snapshot, anomalies=anomalies)
+            metadata_pb2.FollowAnomaliesResponse(
+                version=version, snapshot=snapshot, partial=partial, anomalies=anomalies
+            )
         )
 
     def cut(self) -> None:

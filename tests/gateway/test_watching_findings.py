@@ -232,6 +232,53 @@ async def test_who_is_behind_by_too_much_is_given_all_that_goes_on(monkeypatch: 
         task.cancel()
 
 
+async def test_what_a_partial_snapshot_lacked_is_told_to_all_when_it_is_known() -> None:
+    async with gateway() as made:
+        task = await followed(made)
+        made.metadata.tell(anomaly("b", "web-1", 1), snapshot=True, partial=True)
+        made.metadata.tell(version=NOW_US + 2)
+        await reached(made, 2)
+        findings = made.world.findings.watch(lambda _: True, "")
+        async with made.world.watch() as watch, aclosing(findings) as alone:
+            told = Told(watch._messages)
+            await told.until("b")
+            assert [one.id[0] for one in (await anext(alone)).anomalies] == ["b"]
+            older = anomaly("a", "web-2", -100_000_000_000)
+            made.metadata.tell(older, anomaly("b", "web-1", 1), snapshot=True, version=NOW_US + 2)
+            await told.until("a", "b")
+            async with asyncio.timeout(20.0):
+                message = await anext(alone)
+            assert (message.snapshot, [one.id[0] for one in message.anomalies]) == (True, ["a", "b"])
+            made.metadata.tell(older, anomaly("b", "web-1", 1), snapshot=True, version=NOW_US + 2)  # of another stream
+            made.metadata.tell(anomaly("c", "web-2", 5))
+            message = await anext(alone)
+            assert (message.snapshot, [one.id[0] for one in message.anomalies]) == (False, ["c"])
+        task.cancel()
+
+
+async def test_a_version_of_a_time_to_come_is_void() -> None:
+    async with gateway() as made:
+        task = await followed(made)
+        made.metadata.tell(*made.metadata.known, snapshot=True)
+        made.metadata.tell(version=NOW_US + 2)
+        await reached(made, 2)
+        next_year = str(NOW_US + 31_536_000_000_000)
+        async with aclosing(made.world.findings.watch(lambda _: True, next_year)) as messages, asyncio.timeout(20.0):
+            message = await anext(messages)
+            assert (message.snapshot, message.version) == (True, str(NOW_US + 2))
+            assert [one.id[0] for one in message.anomalies] == ["a", "b"]
+        async with made.world.watch() as watch:
+            told = Told(watch._messages)
+            await told.until("a", "b")
+            version = told.version
+        before, _, of_findings = version.rpartition(".")
+        assert of_findings == str(NOW_US + 2), version
+        async with made.world.watch(after_version=f"{before}.{next_year}") as watch:
+            again = Told(watch._messages)
+            await again.until("a", "b")
+        task.cancel()
+
+
 async def test_servers_are_watched_while_metadata_is_away() -> None:
     async with gateway() as made:
         async with made.world.watch() as watch:

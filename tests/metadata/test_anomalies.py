@@ -1,5 +1,6 @@
 """Findings: recorded by detectors, remarked on by people, listed and followed, with PostgreSQL and without."""
 
+import asyncio
 import math
 import signal
 from contextlib import aclosing
@@ -201,9 +202,14 @@ async def test_what_only_postgresql_has_is_said_to_be_missing(own_server: Postgr
         assert page.next_page_token
         said = await store.remark(anomaly(minute=3).id, is_real=True, author="ada", comment="")
         async with aclosing(store.follow(0)) as told:
-            assert [shape(one) for one in (await anext(told)).findings] == [shape(said)]
-        own_server.start()
-        await parts.all_inserted(20.0)
+            first, last = await anext(told), await anext(told)
+            assert [shape(one) for one in first.findings] == [shape(said)]
+            assert (first.continues, last.findings, last.continues, last.is_partial) == (True, (), False, True)
+            own_server.start()
+            await parts.all_inserted(20.0)
+            async with asyncio.timeout(20.0):
+                rest = await anext(told)  # who was told a part is told all as soon as it can be read
+            assert (rest.is_snapshot, rest.is_partial, len(rest.findings)) == (True, False, 3)
         page = await store.listing(EVERYTHING, page_size=1, page_token=page.next_page_token)
         assert [one.anomaly and one.anomaly.start_ms for one in page.items] == [NOON_MS + 2 * MINUTE_MS]
 

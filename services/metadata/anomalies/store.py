@@ -68,6 +68,17 @@ class AnomalyStore:
         self._last_us = 0
         self._stored_us = 0
         self._change = asyncio.Event()
+        self._returns = 0
+        database.on_return(self._returned)
+
+    def _returned(self) -> None:
+        """PostgreSQL answers again: who was told a part may have the rest."""
+        self._returns += 1
+        self._wake()
+
+    def _wake(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
 
     @classmethod
     async def opened(cls, database: Database, facts: Facts, clock: Clock) -> Self:
@@ -103,8 +114,7 @@ class AnomalyStore:
             await self._facts.record_all(facts)
         finally:
             self._stored_us = max([self._stored_us, *(fact.created_us for fact in facts)])
-            self._change.set()
-            self._change = asyncio.Event()
+            self._wake()
 
     def _next_us(self) -> int:
         self._last_us = max(self._clock.now_ms() * 1_000, self._last_us + 1)
@@ -185,7 +195,8 @@ class AnomalyStore:
         return Page(items=shown, next_page_token=token, total_size=total + len(ours), stale_since=stale_since)
 
     async def follow(self, after_us: int) -> AsyncGenerator[Told, None]:
-        """Tells the findings that go on, then each that changes.
+        """Tells the findings that go on, then each that changes; those that go on once more where some of them could
+        not be read, when they can.
 
         Args:
             after_us: `version` that the follower has; 0: what changed before does not matter.
@@ -193,11 +204,14 @@ class AnomalyStore:
         Raises:
             Unavailable: OLDER_UNAVAILABLE, what changed since is in PostgreSQL only.
         """
-        version = after_us or self._stored_us
-        async for told in self._going_on(version):
-            yield told
+        version, is_partial, returns = after_us or self._stored_us, True, -1
         while True:
             change, stored_us = self._change, self._stored_us
+            if is_partial and returns != self._returns:
+                returns, is_partial = self._returns, False
+                async for told in self._going_on(version):
+                    is_partial = told.is_partial
+                    yield told
             changed = await self._changed(version)
             if changed:
                 version = changed[-1].changed_us
