@@ -26,7 +26,7 @@ KNOWN_FOR_S: Final = 3_600
 """A gateway that starts asks for what changed since so long, for watchers that another one had."""
 MAX_WATCHERS: Final = 1_000
 AHEAD_MS: Final = 60_000
-"""A version may be so far ahead of our clock, since clocks differ; of one further ahead nobody would hear until then."""
+"""A version may be so far ahead of our clock, since clocks differ. Who has one further ahead would hear of nothing."""
 
 Anomaly = anomaly_pb2.Anomaly
 Wants = Callable[[str], bool]
