@@ -32,6 +32,7 @@ async def measured(folder: Path, *only: str) -> Any:
     return orjson.loads(orjson.dumps(found))
 
 
+@pytest.mark.full
 @pytest.mark.timeout(60)
 async def test_every_row_runs_on_recordings(tmp_path: Path) -> None:
     recording(JUDGE)

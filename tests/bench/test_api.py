@@ -77,6 +77,7 @@ def offered(address: str, *, path: str = GET_SERVER, clients: int = 5, seconds: 
     )
 
 
+@pytest.mark.full
 def test_h2load_alone_would_count_calls_that_fail(tmp_path: Path) -> None:
     required("h2load")
 
@@ -91,6 +92,7 @@ def test_h2load_alone_would_count_calls_that_fail(tmp_path: Path) -> None:
             load(server, "/openmanager.gateway.v1.FleetService/NoSuchMethod", len(REPLY))
 
 
+@pytest.mark.full
 def test_a_call_that_fails_or_is_too_short_voids_an_open_loop(tmp_path: Path) -> None:
     with bare(tmp_path) as server:
         found = offered(server.address)
@@ -103,6 +105,7 @@ def test_a_call_that_fails_or_is_too_short_voids_an_open_loop(tmp_path: Path) ->
             offered(server.address, size=1_001)
 
 
+@pytest.mark.full
 def test_calls_that_were_due_while_the_server_stood_still_count_as_slow(tmp_path: Path) -> None:
     """A generator that waits for answers before it asks again would find one slow call a client."""
     over = threading.Event()

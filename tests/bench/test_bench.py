@@ -52,6 +52,7 @@ def check_shape(found: Any, only: set[str]) -> None:
         assert row["met"] is not False or row["note"].startswith("misses")
 
 
+@pytest.mark.full
 async def test_every_row_is_measured_beside_the_peers(tmp_path: Path) -> None:
     if missing := peers.missing():
         pytest.skip(f"{' and '.join(PROGRAMS[name] for name in missing)} not on the PATH")

@@ -20,6 +20,7 @@ from openmanager.timeseries.v1 import timeseries_pb2
 from tests.bench.test_bench import check_shape, measured
 
 
+@pytest.mark.full
 async def test_the_year_and_the_cost_of_a_point_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     found = await measured(tmp_path / "data", "year", "cost")
@@ -39,6 +40,7 @@ async def test_the_year_and_the_cost_of_a_point_are_measured(tmp_path: Path, mon
     assert works == {"1 metric, 2 days by 1 h, p95", *(f"{cost}, 2 to 4 servers" for cost in costs)}
 
 
+@pytest.mark.full
 async def test_a_fleet_is_played_killed_started_again_and_counted(tmp_path: Path) -> None:
     found = await asyncio.to_thread(run_scale, scale.QUICK, tmp_path, Progress())
     found = orjson.loads(orjson.dumps(found))

@@ -18,6 +18,7 @@ from bench.peers import BenchError
 TINY = Size(rounds=1, interactions=200, at_once=10, searched=2_000, searches=30, servers=500)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(200)
 async def test_every_row_runs(tmp_path: Path) -> None:
     found = await asyncio.to_thread(command.run, TINY, tuple(ROWS), tmp_path, Progress())

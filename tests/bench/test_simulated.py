@@ -56,6 +56,7 @@ async def test_a_quiet_fleet_is_measured(tmp_path: Path) -> None:
     assert 0 < fleet["tick_ms"] <= fleet["judging_ms"] <= fleet["highest_ms"]
 
 
+@pytest.mark.full
 async def test_one_that_is_restarted_goes_on_as_if_it_was_not(tmp_path: Path) -> None:
     found = await measured(QUICK, tmp_path, "restart")
     assert [row["met"] for row in found["table"]] == [True], found["table"]
@@ -65,6 +66,7 @@ async def test_one_that_is_restarted_goes_on_as_if_it_was_not(tmp_path: Path) ->
     assert restart["state"] == 0.0
 
 
+@pytest.mark.full
 async def test_every_scenario_is_played_and_looked_for(tmp_path: Path) -> None:
     found = await measured(QUICK, tmp_path, "scenarios")
     (fleet,) = found["results"]["scenarios"]["fleets"]
@@ -158,6 +160,7 @@ def test_the_loudest_fleet_of_a_week_is_judged() -> None:
         assert quiet_row.judged(found)[0].met is met
 
 
+@pytest.mark.full
 async def test_what_a_restart_forgets_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = FleetDetector.restore
 

@@ -160,6 +160,7 @@ def test_units_are_taken_from_the_names(name: str, unit: str, kind: MetricKind) 
     assert metric_of_column(name) == Metric(name=name, unit=unit, kind=kind)
 
 
+@pytest.mark.full
 def test_three_months_of_twenty_real_machines(tmp_path: Path) -> None:
     path = recording_file("bitbrains-20.csv.gz")
     recording = RecordingReader(path, tmp_path / "runs").read()

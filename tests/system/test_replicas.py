@@ -218,6 +218,7 @@ async def the_story(made: Replicated, away_s: float) -> None:
     await made.check_store()
 
 
+@pytest.mark.full
 @pytest.mark.fault("two timeseries replicas: store cut off, a replica killed")
 @pytest.mark.timeout(300)
 async def test_two_replicas_on_one_store(tmp_path: Path) -> None:

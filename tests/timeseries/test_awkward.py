@@ -231,6 +231,7 @@ async def test_the_longest_identity_comes_back_after_a_restart(tmp_path: Path) -
         assert [found[LONG, key] for key in (LONG, "", "\0\n")] == [[(NOON, 1.0)], [(NOON, 2.0)], [(NOON, 3.0)]]
 
 
+@pytest.mark.full
 async def test_100_000_metrics_in_one_set(tmp_path: Path) -> None:
     count = validation.MAX_SET_METRICS
     of_set = MetricSet(tuple(Metric(name=f"metric_{number}") for number in range(count)))

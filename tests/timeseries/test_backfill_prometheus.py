@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import urllib3
 
 from runtime.clock import ManualClock
@@ -93,6 +94,7 @@ def run(command: list[str], environment: dict[str, str]) -> subprocess.Completed
     return subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.full
 async def test_the_command_copies_and_counts(tmp_path: Path) -> None:
     def backfill(server: VictoriaServer) -> subprocess.CompletedProcess[str]:
         environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "DATA_DIR": str(tmp_path)}

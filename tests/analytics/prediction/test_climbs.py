@@ -54,6 +54,7 @@ def test_where_nothing_climbs_there_is_no_date() -> None:
     assert window.value.tolist() == [50.0, 80.0]
 
 
+@pytest.mark.full
 def test_a_disk_that_is_filled_and_cleaned_as_usual_foretells_nothing() -> None:
     """Every six hours, every day and every week, to 93 %: once a cycle is known it is silent, over three weeks."""
     periods = (360, DAY, 7 * DAY)
@@ -113,6 +114,7 @@ def test_missing_minutes_hardly_matter(missing: set[int], later: int) -> None:
         assert np.isnan(climbs.state.points[1, 1:]).all(), "points that were passed over are empty"
 
 
+@pytest.mark.full
 @settings(max_examples=15, deadline=None)
 @given(cuts=st.lists(st.integers(1, 999), max_size=4), seed=st.integers(0, 99))
 def test_a_restart_at_any_minute_changes_nothing(cuts: list[int], seed: int) -> None:

