@@ -39,11 +39,12 @@ def year_of(server_id: str, now_s: int) -> list[dict[str, Any]]:
     """Batches of an hourly row for DAYS days: a daily wave, a disk that has grown by .15 a day to 80 (or not at all), a
     counter of 1,000 an hour that was reset half a year ago.
 
-    The wave's noise is the same each week: of 24 ways to cut other noise into days some have a trend by chance."""
+    What noise adds to the wave on one day it takes away on the next: of the 24 ways to cut other noise into days some
+    have a trend by chance."""
     hours = np.arange(DAYS * 24)
     noise = np.random.default_rng(5).standard_normal((2, len(hours)))
-    weekly = 0.5 * np.resize(noise[0, : 7 * 24], len(hours))
-    wave = 40 + 10 * np.sin(2 * np.pi * (now_s // HOUR_S - hours[::-1]) / 24) + weekly
+    two_days = np.where(hours // 24 % 2, -1.0, 1.0) * noise[0, hours // 48 * 24 + hours % 24]
+    wave = 40 + 10 * np.sin(2 * np.pi * (now_s // HOUR_S - hours[::-1]) / 24) + two_days
     disk = (80 - hours[::-1] / 24 * 0.15 if server_id == GROWING else 30) + 0.1 * noise[1]
     count = 1_000.0 * hours
     count[len(hours) // 2 :] -= count[len(hours) // 2]
