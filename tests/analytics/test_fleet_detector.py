@@ -126,6 +126,7 @@ def test_nothing_is_found_while_learning() -> None:
         assert show(detector, fleet_tick(tick, broken=tick % 200 > 190)) == []
 
 
+@pytest.mark.full
 def test_constant_series_never_alarm(judged: list[Any]) -> None:
     detector = FleetDetector()
     for tick in range(LEARN_TICKS):

@@ -115,6 +115,7 @@ async def test_reasons_pass_as_they_are() -> None:
         assert first.horizon.seconds == 8 * 3_600
 
 
+@pytest.mark.full
 async def test_analytics_that_is_away_is_named() -> None:
     async with analytics_gateway({}, analytics="127.0.0.1:1") as (stub, _):
         with pytest.raises(Unavailable) as caught:

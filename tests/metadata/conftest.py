@@ -58,7 +58,7 @@ def data_dir() -> Iterator[Path]:
     shutil.rmtree(made, ignore_errors=True)
 
 
-@pytest.fixture(params=["embedded-18", "debian-15"])
+@pytest.fixture(params=["embedded-18", pytest.param("debian-15", marks=pytest.mark.full)])
 def server(request: pytest.FixtureRequest) -> PostgresServer:
     found: PostgresServer = request.getfixturevalue(f"{request.param.partition('-')[0]}_server")
     return found

@@ -214,6 +214,7 @@ async def test_a_caller_shows_its_new_certificate_and_loses_no_call(
     assert len(caplog.records) == 1
 
 
+@pytest.mark.full
 async def test_calls_go_on_while_a_callers_certificate_is_replaced_again_and_again(
     tmp_path: Path, made: Path, foreign: Path
 ) -> None:

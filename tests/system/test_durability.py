@@ -129,7 +129,7 @@ def check(found: dict[str, list[tuple[float, float]]], acknowledged: set[int], s
 @pytest.mark.parametrize(
     ("victims", "rounds"),
     [
-        pytest.param(("timeseries",), ROUNDS, id="timeseries"),
+        pytest.param(("timeseries",), ROUNDS, id="timeseries", marks=pytest.mark.full),
         pytest.param(EVERYTHING, 2, id="everything"),  # a round takes 3 to 7 s
         pytest.param(EVERYTHING, 2 * ROUNDS, id="everything-again-and-again", marks=pytest.mark.full),
     ],

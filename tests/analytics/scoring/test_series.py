@@ -45,6 +45,7 @@ def scored(series: np.ndarray, step_s: float = STEP_S, scorer: SeriesScorer | No
     scale=st.floats(1e-6, 1e6),
     shift=st.floats(-1e4, 1e4),
 )
+@pytest.mark.full
 def test_scale_and_shift_change_nothing(seed: int, kind: str, scale: float, shift: float) -> None:
     series = made(seed, 3, kind)
     plain, moved = scored(series), scored(scale * (series + shift))
@@ -67,6 +68,7 @@ def test_what_a_constant_series_does_for_the_first_time_is_seen() -> None:
     assert score[2 * DAY].max() > 0.5 and departure[2 * DAY] > p.SOFT_DEVIATIONS
 
 
+@pytest.mark.full
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 1000), at=st.integers(2 * DAY, 3 * DAY - 20), kind=st.sampled_from(["season", "noise"]))
 def test_a_single_missing_tick_changes_nothing(seed: int, at: int, kind: str) -> None:
@@ -152,6 +154,7 @@ def test_after_an_incident_of_half_an_hour_what_is_usual_stays_usual() -> None:
         assert np.abs(apart).mean() < 0.5  # .25 and .37; .81 and 2.89 when the hour took whatever came
 
 
+@pytest.mark.full
 def test_what_comes_every_day_or_every_weekend_is_usual() -> None:
     day, hour = np.arange(28 * DAY) // DAY, np.arange(28 * DAY) % DAY // 12
     load = np.where((hour >= 9) & (hour < 17), 80.0, 20.0)

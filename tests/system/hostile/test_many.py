@@ -149,6 +149,7 @@ async def test_grpc_calls_that_are_cancelled_at_once(target: Attacked, method: s
         await other.is_served()
 
 
+@pytest.mark.full
 async def test_watchers_that_come_and_go(target: Attacked) -> None:
     """10,000, of whom some hundred are there at a time; each has had his first message."""
     async with target.endures(LITTLE_MB) as other, await Connection.open(target.grpc) as connection:
@@ -196,6 +197,7 @@ async def deaf(address: str) -> asyncio.StreamWriter:
     return writer
 
 
+@pytest.mark.full
 async def test_readers_who_do_not_read(target: Attacked) -> None:
     """Their next message holds what has changed meanwhile, however much, and is not made before they take it."""
     http = f"GET /v1/fleet/watch?view=FULL HTTP/1.1\r\nHost: {target.http}\r\n\r\n".encode()
