@@ -1,6 +1,7 @@
 """What every SQLite file of ours needs: transactions, small answers, names that survive a loss of power."""
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -34,9 +35,10 @@ def fetch(db: apsw.Connection, query: str, bindings: Sequence[int | str | float 
     return db.execute(query, bindings).fetchall()
 
 
-def give_back(db: apsw.Connection, pages: int) -> None:
-    """Gives so many free pages back to the file system, or all there are; for files with `auto_vacuum=INCREMENTAL` and
-    a log. Where somebody reads what was before, the file is cut when the log is next copied into it.
+def give_back(db: apsw.Connection, pages: int = sys.maxsize) -> None:
+    """Gives free pages back to the file system, at most so many; for files with `auto_vacuum=INCREMENTAL` and a log.
+
+    Where somebody reads what was before, the file is cut when the log is next copied into it.
 
     In small transactions: a page that is cut off is written all the same where the changed ones do not fit into the
     page cache (2 MB). 8,200 pages of 8 KiB took 63 MB of the log and 0.15 s at 4,096 a transaction, 1.1 MB and 0.03 s

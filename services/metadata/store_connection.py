@@ -25,7 +25,7 @@ from typing import Any, Self
 import asyncpg
 
 from fleet.status import StoreProbe
-from runtime import tasks, telemetry
+from runtime import tasks
 from runtime.circuit import Circuit, CircuitState
 from runtime.clock import Clock
 from runtime.errors import Aborted, FailedPrecondition, OpenManagerError, Unavailable, mask
@@ -34,6 +34,7 @@ from runtime.tasks import Backoff, run_forever
 from services.metadata.driver_errors import ABORTED, UNAVAILABLE, describe
 from services.metadata.hosts import first_that_serves
 from services.metadata.line import Answer, Line, question
+from services.metadata.query_spans import trace_queries
 from services.metadata.store_migrate import Migration, load_migrations, migrate
 from services.metadata.target import DatabaseTarget
 
@@ -116,7 +117,7 @@ class Database:
         Raises:
             FailedPrecondition: the schema cannot be used by this program; a person has to decide.
         """
-        _trace_queries()
+        trace_queries()
         self._pool = self._new_pool()
         try:
             await self._migrate()
@@ -393,13 +394,3 @@ class Database:
     def _tell_return(self) -> None:
         for returned in self._returned:
             returned()
-
-
-def _trace_queries() -> None:
-    """Makes a span of every query when spans go anywhere; parameters are never recorded."""
-    if telemetry.tracing_enabled():
-        from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor  # noqa: PLC0415 - 150 ms to import
-
-        instrumentor = AsyncPGInstrumentor()  # type: ignore[no-untyped-call]
-        if not instrumentor.is_instrumented_by_opentelemetry:
-            instrumentor.instrument()

@@ -34,6 +34,15 @@ async def reached(made: Gateway, after_us: int) -> None:
     await eventually(lambda: made.world.findings.version >= NOW_US + after_us)
 
 
+async def known_to(made: Gateway) -> "asyncio.Task[None]":
+    """Follows them until it has what metadata knows: findings a and b, as of NOW_US + 2."""
+    task = await followed(made)
+    made.metadata.tell(*made.metadata.known, snapshot=True)
+    made.metadata.tell(version=NOW_US + 2)
+    await reached(made, 2)
+    return task
+
+
 class Told(Watch):
     """A watcher of the fleet, and what it knows of findings."""
 
@@ -53,11 +62,7 @@ class Told(Watch):
 
 async def test_the_fleet_is_watched_with_its_findings() -> None:
     async with gateway() as made:
-        web, db = made.metadata.known
-        task = await followed(made)
-        made.metadata.tell(web, db, snapshot=True)
-        made.metadata.tell(version=NOW_US + 2)
-        await reached(made, 2)
+        task = await known_to(made)
         async with made.world.watch() as watch, made.world.watch(role="web") as narrow:
             told, of_webs = Told(watch._messages), Told(narrow._messages)
             await told.until("a", "b")
@@ -82,10 +87,7 @@ async def test_the_fleet_is_watched_with_its_findings() -> None:
 
 async def test_a_scope_hides_findings_from_watchers() -> None:
     async with gateway(WEBS) as made:
-        task = await followed(made)
-        made.metadata.tell(*made.metadata.known, snapshot=True)
-        made.metadata.tell(version=NOW_US + 2)
-        await reached(made, 2)
+        task = await known_to(made)
         stream = made.stub.WatchAnomalies(pb.WatchAnomaliesRequest())
         first = await stream.read()
         assert first.snapshot
@@ -107,10 +109,7 @@ def _first_of(stub: Any) -> Any:
 
 async def test_watchers_of_findings_go_on_where_they_were() -> None:
     async with gateway() as made:
-        task = await followed(made)
-        made.metadata.tell(*made.metadata.known, snapshot=True)
-        made.metadata.tell(version=NOW_US + 2)
-        await reached(made, 2)
+        task = await known_to(made)
 
         async def first(**request: Any) -> pb.WatchAnomaliesResponse:
             async with aclosing(made.world.findings.watch(lambda _server_id: True, **request)) as messages:
@@ -212,10 +211,7 @@ async def test_what_a_snapshot_is_ahead_of_is_told_once() -> None:
 async def test_who_is_behind_by_too_much_is_given_all_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(findings_module, "KEPT", 4)
     async with gateway() as made:
-        task = await followed(made)
-        made.metadata.tell(*made.metadata.known, snapshot=True)
-        made.metadata.tell(version=NOW_US + 2)
-        await reached(made, 2)
+        task = await known_to(made)
         async with made.world.watch() as watch:
             told = Told(watch._messages)
             await told.until("a", "b")
@@ -258,10 +254,7 @@ async def test_what_a_partial_snapshot_lacked_is_told_to_all_when_it_is_known() 
 
 async def test_a_version_of_a_time_to_come_is_void() -> None:
     async with gateway() as made:
-        task = await followed(made)
-        made.metadata.tell(*made.metadata.known, snapshot=True)
-        made.metadata.tell(version=NOW_US + 2)
-        await reached(made, 2)
+        task = await known_to(made)
         next_year = str(NOW_US + 31_536_000_000_000)
         async with aclosing(made.world.findings.watch(lambda _: True, next_year)) as messages, asyncio.timeout(20.0):
             message = await anext(messages)

@@ -31,11 +31,11 @@ def db(tmp_path: Path) -> Iterator[apsw.Connection]:
 
 def test_all_of_them_are_given_back_and_nothing_else(db: apsw.Connection, tmp_path: Path) -> None:
     kept = db.pragma("page_count") - db.pragma("freelist_count")
-    give_back(db, 1_000_000)
+    give_back(db)
     assert (db.pragma("page_count"), db.pragma("freelist_count")) == (kept, 0)
     assert (tmp_path / "some.db").stat().st_size == kept * 8_192
     assert fetch(db, "SELECT count(*), min(id), total(length(payload)) FROM rows") == [(20, 80, 20 * ROW)]
-    give_back(db, 1_000_000)
+    give_back(db)
 
 
 def test_no_more_than_wanted(db: apsw.Connection) -> None:
@@ -46,5 +46,5 @@ def test_no_more_than_wanted(db: apsw.Connection) -> None:
 
 def test_what_is_cut_off_is_not_written(db: apsw.Connection, tmp_path: Path) -> None:
     """What is kept, 2 MB, lies at the end and is moved; the 8 MB that were free are not written."""
-    give_back(db, 1_000_000)
+    give_back(db)
     assert (tmp_path / "some.db-wal").stat().st_size < 2 * 20 * ROW

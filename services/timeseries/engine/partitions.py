@@ -343,7 +343,7 @@ class Partitions:
     def compact(self, day: int) -> None:
         """Gives the free pages of a partition back to the file system; raises as `lend`, and `apsw.Error`."""
         with self.lend(day) as partition:
-            give_back(partition.db, partition.db.pragma("freelist_count"))
+            give_back(partition.db)
             partition.truncate_log()
 
     def evict(self, day: int) -> None:
