@@ -48,7 +48,7 @@ class Question:
 
 
 class Ours:
-    """Query and LastValues of the timeseries process."""
+    """QueryOnce and LastValues of the timeseries process."""
 
     def __init__(self, server: peers.Server, mix: Mix) -> None:
         options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20)]
@@ -60,8 +60,8 @@ class Ours:
 
     def ask(self, asked: Question) -> int:
         """Returns the number of points."""
-        points = 0
         if asked.last:
+            points = 0
             everything = timeseries_pb2.LastValuesRequest()
             for answer in self._stub.LastValues(everything, metadata=self._metadata, timeout=60):
                 points += sum(len(server.values) for server in answer.servers)
@@ -72,9 +72,8 @@ class Ours:
         query.start_time.seconds, query.end_time.seconds = asked.start_s, asked.end_s
         query.step.seconds, query.aggregation = STEP_S, history_pb2.AGGREGATION_AVG
         request = timeseries_pb2.QueryRequest(query=query)
-        for response in self._stub.Query(request, metadata=self._metadata, timeout=60):
-            points += sum(len(series.values) for series in response.series)
-        return points
+        answer = self._stub.QueryOnce(request, metadata=self._metadata, timeout=60)
+        return sum(len(series.values) for series in answer.series)
 
     def close(self) -> None:
         """Ends the connection."""

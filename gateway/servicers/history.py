@@ -4,8 +4,8 @@ The unary and the streaming method share one core: the query that timeseries che
 the defaults of the range, the limits of a unary answer, and the names that the caller used for a field.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
@@ -45,27 +45,23 @@ class HistoryServicer:
     async def GetServerHistory(
         self, request: public_pb2.GetServerHistoryRequest, _context: object
     ) -> public_pb2.GetServerHistoryResponse:
-        """Collects the stream, within limits."""
+        """The answer as a whole, within limits."""
         if not request.server_id:
             raise InvalidArgument("name a server", field="server_id")
         if not sees(self._state, request.server_id):
             raise unknown_server(request.server_id, "server_id")
         query = self._query(request, [request.server_id], list(request.metric))
         names = {"metrics": "metric", "server_ids": "server_id"}
-        response = public_pb2.GetServerHistoryResponse()
-        points = 0
-        async for message in self._run(query, names):
-            for series in message.series:
-                _join(response.series, series)
-                points += len(series.times)
-            response.incomplete.extend(message.incomplete)
-            if len(response.series) > MAX_UNARY_SERIES:
-                raise ResourceExhausted(f"more than {MAX_UNARY_SERIES} series (MAX_UNARY_SERIES): name fewer metrics")
-            if points > MAX_UNARY_POINTS:
-                raise ResourceExhausted(
-                    f"more than {MAX_UNARY_POINTS} points (MAX_UNARY_POINTS): shorten the range, widen the step, or "
-                    "stream with QueryHistory"
-                )
+        asked, answer = timeseries_pb2.QueryRequest(query=query), timeseries_pb2.QueryResponse()
+        with self._named(query, names):
+            answer = await self._readers.call(lambda stub: stub.QueryOnce(asked))
+        response = public_pb2.GetServerHistoryResponse(incomplete=answer.incomplete)
+        for series in answer.series:
+            _join(response.series, series)
+        if len(response.series) > MAX_UNARY_SERIES:
+            raise ResourceExhausted(f"more than {MAX_UNARY_SERIES} series (MAX_UNARY_SERIES): name fewer metrics")
+        if sum(len(series.times) for series in response.series) > MAX_UNARY_POINTS:
+            raise _too_many_points()
         return response
 
     async def QueryHistory(
@@ -85,7 +81,7 @@ class HistoryServicer:
         query.top = request.top
         if request.HasField("percentile"):
             query.percentile = request.percentile
-        async for message in self._run(query, {}):
+        async for message in self._run(query):
             yield public_pb2.QueryHistoryResponse(series=message.series, incomplete=message.incomplete)
 
     async def ListMetrics(
@@ -137,22 +133,36 @@ class HistoryServicer:
             aggregation=request.aggregation,
         )
 
-    async def _run(
-        self, query: history_pb2.HistoryQuery, names: Mapping[str, str]
-    ) -> AsyncIterator[timeseries_pb2.QueryResponse]:
-        try:
-            request = timeseries_pb2.QueryRequest(query=query)
+    async def _run(self, query: history_pb2.HistoryQuery) -> AsyncIterator[timeseries_pb2.QueryResponse]:
+        request = timeseries_pb2.QueryRequest(query=query)
+        with self._named(query, {}):
             async with aclosing(self._readers.stream(lambda stub: stub.Query(request))) as messages:
                 async for message in messages:
                     yield message
+
+    @contextmanager
+    def _named(self, query: history_pb2.HistoryQuery, names: Mapping[str, str]) -> Iterator[None]:
+        """What timeseries refuses, as the caller's own words have it; nothing, where he asks for a server that is in
+        the fleet and has never reported."""
+        try:
+            yield
         except OpenManagerError as error:
+            if error.reason == "ANSWER_TOO_LARGE":
+                raise _too_many_points() from None
             if error.reason == "SERVER_UNKNOWN":
                 if all(server_id in self._state for server_id in query.server_ids):
-                    return  # in the fleet, but it has never reported
+                    return
                 unknown = next(server_id for server_id in query.server_ids if server_id not in self._state)
                 raise unknown_server(unknown, names.get("server_ids", "server_ids")) from None
             error.field = names.get(error.field or "", error.field)
             raise
+
+
+def _too_many_points() -> ResourceExhausted:
+    return ResourceExhausted(
+        f"more than {MAX_UNARY_POINTS} points (MAX_UNARY_POINTS): shorten the range, widen the step, or stream with "
+        "QueryHistory"
+    )
 
 
 def _join(series: RepeatedCompositeFieldContainer[history_pb2.Series], part: history_pb2.Series) -> None:

@@ -15,10 +15,10 @@ from openmanager.fleet.v1 import history_pb2, metric_pb2
 from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
 from runtime.channel import Channel, calling
 from runtime.clock import SystemClock
-from runtime.errors import FailedPrecondition, InvalidArgument, NotFound
+from runtime.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
-from services.timeseries import wire
+from services.timeseries import servicer, wire
 from services.timeseries.engine import Engine
 from services.timeseries.servicer import TimeSeriesServicer, probe
 
@@ -54,6 +54,13 @@ class Service:
             query.end_time.seconds = START_S + 10_000_000
         async with calling("timeseries"):
             return [message async for message in self.stub.Query(timeseries_pb2.QueryRequest(query=query))]
+
+    async def once(self, **fields: Any) -> timeseries_pb2.QueryResponse:
+        query = history_pb2.HistoryQuery(**fields)
+        query.start_time.seconds, query.end_time.seconds = START_S, START_S + 10_000_000
+        async with calling("timeseries"):
+            answer: timeseries_pb2.QueryResponse = await self.stub.QueryOnce(timeseries_pb2.QueryRequest(query=query))
+        return answer
 
     async def last(self, **fields: Any) -> list[timeseries_pb2.LastValuesResponse]:
         async with calling("timeseries"):
@@ -150,6 +157,41 @@ async def test_a_long_series_comes_in_parts(tmp_path: Path, monkeypatch: pytest.
         for metric in ("level", "total"):
             parts = [series for message in messages for series in message.series if series.metric == metric]
             assert [time for part in parts for time in part.times] == times
+
+
+async def test_an_answer_in_one_message_is_what_the_stream_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "MAX_MESSAGE_POINTS", 100)
+    async with service(tmp_path) as ours:
+        for server_id in ("a", "b"):
+            batch = rows_to_pb(rows([START_S + second for second in range(250)], server_id))
+            await ours.append(batch, metric_sets=[metric_set_to_pb(SET)])
+        for fields in ({}, {"step": {"seconds": 60}}, {"top": 1}, {"server_ids": ["b"]}):
+            streamed = timeseries_pb2.QueryResponse()
+            for message in await ours.query(metrics=["level", "total"], **fields):
+                streamed.MergeFrom(message)
+            assert streamed.series
+            assert await ours.once(metrics=["level", "total"], **fields) == streamed
+        with pytest.raises(InvalidArgument) as refused:
+            await ours.once(metrics=["nope"])
+        assert refused.value.field == "metrics"
+
+
+async def test_an_answer_that_is_too_large_for_one_message_says_how_else_to_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with service(tmp_path) as ours:
+        await ours.append(
+            rows_to_pb(rows([START_S + second for second in range(250)])), metric_sets=[metric_set_to_pb(SET)]
+        )
+        size = (await ours.once(metrics=["level"])).ByteSize()
+        monkeypatch.setattr(servicer, "MAX_ONCE_BYTES", size)
+        await ours.once(metrics=["level"])
+        monkeypatch.setattr(servicer, "MAX_ONCE_BYTES", size - 1)
+        with pytest.raises(ResourceExhausted, match="stream it with Query") as refused:
+            await ours.once(metrics=["level"])
+        assert refused.value.reason == "ANSWER_TOO_LARGE"
 
 
 async def test_series_of_equal_and_of_different_times_keep_their_own(tmp_path: Path) -> None:
