@@ -30,6 +30,7 @@ AGE_KEY: Final = "age"
 """Trailing metadata, and a header over HTTP: how old the live state may be, in seconds. Absent: it is current."""
 
 MAX_FILTER_LABELS: Final = 16
+_VIEWS: Final = frozenset({BASIC, FULL})
 _UPDATABLE: Final = ("hostname", "environment", "role", "location", "labels", "notes")
 _COUNTED: Final = {
     status_pb2.SERVER_STATUS_HEALTHY: "healthy",
@@ -66,19 +67,23 @@ class FleetServicer:
         entry = self._state.find(request.id)
         if entry is None:
             return None
-        if not entry.has_notes or request.view == BASIC:
-            return entry.answer(request.view or FULL)
+        view = request.view or FULL
+        if view not in _VIEWS:
+            return None
+        if not entry.has_notes or view == BASIC:
+            return entry.answer(view)
         notes = self._notes.known(entry.id, entry.revision)
         return None if notes is None else entry.answer_with(notes, is_current=True)
 
     async def GetServer(self, request: fleet_pb2.GetServerRequest, context: Context) -> Prepared:
         """The same, where the cache or the record has to be asked first."""
+        view = _view(request.view, FULL)
         await self._tell_age(context)
         entry = self._state.get(request.id)
         if entry is None or not sees(self._state, request.id):
             raise unknown_server(request.id)
-        if not entry.has_notes or request.view == BASIC:
-            answer = entry.answer(request.view or FULL)
+        if not entry.has_notes or view == BASIC:
+            answer = entry.answer(view)
         else:
             answer = await self._with_notes(entry)
         return answer if access.scope() is None else Prepared(answer.data, etag=content_tag(answer.data))
@@ -106,7 +111,9 @@ class FleetServicer:
 
     async def _page(self, request: fleet_pb2.ListServersRequest) -> bytes:
         size = paging.page_size(request.page_size)
-        view = request.view or BASIC
+        view = _view(request.view, BASIC)
+        if request.status not in status_pb2.ServerStatus.values():
+            raise InvalidArgument(f"there is no status number {request.status}", field="status")
         if view == FULL:
             size = min(size, MAX_FULL_PAGE_SIZE)
         if request.show_deleted:  # the record is asked for one more
@@ -162,7 +169,7 @@ class FleetServicer:
         self, request: fleet_pb2.WatchFleetRequest, _context: object
     ) -> AsyncGenerator[Prepared, None]:
         """First everything, then what changed; a server that no longer matches the filters is gone for this reader."""
-        wanted = Wanted(request.view or BASIC, request.environment, request.role, access.scope())
+        wanted = Wanted(_view(request.view, BASIC), request.environment, request.role, access.scope())
         async with aclosing(self._changes.watch(wanted, request.after_version)) as messages:
             async for message in messages:
                 yield message
@@ -226,6 +233,16 @@ class FleetServicer:
         age_s = self._state.age_s
         if math.isfinite(age_s):
             context.set_trailing_metadata(((AGE_KEY, str(math.ceil(age_s))),))
+
+
+def _view(
+    wanted: fleet_pb2.ServerView.ValueType, default: fleet_pb2.ServerView.ValueType
+) -> fleet_pb2.ServerView.ValueType:
+    """The view that is asked for. Over gRPC it may be any number, and of each view a server's bytes are kept."""
+    view = wanted or default
+    if view not in _VIEWS:
+        raise InvalidArgument(f"there is no view number {view}", field="view")
+    return view
 
 
 def _labels(wanted: Sequence[str]) -> list[tuple[str, str | None]]:

@@ -208,6 +208,23 @@ async def test_equal_questions_share_the_answer_until_something_changes() -> Non
         assert (await w.get("a")).etag != one.etag
 
 
+@pytest.mark.parametrize("asked", [{"view": 77}, {"status": 77}])
+async def test_a_view_or_status_that_there_is_not_is_refused_and_nothing_is_kept_of_it(asked: dict[str, Any]) -> None:
+    async with world() as w:
+        w.cache.send(server_state("a", 1, 1, 1, 1), snapshot=True)
+        await eventually(lambda: w.state.known)
+        refusals = [lambda: w.page(**asked)]
+        if "view" in asked:
+            request = fleet_pb2.GetServerRequest(id="a", **asked)
+            assert w.servicer.GetServer_at_once(request) is None
+            refusals.append(lambda: w.servicer.GetServer(request, w.context))
+            refusals.append(lambda: anext(w.servicer.WatchFleet(fleet_pb2.WatchFleetRequest(**asked), w.context)))
+        for refused in refusals:
+            with pytest.raises(InvalidArgument) as fault:
+                await refused()
+            assert fault.value.field == next(iter(asked))
+
+
 async def test_while_the_subscription_is_broken_the_cache_is_asked_and_the_age_is_told() -> None:
     async with world() as w:
         w.cache.send(server_state("a", 1, 1, 1, 1), snapshot=True)
