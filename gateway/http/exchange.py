@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from fleet.access import Caller
 from gateway.http.replies import BodyTooLarge, Receive, Scope
-from runtime.errors import Cancelled, DeadlineExceeded, InvalidArgument
+from runtime.errors import DeadlineExceeded, InvalidArgument
 from runtime.settings import parse_duration
 
 MAX_BODY_BYTES: Final = 16 << 20
@@ -130,9 +130,8 @@ class Exchange:
         size = 0
         while True:
             message = await self._receive()
-            if message["type"] != "http.request":
-                self.gone = True
-                raise Cancelled("the caller left before its body was complete")
+            if message["type"] != "http.request":  # he may have left, too: then nobody reads the answer
+                raise InvalidArgument("ended before it was complete, or is not chunked as HTTP has it", field="body")
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > MAX_BODY_BYTES:

@@ -155,6 +155,22 @@ async def test_a_body_over_the_limit_is_refused_naming_it() -> None:
         assert "MAX_BODY_BYTES" in answer.json()["message"]
 
 
+async def test_a_body_that_breaks_off_is_the_senders_fault_and_no_call() -> None:
+    async with serving() as served:
+        sent = {"content-type": "application/json", "transfer-encoding": "chunked"}
+        reader, writer = await served.send("POST", "/v1/servers", None, sent)
+        writer.write(b"no length\r\n{}\r\n0\r\n\r\n")
+        no_chunks = await read_answer(reader)
+        writer.close()
+        reader, writer = await served.send("POST", "/v1/servers", b"{}", {"content-length": "100"})
+        writer.write_eof()
+        short = await read_answer(reader)
+        writer.close()
+        assert served.servicer.requests == []
+    for answer in (no_chunks, short):
+        assert (answer.status, answer.field(), answer.reason()) == (400, "body", "INVALID_ARGUMENT")
+
+
 async def test_malformed_bodies_and_content_types() -> None:
     async with serving() as served:
         malformed = await served.call("POST", "/v1/servers", b"{")
