@@ -201,7 +201,7 @@ async def _touched(connection: Any, server_id: str) -> Any:
     """The server's row, locked until the transaction ends, its revision moved."""
     row = await connection.fetchrow(_TOUCH, server_id)
     if row is None:
-        raise NotFound(f"there is no server {server_id!r}", field="server_id")
+        raise NotFound(f"there is no server {server_id!r}", reason="SERVER_NOT_FOUND", field="server_id")
     return row
 
 

@@ -229,7 +229,7 @@ def _values(descriptor: ServerDescriptor) -> tuple[str, str, str, str, str, int]
 
 def _found(row: Any, server_id: str) -> ServerRecord:
     if row is None:
-        raise NotFound(f"there is no server {server_id!r}", field="server_id")
+        raise NotFound(f"there is no server {server_id!r}", reason="SERVER_NOT_FOUND", field="server_id")
     return _server(row)
 
 

@@ -103,7 +103,7 @@ async def test_servers_that_are_not_there_have_no_windows(windows: MaintenanceSt
     for call in (windows.add(window()), windows.change(made.id, window()), windows.remove("a", made.id)):
         with pytest.raises(NotFound) as refused:
             await call
-        assert refused.value.field == "server_id"
+        assert (refused.value.reason, refused.value.field) == ("SERVER_NOT_FOUND", "server_id")
     with pytest.raises(NotFound):
         await windows.get("b", made.id)
     restored = await store.undelete_server("a")

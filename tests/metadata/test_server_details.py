@@ -85,6 +85,20 @@ async def test_delete_and_undelete_compare_etags_too(store: MetadataStore) -> No
         await store.delete_server("nobody", etag="r1")
 
 
+async def test_whatever_is_wanted_of_a_server_that_is_not_there_the_reason_is_the_one_that_reads_give(
+    store: MetadataStore,
+) -> None:
+    for call in (
+        store.get_server("nobody"),
+        store.update_server(server("nobody"), ["role"]),
+        store.delete_server("nobody"),
+        store.undelete_server("nobody"),
+    ):
+        with pytest.raises(NotFound) as refused:
+            await call
+        assert (refused.value.reason, refused.value.field) == ("SERVER_NOT_FOUND", "server_id")
+
+
 async def test_servers_are_found_by_label_and_deleted_ones_apart(store: MetadataStore, parts: Parts) -> None:
     for number, labels in enumerate(
         [(("a", "1"), ("b", "2")), (("a", "1"),), (("a", "2"), ("b", "2")), (), (("b", ""),), (("'", '"; --'),)]
