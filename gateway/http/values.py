@@ -110,6 +110,8 @@ def _free_form(kind: type[Message]) -> Parse:
 def timestamp(value: Any, now_ms: int) -> Timestamp:
     """RFC 3339, relative, or seconds since the epoch."""
     text = str(value).strip() if _is_textual(value) else ""
+    if str(value).startswith(" ") and text[:1].isdigit() and _SPAN.fullmatch(text):
+        text = f"+{text}"  # a query's `+1h` whose plus nobody escaped
     nanos = _nanos_from_epoch(text, now_ms)
     if nanos is not None:
         seconds, rest = divmod(nanos, 10**9)
@@ -118,7 +120,7 @@ def timestamp(value: Any, now_ms: int) -> Timestamp:
         return Timestamp(seconds=seconds, nanos=rest)
     result = Timestamp()
     try:
-        result.FromJsonString(_UNESCAPED_PLUS.sub(r"\1+\2", text))
+        result.FromJsonString(_UNESCAPED_PLUS.sub(r"\1+\2", text.upper()))  # RFC 3339's t and z may be small
     except ValueError:
         raise BadValue(
             f"{shown(value)} is not a time: RFC 3339 (2026-01-31T12:00:00Z), relative (-1h, now) or epoch seconds"
