@@ -26,7 +26,7 @@ from gateway.access.origin import Origin
 from gateway.access.policy import Policy
 from gateway.admission import Admission
 from gateway.http import docs_page, openapi
-from gateway.http.bridge import Bridge
+from gateway.http.bridge import Bridge, sent_path
 from gateway.http.guard import Guard
 from gateway.http.replies import (
     API_POLICY,
@@ -274,7 +274,7 @@ def _json(value: object, status: int = 200) -> Response:
 def _page_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        ours: OpenManagerError = UnknownRoute(f"nothing is at {request.url.path[:256]}")
+        ours: OpenManagerError = UnknownRoute(f"nothing is at {sent_path(request.scope)[:256]}")
     elif error.status_code == 405:
         ours = WrongMethod(request.method, (error.headers or {}).get("Allow", "").split(", "))
     else:

@@ -48,7 +48,7 @@ class Bridge:
 
     def find(self, scope: Scope) -> Match | None:
         """The match of the request's path; None: no API path."""
-        return self.table.find(scope["method"], _sent_path(scope))
+        return self.table.find(scope["method"], sent_path(scope))
 
     def endpoint_of(self, route: Route) -> Endpoint:
         """Of a route of the table."""
@@ -132,7 +132,7 @@ def _behaviour(handlers: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"], route:
     return found
 
 
-def _sent_path(scope: Scope) -> str:
+def sent_path(scope: Scope) -> str:
     """The path as it was sent: ASGI's `path` is decoded, and then an encoded slash looks like a real one."""
     raw = scope.get("raw_path")
     return raw.decode("latin-1") if raw else str(scope["path"])

@@ -104,10 +104,12 @@ async def test_an_unknown_error_shows_an_id_and_no_text() -> None:
 async def test_unknown_paths_and_wrong_methods_are_answered_in_json() -> None:
     async with serving() as served:
         unknown = await served.get("/v1/nothing")
+        encoded = await served.call("POST", "/v1/metrics%3Awrite", {})
         wrong = await served.call("PUT", "/v1/servers/a", {})
         page = await served.call("POST", "/healthz", {})
         head_of_stream = await served.call("HEAD", "/v1/fleet/watch")
     assert (unknown.status, unknown.reason()) == (404, "ROUTE_UNKNOWN")
+    assert (encoded.status, encoded.json()["message"]) == (404, "nothing is at /v1/metrics%3Awrite"), "as it was sent"
     assert (wrong.status, wrong.headers["allow"], wrong.reason()) == (
         405,
         "DELETE, GET, HEAD, PATCH",
