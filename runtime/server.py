@@ -51,7 +51,7 @@ class GrpcServer:
         self.interception = interception
         self._credentials = credentials
         self._share_port = share_port
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._services = tuple(bound.service for bound in servicers)
         self._stopping = False
         for bound in servicers:
@@ -127,6 +127,14 @@ class GrpcServer:
             await self._server.stop(grace_s)
         finally:
             timer.cancel()
+
+
+class _Health(health.aio.HealthServicer):
+    """Without List: it would tell everybody which services there are, and grpc's own fails with a traceback."""
+
+    async def List(self, _request: object, context: Any) -> None:
+        """Refuses."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "services are not listed; ask for each by Check or Watch")
 
 
 class _ByNoName:

@@ -165,6 +165,16 @@ async def test_the_callers_leaving_ends_the_handler() -> None:
         await eventually(lambda: running.servicer.watching == 0)
 
 
+async def test_health_lists_nothing_and_logs_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as running, running.raw() as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.List(health_pb2.HealthListRequest())
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert refused.value.details() == "services are not listed; ask for each by Check or Watch"
+    assert "List" not in caplog.text
+
+
 async def test_health_answers_for_the_server_and_each_service() -> None:
     kinds = health_pb2.HealthCheckResponse
     async with serving() as running, running.raw() as channel:
