@@ -165,19 +165,21 @@ class PostgresStore:
 
     async def undelete_server(self, server_id: str, *, etag: str = "") -> ServerRecord:
         checks.check_server_id(server_id)
+        revision = checks.revision_of(etag)
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(_UNDELETE_SERVER, server_id, checks.revision_of(etag))
+            row = await connection.fetchrow(_UNDELETE_SERVER, server_id, revision)
             is_deleted = None if row else await connection.fetchval(_IS_DELETED, server_id)
-        if is_deleted:
+        if is_deleted and revision is not None:
             raise etag_mismatch(server_id)
-        if is_deleted is False:
+        if is_deleted is not None:  # now it may be, but was not when it was to be restored
             raise AlreadyExists(f"the server {server_id!r} is not deleted", field="server_id")
         return _found(row, server_id)
 
     async def _one_server(self, statement: str, server_id: str, *values: Any) -> ServerRecord:
         async with self._database.connection() as connection:
             row = await connection.fetchrow(statement, server_id, *values)
-            if row is None and await connection.fetchval(_IS_DELETED, server_id) is False:
+            # Without a revision (the last of the values) it was deleted then, whatever it is by now.
+            if row is None and values[-1] is not None and await connection.fetchval(_IS_DELETED, server_id) is False:
                 raise etag_mismatch(server_id)
         return _found(row, server_id)
 

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from fleet.model import ServerDescriptor, etag_of
-from runtime.errors import Aborted, InvalidArgument, NotFound
+from runtime.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
+from services.metadata import store_postgres
 from services.metadata.queries import ServerQuery
 from services.metadata.store import MetadataStore, Remarks, ServerFilter, ServerRecord
 from tests.harness import eventually
@@ -97,6 +98,20 @@ async def test_whatever_is_wanted_of_a_server_that_is_not_there_the_reason_is_th
         with pytest.raises(NotFound) as refused:
             await call
         assert (refused.value.reason, refused.value.field) == ("SERVER_NOT_FOUND", "server_id")
+
+
+async def test_who_sent_no_etag_is_told_of_none_whatever_others_do_meanwhile(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.create_server(server("a"))
+    monkeypatch.setattr(store_postgres, "_IS_DELETED", "SELECT true WHERE $1::text = 'a'")  # since a moment ago
+    with pytest.raises(AlreadyExists):
+        await store.undelete_server("a")
+    await store.delete_server("a")
+    monkeypatch.setattr(store_postgres, "_IS_DELETED", "SELECT false WHERE $1::text = 'a'")  # not any more
+    for call in (store.delete_server("a"), store.update_server(server("a"), ["role"])):
+        with pytest.raises(NotFound):
+            await call
 
 
 async def test_servers_are_found_by_label_and_deleted_ones_apart(store: MetadataStore, parts: Parts) -> None:
