@@ -66,6 +66,21 @@ async def test_who_knows_the_password_has_a_session_of_his_own_rights(database: 
     assert not (await store.known()).credentials
 
 
+async def test_a_name_that_postgresql_cannot_hold_is_a_fault_of_the_callers_that_names_the_field(
+    database: Database,
+) -> None:
+    store, name = await with_users(database), "Ada\0"
+    for call, field in (
+        (store.update_user(User(name=name, role=VIEWER), ["role"]), "user.name"),
+        (store.delete_user(name), "name"),
+        (store.set_password(name, PASSWORD), "name"),
+        (store.create_token(Token(name="t", role=VIEWER, user=name)), "token.user"),
+    ):
+        with pytest.raises(InvalidArgument) as refused:
+            await call
+        assert refused.value.field == field
+
+
 async def test_whatever_is_wrong_the_answer_is_one(database: Database) -> None:
     store = await with_users(database)
     sessions = sessions_on(database)

@@ -18,6 +18,7 @@ import orjson
 from fleet.access import ADMIN, includes
 from runtime import paging
 from runtime.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
+from services.metadata import checks
 from services.metadata.access import secrets
 from services.metadata.access.model import (
     Credential,
@@ -95,6 +96,7 @@ class AccessStore:
             Unauthenticated: it is not the set-up token, or it was used.
         """
         check_name(name, "name")
+        checks.check_text(name, "name")
         kept = await secrets.hashed(check_password(password))
         async with self._database.connection() as connection, connection.transaction():
             spent = await connection.fetchval(
@@ -158,6 +160,7 @@ class AccessStore:
         if "role" in fields:
             check_role(user.role, "user.role")
         scope = _stored(user.scope, "user.scope")
+        checks.check_text(user.name, "user.name")
         async with self._administrated() as connection:
             before = await connection.fetchrow(_GET_USER, user.name)
             row = await connection.fetchrow(
@@ -169,6 +172,7 @@ class AccessStore:
 
     async def delete_user(self, name: str) -> User:
         """Removes a user with his tokens and returns him as he was; raises as `update_user`."""
+        checks.check_text(name, "name")
         async with self._administrated() as connection:
             deleted = await connection.fetchrow(
                 f"DELETE FROM access_users WHERE lower(name) = lower($1) RETURNING {_USER}", name
@@ -188,6 +192,7 @@ class AccessStore:
 
     async def set_password(self, name: str, password: str) -> None:
         """Ends the user's sessions, too. Raises NotFound."""
+        checks.check_text(name, "name")
         kept = await secrets.hashed(check_password(password))
         async with changing(self._database) as connection:
             changed = await connection.fetchval(
@@ -209,6 +214,7 @@ class AccessStore:
             InvalidArgument: naming the field; also a role that is more than its user's.
         """
         check_name(token.name, "token.name")
+        checks.check_text(token.user, "token.user")
         check_role(token.role, "token.role")
         scope = _stored(token.scope, "token.scope")
         if token.expire_time is not None and token.expire_time <= datetime.now(UTC):
