@@ -221,6 +221,7 @@ async def test_series_of_equal_and_of_different_times_keep_their_own(tmp_path: P
         ({"metrics": ["level"], "step": {"nanos": 1_000_000}}, "step"),
         ({"metrics": ["level"], "step": {"seconds": -5}}, "step"),
         ({"metrics": ["level"], "step": {"seconds": 5, "nanos": 1}}, "step"),
+        ({"metrics": ["level"], "step": {"seconds": 2**62}}, "step"),
         ({"metrics": ["level"], "step": {"seconds": 5}, "aggregation": 99}, "aggregation"),
         ({"metrics": ["level"], "step": {"seconds": 5}, "aggregation": "AGGREGATION_RATE"}, "aggregation"),
         ({"metrics": ["level"], "end_time": {"seconds": START_S - 1}}, "start_time"),
