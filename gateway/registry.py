@@ -132,8 +132,12 @@ class Registry:
             labels={key: value or "" for key, value in labels},
             after_id=after_id,
         )
-        async with calling("metadata"):
-            response = await self._records.ListServerRecords(request)
+        try:
+            async with calling("metadata"):
+                response = await self._records.ListServerRecords(request)
+        except OpenManagerError as error:
+            error.field = "label" if error.field == "labels" else error.field
+            raise
         return [DeletedServer(record) for record in response.servers], response.total_size
 
     async def show_details(self, server_id: str, details: details_pb2.ServerDetails) -> None:

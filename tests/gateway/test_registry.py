@@ -1,14 +1,18 @@
 """What the live state hears of the record when the cache begins anew; cache and metadata are played."""
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+
+import pytest
 
 from gateway.registry import ASK_AGAIN_S, Registry
 from openmanager.cache.v1 import cache_pb2
 from openmanager.metadata.v1 import metadata_pb2
 from runtime.channel import Channel
 from runtime.clock import ManualClock
+from runtime.errors import InvalidArgument
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 from tests.harness import eventually
@@ -67,8 +71,8 @@ class State:
         return 1 if server_id in {"known", "changed"} else None
 
 
-async def test_nobody_is_taken_out_on_the_word_of_a_copy() -> None:
-    cache, metadata, clock = Cache(), Metadata(), ManualClock()
+@asynccontextmanager
+async def registry_on(cache: Cache, metadata: Any, clock: ManualClock) -> AsyncIterator[Registry]:
     async with AsyncExitStack() as stack:
         channels = []
         for service, servicer in (("cache.v1.CacheService", cache), ("metadata.v1.ServerRegistryService", metadata)):
@@ -76,13 +80,31 @@ async def test_nobody_is_taken_out_on_the_word_of_a_copy() -> None:
             address = await server.start("127.0.0.1:0")
             stack.push_async_callback(server.stop, 0)
             channels.append(await stack.enter_async_context(Channel(address)))
-        registry = Registry(
+        yield Registry(
             cache=channels[0],
             metadata=channels[1],
             writer=None,  # type: ignore[arg-type]  # nothing is written
             state=State(),  # type: ignore[arg-type]  # all that is asked of it
             clock=clock,
         )
+
+
+async def test_what_the_record_refuses_of_a_filter_is_called_as_the_caller_calls_it() -> None:
+    class Refusing:
+        async def ListServerRecords(
+            self, _request: metadata_pb2.ListServerRecordsRequest, _context: Any
+        ) -> metadata_pb2.ListServerRecordsResponse:
+            raise InvalidArgument("longer than 63 bytes", field="labels")
+
+    async with registry_on(Cache(), Refusing(), ManualClock()) as registry:
+        with pytest.raises(InvalidArgument) as refused:
+            await registry.deleted("", "", [("team", "x" * 64)], after_id="", size=1)
+        assert refused.value.field == "label"
+
+
+async def test_nobody_is_taken_out_on_the_word_of_a_copy() -> None:
+    cache, metadata, clock = Cache(), Metadata(), ManualClock()
+    async with registry_on(cache, metadata, clock) as registry:
         task = asyncio.create_task(registry.seed())
         metadata.is_away, metadata.servers["restored"] = True, True  # the copy does not know that it was restored
         registry.snapshot_received()
