@@ -12,7 +12,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
-import numpy as np
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from fleet.model import MetricSet
@@ -191,8 +190,12 @@ def _slices(update: Update) -> Iterator[Update]:
         return
     yield replace(update, batches=())
     for metric_set, rows in update.batches:
-        count = len(rows.server_ids)
-        for start in range(0, count, ROWS_PER_SLICE):
-            places = np.arange(count)
-            part = rows.select((start <= places) & (places < start + ROWS_PER_SLICE))
+        for start in range(0, len(rows.server_ids), ROWS_PER_SLICE):
+            some = slice(start, start + ROWS_PER_SLICE)  # not `select`, which looks at all rows: 2 s for 100,000
+            part = replace(
+                rows,
+                server_ids=rows.server_ids[some],
+                times_ms=rows.times_ms[some].copy(),  # what is kept of a slice is not to hold the whole batch
+                values=rows.values[some].copy(),
+            )
             yield replace(update, descriptors=(), batches=((metric_set, part),), details={})
