@@ -4,7 +4,7 @@ What must stay true: nothing here decides who somebody is; where nobody is known
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from openmanager.gateway.v1 import options_pb2
@@ -66,16 +66,21 @@ class Caller(runtime_caller.Caller):
         may: his role, a Role; `role` is its name.
         scope: which servers he sees; None: all.
         token_id: of the token that he showed; empty: he showed none that is recorded.
+        digest: of that token's secret.
     """
 
     may: int = 0
     scope: Scope | None = None
     token_id: str = ""
+    digest: bytes = field(default=b"", repr=False)
 
     @classmethod
-    def of(cls, name: str, may: int, how: str, *, scope: Scope | None = None, token_id: str = "") -> "Caller":
+    def of(
+        cls, name: str, may: int, how: str, *, scope: Scope | None = None, token_id: str = "", digest: bytes = b""
+    ) -> "Caller":
         """`how` he proved who he is."""
-        return cls(name=name, role=role_name(may), authentication=how, may=may, scope=scope, token_id=token_id)
+        role = role_name(may)
+        return cls(name=name, role=role, authentication=how, may=may, scope=scope, token_id=token_id, digest=digest)
 
 
 def caller() -> Caller | None:

@@ -72,6 +72,7 @@ class Door:
     """Who is let in, and how many: the same for both transports."""
 
     callers: Callers
+    table: AccessTable
     cookie: Cookie
     admission: Admission
     waiting: Waiting
@@ -119,7 +120,15 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         cookie = Cookie(secure=settings.tls_cert_file is not None or settings.trusted_proxy is not None)
         sessions = Sessions(metadata, table, clock, cookie)
         pages = [*web.routes(), *await _openid_pages(stack, settings, process, sessions, audit)]
-        door = Door(callers=callers, cookie=cookie, admission=admission, waiting=waiting, audit=audit, pages=pages)
+        door = Door(
+            callers=callers,
+            table=table,
+            cookie=cookie,
+            admission=admission,
+            waiting=waiting,
+            audit=audit,
+            pages=pages,
+        )
         writer = await stack.enter_async_context(
             FleetWriter(timeseries=timeseries, cache=cache, metadata=metadata, clock=clock, describe=state.descriptor)
         )
@@ -164,6 +173,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             asyncio.create_task(run_forever("asking the stores", operator.refresh, RECONNECT), name="store-metrics"),
             asyncio.create_task(run_forever("who may come in", table.follow, RECONNECT), name="follow-access"),
             asyncio.create_task(run_forever("telling which tokens are used", table.report), name="report-access"),
+            asyncio.create_task(run_forever("ending streams", table.end_streams), name="end-streams"),
         ]
         metrics: Callable[[], bytes] = prometheus_client.generate_latest
         others = siblings(settings, metrics)
@@ -240,14 +250,16 @@ async def _serve_grpc(
 ) -> None:
     policy = Policy(services)
     authenticator = grpc_authenticator(door.callers, policy, door.admission)
+    authenticator = telling(authenticator, door.audit.refused_call, door.callers.known)
+    interception = Interception(authenticator, waiting=door.waiting)
+    door.table.ends(interception.end_streams_of)
     await process.serve_grpc(
         settings.grpc_address,
         services,
         address_setting="GATEWAY_GRPC_ADDRESS",
         public=True,
         ready=lambda: state.known and http_listening.is_set(),
-        authenticator=telling(authenticator, door.audit.refused_call, door.callers.known),
-        waiting=door.waiting,
+        interception=interception,
         knows=known_to(door.callers, policy),
         share_port=own_number() is not None,
     )
@@ -273,9 +285,11 @@ async def _serve_http(
 
     policy = Policy(services)
     authenticator = telling(exchange_authenticator(policy), door.audit.refused_call, _caller_of)
+    interception = Interception(authenticator, waiting=door.waiting)
+    door.table.ends(interception.end_streams_of)
     app = create_app(
         services,
-        interception=Interception(authenticator, waiting=door.waiting),
+        interception=interception,
         guard=Guard(door.callers, cookie=door.cookie, open_paths=PATHS_OF_ALL),
         policy=policy,
         health=health,

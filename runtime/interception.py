@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from contextvars import Token
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 
 from opentelemetry import trace
@@ -70,6 +71,8 @@ class CallContext(Protocol):
 Authenticator = Callable[[str, CallContext], Caller | None]
 """Given the method's path ("/pkg.Service/Method") and the call, says who calls (None: a process of ours); raises
 Unauthenticated or PermissionDenied. What it needs to know it has in memory: it waits for nothing."""
+Over = Callable[[Caller], OpenManagerError | None]
+"""Says of somebody who was let in why he may not go on; None: he may."""
 AtOnce = Callable[[Request], Response | None]
 """Answers a request from memory, or with None: then the method is to be called. It waits for nothing."""
 
@@ -126,6 +129,15 @@ class NotAnswered(NamedTuple):
     failure: Exception | None = None
 
 
+@dataclass(slots=True)
+class _Stream:
+    """A running one: whose it is, whether a message of it is being sent just now, and why it is to end."""
+
+    who: Caller | None = None
+    sending: bool = False
+    over: OpenManagerError | None = None
+
+
 class Interception:
     """The layer around every call of one server. `authenticator` None lets everyone in, `waiting` None everything."""
 
@@ -141,7 +153,7 @@ class Interception:
         self._waiting = waiting
         self._default_deadline_s = default_deadline_s
         self._max_deadline_s = max_deadline_s
-        self._streams: set[asyncio.Task[Any]] = set()
+        self._streams: dict[asyncio.Task[Any], _Stream] = {}
         self._ending = False
 
     def at_once(
@@ -251,7 +263,7 @@ class Interception:
         async with aclosing(self.stream(method, one, requests, context, waits=False)) as responses:
             return await anext(responses)
 
-    async def stream(
+    async def stream(  # noqa: C901  as `unary`
         self,
         method: str,
         handler: Callable[[Request, Any], AsyncIterator[Response]],
@@ -270,11 +282,12 @@ class Interception:
         deadline.current.set(call)
         failure: OpenManagerError | None = Cancelled("the caller left")  # what being closed half-way means
         task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._streams.add(task)
+        running = self._streams[task] = _Stream()
         place = ""
         try:
             if self._authenticator is not None:
-                caller.current.set(self._authenticator(method, context))  # a stream has a context of its own
+                running.who = self._authenticator(method, context)
+                caller.current.set(running.who)  # a stream has a context of its own
             if self._waiting is not None and waits:
                 place = self._waiting.enter(method)
             async with aclosing(cast("AsyncGenerator[Response, None]", handler(request, context))) as responses:
@@ -282,14 +295,18 @@ class Interception:
                     if place and self._waiting is not None:
                         self._waiting.leave(place)
                         place = ""
+                    running.sending = True
                     yield response
+                    running.sending = False
+                    if running.over is not None:
+                        raise running.over
             failure = None
         except asyncio.CancelledError:
-            if not self._ending:
+            if running.over is None and not self._ending:
                 failure = _cancelled(context)
                 raise
             task.uncancel()
-            failure = Unavailable("the process is stopping", reason=SHUTTING_DOWN_REASON)
+            failure = running.over or Unavailable("the process is stopping", reason=SHUTTING_DOWN_REASON)
             raise failure from None
         except Exception as error:
             failure = _typed(method, error)
@@ -298,7 +315,7 @@ class Interception:
             raise failure from error
         finally:
             call.over = True
-            self._streams.discard(task)
+            self._streams.pop(task, None)
             if place and self._waiting is not None:
                 self._waiting.leave(place)
             _record(method, peer, context, started, failure)
@@ -308,6 +325,15 @@ class Interception:
         self._ending = True
         for task in tuple(self._streams):
             task.cancel()
+
+    def end_streams_of(self, over: Over) -> None:
+        """Ends the running streams of callers who may not go on: at once, but for one that is sending, behind that."""
+        for task, running in tuple(self._streams.items()):
+            if running.who is None or running.over is not None:
+                continue
+            running.over = over(running.who)
+            if running.over is not None and not running.sending:
+                task.cancel()
 
 
 def _typed(method: str, error: Exception) -> OpenManagerError:

@@ -32,12 +32,11 @@ from runtime.clock import Clock, SystemClock
 from runtime.doorman import Knows, bearer_of
 from runtime.errors import OpenManagerError
 from runtime.folder import CannotStartError
-from runtime.interception import REFLECTION_SERVICES, Authenticator, Interception, service_secret_authenticator
+from runtime.interception import REFLECTION_SERVICES, Interception, service_secret_authenticator
 from runtime.limits import DRAIN_GRACE_S
 from runtime.redaction import redact
 from runtime.server import AddressUnavailable, Bound, GrpcServer
 from runtime.settings import CommonSettings, SettingsError
-from runtime.waiting import Waiting
 
 S = TypeVar("S", bound=CommonSettings)
 
@@ -77,24 +76,22 @@ class Process(Generic[S]):
         address_setting: str | None = None,
         public: bool = False,
         ready: Callable[[], bool] | None = None,
-        authenticator: Authenticator | None = None,
+        interception: Interception | None = None,
         knows: Knows | None = None,
-        waiting: Waiting | None = None,
         share_port: bool = False,
     ) -> None:
         """Serves until `stopping`, lets calls in flight finish, returns.
 
-        An inner server (public=False) lets in who has the service secret; a public one whom `authenticator` lets in,
-        everyone without one, and `knows` says beforehand whom it will not (runtime.doorman). `waiting`: how many calls
-        may wait. Health says SERVING while `ready()` is true. `share_port`: others like this one listen on the same
-        port.
+        An inner server (public=False) lets in who has the service secret; a public one whom `interception` lets in,
+        everyone without one, and `knows` says beforehand whom it will not (runtime.doorman). Health says SERVING while
+        `ready()` is true. `share_port`: others like this one listen on the same port.
         """
         setting = address_setting or f"{self.name.upper()}_ADDRESS"
         if not public:
-            authenticator = service_secret_authenticator(self.secret)
+            interception = Interception(service_secret_authenticator(self.secret))
             knows = bearer_of(self.secret, open_services=REFLECTION_SERVICES)  # to callers on this machine
         credentials = tls.server_credentials(self.settings, address, public=public)
-        interception = Interception(authenticator, waiting=waiting)
+        interception = interception or Interception()
         server = GrpcServer(servicers, interception, credentials=credentials, share_port=share_port, knows=knows)
         try:
             bound = await server.start(address)

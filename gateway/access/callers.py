@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from fleet.access import ADMIN, Caller
 from gateway.access.origin import Origin
 from gateway.access.policy import Policy
-from gateway.access.table import AccessTable
+from gateway.access.table import AccessTable, session_ended
 from gateway.admission import Admission
 from runtime.caller import host
 from runtime.doorman import Knows, Metadata
@@ -35,7 +35,6 @@ from runtime.interception import (
 LOCAL_ADMINISTRATOR: Final = Caller.of("local-administrator", ADMIN, "loopback")
 TOKEN_HOLDER: Final = Caller.of("token-holder", ADMIN, "token")
 """Who has the token of GATEWAY_TOKEN."""
-SESSION_ENDED: Final = "SESSION_ENDED"
 NOBODY: Final = Caller()
 ANYBODY: Final = Caller.of("anybody", 0, "")
 """Who calls a method that is open to all."""
@@ -106,7 +105,7 @@ class Callers:
         """
         found = None if self._table is None else self._table.session(secret)
         if found is None and self.wants_token:
-            raise Unauthenticated("the session is over: log in again", reason=SESSION_ENDED)
+            raise session_ended()
         return found
 
     async def hears_of_session(self, secret: str) -> bool:

@@ -2,7 +2,8 @@
 
 What must stay true: what is looked up is a hash, so that the time it takes tells nothing of any secret; a whole table
 takes the place of the one before at once; while metadata is away the last one holds, so that nobody is locked out; at a
-start without metadata nobody's token is known, and that is told as such.
+start without metadata nobody's token is known, and that is told as such; who may not come in any more does not go on
+with what he began, either.
 """
 
 import asyncio
@@ -10,14 +11,17 @@ import contextlib
 import hashlib
 import logging
 import math
+from collections.abc import Callable
 from typing import Final
 
 from fleet.access import Caller, Scope
 from fleet.codec import ms_from_timestamp
 from openmanager.access.v1 import access_pb2, access_pb2_grpc
+from runtime import caller as runtime_caller
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
 from runtime.errors import OpenManagerError, Unauthenticated, Unavailable
+from runtime.interception import Over
 
 REPORT_INTERVAL_S: Final = 30.0
 """How often metadata is told which tokens were used."""
@@ -29,6 +33,9 @@ MAX_AWAITED: Final = 20
 """Requests that wait for that; who invents cookies keeps no more waiting."""
 MAX_IN_VAIN: Final = 1_000
 """Cookies that are not waited for again."""
+EXPIRY_INTERVAL_S: Final = 1.0
+"""How often it is looked whose streams are to end because his time is over; other changes end them at once."""
+SESSION_ENDED: Final = "SESSION_ENDED"
 SESSION: Final = "session"
 """How somebody with a cookie proves who he is."""
 
@@ -46,6 +53,7 @@ class AccessTable:
         self._awaited = 0
         self._in_vain: dict[bytes, None] = {}
         self._used: set[str] = set()
+        self._enders: list[Callable[[Over], None]] = []
 
     def caller(self, secret: str) -> Caller:
         """Who shows this.
@@ -56,10 +64,10 @@ class AccessTable:
         """
         found = self._found(secret)
         if found is None or found[0].authentication == SESSION:
-            raise Unauthenticated("the token is not valid", reason="TOKEN_INVALID")
+            raise _invalid()
         caller, ends_ms = found
         if self._clock.now_ms() >= ends_ms:
-            raise Unauthenticated("the token has expired", reason="TOKEN_EXPIRED")
+            raise _expired()
         return self._noted(caller)
 
     def session(self, secret: str) -> Caller | None:
@@ -68,6 +76,33 @@ class AccessTable:
         if found is None or found[0].authentication != SESSION or self._clock.now_ms() >= found[1]:
             return None
         return self._noted(found[0])
+
+    def over(self, caller: runtime_caller.Caller) -> OpenManagerError | None:
+        """Why somebody who has come in may not go on; None: he may, as far as it is for this table to say."""
+        if not isinstance(caller, Caller) or not caller.digest:
+            return None
+        found = (self._callers or {}).get(caller.digest)
+        if found is None or self._clock.now_ms() >= found[1]:
+            if caller.authentication == SESSION:
+                return session_ended()
+            return _invalid() if found is None else _expired()
+        if (found[0].may, found[0].scope) != (caller.may, caller.scope):
+            return Unavailable("the caller may do other things than when this began", reason="ACCESS_CHANGED")
+        return None
+
+    def ends(self, end_streams_of: Callable[[Over], None]) -> None:
+        """Has `end_streams` end these, too."""
+        self._enders.append(end_streams_of)
+
+    async def end_streams(self) -> None:
+        """Ends the streams of who may not go on, again and again."""
+        while True:
+            news = self._news
+            for end in self._enders:
+                end(self.over)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EXPIRY_INTERVAL_S):
+                    await news.wait()
 
     def _found(self, secret: str) -> tuple[Caller, float] | None:
         if self._callers is None:
@@ -153,4 +188,17 @@ def _caller(one: access_pb2.Credential) -> Caller:
     if one.HasField("scope"):
         scope = Scope.of(one.scope.environments, one.scope.server_roles, one.scope.server_ids)
     how = SESSION if one.is_session else "token"
-    return Caller.of(one.name, one.role, how, scope=scope, token_id=one.id)
+    return Caller.of(one.name, one.role, how, scope=scope, token_id=one.id, digest=one.hash)
+
+
+def session_ended() -> Unauthenticated:
+    """The error for a session that is over."""
+    return Unauthenticated("the session is over: log in again", reason=SESSION_ENDED)
+
+
+def _invalid() -> Unauthenticated:
+    return Unauthenticated("the token is not valid", reason="TOKEN_INVALID")
+
+
+def _expired() -> Unauthenticated:
+    return Unauthenticated("the token has expired", reason="TOKEN_EXPIRED")

@@ -16,9 +16,10 @@ from collections.abc import Collection
 from typing import Final
 
 from fleet.access import Caller
-from gateway.access.callers import ANYBODY, LOCAL_ADMINISTRATOR, SESSION_ENDED, TOKEN_HOLDER, Callers
+from gateway.access.callers import ANYBODY, LOCAL_ADMINISTRATOR, TOKEN_HOLDER, Callers
 from gateway.access.origin import Origin
 from gateway.access.sessions import Cookie, check_csrf, check_site
+from gateway.access.table import SESSION_ENDED
 from gateway.http.replies import NotJson, Scope
 from runtime.errors import OpenManagerError, PermissionDenied, Unauthenticated
 

@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from runtime import deadline, errors
+from runtime.caller import Caller
 from runtime.channel import calling
 from runtime.interception import (
     CallContext,
@@ -165,3 +166,44 @@ async def test_the_bridge_streams_and_its_leaving_closes_the_handler() -> None:
     assert servicer.watching == 1
     await stream.aclose()
     assert servicer.watching == 0
+
+
+async def test_a_stream_of_who_may_not_go_on_is_ended_and_no_other() -> None:
+    def let_in(_method: str, context: CallContext) -> Caller:
+        return Caller(name=metadata_value(context, "name") or "")
+
+    def over(who: Caller) -> errors.OpenManagerError | None:
+        return errors.Unauthenticated("over", reason="OVER") if who.name == "gone" else None
+
+    interception = Interception(let_in)
+    async with serving(interception=interception) as running, running.channel() as channel:
+        stub = EchoStub(channel.grpc)
+        silent, writing, other = (
+            stub.Watch(Echo(text="one"), metadata=(("name", "gone"),)),
+            stub.Chat(metadata=(("name", "gone"),)),
+            stub.Watch(Echo(text="two"), metadata=(("name", "stays"),)),
+        )
+        assert (await silent.read()).text == "one" and (await other.read()).text == "two"
+        await writing.write(Echo(text="three"))
+        assert (await writing.read()).text == "three"
+        interception.end_streams_of(lambda _who: None)
+        interception.end_streams_of(over)
+        interception.end_streams_of(over)  # what ends already is not ended once more
+        for ended in (silent, writing):
+            with pytest.raises(errors.Unauthenticated) as caught:
+                async with calling("echo"):
+                    await ended.read()
+            assert caught.value.reason == "OVER"
+        assert (running.servicer.watching, running.servicer.calls) == (1, 1)
+        running.servicer.hold.set()
+        assert (await other.read()).text == "two"
+
+
+async def test_a_stream_that_is_sending_ends_behind_what_it_sends() -> None:
+    interception = Interception(lambda _method, _context: Caller(name="gone"))
+    stream = interception.stream(f"/{SERVICE}/Watch", EchoServicer().Watch, Echo(text="one"), InProcess())
+    assert (await anext(stream)).text == "one"
+    interception.end_streams_of(lambda _who: errors.Unauthenticated("over", reason="OVER"))
+    await asyncio.sleep(0)  # it would be cancelled here, which whoever sends takes for its own end
+    with pytest.raises(errors.Unauthenticated):
+        await anext(stream)

@@ -1,6 +1,8 @@
 """People who log in, with the real processes: the cookie, what it may do, what ends it, what is written down of it."""
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from http.cookies import Morsel, SimpleCookie
 from typing import Any
@@ -8,7 +10,14 @@ from typing import Any
 import grpc
 import pytest
 
-from openmanager.gateway.v1 import access_pb2, access_pb2_grpc
+from openmanager.gateway.v1 import (
+    access_pb2,
+    access_pb2_grpc,
+    fleet_pb2,
+    fleet_pb2_grpc,
+    ingest_pb2,
+    ingest_pb2_grpc,
+)
 from runtime.errors import carried_error
 from tests.harness import eventually
 from tests.harness.product import Answer, Product
@@ -125,6 +134,42 @@ async def test_a_cookie_is_no_token_and_a_token_no_cookie(manager: Manager) -> N
                 access_pb2.GetCallerRequest(), metadata=(("cookie", f"{COOKIE}={browser.cookie.value}"),)
             )
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_what_a_token_has_begun_ends_with_it(manager: Manager) -> None:
+    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 8))
+    over = (await manager.token("OPERATOR", expireTime=soon))[1]
+    made = [await manager.token("OPERATOR") for _ in range(2)]
+    user = {"user": {"name": "Emmy", "role": "ROLE_OPERATOR"}, "password": PASSWORD}
+    assert (await manager.call("/v1/users", body=user)).status == 200
+    demoted = (await manager.token("OPERATOR", user="Emmy"))[1]
+    shown = {"over": over, "revoked": made[0][1], "rotated": made[1][1], "demoted": demoted, "stays": manager.secret}
+    async with manager.product.channel("gateway") as channel:
+        fleet, ingest = fleet_pb2_grpc.FleetServiceStub(channel.grpc), ingest_pb2_grpc.IngestServiceStub(channel.grpc)
+        watches, writes = {}, {}
+        for name, secret in shown.items():
+            metadata = (("authorization", f"Bearer {secret}"),)
+            watches[name] = fleet.WatchFleet(fleet_pb2.WatchFleetRequest(), metadata=metadata)
+            writes[name] = ingest.WriteMetrics(metadata=metadata)
+            assert (await watches[name].read()).snapshot
+            await writes[name].write(ingest_pb2.WriteMetricsRequest())
+            assert await writes[name].read() is not grpc.aio.EOF
+        assert (await manager.call(f"/v1/tokens/{made[0][0]}", method="DELETE")).status == 200
+        assert (await manager.call(f"/v1/tokens/{made[1][0]}:rotate", body={})).status == 200
+        assert (await manager.call("/v1/users/Emmy", body={"role": "ROLE_VIEWER"}, method="PATCH")).status == 200
+        for name, reason in (
+            ("revoked", "TOKEN_INVALID"), ("rotated", "TOKEN_INVALID"), ("demoted", "ACCESS_CHANGED"),
+            ("over", "TOKEN_EXPIRED"),
+        ):  # fmt: skip
+            for call in (watches[name], writes[name]):
+                async with asyncio.timeout(WITHIN_S):
+                    with pytest.raises(grpc.aio.AioRpcError) as caught:
+                        while await call.read() is not grpc.aio.EOF:
+                            pass
+                error = carried_error(caught.value)
+                assert error is not None and error.reason == reason, (name, error)
+        await writes["stays"].write(ingest_pb2.WriteMetricsRequest())
+        assert await writes["stays"].read() is not grpc.aio.EOF and not watches["stays"].done()
 
 
 async def test_what_ends_a_session_ends_it_everywhere(manager: Manager) -> None:
