@@ -82,15 +82,14 @@ class IngestServicer:
         scope = access.scope()
         if scope is None:
             return
-        for index, server in enumerate(servers):  # those that are new to the fleet are among them
+        for index, server in enumerate(servers[: len(request.servers)]):
             entry = self._state.get(server.server_id)
             environment, role = ("", "") if entry is None else entry.place
             place = (server.environment or environment, server.role or role)
             if not scope.has(server.server_id, *place) or (entry and not sees(self._state, server.server_id)):
-                where = f"servers[{index}]" if index < len(request.servers) else "rows"
-                raise _out_of_scope(server.server_id, where)
-        said = {server.server_id for server in servers}
-        for index, row in enumerate(request.rows):
+                raise _out_of_scope(server.server_id, f"servers[{index}]")
+        said = {server.server_id for server in request.servers}
+        for index, row in enumerate(request.rows):  # of who is new to the fleet he is told the same as of who is hidden
             if row.server_id not in said and not sees(self._state, row.server_id):
                 raise _out_of_scope(row.server_id, f"rows[{index}].server_id")
 

@@ -223,8 +223,10 @@ async def test_an_agent_writes_rows_of_its_servers_and_nothing_else(manager: Man
         return await manager.call("/v1/metrics:write", body=body, secret=secret)
 
     assert (await write(WEB)).status == (await write("web-02")).status == 200
-    for refused in (await write(DB), await write("new"), await write(DB, role="web")):
+    hidden, new = await write(DB), await write("new")
+    for refused in (hidden, new, await write(DB, role="web")):
         assert refused.status == 403 and "OUT_OF_SCOPE" in refused.body.decode()
+    assert new.body == hidden.body.replace(DB.encode(), b"new") and b"rows[0].server_id" in new.body
     for path in ("/v1/servers", f"/v1/servers/{WEB}", "/metrics", "/v1/tokens"):
         assert (await manager.call(path, secret=secret)).status in {403, 404}, path
     _, moving = await manager.token("AGENT", {"environments": ["production"], "serverRoles": ["web"]})
