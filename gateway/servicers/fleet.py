@@ -195,6 +195,7 @@ class FleetServicer:
                 )
         if not fields:
             raise InvalidArgument("nothing to update: name at least one field", field="update_mask")
+        self._check_stays(request.server, fields)
         self._note_before(request.server.id)
         etag = request.etag or request.server.etag
         return fleet_pb2.UpdateServerResponse(server=await self._registry.update(request.server, fields, etag))
@@ -218,6 +219,18 @@ class FleetServicer:
     def _check_sees(self, server_id: str, field: str) -> None:
         if not sees(self._state, server_id):
             raise unknown_server(server_id, field)
+
+    def _check_stays(self, server: fleet_pb2.Server, fields: Sequence[str]) -> None:
+        """Raises PermissionDenied where the server would leave the caller's scope."""
+        entry = self._state.get(server.id)
+        environment, role = ("", "") if entry is None else entry.place
+        _check_place(
+            fleet_pb2.Server(
+                id=server.id,
+                environment=server.environment if "environment" in fields else environment,
+                role=server.role if "role" in fields else role,
+            )
+        )
 
     def _note_before(self, server_id: str) -> None:
         """Tells the audit log what is known of a server that is about to change."""

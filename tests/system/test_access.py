@@ -191,6 +191,21 @@ async def test_who_has_a_scope_sees_nothing_else(manager: Manager) -> None:
     assert both.json["totalSize"] == 2 and both.headers["etag"] != tag
 
 
+async def test_who_has_a_scope_takes_no_server_out_of_it(manager: Manager) -> None:
+    _, secret = await manager.token("ADMIN", {"environments": ["production"], "serverRoles": ["web", "app"]})
+
+    async def update(body: dict[str, str], mask: str = "") -> Answer:
+        path = f"/v1/servers/{WEB}{mask and '?update_mask='}{mask}"
+        return await manager.call(path, body=body, method="PATCH", secret=secret)
+
+    for refused in (await update({"environment": "staging"}), await update({"role": "db"}), await update({}, "role")):
+        assert refused.status == 403 and "OUT_OF_SCOPE" in refused.body.decode(), refused.body
+    for role in ("app", "web"):
+        changed = await update({"role": role, "location": "rack 7"})
+        assert changed.status == 200 and changed.json["environment"] == "production", changed.body
+    assert (await update({"environment": "staging", "location": "rack 8"}, "location")).status == 200
+
+
 async def test_a_watcher_with_a_scope_learns_of_nobody_else(manager: Manager) -> None:
     _, secret = await manager.token("VIEWER", {"serverRoles": ["web"]})
     async with manager.product.channel("gateway") as channel:
