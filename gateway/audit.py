@@ -9,8 +9,9 @@
     streams   of metrics: counted, one event for each caller and minute in which he began some
     refused   counted likewise, also those that a method itself refuses: they changed nothing
 
-What must stay true: a change whose event was not journaled is not acknowledged; a call that only reads costs nothing
-here; no request is written down as a whole, for it may hold secrets: a method says what may be known (runtime.audited).
+What must stay true: a change whose event was not journaled is not acknowledged; a call that only reads costs next to
+nothing here; no request is written down as a whole, for it may hold secrets: a method says what may be known
+(runtime.audited).
 """
 
 import asyncio
@@ -34,6 +35,7 @@ from fleet.audit.event import Draft, Event, draft
 from fleet.audit.log import FILE_NAME, UNAVAILABLE_REASON, AuditLog
 from fleet.audit.wire import to_pb
 from gateway.admission import RATE_LIMITED
+from openmanager.gateway.v1 import options_pb2
 from openmanager.metadata.v1 import audit_pb2, audit_pb2_grpc
 from runtime import audited as notes
 from runtime import caller, tasks, telemetry, tracing
@@ -236,12 +238,18 @@ def is_audited(method: MethodDescriptor) -> bool:
 
 
 def audited(bound: Bound, audit: Audit) -> Bound:
-    """The same service, its audited methods told of; what only reads is left as it is."""
+    """The same service, its audited methods told of; of what only reads, what it refuses."""
     service = default_pool().FindServiceByName(bound.service)
     handlers = dict(bound.handlers)
     for method in service.methods:
         if is_audited(method):
             handlers[method.name] = _wrapped(method, handlers[method.name], audit)
+        elif method.GetOptions().Extensions[options_pb2.honours_scope] and not method.server_streaming:
+            raw: Any = handlers[method.name]
+            behaviour = _looked_after(method.full_name, raw.unary_unary, audit)
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+                behaviour, request_deserializer=raw.request_deserializer
+            )
     return replace(bound, handlers=handlers)
 
 
@@ -330,12 +338,30 @@ def _counted(action: str, behaviour: Callable[..., Any], audit: Audit) -> Callab
     """A stream both ways, of metrics: it is told that it began."""
 
     async def count(requests: AsyncIterator[Any], context: Any) -> AsyncGenerator[Any, None]:
-        audit.noted(action, caller.of(context))
-        async with aclosing(behaviour(requests, context)) as responses:
-            async for response in responses:
-                yield response
+        who = caller.of(context)
+        audit.noted(action, who)
+        try:
+            async with aclosing(behaviour(requests, context)) as responses:
+                async for response in responses:
+                    yield response
+        except _CHANGED_NOTHING as error:
+            audit.refused(action, who, error)
+            raise
 
     return count
+
+
+def _looked_after(action: str, behaviour: Callable[..., Any], audit: Audit) -> Callable[..., Any]:
+    """A method that only reads, but may itself refuse a caller who sees some servers only."""
+
+    async def answer(request: Any, context: Any) -> Any:
+        try:
+            return await behaviour(request, context)
+        except _REFUSED as error:
+            audit.refused(action, caller.of(context), error)
+            raise
+
+    return answer
 
 
 def target_of(request: Any) -> str:

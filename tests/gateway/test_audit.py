@@ -164,6 +164,53 @@ async def test_streams_of_metrics_are_counted_and_other_streams_recorded_when_th
     assert [(event.action, event.count) for event in events] == [(f"{ACTION}.Watch", 1), (f"{ACTION}.Chat", 3)]
 
 
+async def test_what_a_stream_of_metrics_is_refused_is_told_beside_that_it_began(tmp_path: Path) -> None:
+    def refuse(_request: Any, _context: Any) -> Any:
+        raise PermissionDenied("not your server", reason="OUT_OF_SCOPE")
+
+    async with auditing(tmp_path, refuse) as made:
+        for _ in range(2):
+            with pytest.raises(PermissionDenied):
+                async with calling("gateway"):
+                    _ = [answer async for answer in made.stub.Chat(iter([Echo()]))]
+        events = await made.counted()
+    found = {(event.action, event.actor, event.code, event.reason, event.count) for event in events}
+    assert found == {
+        (f"{ACTION}.Chat", "ada", "OK", "", 2),
+        (f"{ACTION}.Chat", "ada", "PERMISSION_DENIED", "OUT_OF_SCOPE", 2),
+    }
+
+
+async def test_what_a_method_that_only_reads_refuses_itself_is_counted(tmp_path: Path) -> None:
+    class Fleet:
+        async def ListServers(self, request: fleet_pb2.ListServersRequest, _context: object) -> bytes:
+            if request.show_deleted:
+                raise PermissionDenied("not for who sees some", reason="SCOPE_TOO_NARROW")
+            raise NotFound("nothing")
+
+    events: list[Event] = []
+
+    async def ship(shipped: Sequence[Event]) -> None:
+        events.extend(shipped)
+
+    async with AuditLog(tmp_path / "audit.db", "gateway", clock=SystemClock(), limit_bytes=1 << 20, ship=ship) as log:
+        service = bind(fleet_pb2.DESCRIPTOR.services_by_name["FleetService"], Fleet())
+        method = audited(service, Audit(log, SystemClock())).handlers["ListServers"].unary_unary
+        assert method is not None
+        for request in (fleet_pb2.ListServersRequest(show_deleted=True), fleet_pb2.ListServersRequest()):
+            with pytest.raises(OpenManagerError):
+                await method(request, Peer())
+        await log._count(before_us=2**62)
+        await eventually(lambda: len(events) == 1)
+    assert (events[0].action.rpartition(".")[2], events[0].address) == ("ListServers", "192.0.2.1")
+    assert events[0].reason == "SCOPE_TOO_NARROW"
+
+
+class Peer:
+    def peer(self) -> str:
+        return "ipv4:192.0.2.1:4711"
+
+
 async def test_calls_refused_at_the_door_are_one_event(tmp_path: Path) -> None:
     def refuse(_method: str, _context: CallContext) -> Any:
         raise PermissionDenied("this needs the role ADMIN", reason="ROLE_REQUIRED")
