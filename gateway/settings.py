@@ -8,7 +8,17 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, SecretStr, field_validator
 
 from fleet.access import ADMIN, OPERATOR, VIEWER, role_name
-from runtime.settings import Address, ByteSize, CommonSettings, Target, Targets, is_loopback, setting, split_address
+from runtime.settings import (
+    Address,
+    ByteSize,
+    CommonSettings,
+    Target,
+    Targets,
+    bearer_problems,
+    is_loopback,
+    setting,
+    split_address,
+)
 
 OPENID_LOGIN_PATH: Final = "/auth/openid/login"
 OPENID_CALLBACK_PATH: Final = "/auth/openid/callback"
@@ -147,6 +157,7 @@ class GatewaySettings(CommonSettings):
     def problems(self) -> Iterator[str]:
         """Those of all processes, and of the log-in with a provider."""
         yield from super().problems()
+        yield from bearer_problems("GATEWAY_TOKEN", self.token)
         needed = {
             "OIDC_ISSUER": self.oidc_issuer,
             "OIDC_CLIENT_ID": self.oidc_client_id,

@@ -210,6 +210,7 @@ class CommonSettings(BaseSettings):
                 yield f"{env}: {_shown(path)} cannot be read"
         if self.service_secret is not None and len(self.service_secret.get_secret_value()) < 16:
             yield "SERVICE_SECRET: shorter than 16 characters"
+        yield from bearer_problems("SERVICE_SECRET", self.service_secret)
         yield from self.exposure_problems()
 
     def exposure_problems(self) -> Iterator[str]:
@@ -239,6 +240,15 @@ class CommonSettings(BaseSettings):
         return repr(self)
 
 
+def bearer_problems(env: str, secret: SecretStr | None) -> Iterator[str]:
+    """One line for a secret that no header can carry; the end of a line behind it is easily taken along from a file."""
+    text = "" if secret is None else secret.get_secret_value()
+    if text != text.strip():
+        yield f"{env}: begins or ends with white space, such as a line's end, which no header carries"
+    elif not (text.isascii() and text.isprintable()):
+        yield f"{env}: has other characters than printable ASCII, which no header carries"
+
+
 def load(cls: type[S], environ: Mapping[str, str] | None = None) -> S:
     """`cls.load(environ)`, as a function."""
     return cls.load(environ)
@@ -251,6 +261,8 @@ def _line(cls: type[CommonSettings], values: Mapping[str, str], fault: Mapping[s
         return f"{env}: is required"
     if isinstance(cause, ValueError):
         return f"{env}: {cause}"
+    if fault["type"] == "too_short":  # of a secret; pydantic counts items
+        return f"{env}: should have at least {fault['ctx']['min_length']} characters"
     message = str(fault["msg"]).removeprefix("Input ").removeprefix("Value ").removeprefix("String ")
     field = next((field for name, field in cls.model_fields.items() if cls.env_names()[name] == env), None)
     secret = field is not None and any(

@@ -27,6 +27,23 @@ def test_unsafe_settings_are_refused(environ: dict[str, str], named: tuple[str, 
     assert "short" not in str(refused.value), "a secret is not shown"
 
 
+@pytest.mark.parametrize("env", ["GATEWAY_TOKEN", "SERVICE_SECRET"])
+def test_a_secret_that_no_header_carries_is_refused(env: str) -> None:
+    for secret, why in (
+        (f"{TOKEN}\n", "a line's end"),
+        (f" {TOKEN}", "white space"),
+        (" " * 16, "white space"),
+        (f"{TOKEN}\x00{TOKEN}", "printable ASCII"),
+        (f"{TOKEN}\N{LATIN SMALL LETTER A WITH DIAERESIS}", "printable ASCII"),
+        ("x", "16 characters"),
+    ):
+        with pytest.raises(SettingsError) as refused:
+            GatewaySettings.load({env: secret})
+        (line,) = refused.value.problems
+        assert line.startswith(f"{env}: ") and why in line and TOKEN not in line
+    GatewaySettings.load({env: f"{TOKEN} with spaces, and punctuation"})
+
+
 def test_a_proxy_and_a_token_are_enough() -> None:
     environ = {"GATEWAY_HTTP_ADDRESS": "0.0.0.0:8080", "TRUSTED_PROXY": "10.0.0.0/8", "GATEWAY_TOKEN": TOKEN}
     settings = GatewaySettings.load(environ)
