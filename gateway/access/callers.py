@@ -151,10 +151,13 @@ def _check_local(context: CallContext) -> None:
     """Refuses who is not on this machine beyond doubt, as gateway.http.guard does over HTTP."""
     if not peer_is_loopback(context.peer()):
         raise PermissionDenied("only callers on this machine are let in while no token is configured")
-    if any(key == "forwarded" or key.startswith("x-forwarded-") for key, _ in context.invocation_metadata() or ()):
-        raise PermissionDenied(
-            "the call came through a proxy, so it is not known to be local; set GATEWAY_TOKEN", reason="PROXIED"
-        )
+    for key, _ in context.invocation_metadata() or ():
+        if key == "forwarded" or key.startswith("x-forwarded-"):
+            raise PermissionDenied(
+                "the call came through a proxy, so it is not known to be local; set GATEWAY_TOKEN", reason="PROXIED"
+            )
+        if key == "origin":  # of a page whose call somebody translates; none of ours is at this address
+            raise PermissionDenied("pages of other origins are not let in", reason="ORIGIN_FOREIGN")
 
 
 def known_to(callers: Callers, policy: Policy) -> Knows:

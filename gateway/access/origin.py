@@ -35,6 +35,8 @@ class Origin:
         try:
             if ipaddress.ip_address(host) not in self._proxies:
                 return host
-            return str(ipaddress.ip_address(forwarded_for[-1].rpartition(",")[2].strip()))
+            found = ipaddress.ip_address(forwarded_for[-1].rpartition(",")[2].strip())
         except ValueError:
             return host
+        mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+        return str(mapped or found)  # a proxy that listens for both writes ::ffff:192.0.2.7

@@ -30,6 +30,8 @@ CHAINS = (["198.51.100.1, 192.0.2.7"], ["198.51.100.1", "192.0.2.7"])
         ("10.1.2.3", CHAINS[0], "192.0.2.7"),
         ("10.1.2.3", CHAINS[1], "192.0.2.7"),
         ("10.1.2.3", ["192.0.2.7", "nonsense"], "10.1.2.3"),
+        ("10.1.2.3", ["::ffff:192.0.2.7"], "192.0.2.7"),
+        ("10.1.2.3", ["2001:DB8::0:7"], "2001:db8::7"),
         ("10.1.2.3", ["nonsense"], "10.1.2.3"),
         ("10.1.2.3", [], "10.1.2.3"),
         ("172.16.0.1", ["192.0.2.7"], "172.16.0.1"),
@@ -78,8 +80,12 @@ async def test_rates_and_refusals_count_for_the_caller_and_not_for_the_proxy(
     await server.stop(0)
 
 
-@pytest.mark.parametrize("header", ["x-forwarded-for", "x-forwarded-proto", "forwarded"])
-async def test_without_a_token_nobody_behind_a_local_proxy_is_an_administrator(header: str) -> None:
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [("x-forwarded-for", "PROXIED"), ("x-forwarded-proto", "PROXIED"), ("forwarded", "PROXIED"),
+     ("origin", "ORIGIN_FOREIGN")],
+)  # fmt: skip
+async def test_without_a_token_nobody_behind_a_local_proxy_is_an_administrator(header: str, reason: str) -> None:
     servicer = bind("openmanager.gateway.v1.FleetService", FakeServicer())
     authenticate = grpc_authenticator(Callers(None, None), Policy([servicer]), Admission(ManualClock()))
     server = GrpcServer([servicer], Interception(authenticate))
@@ -89,7 +95,7 @@ async def test_without_a_token_nobody_behind_a_local_proxy_is_an_administrator(h
         with pytest.raises(PermissionDenied) as refused:
             async with calling("gateway"):
                 await stub.GetFleetSummary(fleet_pb2.GetFleetSummaryRequest(), metadata=((header, "127.0.0.1"),))
-        assert refused.value.reason == "PROXIED"
+        assert refused.value.reason == reason
     await server.stop(0)
 
 
