@@ -62,6 +62,7 @@ from runtime.channel import Channel
 from runtime.errors import OpenManagerError
 from runtime.interception import Interception
 from runtime.process import Process, run_process
+from runtime.redaction import remember_secret
 from runtime.server import Bound, bind
 from runtime.tasks import Backoff, run_forever
 from runtime.waiting import Waiting
@@ -116,6 +117,8 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         waiting = Waiting(settings.max_waiting_calls, setting="GATEWAY_MAX_WAITING_CALLS")
         table = AccessTable(metadata, clock)
         audit = Audit(await _audit_log(stack, settings, process, metadata), clock)
+        if settings.token is not None:
+            remember_secret(settings.token.get_secret_value())
         callers = Callers(settings.token, table, accounts=settings.accounts, origin=Origin(settings.trusted_proxy))
         cookie = Cookie(secure=settings.tls_cert_file is not None or settings.trusted_proxy is not None)
         sessions = Sessions(metadata, table, clock, cookie)

@@ -12,6 +12,8 @@ MASK: Final = "***"
 # user:password@ inside a URL, and a bearer or basic credential as it stands in a header.
 _URL_PASSWORD: Final = re.compile(r"(://[^/\s:@]*):[^/\s@]*@")
 _CREDENTIAL: Final = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
+# What this product gives out itself (services.metadata.access.secrets), for somebody who takes it for a token's id.
+_GIVEN_OUT: Final = re.compile(r"(?<![A-Za-z0-9])om(?:-setup|-session)?_[\w-]{43}")
 # PostgreSQL quotes the whole row that it refuses: what a user said, and the hash of a password.
 _ROW: Final = re.compile(r"\nDETAIL:  .*?(?=\nHINT:|\n\nThe above exception|\n\nDuring handling|\Z)", re.DOTALL)
 _SECRET_NAME: Final = re.compile(r"secret|password|passwd|token|authorization|api_?key", re.IGNORECASE)
@@ -27,10 +29,13 @@ def remember_secret(secret: str) -> None:
 
 
 def redact(text: str) -> str:
-    """`text` without the passwords of URLs, bearer credentials, rows that PostgreSQL quotes and remembered secrets."""
+    """`text` without passwords of URLs, bearer credentials, tokens of ours, rows that PostgreSQL quotes, and what is
+    remembered."""
     if "@" in text:
         text = _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
     text = _CREDENTIAL.sub(rf"\1 {MASK}", text)
+    if "om" in text:
+        text = _GIVEN_OUT.sub(MASK, text)
     if "\nDETAIL:" in text:
         text = _ROW.sub(f"\nDETAIL:  {MASK}", text)
     for secret in _remembered:

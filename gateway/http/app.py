@@ -48,6 +48,7 @@ from runtime.errors import OpenManagerError, ResourceExhausted
 from runtime.handlers import Bound
 from runtime.interception import Interception, masked
 from runtime.limits import MAX_CONCURRENT_CALLS, STREAM_GRACE_S
+from runtime.redaction import redact
 
 _LOGGED: Final = "openmanager.logged"  # in the scope: the exception has been answered and logged
 OPEN_PAGES: Final = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
@@ -128,7 +129,7 @@ class HttpApp:
         """Names the span after the route, not the path. The query is left out: it may be anything."""
         verb = _verb(scope)
         call.set_attributes(
-            {"http.request.method": verb, "url.scheme": scope["scheme"], "url.path": scope["path"]}
+            {"http.request.method": verb, "url.scheme": scope["scheme"], "url.path": redact(scope["path"])}
             | ({"network.peer.address": scope["client"][0]} if scope.get("client") else {})
         )
         match = self.bridge.find(scope)

@@ -16,6 +16,7 @@ from runtime import deadline, logs
 from runtime.clock import ManualClock, SystemClock
 from runtime.redaction import redact, remember_secret
 from runtime.tasks import Backoff, beside, run_forever, start
+from services.metadata.access.secrets import new_session, new_setup_token, new_token
 from tests.harness import eventually, free_port
 
 
@@ -200,8 +201,23 @@ def test_the_row_that_a_database_quotes_is_not_written() -> None:
     )
 
 
+def test_a_token_that_somebody_takes_for_an_id_is_not_written() -> None:
+    for prefix in ("om_", "om-setup_", "om-session_"):
+        secret = f"{prefix}{'aB3_-' * 8}xyz"
+        assert redact(f"id: '{secret}'; /v1/tokens/{secret}:rotate") == "id: '***'; /v1/tokens/***:rotate"
+    assert {redact(made()) for made in (new_token, new_session, new_setup_token)} == {"***"}
+
+
 def test_ordinary_text_is_not_redacted() -> None:
-    for text in ("10:30@noon", "a bearer of news", "http://host:80/path", "mail me@example.com", "DETAIL: a car"):
+    for text in (
+        "om_web-01",
+        "random_" + "x" * 43,
+        "10:30@noon",
+        "a bearer of news",
+        "http://host:80/path",
+        "mail me@example.com",
+        "DETAIL: a car",
+    ):
         assert redact(text) == text
 
 

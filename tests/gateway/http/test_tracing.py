@@ -57,6 +57,13 @@ async def test_a_request_is_one_span_of_the_callers_trace(exporter: InMemorySpan
     }
 
 
+async def test_a_token_in_a_path_is_on_no_span(exporter: InMemorySpanExporter) -> None:
+    async with serving() as served:
+        await served.call("DELETE", f"/v1/tokens/om_{'x' * 43}", headers={"traceparent": SAMPLED})
+        await eventually(exporter.get_finished_spans)
+    assert [(span.attributes or {})["url.path"] for span in exporter.get_finished_spans()] == ["/v1/tokens/***"]
+
+
 @pytest.mark.parametrize(
     ("verb", "target", "name", "status", "reason", "is_error"),
     [
