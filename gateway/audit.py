@@ -7,6 +7,7 @@
               journal it in
     exports   one event each, journaled before the first byte
     streams   of metrics: counted, one event for each caller and minute in which he began some
+    idle      counted likewise: a log-out of nobody, which anybody may ask for, as often as he likes
     refused   counted likewise, also those that a method itself refuses: they changed nothing
 
 What must stay true: a change whose event was not journaled is not acknowledged; a call that only reads costs next to
@@ -298,6 +299,9 @@ def _recorded(method: MethodDescriptor, behaviour: Callable[..., Any], audit: Au
             raise
         finally:
             notes.current.reset(token)
+        if note.idle:
+            audit.noted(action, who)
+            return response
         who = note.actor or who
         target, after = note.target, note.after
         if shown:

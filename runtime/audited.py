@@ -30,6 +30,8 @@ class Note:
     after: object = None
     actor: Caller | None = None
     """Who it was, where only the call itself finds that out: a log-in."""
+    idle: bool = False
+    """Whether nothing was changed after all."""
 
 
 current: ContextVar[Note | None] = ContextVar("openmanager_audit_note", default=None)
@@ -45,6 +47,13 @@ def note(*, target: str = "", before: object = None, after: object = None, actor
     found.before = found.before if before is None else before
     found.after = found.after if after is None else after
     found.actor = actor or found.actor
+
+
+def nothing_changed() -> None:
+    """Tells that the call went well and changed nothing: it is counted, not recorded."""
+    found = current.get()
+    if found is not None:
+        found.idle = True
 
 
 def tell(context: Any, *, target: str = "", before: object = None, after: object = None) -> None:

@@ -65,6 +65,8 @@ class _Own:
         secret = self._sessions.cookie.secret_in(exchange.scope["headers"])
         if secret is not None and (name := await self._sessions.end(secret)):
             _tell_who(exchange, name, 0)
+        else:
+            audited.nothing_changed()
         return pb.LogOutResponse()
 
 

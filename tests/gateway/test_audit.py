@@ -141,6 +141,20 @@ async def test_a_change_that_failed_is_an_event_too(tmp_path: Path, error: Excep
     assert [(event.code, event.count) for event in events] == [(code, count)] * (3 // count)
 
 
+async def test_a_change_that_changed_nothing_is_counted(tmp_path: Path) -> None:
+    def idle(request: Any, _context: Any) -> Any:
+        notes.nothing_changed()
+        return request
+
+    notes.nothing_changed()  # outside of a call it does nothing
+    async with auditing(tmp_path, idle) as made:
+        for _ in range(3):
+            await made.stub.Create(Echo())
+        assert not made.events and made.log.lag.events == 0
+        events = await made.counted()
+    assert [(event.actor, event.code, event.count) for event in events] == [("ada", "OK", 3)]
+
+
 async def test_a_change_whose_caller_left_is_an_event_too(tmp_path: Path) -> None:
     async def wait(_request: Any, _context: Any) -> Any:
         await asyncio.sleep(60)
