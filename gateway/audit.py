@@ -8,7 +8,8 @@
     exports   one event each, journaled before the first byte
     streams   of metrics: counted, one event for each caller and minute in which he began some
     idle      counted likewise: a log-out of nobody, which anybody may ask for, as often as he likes
-    refused   counted likewise, also those that a method itself refuses: they changed nothing
+    refused   counted likewise, also those that a method itself refuses: they changed nothing; and whatever failed of
+              who has not shown who he is
 
 What must stay true: a change whose event was not journaled is not acknowledged; a call that only reads costs next to
 nothing here; no request is written down as a whole, for it may hold secrets: a method says what may be known
@@ -281,6 +282,7 @@ def _recorded(method: MethodDescriptor, behaviour: Callable[..., Any], audit: Au
     async def record(request: Any, context: Any) -> Any:
         audit.check()
         who = caller.of(context)
+        is_nobody = not who.authentication  # he may log in as often as he likes, also while metadata is away
         note = notes.Note(target=target_of(request))
         token = notes.current.set(note)
         try:
@@ -289,13 +291,20 @@ def _recorded(method: MethodDescriptor, behaviour: Callable[..., Any], audit: Au
             audit.refused(action, who, error)
             raise
         except OpenManagerError as error:
+            if is_nobody:
+                audit.refused(action, who, error)
+                raise
             await audit.change(action, who, target=note.target, failure=error, before=note.before, after=note.after)
             raise
         except Exception:  # interception answers it with INTERNAL; what was done meanwhile, nobody knows
             await audit.change(action, who, target=note.target, failure=Internal(""), before=note.before)
             raise
         except asyncio.CancelledError:
-            audit.later(action, who, Unavailable("", reason="CALLER_LEFT"), target=note.target)
+            left = Unavailable("", reason="CALLER_LEFT")
+            if is_nobody:
+                audit.refused(action, who, left)
+            else:
+                audit.later(action, who, left, target=note.target)
             raise
         finally:
             notes.current.reset(token)

@@ -141,6 +141,29 @@ async def test_a_change_that_failed_is_an_event_too(tmp_path: Path, error: Excep
     assert [(event.code, event.count) for event in events] == [(code, count)] * (3 // count)
 
 
+async def test_what_a_stranger_did_not_bring_about_is_counted(tmp_path: Path) -> None:
+    async def fail(_request: Any, _context: Any) -> Any:
+        if made.servicer.calls < 4:
+            raise Unavailable("away", reason="PEER_UNAVAILABLE")
+        await asyncio.sleep(60)
+
+    async with auditing(tmp_path, fail, lambda _method, _context: Caller(name="anybody")) as made:
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                async with calling("gateway"):
+                    await made.stub.Create(Echo())
+        call = made.stub.Create(Echo())
+        await eventually(lambda: made.servicer.calls == 4)
+        call.cancel()
+
+        async def is_told() -> bool:
+            return {event.reason for event in await made.counted()} == {"PEER_UNAVAILABLE", "CALLER_LEFT"}
+
+        await eventually(is_told)
+    assert sum(event.count for event in made.events) == 4 and {event.actor for event in made.events} == {"anybody"}
+    assert len(made.events) < 4  # two, unless a minute was over
+
+
 async def test_a_change_that_changed_nothing_is_counted(tmp_path: Path) -> None:
     def idle(request: Any, _context: Any) -> Any:
         notes.nothing_changed()
