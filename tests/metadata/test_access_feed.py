@@ -1,18 +1,22 @@
-"""What gateways are told of who may come in, when our own disk or PostgreSQL does not do its part."""
+"""What gateways are told of who may come in, also when our own disk or PostgreSQL does not do its part."""
 
 import asyncio
 from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from fleet.access import VIEWER
 from runtime.clock import SystemClock
-from runtime.errors import Unavailable
+from runtime.errors import NotFound, Unavailable
 from services.metadata.access import feed as module
 from services.metadata.access.feed import AccessFeed
-from services.metadata.access.model import Credential, Known
+from services.metadata.access.model import Credential, Known, Token
+from services.metadata.access.secrets import digest
 from services.metadata.access.store import AccessStore
+from services.metadata.store_connection import Database
 from tests.harness import eventually
 
 ADA = Credential(hash=b"h" * 32, id="1", name="Ada", role=3, scope=None, expire_time=None)
@@ -67,3 +71,22 @@ def _on_disk(folder: Path) -> tuple[int, tuple[Credential, ...]]:
     found = module._read(folder / "access.json")
     assert found is not None
     return found.revision, found.credentials
+
+
+async def test_a_token_that_has_ended_gets_no_other_secret(database: Database) -> None:
+    store = AccessStore(database)
+    token, secret = await store.create_token(
+        Token(name="t", role=VIEWER, expire_time=datetime.now(UTC) + timedelta(hours=1))
+    )
+    _, other = await store.rotate_token(token.id)
+    assert other != secret and [one.hash for one in (await store.known()).credentials] == [digest(other)]
+    async with database.connection() as connection:
+        await connection.execute("UPDATE access_tokens SET expires_at = now()")
+    with pytest.raises(NotFound, match=token.id):
+        await store.rotate_token(token.id)
+    async with database.connection() as connection:
+        assert await connection.fetchval("SELECT hash FROM access_tokens") == digest(other)
+    revoked, _ = await store.create_token(Token(name="u", role=VIEWER))
+    await store.revoke_token(revoked.id)
+    with pytest.raises(NotFound, match=revoked.id):
+        await store.rotate_token(revoked.id)

@@ -257,11 +257,11 @@ class AccessStore:
         return Page(items=tuple(map(_token, rows[:limit])), next_page_token=token, total_size=total)
 
     async def rotate_token(self, token_id: str) -> tuple[Token, str]:
-        """The token with another secret; raises NotFound, also when it was revoked."""
+        """The token with another secret; raises NotFound, also when it was revoked or is over."""
         wanted, secret = _uuid(token_id), secrets.new_token()
         async with changing(self._database) as connection:
             changed = await connection.fetchval(
-                "UPDATE access_tokens SET hash = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING true",
+                f"UPDATE access_tokens AS t SET hash = $2 WHERE t.id = $1 AND {LIVE} RETURNING true",
                 wanted,
                 secrets.digest(secret),
             )
