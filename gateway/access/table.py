@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from fleet.access import Caller, Scope
@@ -53,7 +53,7 @@ class AccessTable:
         self._awaited = 0
         self._in_vain: dict[bytes, None] = {}
         self._used: set[str] = set()
-        self._enders: list[Callable[[Over], None]] = []
+        self._enders: list[Callable[[Over], Awaitable[None]]] = []
 
     def caller(self, secret: str) -> Caller:
         """Who shows this.
@@ -90,16 +90,20 @@ class AccessTable:
             return Unavailable("the caller may do other things than when this began", reason="ACCESS_CHANGED")
         return None
 
-    def ends(self, end_streams_of: Callable[[Over], None]) -> None:
+    def ends(self, end_streams_of: Callable[[Over], Awaitable[None]]) -> None:
         """Has `end_streams` end these, too."""
         self._enders.append(end_streams_of)
 
     async def end_streams(self) -> None:
         """Ends the streams of who may not go on, again and again."""
+        looked_at, next_ms = None, math.inf
         while True:
-            news = self._news
-            for end in self._enders:
-                end(self.over)
+            news, known, now_ms = self._news, self._callers, self._clock.now_ms()
+            if known is not looked_at or now_ms >= next_ms:
+                looked_at = known
+                next_ms = min((ends_ms for _, ends_ms in (known or {}).values() if ends_ms > now_ms), default=math.inf)
+                for end in self._enders:
+                    await end(self.over)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EXPIRY_INTERVAL_S):
                     await news.wait()

@@ -186,9 +186,9 @@ async def test_a_stream_of_who_may_not_go_on_is_ended_and_no_other() -> None:
         assert (await silent.read()).text == "one" and (await other.read()).text == "two"
         await writing.write(Echo(text="three"))
         assert (await writing.read()).text == "three"
-        interception.end_streams_of(lambda _who: None)
-        interception.end_streams_of(over)
-        interception.end_streams_of(over)  # what ends already is not ended once more
+        await interception.end_streams_of(lambda _who: None)
+        await interception.end_streams_of(over)
+        await interception.end_streams_of(over)  # what ends already is not ended once more
         for ended in (silent, writing):
             with pytest.raises(errors.Unauthenticated) as caught:
                 async with calling("echo"):
@@ -203,7 +203,7 @@ async def test_a_stream_that_is_sending_ends_behind_what_it_sends() -> None:
     interception = Interception(lambda _method, _context: Caller(name="gone"))
     stream = interception.stream(f"/{SERVICE}/Watch", EchoServicer().Watch, Echo(text="one"), InProcess())
     assert (await anext(stream)).text == "one"
-    interception.end_streams_of(lambda _who: errors.Unauthenticated("over", reason="OVER"))
+    await interception.end_streams_of(lambda _who: errors.Unauthenticated("over", reason="OVER"))
     await asyncio.sleep(0)  # it would be cancelled here, which whoever sends takes for its own end
     with pytest.raises(errors.Unauthenticated):
         await anext(stream)
