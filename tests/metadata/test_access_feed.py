@@ -1,6 +1,7 @@
 """What gateways are told of who may come in, also when our own disk or PostgreSQL does not do its part."""
 
 import asyncio
+import itertools
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import cast
 
 import pytest
 
+from fleet import access
 from fleet.access import VIEWER
 from runtime.clock import SystemClock
 from runtime.errors import NotFound, Unavailable
 from services.metadata.access import feed as module
 from services.metadata.access.feed import AccessFeed
-from services.metadata.access.model import Credential, Known, Token
+from services.metadata.access.model import Credential, Known, Scope, Token
 from services.metadata.access.secrets import digest
 from services.metadata.access.store import AccessStore
 from services.metadata.store_connection import Database
@@ -90,3 +92,27 @@ async def test_a_token_that_has_ended_gets_no_other_secret(database: Database) -
     await store.revoke_token(revoked.id)
     with pytest.raises(NotFound, match=revoked.id):
         await store.rotate_token(revoked.id)
+
+
+@pytest.mark.parametrize(
+    ("token", "user"),
+    [
+        (Scope(environments=("staging",)), Scope(environments=("production",))),
+        (Scope(server_roles=("web",)), Scope(server_roles=("db",), environments=("production",))),
+        (Scope(server_ids=("web-01",)), Scope(server_ids=("db-01",))),
+    ],
+)
+def test_scopes_that_share_nothing_let_nobody_see_what_has_no_environment(token: Scope, user: Scope) -> None:
+    for left in (token.within(user), user.within(token)):
+        seen = access.Scope.of(left.environments, left.server_roles, left.server_ids)
+        for place in itertools.product(("", "staging", "production"), ("", "web", "db")):
+            assert not seen.has("web-01", *place)
+
+
+def test_of_two_scopes_what_both_have_is_left() -> None:
+    one, other = (
+        Scope(environments=("a", "b"), server_ids=("s",)),
+        Scope(environments=("b", "c"), server_roles=("web",)),
+    )
+    assert one.within(other) == Scope(environments=("b",), server_roles=("web",), server_ids=("s",))
+    assert one.within(None) == one.within(Scope()) == one

@@ -58,13 +58,17 @@ class Scope:
         """Both at once."""
         if other is None:
             return self
-        return Scope(**{name: _both(getattr(self, name), getattr(other, name)) for name in self.__slots__})
+        shared = {name: _both(getattr(self, name), getattr(other, name)) for name in self.__slots__}
+        if None in shared.values():  # an empty environment or role would be that of servers which have none
+            return Scope(server_ids=NOBODY)
+        return Scope(**{name: entries or () for name, entries in shared.items()})
 
 
-def _both(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+def _both(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...] | None:
+    """What two conditions allow, empty: everything; None: nothing."""
     if not one or not other:
         return one or other
-    return tuple(entry for entry in one if entry in other) or NOBODY
+    return tuple(entry for entry in one if entry in other) or None
 
 
 def check_role(role: int, field_name: str) -> int:
