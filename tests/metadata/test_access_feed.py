@@ -10,12 +10,12 @@ from typing import cast
 import pytest
 
 from fleet import access
-from fleet.access import VIEWER
+from fleet.access import ADMIN, AGENT, OPERATOR, VIEWER
 from runtime.clock import SystemClock
 from runtime.errors import NotFound, Unavailable
 from services.metadata.access import feed as module
 from services.metadata.access.feed import AccessFeed
-from services.metadata.access.model import Credential, Known, Scope, Token
+from services.metadata.access.model import Credential, Known, Scope, Token, User
 from services.metadata.access.secrets import digest
 from services.metadata.access.store import AccessStore
 from services.metadata.store_connection import Database
@@ -116,3 +116,20 @@ def test_of_two_scopes_what_both_have_is_left() -> None:
     )
     assert one.within(other) == Scope(environments=("b",), server_roles=("web",), server_ids=("s",))
     assert one.within(None) == one.within(Scope()) == one
+
+
+async def test_a_token_gains_nothing_by_what_becomes_of_its_user(database: Database) -> None:
+    store = AccessStore(database)
+    await store.create_user(User(name="Grace", role=ADMIN), "")
+    for role in (VIEWER, AGENT, OPERATOR, ADMIN):
+        await store.create_token(Token(name=str(role), role=role, user="Grace"))
+    await store.create_user(User(name="Ada", role=ADMIN), "")  # somebody must remain one
+    for role, left in (
+        (ADMIN, {VIEWER: VIEWER, AGENT: AGENT, OPERATOR: OPERATOR, ADMIN: ADMIN}),
+        (OPERATOR, {VIEWER: VIEWER, AGENT: AGENT, OPERATOR: OPERATOR, ADMIN: OPERATOR}),
+        (VIEWER, {VIEWER: VIEWER, AGENT: 0, OPERATOR: VIEWER, ADMIN: VIEWER}),
+        (AGENT, {VIEWER: 0, AGENT: AGENT, OPERATOR: AGENT, ADMIN: AGENT}),
+    ):
+        await store.update_user(User(name="Grace", role=role), ["role"])
+        tokens = {token.id: token.role for token in (await store.list_tokens(10, "", show_ended=False)).items}
+        assert {tokens[one.id]: one.role for one in (await store.known()).credentials} == left

@@ -360,11 +360,14 @@ def _token(row: asyncpg.Record) -> Token:
 
 
 def credential_of(row: asyncpg.Record) -> Credential:
-    """A user's token can do no more than he, also when his rights shrank after it was made; his session, all he can."""
+    """A user's token can do no more than he, also when his rights shrank after it was made, nor more than it was made
+    for; his session, all he can."""
     role, scope = row["role"], _scope(row["scope"])
     if row["user_role"] is not None:
-        if row["is_session"] or not includes(row["user_role"], role):
+        if row["is_session"] or includes(role, row["user_role"]):
             role = row["user_role"]
+        elif not includes(row["user_role"], role):  # who reads and who writes rows only have nothing in common
+            role = 0
         of_user = _scope(row["user_scope"])
         scope = of_user if scope is None else scope.within(of_user)
     return Credential(
