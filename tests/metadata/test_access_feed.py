@@ -11,16 +11,18 @@ import pytest
 
 from fleet import access
 from fleet.access import ADMIN, AGENT, OPERATOR, VIEWER
-from runtime.clock import SystemClock
+from runtime.clock import ManualClock, SystemClock
 from runtime.errors import NotFound, Unavailable
 from services.metadata.access import feed as module
 from services.metadata.access.feed import AccessFeed
 from services.metadata.access.model import Credential, Known, Scope, Token, User
 from services.metadata.access.secrets import digest
+from services.metadata.access.sessions import Identity, Sessions
 from services.metadata.access.store import AccessStore
 from services.metadata.store_connection import Database
 from tests.harness import eventually
 
+PASSWORD = "correct horse battery"
 ADA = Credential(hash=b"h" * 32, id="1", name="Ada", role=3, scope=None, expire_time=None)
 
 
@@ -133,3 +135,21 @@ async def test_a_token_gains_nothing_by_what_becomes_of_its_user(database: Datab
         await store.update_user(User(name="Grace", role=role), ["role"])
         tokens = {token.id: token.role for token in (await store.list_tokens(10, "", show_ended=False)).items}
         assert {tokens[one.id]: one.role for one in (await store.known()).credentials} == left
+
+
+async def test_a_name_may_have_any_letters(database: Database) -> None:
+    store, sessions = AccessStore(database), Sessions(database, ManualClock(), lifetime_s=60.0)
+    await store.create_user(User(name="Ada", role=ADMIN), PASSWORD)
+    for name in ("\N{LATIN CAPITAL LETTER A WITH DIAERESIS}rger", "\N{CYRILLIC CAPITAL LETTER A}da"):
+        await store.create_user(User(name=name, role=VIEWER), PASSWORD)
+        _, credential = await sessions.by_password(name, PASSWORD, "192.0.2.1")
+        assert credential.name == name
+        await store.set_password(name, PASSWORD)
+        await store.create_token(Token(name="t", role=VIEWER, user=name))
+        _, changed = await store.update_user(User(name=name, role=OPERATOR), ["role"])
+        assert (changed.name, changed.role) == (name, OPERATOR)
+        assert (await store.delete_user(name)).name == name
+    name = "\N{LATIN CAPITAL LETTER E WITH ACUTE}mile"
+    await store.create_user(User(name=name, role=VIEWER), "")
+    _, credential = await sessions.by_identity(Identity(issuer="https://id.example", subject="7", name=name))
+    assert credential.name == name

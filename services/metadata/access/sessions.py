@@ -29,7 +29,16 @@ from services.metadata.access.model import (
     check_name,
     check_role,
 )
-from services.metadata.access.store import ADMINISTRATORS, CREDENTIAL, LIVE, TOKENS, changing, credential_of
+from services.metadata.access.store import (
+    ADMINISTRATORS,
+    CREDENTIAL,
+    LIVE,
+    LOWER,
+    OF_NAME,
+    TOKENS,
+    changing,
+    credential_of,
+)
 from services.metadata.store_connection import Database
 
 MAX_SESSIONS: Final = 20
@@ -38,9 +47,10 @@ MAX_HASHING: Final = 2
 """Passwords that are compared at once: each takes a core for 60 ms and 64 MiB."""
 MAX_WAITING: Final = 50
 
-# Names are compared by the database, and tries are counted by what it compares: Python's lower() knows other letters.
-_ACCOUNT: Final = """SELECT lower($1) AS name, u.id, u.password_hash FROM (SELECT) AS one
-    LEFT JOIN access_users AS u ON lower(u.name) = lower($1) AND NOT u.disabled"""
+# Names are compared by the database, and tries are counted by it, too: Python's lower() knows other letters. What is
+# one name to the column is one to the database's own lower(), to which more are one: these have their tries together.
+_ACCOUNT: Final = f"""SELECT lower($1) AS name, u.id, u.password_hash FROM (SELECT) AS one
+    LEFT JOIN access_users AS u ON lower(u.name) = {LOWER} AND NOT u.disabled"""
 _NEW: Final = """INSERT INTO access_tokens (name, role, hash, user_id, expires_at, is_session)
     SELECT 'session', role, $2, id, now() + $3 * interval '1 second', true FROM access_users
     WHERE id = $1 AND NOT disabled AND ($4::text IS NULL OR password_hash = $4) RETURNING id"""
@@ -54,8 +64,8 @@ _SEEN: Final = f"""UPDATE access_users SET role = new.role,
     FROM (SELECT id, CASE WHEN $3 = 0 OR (role = {ADMIN} AND NOT disabled AND ({ADMINISTRATORS}) = 1)
         THEN role ELSE $3 END AS role FROM access_users WHERE issuer = $1 AND subject = $2) AS new
     WHERE access_users.id = new.id RETURNING access_users.id"""
-_BIND: Final = """UPDATE access_users SET issuer = $2, subject = $3, updated_at = now()
-    WHERE lower(name) = lower($1) AND issuer IS NULL AND password_hash IS NULL RETURNING id"""
+_BIND: Final = f"""UPDATE access_users SET issuer = $2, subject = $3, updated_at = now()
+    WHERE {OF_NAME} AND issuer IS NULL AND password_hash IS NULL RETURNING id"""
 _ADD: Final = """INSERT INTO access_users (name, role, issuer, subject) VALUES ($1, $4, $2, $3)
     ON CONFLICT (lower(name)) DO NOTHING RETURNING id"""
 

@@ -33,6 +33,10 @@ from services.metadata.access.model import (
 from services.metadata.store import Page
 from services.metadata.store_connection import Database
 
+LOWER: Final = """lower($1::text COLLATE "C")"""
+"""The first argument as the column compares names, whose collation is "C": A to Z are a to z, other letters stay what
+they are. The database's own makes ä of Ä, too, and by that nobody was found whose name has an Ä."""
+OF_NAME: Final = f"lower(name) = {LOWER}"
 _USER: Final = "name, role, scope, disabled, created_at, updated_at"
 _TOKEN: Final = """t.id, t.name, t.role, t.scope, coalesce(u.name, '') AS user_name, t.expires_at, t.created_at,
     t.last_used_at, t.revoked_at"""
@@ -41,12 +45,12 @@ LIVE: Final = "t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > 
 _SET_UP: Final = "setup_hash = $1 AND NOT EXISTS (SELECT FROM access_users)"
 _CREATE_USER: Final = f"""INSERT INTO access_users (name, role, scope, disabled, password_hash)
     VALUES ($1, $2, $3::jsonb, $4, $5) ON CONFLICT (lower(name)) DO NOTHING RETURNING {_USER}"""
-_GET_USER: Final = f"SELECT {_USER} FROM access_users WHERE lower(name) = lower($1)"
+_GET_USER: Final = f"SELECT {_USER} FROM access_users WHERE {OF_NAME}"
 _UPDATE_USER: Final = f"""UPDATE access_users SET
     role = CASE WHEN 'role' = ANY ($5::text[]) THEN $2 ELSE role END,
     scope = CASE WHEN 'scope' = ANY ($5) THEN $3::jsonb ELSE scope END,
     disabled = CASE WHEN 'disabled' = ANY ($5) THEN $4 ELSE disabled END,
-    updated_at = now() WHERE lower(name) = lower($1) RETURNING {_USER}"""
+    updated_at = now() WHERE {OF_NAME} RETURNING {_USER}"""
 ADMINISTRATORS: Final = f"SELECT count(*) FROM access_users WHERE role = {ADMIN} AND NOT disabled"
 _CREATE_TOKEN: Final = """INSERT INTO access_tokens (name, role, scope, hash, user_id, expires_at, id)
     VALUES ($1, $2, $3::jsonb, $4, $5, $6, coalesce($7, gen_random_uuid())) ON CONFLICT (id) DO NOTHING RETURNING id"""
@@ -111,7 +115,7 @@ class AccessStore:
                 raise _no_setup_token()
             user = _user(await connection.fetchrow(_CREATE_USER, name, ADMIN, None, False, kept))
             secret = secrets.new_token()
-            own = await connection.fetchval("SELECT id FROM access_users WHERE lower(name) = lower($1)", name)
+            own = await connection.fetchval(f"SELECT id FROM access_users WHERE {OF_NAME}", name)
             digest = secrets.digest(secret)
             await connection.fetchval(_CREATE_TOKEN, "made at set-up", ADMIN, None, digest, own, None, None)
         return user, secret
@@ -173,9 +177,7 @@ class AccessStore:
         """Removes a user with his tokens and returns him as he was; raises as `update_user`."""
         checks.check_text(name, "name")
         async with self._administrated() as connection:
-            deleted = await connection.fetchrow(
-                f"DELETE FROM access_users WHERE lower(name) = lower($1) RETURNING {_USER}", name
-            )
+            deleted = await connection.fetchrow(f"DELETE FROM access_users WHERE {OF_NAME} RETURNING {_USER}", name)
             if deleted is None:
                 raise _no_user(name, "name")
         return _user(deleted)
@@ -195,8 +197,7 @@ class AccessStore:
         kept = await secrets.hashed(check_password(password))
         async with changing(self._database) as connection:
             changed = await connection.fetchval(
-                "UPDATE access_users SET password_hash = $2, updated_at = now() WHERE lower(name) = lower($1) "
-                "RETURNING id",
+                f"UPDATE access_users SET password_hash = $2, updated_at = now() WHERE {OF_NAME} RETURNING id",
                 name,
                 kept,
             )
@@ -222,9 +223,7 @@ class AccessStore:
         async with self._database.connection() as connection, connection.transaction():
             user_id = None
             if token.user:
-                found = await connection.fetchrow(
-                    "SELECT id, role FROM access_users WHERE lower(name) = lower($1)", token.user
-                )
+                found = await connection.fetchrow(f"SELECT id, role FROM access_users WHERE {OF_NAME}", token.user)
                 if found is None:
                     raise _no_user(token.user, "token.user")
                 if not includes(found["role"], token.role):
