@@ -5,6 +5,7 @@ and column, and nothing is guessed.
 """
 
 import csv
+import errno
 import gzip
 import math
 import sys
@@ -12,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TextIO
@@ -61,7 +63,7 @@ class Recording:
         try:
             self._file = _opened(self.name)
         except OSError as error:
-            raise BadRecordingError(f"{path}: {error.strerror}") from error
+            raise BadRecordingError(f"{path}: {error.strerror or error}") from error
         csv.field_size_limit(MAX_FIELD_CHARACTERS)
         self._reader = csv.reader(self._file, strict=True)
         self._row = 0
@@ -159,6 +161,10 @@ class Recording:
 
 def _opened(name: str) -> TextIO:
     if name == "-":
+        if sys.stdin is None:
+            raise OSError(errno.EBADF, "the standard input is closed")
+        if isinstance(sys.stdin, TextIOWrapper):  # read as files are, whatever the locale
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict", newline="")
         return sys.stdin
     if name.endswith(".gz"):
         return gzip.open(name, "rt", encoding="utf-8-sig", newline="")

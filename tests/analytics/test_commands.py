@@ -42,3 +42,22 @@ def test_a_damaged_file_is_told_in_one_line(arguments: list[str], tmp_path: Path
     done = subprocess.run(command(*arguments, damaged), capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert "damaged.csv.gz: row 1: it cannot be read" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+def test_the_standard_input_is_read_as_files_are(arguments: list[str], tmp_path: Path) -> None:
+    text = recording(tmp_path, 300).read_bytes()
+    answers = [
+        subprocess.run(command(*arguments, "-"), input=given, capture_output=True, check=False)
+        for given in (text, b"\xef\xbb\xbf" + text, text + b"\xe4,1\n")
+    ]
+    assert [done.returncode for done in answers] == [0, 0, 2]
+    assert answers[1].stdout == answers[0].stdout
+    assert answers[2].stderr.decode().endswith("it is not UTF-8\n")
+
+
+def test_a_closed_standard_input_is_told_in_one_line() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command("score", "-")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "score: -: the standard input is closed\n")
