@@ -28,7 +28,7 @@ MAX_FIELD_CHARACTERS: Final = 1_000_000
 MAX_EPOCH_S: Final = 253_402_300_800.0
 """The year 10000. Epoch times beyond are milliseconds taken for seconds."""
 MAX_SET_BACK_S: Final = 3_600.0
-"""By so much a time may lie before the row above: local clocks are set back once a year."""
+"""By so much a time may lie before the latest above: local clocks are set back once a year."""
 _NO_VALUE: Final = frozenset(("", "nan", "null", "none", "na", "n/a"))
 
 
@@ -92,7 +92,7 @@ class Recording:
 
     def __iter__(self) -> Iterator[Row]:
         """The rows; raises BadRecordingError at the first that is not one."""
-        last_s = -math.inf
+        latest_s = -math.inf
         while (fields := self._next()) is not None:
             if not any(map(str.strip, fields)):
                 continue  # a blank line
@@ -100,9 +100,9 @@ class Recording:
                 raise self._bad(f"it has {len(fields)} fields, the header has {len(self._names)}")
             text = fields.pop(self._time_at).strip()
             time_s = self._time(text)
-            if self._in_order and time_s < last_s - MAX_SET_BACK_S:
+            if self._in_order and time_s < latest_s - MAX_SET_BACK_S:
                 raise self._bad(f"column {TIMESTAMP}: {text} lies before the row above")
-            last_s = time_s
+            latest_s = max(latest_s, time_s)
             yield Row(text, time_s, self._values(fields))
 
     def _next(self) -> list[str] | None:

@@ -154,6 +154,7 @@ def test_until_a_time_there_is_no_alarm(tmp_path: Path) -> None:
         ("timestamp,a\nnan,2\n", "row 2: column timestamp"),
         ("timestamp,a\n,2\n", "row 2: column timestamp"),
         ("timestamp,a\n90000,2\n1,2\n", "row 3: column timestamp: 1 lies before the row above"),
+        ("timestamp,a\n9000,2\n7000,2\n5000,2\n", "row 4: column timestamp: 5000 lies before the row above"),
         ('timestamp,a\n1,"2\n', "it is no CSV"),
         ("timestamp,a\n1,\xff\n", "it is not UTF-8"),
     ],
