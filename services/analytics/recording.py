@@ -181,7 +181,7 @@ def epoch_s(text: str) -> float:
         seconds = float(text)
     except ValueError:
         try:
-            when = datetime.fromisoformat(text)
+            when = datetime.fromisoformat(text.upper())  # RFC 3339 has t and z as well
         except ValueError:
             raise ValueError(
                 f"{text[:50]!r} is neither epoch seconds nor a time as 2026-01-31T12:00:00Z or 2026-01-31 12:00:00"
