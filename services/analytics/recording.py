@@ -25,8 +25,10 @@ from services.analytics.scoring.arrays import Floats
 TIMESTAMP: Final = "timestamp"
 MAX_COLUMNS: Final = 100_000
 MAX_FIELD_CHARACTERS: Final = 1_000_000
-MAX_EPOCH_S: Final = 253_402_300_800.0
-"""The year 10000. Epoch times beyond are milliseconds taken for seconds."""
+MIN_EPOCH_S: Final = -62_135_596_800.0
+MAX_EPOCH_S: Final = 253_086_768_000.0
+"""The years 1 to 9989; dates of exhaustion lie up to eight years later, and there is no year 10000. Epoch times beyond
+are milliseconds taken for seconds."""
 MAX_SET_BACK_S: Final = 3_600.0
 """By so much a time may lie before the latest above: local clocks are set back once a year."""
 _NO_VALUE: Final = frozenset(("", "nan", "null", "none", "na", "n/a"))
@@ -186,7 +188,10 @@ def epoch_s(text: str) -> float:
             raise ValueError(
                 f"{text[:50]!r} is neither epoch seconds nor a time as 2026-01-31T12:00:00Z or 2026-01-31 12:00:00"
             ) from None
-        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
-    if not -MAX_EPOCH_S < seconds < MAX_EPOCH_S:
+        seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+        if not MIN_EPOCH_S <= seconds < MAX_EPOCH_S:
+            raise ValueError(f"{text[:50]!r} lies outside of the years 1 to 9989") from None
+        return seconds
+    if not MIN_EPOCH_S <= seconds < MAX_EPOCH_S:
         raise ValueError(f"{text[:50]} is no time in epoch seconds")
     return seconds

@@ -207,3 +207,13 @@ def test_the_date_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.splitlines()[1] == ",,,falling away from the limit"
     assert run("exhaust", path, "--metric", "disk_usage", "--limit", "45", "--output", "json") == 0
     assert json.loads(capsys.readouterr().out)["reason"] == "already past the limit"
+
+
+def test_the_last_times_that_are_taken_have_dates_after_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = 253_086_767_999
+    rows = [f"{last - HOUR_S * (30 * 24 - hour)},{40 + hour / 480}" for hour in range(1, 30 * 24 + 1)]
+    path = file(tmp_path, "timestamp,disk_usage\n" + "\n".join(rows))
+    assert run("exhaust", path, "--metric", "disk_usage", "--limit", "75") == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("9991-")

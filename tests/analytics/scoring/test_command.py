@@ -156,6 +156,8 @@ def test_until_a_time_there_is_no_alarm(tmp_path: Path) -> None:
         ("timestamp,a\n,2\n", "row 2: column timestamp"),
         ("timestamp,a\n90000,2\n1,2\n", "row 3: column timestamp: 1 lies before the row above"),
         ("timestamp,a\n9000,2\n7000,2\n5000,2\n", "row 4: column timestamp: 5000 lies before the row above"),
+        ("timestamp,a\n9999-12-31T00:00:00Z,2\n", "row 2: column timestamp: '9999-12-31T00:00:00Z' lies outside"),
+        ("timestamp,a\n-62135596801,2\n", "row 2: column timestamp: -62135596801 is no time"),
         ('timestamp,a\n1,"2\n', "it is no CSV"),
         ("timestamp,a\n1,\xff\n", "it is not UTF-8"),
     ],
