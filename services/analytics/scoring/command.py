@@ -33,9 +33,10 @@ examples:
 
 The file has a header with `timestamp` (epoch seconds, RFC 3339, or YYYY-MM-DD HH:MM:SS in UTC) and a column for each
 metric; rows in order of time, at any interval; an empty cell is no value. The output is timestamp,score,alarm: the
-score is from 0 to 1 and 0 for the first day, which is learnt; the alarm is 1 where the score is above the server's own
-level, which is held at about two openings a day, incidents included. With --per-metric a column score_METRIC follows
-for each. A single metric's score is near 0 for 100 rows after one of .5.
+score is from 0 to 1 and 0 for the first day and 100 rows, which are learnt; the alarm is 1 where the score is above the
+server's own level, which is held at about two openings a day (in 24 rows, where they are over an hour apart), incidents
+included. With --per-metric a column score_METRIC follows for each. A single metric's score is near 0 for 100 rows after
+one of .5.
 """
 
 

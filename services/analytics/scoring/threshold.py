@@ -5,7 +5,8 @@ for whatever the scores are like, on each server (Robbins and Monro). Measured, 
 false alarms a day on each of nine servers; a quantile of the history, tried first, gave 0 to 1.9.
 
 What must stay true: the level stays between two quantiles of the server's own half-hour maxima, so that a long incident
-does not carry it off and a silent server does not bring it to nothing; levels are of the score's logarithm.
+does not carry it off and a silent server does not bring it to nothing; levels are of the score's logarithm; a day has
+24 windows at least: two of those that come every six hours would be half of all, and a level that most are above.
 """
 
 import math
@@ -66,13 +67,14 @@ class Thresholds:
         """
         state = self.state
         if not math.isnan(self._half_hour) and time_s // p.OPENING_S != self._half_hour:
-            self._close_half_hour(max(p.OPENING_S, step_s))
-        passed_s = 0.0 if math.isnan(self._last_s) else min(time_s - self._last_s, 2 * step_s)
+            self._close_half_hour(min(max(p.OPENING_S, step_s), p.HOUR_S))
+        slow = min(p.HOUR_S / step_s, 1.0)
+        passed_s = 0.0 if math.isnan(self._last_s) else slow * min(time_s - self._last_s, 2 * step_s)
         self._half_hour, self._last_s = time_s // p.OPENING_S, time_s
         np.copyto(state.since_s, time_s, where=judged & (state.since_s == _NEVER))
         logs = np.log(np.maximum(scores, _LEAST))
         # a day of half-hours must have been seen before a level means anything
-        ready = judged & (time_s - state.since_s >= p.LEARN_S)
+        ready = judged & (slow * (time_s - state.since_s) >= p.LEARN_S)
         above: Flags = ready & (logs > state.level)
         opens = above & (time_s - state.above_s >= max(p.OPENING_S, p.OPENING_WINDOWS * step_s))
         np.copyto(state.above_s, time_s, where=above)

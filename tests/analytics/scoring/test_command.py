@@ -118,6 +118,14 @@ def test_below_a_minute_a_row_has_the_score_of_the_last_whole_minute(tmp_path: P
     assert len(changes) > 20 and set((changes + 1) % 6) == {0}
 
 
+@pytest.mark.parametrize("hours", [1, 6, 24])
+def test_slow_rows_do_not_all_raise_an_alarm(tmp_path: Path, hours: int) -> None:
+    lines = scored(tmp_path, rows_of(500, hours * 3600.0))
+    judged = [line for line in lines[1:] if line.split(",")[1] != "0.000000"]
+    alarms = [line for line in judged if line.endswith(",1")]
+    assert len(judged) > 350 and 0 < len(alarms) < 0.2 * len(judged)
+
+
 def test_what_was_learnt_first_is_known(tmp_path: Path) -> None:
     rows = rows_of(1200)
     whole = scored(tmp_path, rows)
