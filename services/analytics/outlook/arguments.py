@@ -1,7 +1,7 @@
 """What callers may ask for, and what it comes to where they say nothing.
 
-What must stay true: whatever makes no sense is refused with its field before anything is read, but for the limit of a
-metric in percent, which only its history can tell from one that goes beyond 100.
+What must stay true: whatever makes no sense is refused with its field before anything is read, but for limits: whether
+one must be said depends on the metric, and only its history tells one in percent from one that goes beyond 100.
 """
 
 import math

@@ -57,8 +57,8 @@ class OutlookServicer:
         now_ms = self._clock.now_ms()
         async with self._workers.place():
             metric = await self._source.metric(request.server_id, request.metric)
-            limit = arguments.limit_of(question, metric)
             measured = await self._source.read(request.server_id, metric, capacity_from(now_ms), now_ms)
+            limit = arguments.limit_of(question, metric)  # after it is known that there is such a metric
             if is_in_percent(measured):
                 arguments.check_within_percent(limit)
             answer = await self._workers.run(partial(capacity_of, measured, limit, question, now_ms))

@@ -303,6 +303,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
 ]
 BAD = [(call, more | ({"limit": 9} if call is capacity else {}), field) for call, more, field in BAD]
 BAD += [
+    (capacity, {"metric": "nope"}, "metric"),
     (trend, {"start_time": days_ago(1), "end_time": days_ago(2)}, "start_time"),
     (trend, {"start_time": days_ago(1), "end_time": days_ago(1)}, "start_time"),
     (trend, {"start_time": days_ago(-1)}, "start_time"),
