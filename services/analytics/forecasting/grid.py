@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from services.analytics.forecasting.robust import Floats, Integers
+from services.analytics.scoring.series import MAX_MAGNITUDE
 
 HOUR_MS: Final = 3_600_000
 COARSE_SHARE: Final = 0.75
@@ -29,6 +30,12 @@ class Hours:
 
     end_ms: int
     values: Floats
+
+
+def measurable(values: Floats) -> Floats:
+    """The values, NaN where one is too large for a measurement, as the detector takes it: forecasts were infinite."""
+    there: Floats = np.where(np.abs(values) <= MAX_MAGNITUDE, values, np.nan)
+    return there
 
 
 def hourly(times_ms: Integers, values: Floats) -> Hours:

@@ -12,6 +12,7 @@ from typing import TextIO
 
 import numpy as np
 
+from services.analytics.forecasting.grid import measurable
 from services.analytics.forecasting.robust import Floats, Integers
 from services.analytics.recording import BadRecordingError, Recording
 
@@ -61,7 +62,7 @@ def read_table(path: Path | str, metrics: Sequence[str] = ()) -> Table:
         raise BadRecordingError(f"{path}: there are no rows after the header")
     times_ms = np.array([round(time_s * 1_000) for _, time_s, _ in rows], np.int64)
     order = np.argsort(times_ms, kind="stable")
-    times_ms, values = times_ms[order], np.array([values for *_, values in rows])[order]
+    times_ms, values = times_ms[order], measurable(np.array([values for *_, values in rows])[order])
     newest = np.append(np.diff(times_ms) > 0, True)
     return Table(
         times_ms=times_ms[newest],

@@ -18,7 +18,7 @@ from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
 from runtime import deadline
 from runtime.channel import Channel, calling
 from runtime.errors import InvalidArgument, OpenManagerError
-from services.analytics.forecasting.grid import HOUR_MS
+from services.analytics.forecasting.grid import HOUR_MS, measurable
 from services.analytics.forecasting.robust import Floats, Integers
 
 NAMES_SHOWN: Final = 3
@@ -153,7 +153,7 @@ class Source:
                 server_id=server_id,
                 metric=by_key[key],
                 times_ms=np.rint(np.concatenate([np.zeros(0), *parts.times]) * 1000).astype(np.int64),
-                values=np.concatenate([np.zeros(0), *parts.values]),
+                values=measurable(np.concatenate([np.zeros(0), *parts.values])),
                 resolution_ms=parts.resolution_ms,
                 incomplete=tuple(incomplete),
             )

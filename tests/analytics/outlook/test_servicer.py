@@ -138,6 +138,20 @@ async def test_of_a_young_series_what_is_not_known_is_absent() -> None:
         assert young.reason == outlook_pb2.CAPACITY_REASON_TOO_YOUNG and not young.HasField("level")
 
 
+async def test_values_too_large_for_a_measurement_are_none() -> None:
+    async with on_histories() as parts:
+        signs = (-1.0) ** hours_of(30)
+        parts.fake.keep(WEB, "m", 1.7e308 * signs)
+        for found in (await trend(parts), await forecast(parts)):
+            assert not found.HasField("backtest" if isinstance(found, outlook_pb2.Forecast) else "level")
+        assert (await capacity(parts, limit=9)).reason == outlook_pb2.CAPACITY_REASON_NO_DATA
+        values = 50 + noise(len(signs))
+        values[100] = 1.7e308
+        parts.fake.keep(WEB, "some", values)
+        assert (await trend(parts, "some")).level == pytest.approx(50, abs=2)
+        assert np.array((await forecast(parts, "some")).values) == pytest.approx(50, abs=5)
+
+
 async def test_of_a_counter_the_rate_is_judged() -> None:
     async with on_histories() as parts:
         parts.fake.keep(WEB, "m_total", growing(60, 1, 100), unit="By", kind=MetricKind.COUNTER)
