@@ -13,9 +13,12 @@ of one core; with decoding the batches .008 %, and with a checkpoint every 30 s,
 Predicting took .9 ms of processor time a minute where scoring took 5.4 (a busy machine; .35 at best), and .24 MB.
 
 What must stay true: servers and series get their place in the scorer when a minute is closed, all that came since in
-one go, as that copies all state; those silent for a week are forgotten at the turn of an hour.
+one go, as that copies all state; those silent for a week are forgotten at the turn of an hour. Time goes on: batches of
+a clock that was set back count as of the latest time before. Behind by over a day for ten minutes, it was ahead before:
+no row would be timely until that time comes, and all is learnt anew.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -43,12 +46,19 @@ from services.analytics.silence import SilenceWatch
 FORGET_AFTER_MS: Final = 7 * 86_400_000
 """Servers and series that were silent so long are forgotten."""
 DEFAULT_SILENCE_MS: Final = 30_000
+AHEAD_MS: Final = 86_400_000
+"""Learning anew takes a day; a clock that was ahead by less is waited for."""
+BEHIND_FOR_MS: Final = 600_000
+"""A clock that is behind for less may be wrong itself."""
 HEARS_MS: Final = 60_000
 """A server whose rows came within this time is heard."""
 BLAMED: Final = 0.5
 """A metric had much part in a finding if its score was at least this part of the highest."""
 
 _HOUR_MS: Final = 3_600_000
+_NEVER: Final = 1 << 60
+
+_log = logging.getLogger(__name__)
 
 
 class FleetDetector:
@@ -73,6 +83,8 @@ class FleetDetector:
         self._server_count = 0
         """How many servers the scorer knows."""
         self._now_ms = 0
+        self._behind_ms = _NEVER
+        """Since when the tail's clock has been behind by AHEAD_MS, by that clock."""
         self._learned: dict[str, float] = {}
         self._scored: list[Scored] = []
         self.unwatched_rows = 0
@@ -93,10 +105,10 @@ class FleetDetector:
         return self._windows.due(max(self._now_ms, now_ms)) * self._registry.cell_count
 
     def advance(self, now_ms: int) -> list[Anomaly]:
+        found = self._begin_anew(now_ms) if self._was_ahead(now_ms) else []
         before_ms, now_ms = self._now_ms, max(self._now_ms, now_ms)
         self._now_ms = now_ms
         self._silence.go_on(now_ms)
-        found: list[Anomaly] = []
         if self._windows.due(now_ms):
             if now_ms // _HOUR_MS != before_ms // _HOUR_MS or self._registry.has_many_streams:
                 found += self._forget(now_ms)
@@ -105,6 +117,19 @@ class FleetDetector:
         for minute in self._windows.close(now_ms, self._order, self._rates.is_counter):
             found += self._judge(minute)
         return found
+
+    def _was_ahead(self, now_ms: int) -> bool:
+        self._behind_ms = min(self._behind_ms, now_ms) if now_ms < self._now_ms - AHEAD_MS else _NEVER
+        return now_ms >= self._behind_ms + BEHIND_FOR_MS
+
+    def _begin_anew(self, now_ms: int) -> list[Anomaly]:
+        """Forgets all, and ends what is open."""
+        _log.warning(
+            "the tail's clock was ahead by %d s: what is usual is learnt anew", (self._now_ms - now_ms) // 1000
+        )
+        ended = [finding.changed(end_ms=max(finding.peak_ms, now_ms)) for finding in self._open_findings()]
+        self.restore(FleetDetector(limits=self._registry.limits).state())
+        return ended
 
     def _judge(self, minute: Minute) -> list[Anomaly]:
         start_s = minute.start_ms / 1000.0
@@ -298,7 +323,7 @@ class FleetDetector:
         return DetectorState(
             detector=self.name,
             arrays={
-                "now": np.array([self._now_ms], np.int64),
+                "now": np.array([self._now_ms, self._behind_ms], np.int64),
                 **registry.arrays(),
                 **self._windows.arrays(registry.cell_count, registry.stream_count),
                 **self._scorer.arrays(),
@@ -322,8 +347,8 @@ class FleetDetector:
             raise ValueError(f"the state is of the detector {state.detector[:63]!r}, not {self.name!r}")
         arrays = state.arrays
         now = arrays.get("now")
-        if now is None or now.shape != (1,) or now.dtype != np.int64:
-            raise ValueError("the array now is not 1 value of int64")
+        if now is None or now.shape not in ((1,), (2,)) or now.dtype != np.int64:  # 1 as saved by earlier versions
+            raise ValueError("the array now is not 2 values of int64")
         registry = Registry.restored(self._registry.limits, arrays, state.texts)
         windows = OpenWindows.restored(arrays, registry.cell_count, registry.stream_count)
         scorer = FleetScorer.of_arrays(arrays)
@@ -355,7 +380,7 @@ class FleetDetector:
         self._registry, self._windows, self._scorer, self._rates = registry, windows, scorer, rates
         self._openings, self._silence, self._order, self._server_count = opened, watch, order, len(sizes)
         self._falls, self._predictor, self._course, self.foresight = falls, predictor, foreseen, None
-        self._now_ms = int(now[0])
+        self._now_ms, self._behind_ms = int(now[0]), int(now[1]) if len(now) > 1 else _NEVER
         self._say_learned()
 
 

@@ -178,3 +178,29 @@ def test_open_findings_of_nobody_are_refused() -> None:
         FleetDetector().restore(
             DetectorState(detector="fleet", arrays=good.arrays, texts=texts, open_findings=(opened,))
         )
+
+
+def test_a_clock_that_was_ahead_does_not_deafen_for_as_long() -> None:
+    ahead_ms = 30 * 86_400_000
+    shown = Shown()
+    shown.go_on(20)
+    shown.go_on(3, broken=True)
+    assert [finding.end_ms for finding in shown.findings] == [None]
+    shown.show(fleet_tick(LEARN_TICKS + shown.tick), now_ms=at_ms(shown.tick) + ahead_ms)
+    shown.detector.take_scores()
+    for tick in range(1, 30):
+        shown.show(fleet_tick(LEARN_TICKS + shown.tick + tick))
+        if tick == 5:
+            shown.detector = restarted(shown.detector)
+    assert len(shown.detector.take_scores()) >= 15
+    assert all(finding.end_ms is not None for finding in shown.findings)
+
+
+def test_a_clock_that_was_behind_for_a_while_costs_nothing_that_was_learnt() -> None:
+    shown = Shown()
+    shown.go_on(5)
+    for minute in range(9):
+        shown.detector.advance(minute * TICK_MS)
+    shown.go_on(15)
+    shown.go_on(3, broken=True)
+    assert [finding.server_id for finding in shown.findings] == ["server-0"]
