@@ -13,12 +13,13 @@ import apsw
 import numpy as np
 import pytest
 
+from fleet.model import MetricKind
 from runtime.clock import ManualClock
 from services.timeseries.archive.verify import Damage, Verifier
 from services.timeseries.engine import Engine, block
 from services.timeseries.engine.head import Chunk
 from services.timeseries.engine.rollup import FIELDS, Field
-from tests.timeseries.engine.model import rows
+from tests.timeseries.engine.model import metric_set, rows
 from tests.timeseries.stores import NOON, OTHER_SET, QUIET, SET, as_before_roll_ups, fill, flip, verify
 
 
@@ -188,13 +189,14 @@ async def test_verify_finds_buckets_beside_their_starts(tmp_path: Path) -> None:
 
 
 async def test_whatever_the_points_are_roll_ups_of_them_are_called_whole(tmp_path: Path) -> None:
-    """Infinities that cancel, subnormals, signs of zero, counters that fall, one sample, none, late ones, mergers."""
+    """Infinities that cancel, subnormals, signs of zero, counters that fall, no kind, one sample, none, late ones."""
+    of_no_kind = metric_set("unsaid", kind=MetricKind.UNSPECIFIED)
     settings = dataclasses.replace(QUIET, merge_blocks=2, head_rows=16)
     values = (math.inf, -math.inf, 5e-324, -0.0, 0.0, math.nan, 1e308, -1e308, 3.25, 0.1)
     rng = random.Random(3)
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
         for number in range(60):
-            of_set = (SET, OTHER_SET)[number % 7 == 0]
+            of_set = {0: OTHER_SET, 1: of_no_kind}.get(number % 7, SET)
             times = [NOON - rng.choice((0, 1, 300_000, 3_600_000, 86_400_000)) + rng.randint(0, 9) for _ in range(9)]
             lines = [(rng.choice("ab"), time, [rng.choice(values) for _ in range(len(of_set))]) for time in times]
             await engine.append(rows(of_set, lines), metric_sets=(of_set,))

@@ -100,8 +100,8 @@ class BlockCheck:
             there = [column for column in of_metric if column is not None]
             self.points += _count(of_metric[0]) if of_metric[0] is not None else 0
             if self.level != RAW and len(there) == FIELDS:
-                counter = metric.kind is MetricKind.COUNTER
-                for what in _contradictions(there, TIERS[self.level].width_ms, counter=counter):
+                gauge = metric.kind is MetricKind.GAUGE
+                for what in _contradictions(there, TIERS[self.level].width_ms, gauge=gauge):
                     yield f"metric {key}: {what}"
         cells = [_count(column) for column in columns if column is not None]
         if len(cells) == len(columns) and sum(cells) != listed.points:
@@ -155,17 +155,17 @@ def _count(column: Floats) -> int:
     return int(np.count_nonzero(~np.isnan(column)))
 
 
-def _contradictions(fields: Sequence[Floats], width_ms: int, *, counter: bool) -> Iterator[str]:
+def _contradictions(fields: Sequence[Floats], width_ms: int, *, gauge: bool) -> Iterator[str]:
     """In which way the fields of a metric do not fit together.
 
-    SUM, and INCREASE of a counter, may be absent where infinities cancel.
+    SUM, and INCREASE of what is no gauge, may be absent where infinities cancel.
     """
     count, total, low, high, first, last, first_at, last_at, increase = fields
     there = ~np.isnan(count)
     exact = (low, high, first, last, first_at, last_at)
     gaps: Any = np.any([np.isnan(field) == there for field in exact], axis=0)
     strays = ~(np.isnan(total) & np.isnan(increase)) & ~there
-    if gaps.any() or strays.any() or not (counter or np.isnan(increase).all()):
+    if gaps.any() or strays.any() or (gauge and not np.isnan(increase).all()):
         yield "it has fields without the others of their bucket"
     with np.errstate(invalid="ignore"):
         wrong = {

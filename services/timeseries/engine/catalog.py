@@ -40,6 +40,11 @@ class Cohort:
     stored_set: StoredSet
 
 
+def said_gauge(holders: Iterable[tuple[Cohort, int]]) -> bool:
+    """Whether one of the sets that hold a metric says that it is a gauge, whose roll-ups hold no increase."""
+    return any(cohort.stored_set.metric_set.metrics[column].kind is MetricKind.GAUGE for cohort, column in holders)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricInfo:
     """A metric that exists and how many servers have it."""

@@ -23,7 +23,7 @@ from services.timeseries.engine.aggregate import (
     lookback_ms,
     of_points,
 )
-from services.timeseries.engine.catalog import Cohort
+from services.timeseries.engine.catalog import Cohort, said_gauge
 from services.timeseries.engine.frozen import frozen_starts
 from services.timeseries.engine.rollup import FIELDS
 from services.timeseries.engine.scan import Frame, Sources, all_sources, bucket_points, frames, points, sources
@@ -137,9 +137,11 @@ class Scan:
         if level == RAW:
             yield from self._of_points(selection, read_from, end_ms)
             return
+        rate = query.aggregation is Aggregation.RATE
         for server_id, columns in selection.servers:
             cohorts = {cohort.id: cohort for holders in columns.values() for cohort, _ in holders}
-            unsettled = self._unsettled(cohorts, level)
+            as_points = [(read_from, end_ms)] if rate and any(map(said_gauge, columns.values())) else []
+            unsettled = self._unsettled(cohorts, level, as_points)
             segments = plan((read_from, start_ms, end_ms), level, unsettled)  # no bucket lies across start_ms
             found = self._found(cohorts, segments)
             rows = sum(part.rows for _, of_cohorts in found for part in of_cohorts.values())
@@ -222,7 +224,7 @@ class Scan:
             for name, made in zip(names, self._windows.of_all(shared), strict=True):
                 yield *name, *made
 
-    def _unsettled(self, cohorts: dict[int, Cohort], level: int) -> list[Ranges]:
+    def _unsettled(self, cohorts: dict[int, Cohort], level: int, as_points: Ranges) -> list[Ranges]:
         """For each level the ranges that it has no right buckets for; heads and marks are looked at in one moment.
 
         What they span may hold buckets whose points are gone: those are right, and nothing else has them.
@@ -233,7 +235,7 @@ class Scan:
         with store.lock:
             by_day = [store.heads.snapshot(cohort, 0, MAX_TIME_MS // DAY_MS) for cohort in cohorts.values()]
             chunks = [chunk for days in by_day for of_day in days.values() for chunk in of_day]
-            found = unsettled_ranges(chunks, store.tiers, cohorts)
+            found = unsettled_ranges(chunks, store.tiers, cohorts, as_points)
         of_server = list(cohorts.values())
         for number, ranges in enumerate(found):
             if number > RAW and store.ended[number - 1]:

@@ -38,7 +38,7 @@ class Field(IntEnum):
     LAST = 5
     FIRST_AT = 6  # milliseconds since the bucket's start, as LAST_AT
     LAST_AT = 7
-    INCREASE = 8  # of counters only
+    INCREASE = 8  # not of gauges
 
 
 FIELDS: Final = len(Field)
@@ -74,7 +74,7 @@ def from_points(times_ms: Times, values: Floats, counters: Bools, width_ms: int)
     Args:
         times_ms: ascending without equals (n).
         values: (n x m), NaN where absent.
-        counters: which metrics are counters (m).
+        counters: which metrics are none that are said to be gauges (m).
         width_ms: of a bucket.
     """
     if not len(times_ms):

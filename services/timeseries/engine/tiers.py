@@ -172,13 +172,17 @@ def _split(start_ms: int, end_ms: int, level: int, unsettled: Sequence[Ranges]) 
     yield from _split(last, end_ms, level - 1, unsettled)
 
 
-def unsettled_ranges(chunks: Iterable[Chunk], tiers: Sequence[Tier], cohort_ids: Iterable[int]) -> list[Ranges]:
-    """For each level the ranges for which it has no right buckets of some cohorts, given the rows in their heads.
+def unsettled_ranges(
+    chunks: Iterable[Chunk], tiers: Sequence[Tier], cohort_ids: Iterable[int], as_points: Ranges
+) -> list[Ranges]:
+    """For each level the ranges for which it has no right buckets of some cohorts, given the rows in their heads and
+    the ranges that are to be read `as_points`.
 
     Called holding the engine's lock, under which the chunks were taken.
     """
     cohorts = list(cohort_ids)
     spans = [(int(chunk.times_ms.min()), int(chunk.times_ms.max()) + 1) for chunk in chunks if len(chunk.times_ms)]
+    spans += as_points
     found: list[Ranges] = [[]]
     for tier, finer in zip(tiers[1:], tiers, strict=False):
         spans.extend((mark.first_ms, mark.last_ms + 1) for cohort in cohorts for mark in finer.marks.of(cohort))

@@ -46,7 +46,7 @@ class _Holding:
 
     def __post_init__(self) -> None:
         metrics = self.source.cohort.stored_set.metric_set.metrics
-        self.counters = np.array([metric.kind is MetricKind.COUNTER for metric in metrics], np.bool_)
+        self.counters = np.array([metric.kind is not MetricKind.GAUGE for metric in metrics], np.bool_)
 
 
 class Rollups:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.model import MetricSet, Rows
+from fleet.model import Metric, MetricKind, MetricSet, Rows
 from runtime.clock import ManualClock
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
 from tests.timeseries.engine.model import NAN, Answer, Model, ask, assert_same, metric_set, rows
@@ -226,3 +226,23 @@ async def test_a_bucket_made_twice_without_a_batch_in_between_is_the_later_one(
     async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
         await engine.maintain(everything=True)
         await compare(engine, model, 1)
+
+
+@pytest.mark.parametrize("last", [MetricKind.UNSPECIFIED, MetricKind.COUNTER])
+@pytest.mark.parametrize("first", MetricKind)
+async def test_rate_is_the_same_on_every_tier_whatever_kind_was_said_first(
+    tmp_path: Path, first: MetricKind, last: MetricKind
+) -> None:
+    """RATE is refused on a gauge only: a sender may not say what its counter is, or say it later, or better."""
+    model, clock = Model(), ManualClock(NOON)
+    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+        for number, kind in enumerate((first, last)):
+            of_set = MetricSet(metrics=(Metric(name="requests", kind=kind), Metric(name=f"other_{number}")))
+            start = NOON - (2 - number) * 80 * MINUTE_MS
+            lines = [("a", start + n * MINUTE_MS, (float(3 * n % 100), 1.0)) for n in range(80)]
+            await engine.append(rows(of_set, lines), metric_sets=[of_set])
+            model.append(of_set, rows(of_set, lines))
+            await engine.maintain(everything=True)
+        for step in (MINUTE_MS, 5 * MINUTE_MS, HOUR_MS):
+            query = Query(metrics=("requests",), start_ms=0, end_ms=NOON, step_ms=step, aggregation=Aggregation.RATE)
+            assert_same(await ask(engine, query), model.query(query), Aggregation.RATE)
