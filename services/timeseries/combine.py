@@ -1,8 +1,9 @@
 """From one series a server to one for all of them, or to those of the servers that have most.
 
 Both work on what a query of single series returns, so they see each point once and in the same windows. What must stay
-true: a window counts the servers that have it and no others (a gap is no zero); memory is bounded: AVG, MIN, MAX and
-SUM keep one number a window, PERCENTILE keeps values up to ``MAX_COMBINED_POINTS``, top keeps the best series only.
+true: a window counts the servers that have it and no others (a gap is no zero); what comes out as NaN (infinities that
+cancel) is absent, as it is of a single series, and the least of the means; memory is bounded: AVG, MIN, MAX and SUM
+keep one number a window, PERCENTILE keeps values up to ``MAX_COMBINED_POINTS``, top keeps the best series only.
 """
 
 import asyncio
@@ -101,7 +102,9 @@ async def _across(results: AsyncIterator[SeriesResult], query: Query, how: Combi
         _add(metric, result.times_ms // query.step_ms - first, result.values, how.across)
     for key in sorted(metrics):
         found = await asyncio.to_thread(_reduced, metrics[key], how)
-        there = np.flatnonzero(metrics[key].counts)
+        there = np.flatnonzero((metrics[key].counts > 0) & ~np.isnan(found))
+        if not len(there):
+            continue
         yield SeriesResult(
             server_id="",
             metric_key=key,
@@ -126,6 +129,7 @@ def _empty(windows: int, across: Across) -> NDArray[np.float64]:
     return np.full(0 if across is Across.PERCENTILE else windows, fill)
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def _add(metric: _Metric, places: NDArray[np.int64], values: NDArray[np.float64], across: Across) -> None:
     metric.counts[places] += 1  # a series has each window at most once
     if across is Across.PERCENTILE:
@@ -139,6 +143,7 @@ def _add(metric: _Metric, places: NDArray[np.int64], values: NDArray[np.float64]
         metric.reduced[places] += values
 
 
+@np.errstate(invalid="ignore")
 def _reduced(metric: _Metric, how: Combination) -> NDArray[np.float64]:
     if how.across is Across.AVG:
         return metric.reduced / np.maximum(metric.counts, 1)
@@ -162,7 +167,7 @@ async def _top(results: AsyncIterator[SeriesResult], count: int) -> AsyncIterato
     async for result in results:
         heap = best.setdefault(result.metric_key, [])
         order -= 1  # of equal means the earlier server stays, and results are never compared
-        entry = (float(np.mean(result.values)), order, result)
+        entry = (_mean(result.values), order, result)
         if len(heap) < count:
             heapq.heappush(heap, entry)
         else:
@@ -170,6 +175,12 @@ async def _top(results: AsyncIterator[SeriesResult], count: int) -> AsyncIterato
     for key in sorted(best):
         for result in _largest_first(best[key]):
             yield result
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def _mean(values: NDArray[np.float64]) -> float:
+    mean = float(np.mean(values))
+    return -np.inf if np.isnan(mean) else mean
 
 
 def _largest_first(heap: list[tuple[float, int, SeriesResult]]) -> Iterator[SeriesResult]:

@@ -97,3 +97,24 @@ async def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_without_a_combination_nothing_changes() -> None:
     found = [series("b", {FIRST: 1.0}), series("a", {FIRST: 1.0})]
     assert await run(found, Combination()) == found
+
+
+INF = float("inf")
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("across", [Across.AVG, Across.SUM, Across.PERCENTILE])
+async def test_infinities_that_cancel_are_absent(across: Across) -> None:
+    """As in the windows of a single series: NaN is no value."""
+    found = [series("a", {FIRST: INF, LABELS[1]: 1.0}), series("b", {FIRST: -INF, LABELS[1]: 1.0})]
+    (answer,) = await run(found, Combination(across=across, percentile=50))
+    assert answer.times_ms.tolist() == [LABELS[1]]
+    assert await run([series("a", {FIRST: INF}), series("b", {FIRST: -INF})], Combination(across=across)) == []
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+async def test_series_without_a_mean_come_after_those_that_have_one() -> None:
+    """A NaN is neither larger nor smaller, which would leave the order to chance."""
+    without = [series(server, {FIRST: INF, LABELS[1]: -INF}) for server in ("a", "b", "c")]
+    found = [series("d", {FIRST: 1.0}), without[0], series("e", {FIRST: 3.0}), *without[1:], series("f", {FIRST: 2.0})]
+    assert [result.server_id for result in await run(found, Combination(top=4))] == ["e", "f", "d", "a"]
