@@ -57,7 +57,8 @@ class Block:
 
 
 def build(chunk: Chunk, cohort_id: int, rows_limit: int, level: int | None = None) -> list[Block]:
-    """The blocks of a chunk of a cohort: sorted, superseded and empty rows left out, cut after `rows_limit` rows.
+    """The blocks of a chunk of a cohort: sorted, superseded and empty rows left out, of at most `rows_limit` rows, cut
+    where the time changes: of rows of one time in one batch, which have one sequence, the place tells the later.
 
     `level`: pcodec's, which tries all that it can; None: the block will be merged, and what it would try is guessed.
     Measured on 720 rows of the bench's 460 columns that vary: 79 M values/s and 1.19 bytes a value instead of 29 and
@@ -66,9 +67,14 @@ def build(chunk: Chunk, cohort_id: int, rows_limit: int, level: int | None = Non
     order = np.lexsort((chunk.sequences, chunk.times_ms))
     order = order[_kept(chunk.times_ms[order], chunk.values, order)]
     in_order = np.array_equal(order, np.arange(len(chunk.times_ms)))  # as nearly always: nothing is copied then
-    blocks = []
-    for start in range(0, len(order), rows_limit):
-        part = slice(start, start + rows_limit) if in_order else order[start : start + rows_limit]
+    in_time = chunk.times_ms if in_order else chunk.times_ms[order]
+    blocks, end = [], 0
+    while end < len(order):
+        start, end = end, min(end + rows_limit, len(order))
+        if end < len(order):
+            changes = int(in_time.searchsorted(in_time[end]))
+            end = changes if changes > start else end
+        part = slice(start, end) if in_order else order[start:end]
         times, sequences, values = chunk.times_ms[part], chunk.sequences[part], chunk.values[part]
         if len(times) < FRAME_ROWS:
             payload = encode_frame(times, sequences, values, cohort_id)

@@ -8,7 +8,7 @@ import pytest
 from runtime.clock import ManualClock
 from runtime.errors import ResourceExhausted
 from services.timeseries.engine import Engine, EngineSettings
-from tests.timeseries.engine.model import NAN, Model, last, metric_set, rows
+from tests.timeseries.engine.model import EVERYTHING, NAN, Model, everything, last, metric_set, rows
 
 DAY_MS = 86_400_000
 NOON = 19_700 * DAY_MS + DAY_MS // 2
@@ -55,6 +55,22 @@ async def test_a_row_of_a_block_wins_over_a_head_s_older_one_and_loses_to_a_late
         assert await last(engine) == {("x", "c"): (NOON + 5, 1.0), ("x", "d"): (NOON + 5, 1.0)}
         await engine.append(rows(of_set, [("x", NOON + 5, [NAN, 3.0])]))
         assert await last(engine) == {("x", "c"): (NOON + 5, 3.0), ("x", "d"): (NOON + 5, 1.0)}
+
+
+async def test_of_a_batch_s_rows_of_one_time_the_later_wins_also_where_its_blocks_are_cut(tmp_path: Path) -> None:
+    """They have one sequence: apart, in blocks that are merged with others, nobody would know which came later."""
+    of_set, model, clock = SETS[1], Model(), ManualClock(NOON)
+    settings = EngineSettings(head_rows=6, merge_blocks=2, maintenance_interval_s=1e9)
+    lines: list[tuple[str, int, list[float]]] = [("x", NOON + second * 1_000, [0.0, 0.0]) for second in range(11)]
+    lines += [("x", NOON + 11_000, [1.0, 1.0]), ("x", NOON + 11_000, [2.0, NAN])]
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        for batch in (lines, [("x", NOON - 1_000, [0.0, 0.0])]):
+            await engine.append(rows(of_set, batch), metric_sets=(of_set,))
+            model.append(of_set, rows(of_set, batch))
+            clock.advance(settings.head_age_s)
+            await engine.maintain()
+            assert await last(engine) == model.last()
+            assert await everything(engine) == model.query(EVERYTHING)
 
 
 async def test_series_further_behind_than_the_look_back_are_left_out(tmp_path: Path) -> None:
