@@ -10,7 +10,7 @@ from typing import Final
 
 import apsw
 
-from runtime.errors import OpenManagerError, ResourceExhausted, Unavailable
+from runtime.errors import DataLoss, OpenManagerError, ResourceExhausted, Unavailable
 
 FORMAT_VERSION: Final = 1
 JOURNAL_PAGE_BYTES: Final = 8_192
@@ -103,3 +103,18 @@ def storage_error(error: apsw.Error) -> OpenManagerError:
     if isinstance(error, apsw.FullError):
         return ResourceExhausted("the disk is full; nothing of this batch was kept", reason="DISK_FULL")
     return Unavailable(f"the storage failed: {error}", reason="STORAGE_FAILED")
+
+
+def opening_error(folder: Path, error: apsw.Error) -> OpenManagerError:
+    """What who opens a store is told; a partition that is damaged is left out, so it is the journal that cannot be
+    read."""
+    if isinstance(error, apsw.FullError):
+        return ResourceExhausted(f"the disk of {folder} is full: make room and start again", reason="DISK_FULL")
+    if is_unreadable(error):
+        return unreadable_journal(folder / "journal.db", error)
+    return Unavailable(f"the store in {folder} cannot be opened: {error}", reason="STORAGE_FAILED")
+
+
+def unreadable_journal(path: Path, error: Exception) -> DataLoss:
+    """Why a store does not open without which no block says whose it is, and what to do."""
+    return DataLoss(f"{path} cannot be read ({error}): restore a backup into another folder, and keep this one")

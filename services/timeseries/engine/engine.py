@@ -24,7 +24,7 @@ from runtime import tasks, telemetry
 from runtime.clock import Clock
 from runtime.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from services.timeseries.engine.cursors import Cursors
-from services.timeseries.engine.database import file_bytes, storage_error
+from services.timeseries.engine.database import file_bytes, opening_error
 from services.timeseries.engine.frozen import too_late
 from services.timeseries.engine.merge import Merger
 from services.timeseries.engine.reads import Reads
@@ -72,7 +72,7 @@ class Engine(Reads):
         try:
             store = await asyncio.to_thread(Store, folder, settings or EngineSettings(), clock)
         except apsw.Error as error:
-            raise storage_error(error) from error
+            raise opening_error(folder, error) from error
         try:
             engine = cls(folder, store)
         except BaseException:

@@ -24,7 +24,7 @@ from services.timeseries.engine import batch as batch_codec
 from services.timeseries.engine import block
 from services.timeseries.engine.cache import Cache
 from services.timeseries.engine.catalog import Catalog, Cohort
-from services.timeseries.engine.database import file_bytes
+from services.timeseries.engine.database import file_bytes, unreadable_journal
 from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
 from services.timeseries.engine.journal import Journal, JournalRow
@@ -59,7 +59,10 @@ class Store:
         orphans = any(any((folder / kind.folder).glob("*.db")) for kind in TIERS)
         self.journal = Journal(self.journal_path, may_create=not orphans)
         try:
-            self.catalog: Catalog = self.journal.load()
+            try:
+                self.catalog: Catalog = self.journal.load()
+            except (ValueError, TypeError, KeyError) as error:  # a text of it is not what was written
+                raise unreadable_journal(self.journal_path, error) from error
             evictions = self.journal.evictions()
             unfinished = [day for day, (_, unlinked) in evictions.items() if not unlinked]
             remove_files(*(partition_path(folder / "blocks", day) for day in unfinished))

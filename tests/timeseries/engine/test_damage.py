@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import random
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import apsw
 import pytest
 
 from runtime.clock import ManualClock
-from runtime.errors import DataLoss, Unavailable
+from runtime.errors import DataLoss, OpenManagerError, Unavailable
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query, block
+from services.timeseries.engine import journal as journal_module
 from services.timeseries.engine.merge import Merger
 from services.timeseries.engine.partition import Partition, UnusablePartitionError
 from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, metric_set, rows
@@ -143,6 +146,50 @@ async def test_blocks_of_another_journal_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DataLoss):
             async with Engine.open(tmp_path / "two", clock=ManualClock(NOON), settings=SETTINGS):
                 pass
+
+
+def _overwrite(path: Path) -> None:
+    path.write_bytes(b"?" * 100 + path.read_bytes()[100:])
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _garble(path: Path) -> None:
+    with closing(apsw.Connection(str(path))) as db:
+        db.execute("UPDATE metric_sets SET metrics = substr(metrics, 3)")
+
+
+@pytest.mark.parametrize("damage", [_overwrite, _cut, _garble])
+async def test_a_journal_that_cannot_be_read_is_named_with_the_way_out(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    await fill(tmp_path)
+    journal = tmp_path / "journal.db"
+    damage(journal)
+    with pytest.raises(DataLoss, match=rf"{journal} cannot be read \(.*restore a backup"):
+        async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (apsw.SQLITE_FULL, "the disk of .* is full: make room and start again"),
+        (apsw.SQLITE_CANTOPEN, "the store in .* cannot be opened: "),
+    ],
+)
+async def test_why_a_store_does_not_open_is_said_of_the_store_and_of_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+) -> None:
+    def failing(*_: object) -> None:
+        raise apsw.exception_for(code)
+
+    monkeypatch.setattr(journal_module, "connect", failing)
+    with pytest.raises(OpenManagerError, match=said):
+        async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS):
+            pass
 
 
 @pytest.mark.parametrize(("code", "passes"), [(apsw.SQLITE_IOERR_READ, False), (apsw.SQLITE_IOERR_SHMSIZE, True)])
