@@ -6,7 +6,7 @@ What must stay true: whatever makes no sense is said here, with exit status 2, b
 import argparse
 import datetime
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -199,11 +199,19 @@ def _rate(text: str) -> float:
 
 
 def _servers(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    return _named(text, text.split(","))
 
 
 def _metrics(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in _METRICS.findall(text) if part.strip())
+    return _named(text, _METRICS.findall(text))
+
+
+def _named(text: str, parts: Iterable[str]) -> tuple[str, ...]:
+    """The names in a list of which there must be one: an empty one would mean all."""
+    named = tuple(part.strip() for part in parts if part.strip())
+    if not named:
+        raise argparse.ArgumentTypeError(f"{text!r} names none; without the option all are taken")
+    return named
 
 
 def _time_ms(text: str) -> int:

@@ -103,6 +103,16 @@ def test_help_and_usage() -> None:
     assert usage.value.code == 2
 
 
+@pytest.mark.parametrize("option", ["--servers", "--metrics"])
+@pytest.mark.parametrize("text", ["", " , "])
+def test_a_list_that_names_none_does_not_mean_all(option: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a variable of a script that came out empty."""
+    with pytest.raises(SystemExit) as usage:
+        commands.main(["export", "/nowhere", option, text])
+    assert usage.value.code == 2
+    assert f"argument {option}: {text!r} names none; without the option all are taken" in capsys.readouterr().err
+
+
 async def test_exit_codes_and_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
