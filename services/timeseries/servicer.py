@@ -145,7 +145,8 @@ class TimeSeriesServicer:
         async for batch in self._engine.tail(request.from_sequence):
             message = tail_response(batch, sent_sets)
             if first:
-                message.first_sequence = batch.sequence if batch.missed else self._engine.first_sequence
+                kept = self._engine.first_sequence  # by now, maybe, past the batch, which nobody missed all the same
+                message.first_sequence = batch.sequence if batch.missed else min(batch.sequence, kept)
                 first = False
             yield message
 

@@ -19,7 +19,7 @@ from runtime.errors import FailedPrecondition, InvalidArgument, NotFound, Resour
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 from services.timeseries import servicer, wire
-from services.timeseries.engine import Engine
+from services.timeseries.engine import Engine, TailBatch
 from services.timeseries.servicer import TimeSeriesServicer, probe
 
 SET = MetricSet((Metric(name="level", unit="%", kind=MetricKind.GAUGE), Metric(name="total", kind=MetricKind.COUNTER)))
@@ -338,6 +338,25 @@ async def test_the_tail_tells_sets_once_and_where_it_begins(tmp_path: Path) -> N
         assert [message.HasField("metric_set") for message in messages] == [True, False, False]
         assert [message.first_sequence for message in messages] == [1, 0, 0]
         assert messages[2].batch.rows[0].server_id == "late"
+
+
+async def test_what_is_swept_while_a_tail_begins_is_not_told_as_gone(tmp_path: Path) -> None:
+    """Its first batch was read before."""
+    async with service(tmp_path) as ours:
+        await ours.append(rows_to_pb(rows([START_S])), metric_sets=[metric_set_to_pb(SET)])
+        servicer = TimeSeriesServicer(ours.engine, SystemClock())
+        tail = servicer.TailMetrics(timeseries_pb2.TailMetricsRequest(from_sequence=1), None)
+        read = ours.engine.tail
+
+        async def swept_meanwhile(sequence: int) -> AsyncIterator[TailBatch]:
+            async for batch in read(sequence):
+                ours.engine._store.swept_through = batch.sequence
+                yield batch
+
+        with pytest.MonkeyPatch.context() as patches:
+            patches.setattr(ours.engine, "tail", swept_meanwhile)
+            message = await anext(tail)
+        assert (message.sequence, message.first_sequence) == (1, 1)
 
 
 async def test_a_tail_of_another_journal_is_refused(tmp_path: Path) -> None:
