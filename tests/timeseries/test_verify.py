@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import math
+import os
 import random
 import re
 from collections.abc import Callable
@@ -15,12 +16,14 @@ import pytest
 
 from fleet.model import MetricKind
 from runtime.clock import ManualClock
+from runtime.sqlite import fetch
 from services.timeseries.archive.verify import Damage, Verifier
 from services.timeseries.engine import Engine, block
+from services.timeseries.engine.database import connect_read_only
 from services.timeseries.engine.head import Chunk
 from services.timeseries.engine.rollup import FIELDS, Field
 from tests.timeseries.engine.model import metric_set, rows
-from tests.timeseries.stores import NOON, OTHER_SET, QUIET, SET, as_before_roll_ups, fill, flip, verify
+from tests.timeseries.stores import NOON, OTHER_SET, QUIET, SET, as_before_roll_ups, fill, flip, ignore, verify
 
 
 async def test_verify_names_what_is_damaged_and_nothing_else(tmp_path: Path) -> None:
@@ -209,6 +212,22 @@ async def test_whatever_the_points_are_roll_ups_of_them_are_called_whole(tmp_pat
     assert damaged == []
     assert [of.partitions for of in verified.tiers.values()] == [2, 1, 1]
     assert all(of.points > 20 for of in verified.tiers.values())
+
+
+async def test_a_store_in_a_folder_that_can_only_be_read_is_called_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite would put files beside those that it reads; tests may run as one who may write everywhere."""
+    await fill(tmp_path)
+    monkeypatch.setattr(os, "access", lambda _path, mode: mode != os.W_OK)
+    before = sorted(tmp_path.rglob("*"))
+    during: list[list[Path]] = []
+    Verifier(tmp_path, lambda damage: pytest.fail(str(damage)), ignore).run()
+    for path in tmp_path.rglob("*.db"):
+        with closing(connect_read_only(path)) as db:
+            assert fetch(db, "SELECT count(*) FROM meta") != [(0,)]
+            during.append(sorted(tmp_path.rglob("*")))
+    assert during == [before] * len(during) != []
 
 
 async def test_partitions_from_before_there_were_roll_ups_are_called_whole(tmp_path: Path) -> None:
