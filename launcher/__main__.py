@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -96,7 +97,8 @@ def _welcome(data: Path) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - the terminal is this program's interface
+    with contextlib.suppress(OSError):  # the terminal is gone, or the file that it is has no room: the processes go on
+        print(text, flush=True)  # noqa: T201 - the terminal is this program's interface
 
 
 if __name__ == "__main__":

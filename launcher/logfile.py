@@ -3,7 +3,10 @@
 The processes write JSON lines. People at a terminal want the warnings, in words; everything is in the file.
 """
 
+import contextlib
+import errno
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,16 +22,23 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
 
     def write(self, line: bytes) -> None:
-        """Appends a line and hands it to the system at once."""
-        if self._file.tell() > MAX_FILE_BYTES:
-            self._file.close()
-            self.path.replace(self.path.with_suffix(self.path.suffix + ".1"))
-            self._file = self.path.open("ab")
-        self._file.write(line)
-        self._file.flush()
+        """Appends a line and hands it to the system at once.
+
+        Raises:
+            OSError: the disk is full, or takes no more; nothing of the line is in the file, and the next may be.
+        """
+        end = self._file.seek(0, os.SEEK_END)
+        if end > MAX_FILE_BYTES:
+            with contextlib.suppress(FileNotFoundError):  # it was moved away by somebody, or by a try that failed
+                self.path.replace(self.path.with_suffix(self.path.suffix + ".1"))
+            full, self._file, end = self._file, self.path.open("ab", buffering=0), 0
+            full.close()
+        if self._file.write(line) != len(line):
+            self._file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def __enter__(self) -> Self:
         return self

@@ -2,10 +2,12 @@
 
 What must stay true: a process that dies after it was ready is started again, and that is said; one that cannot start
 (it exits by itself before it was ready, because a setting is wrong or its address is taken) stops everything with its
-own words; stopping is orderly and bounded; no process outlives the launcher, not even when that is killed.
+own words; stopping is orderly and bounded; no process outlives the launcher, not even when that is killed; a log that
+cannot be written (a full disk) stops nobody.
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -88,10 +90,19 @@ class Supervisor:
         Raises:
             StartFailedError: processes could not start; all are stopped by then.
         """
-        self._logs.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                self._logs.mkdir(parents=True, exist_ok=True)
+                logs = [stack.enter_context(LogFile(self._logs / f"{one.spec.name}.log")) for one in self._running]
+            except OSError as error:
+                raise StartFailedError(f"cannot use folder {self._logs}: {error.strerror} (set DATA_DIR)") from error
+            await self._run(when_ready, logs)
+
+    async def _run(self, when_ready: Callable[[], None], logs: Sequence[LogFile]) -> None:
         async with asyncio.TaskGroup() as group:
             keepers = [
-                group.create_task(self._keep(running), name=f"keep-{running.spec.name}") for running in self._running
+                group.create_task(self._keep(running, log), name=f"keep-{running.spec.name}")
+                for running, log in zip(self._running, logs, strict=True)
             ]
             start = group.create_task(self._started(when_ready), name="start")
             stop = group.create_task(self._stopping.wait(), name="stop")
@@ -128,24 +139,23 @@ class Supervisor:
         when_ready()
         return []
 
-    async def _keep(self, running: _Running) -> None:
+    async def _keep(self, running: _Running, log: LogFile) -> None:
         name, failures = running.spec.name, 0
-        with LogFile(self._logs / f"{name}.log") as log:
-            while not self._stopping.is_set():
-                started = self._clock.monotonic()
-                status = await self._run_once(running, log, again=failures > 0)
-                if self._stopping.is_set():
-                    return
-                if not running.settled.is_set() and status > 0:
-                    running.failure = "\n".join(running.last_lines) or f"{name} ended with status {status}"
-                    running.settled.set()
-                    return
-                if self._clock.monotonic() - started >= HEALTHY_AFTER_S:
-                    failures = 0
-                delay_s = min(RESTART_MAX_S, RESTART_INITIAL_S * 2**failures)
-                failures += 1
-                self._say(f"{name} {_how_it_ended(status)}; starting it again in {delay_s:g} s (log: {log.path})")
-                await self._clock.sleep(delay_s)
+        while not self._stopping.is_set():
+            started = self._clock.monotonic()
+            status = await self._run_once(running, log, again=failures > 0)
+            if self._stopping.is_set():
+                return
+            if not running.settled.is_set() and status > 0:
+                running.failure = "\n".join(running.last_lines) or f"{name} ended with status {status}"
+                running.settled.set()
+                return
+            if self._clock.monotonic() - started >= HEALTHY_AFTER_S:
+                failures = 0
+            delay_s = min(RESTART_MAX_S, RESTART_INITIAL_S * 2**failures)
+            failures += 1
+            self._say(f"{name} {_how_it_ended(status)}; starting it again in {delay_s:g} s (log: {log.path})")
+            await self._clock.sleep(delay_s)
 
     async def _run_once(self, running: _Running, log: LogFile, *, again: bool) -> int:
         running.last_lines.clear()
@@ -172,12 +182,19 @@ class Supervisor:
     async def _read(self, running: _Running, process: asyncio.subprocess.Process, log: LogFile) -> None:
         assert process.stdout is not None
         async for line in _lines(process.stdout):
-            log.write(line)
+            try:
+                log.write(line)
+            except OSError as error:
+                self._tell_news(running, f"error: {log.path} lacks lines: {error.strerror}")
             text = summary_of(line)
             if text:
                 running.last_lines.append(text)
-                if running.settled.is_set() and not self._stopping.is_set() and self._is_news(running, text):
-                    self._say(f"{running.spec.name}: {text}")
+                if running.settled.is_set() and not self._stopping.is_set():
+                    self._tell_news(running, text)
+
+    def _tell_news(self, running: _Running, text: str) -> None:
+        if self._is_news(running, text):
+            self._say(f"{running.spec.name}: {text}")
 
     def _is_news(self, running: _Running, text: str) -> bool:
         """Whether the terminal has not shown the like of it lately; the log file has every line."""

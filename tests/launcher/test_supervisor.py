@@ -1,0 +1,112 @@
+"""The launcher where the disk of its logs, or its terminal, takes no more: nobody is stopped by that."""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from launcher import logfile
+from launcher.logfile import LogFile
+from launcher.supervisor import ProcessSpec, StartFailedError, Supervisor
+from runtime.clock import SystemClock
+from tests.harness import eventually
+from tests.harness.product import ROOT
+
+TALKS = """
+import time
+from runtime import notify
+notify.notify(notify.READY)
+while True:
+    print('{"level": "INFO", "message": "talks"}', flush=True)
+    time.sleep(0.01)
+"""
+
+
+@contextlib.asynccontextmanager
+async def supervised(folder: Path, said: list[str]) -> AsyncIterator[asyncio.Event]:
+    """A process that talks all the time, under a supervisor; the event is set when it is ready."""
+    (folder / "talker.py").write_text(TALKS)
+    supervisor = Supervisor(
+        [ProcessSpec(name="talker", module="talker", stop_wave=0)],
+        environ={"PYTHONPATH": f"{folder}:{ROOT}"},
+        logs=folder / "logs",
+        clock=SystemClock(),
+        say=said.append,
+    )
+    ready = asyncio.Event()
+    run = asyncio.create_task(supervisor.run(ready.set))
+    try:
+        yield ready
+    finally:
+        supervisor.stop()
+        await asyncio.wait_for(run, 20)
+
+
+async def test_a_full_disk_under_the_logs_stops_nobody_and_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "talker.log").symlink_to("/dev/full")
+    said: list[str] = []
+    async with supervised(tmp_path, said) as ready:
+        await asyncio.wait_for(ready.wait(), 20)
+        await asyncio.sleep(0.3)
+    assert said == [f"talker: error: {tmp_path}/logs/talker.log lacks lines: No space left on device"]
+
+
+async def test_a_log_that_somebody_took_away_is_begun_anew_when_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logfile, "MAX_FILE_BYTES", 100)
+    said: list[str] = []
+    path = tmp_path / "logs" / "talker.log"
+    async with supervised(tmp_path, said) as ready:
+        await asyncio.wait_for(ready.wait(), 20)
+        path.unlink(missing_ok=True)
+        await eventually(path.exists, within_s=10)
+    assert said == []
+
+
+def test_a_line_that_does_not_fit_leaves_no_part_of_it(tmp_path: Path) -> None:
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from launcher.logfile import LogFile
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (15, 100))
+with LogFile(Path(sys.argv[1])) as log:
+    log.write(b"first line\\n")
+    try:
+        log.write(b"second line\\n")
+    except OSError:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        log.write(b"third line\\n")
+"""
+    path = tmp_path / "a.log"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT)
+    assert path.read_bytes() == b"first line\nthird line\n"
+
+
+def test_a_full_log_is_turned_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logfile, "MAX_FILE_BYTES", 8)
+    with LogFile(tmp_path / "a.log") as log:
+        for line in (b"first line\n", b"second line\n"):
+            log.write(line)
+    assert (tmp_path / "a.log.1").read_bytes() == b"first line\n"
+    assert (tmp_path / "a.log").read_bytes() == b"second line\n"
+
+
+async def test_a_folder_that_cannot_be_used_is_named_with_the_variable(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("no folder")
+    supervisor = Supervisor([], environ={}, logs=tmp_path / "logs", clock=SystemClock(), say=print)
+    with pytest.raises(StartFailedError, match=r"logs: File exists \(set DATA_DIR\)"):
+        await supervisor.run(lambda: None)
+
+
+def test_a_terminal_that_is_gone_stops_nobody() -> None:
+    code = "from launcher.__main__ import _say\n_say('nobody reads this')"
+    with Path("/dev/full").open("wb") as full:
+        said = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, stdout=full, stderr=subprocess.PIPE)
+    assert b"Traceback" not in said.stderr
