@@ -31,6 +31,9 @@ _ADDRESSES = {
 }
 """What the processes take by default; they check what is set, and all of them say what is wrong."""
 
+_TRUE = {"true", "1", "yes", "on", "t", "y"}
+"""What the gateway takes for true."""
+
 _PROCESSES = (
     ProcessSpec(name="metadata", module="services.metadata", stop_wave=2),
     ProcessSpec(name="timeseries", module="services.timeseries", stop_wave=2),
@@ -86,7 +89,7 @@ def _welcome(data: Path) -> str:
         f"              analytics {at['ANALYTICS_ADDRESS']}",
         f"  data        {data}   logs in {data / 'logs'}",
     ]
-    if os.environ.get("GATEWAY_ACCOUNTS", "").lower() == "true":
+    if os.environ.get("GATEWAY_ACCOUNTS", "").lower() in _TRUE:
         setup = f"openmanager setup NAME --setup-token-file {data / 'metadata' / 'setup-token'}"
         lines += ["  access      whoever has a token; while there is no user yet:", f"              {setup}"]
     elif not os.environ.get("GATEWAY_TOKEN"):
