@@ -3,6 +3,7 @@
 import importlib
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
@@ -65,14 +66,18 @@ def _table(settings: type[CommonSettings], without: set[str]) -> str:
         secret = SecretStr.__name__ in str(field.annotation)
         shown = f"`{default}`" if default else ""
         text = (field.description or "").replace("|", "\\|")
+        if get_origin(field.annotation) is Literal:
+            text += f" One of {', '.join(f'`{value}`' for value in get_args(field.annotation))}."
         rows.append(f"| `{env}` | {shown} | {text}{' Secret.' if secret else ''} |")
     return "\n".join(rows) + "\n"
 
 
 def _written(field: FieldInfo) -> str:
     """A default as people write it."""
-    if field.default is None:
+    if field.default is None or field.default == ():
         return ""
+    if isinstance(field.default, bool):
+        return str(field.default).lower()
     is_duration = any(getattr(entry, "func", None) is parse_duration_setting for entry in field.metadata)
     if is_duration and not isinstance(field.default, str):
         for unit, seconds in (("h", 3600), ("m", 60)):

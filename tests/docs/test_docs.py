@@ -23,6 +23,14 @@ def test_the_settings_page_is_written_from_the_code() -> None:
     assert document_settings.PAGE.read_text() == document_settings.page(), "run `make docs`"
 
 
+def test_the_settings_page_says_which_words_a_setting_takes() -> None:
+    page = document_settings.page()
+    assert "One of `synthetic`, `replay`, `host`." in page
+    assert "One of `local`, `remote`." in page
+    assert "| `TIMESERIES_PEERS` |  |" in page
+    assert "| `AUDIT_LEGAL_HOLD` | `false` |" in page
+
+
 def test_every_reason_is_explained() -> None:
     reasons = named(r'(?:reason=|REASON[^=\n]*= |default_reason(?:: ClassVar\[str\])? = )"([A-Z_]+)"')
     plain = {name for name in reasons if f"`{name}`" not in (ROOT / "docs" / "errors.md").read_text()}
