@@ -261,9 +261,7 @@ def _line(cls: type[CommonSettings], values: Mapping[str, str], fault: Mapping[s
         return f"{env}: is required"
     if isinstance(cause, ValueError):
         return f"{env}: {cause}"
-    if fault["type"] == "too_short":  # of a secret; pydantic counts items
-        return f"{env}: should have at least {fault['ctx']['min_length']} characters"
-    message = str(fault["msg"]).removeprefix("Input ").removeprefix("Value ").removeprefix("String ")
+    message = _message(str(values.get(env, "")), fault)
     field = next((field for name, field in cls.model_fields.items() if cls.env_names()[name] == env), None)
     secret = field is not None and any(
         kind in str(field.annotation) for kind in (SecretStr.__name__, SecretBytes.__name__)
@@ -271,3 +269,20 @@ def _line(cls: type[CommonSettings], values: Mapping[str, str], fault: Mapping[s
     if secret or env not in values:
         return f"{env}: {message}"
     return f"{env}: {_shown(values[env])} {message}"
+
+
+def _message(value: str, fault: Mapping[str, Any]) -> str:
+    """What pydantic says is wrong with a value, in the words that settings are written in."""
+    context = fault.get("ctx", {})
+    if fault["type"] == "bool_parsing":
+        return "should be true or false"
+    if fault["type"] == "too_short":
+        return f"should have at least {context['min_length']} characters"
+    message = str(fault["msg"]).removeprefix("Input ").removeprefix("Value ").removeprefix("String ")
+    written = _NUMBER_AND_UNIT.fullmatch(value.strip())
+    units = {} if written is None else next((u for u in (_DURATION_UNITS, _SIZE_UNITS) if written[2] in u), {})
+    for limit in (context[bound] for bound in ("ge", "gt", "le", "lt") if bound in context):
+        for unit, size in reversed(units.items()):
+            if limit >= size and (limit / size).is_integer():
+                return f"{message.rpartition(' ')[0]} {limit / size:g}{unit}"
+    return message

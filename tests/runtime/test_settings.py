@@ -29,6 +29,9 @@ class CacheSettings(CommonSettings):
     servers: int = setting("CACHE_SERVERS", 20, "How many.", ge=1, le=100)
     redis_url: str | None = setting("REDIS_URL", None, "Where Redis is.")
     token: SecretStr | None = setting("INFLUXDB_TOKEN", None, "Token.", min_length=4)
+    kept_s: Duration | None = setting("CACHE_KEPT", None, "How long.", ge=86_400)
+    journal_bytes: ByteSize = setting("CACHE_JOURNAL", "8MiB", "How much.", ge=1 << 20)
+    lasting: bool = setting("CACHE_LASTING", False, "Whether.")
 
 
 def problems(environ: dict[str, str]) -> list[str]:
@@ -81,6 +84,25 @@ def test_every_bad_setting_is_named_in_one_message() -> None:
         "TLS_KEY_FILE: must be set too, since TLS_CERT_FILE is",
         "TLS_CERT_FILE: '/nonexistent/cert.pem' cannot be read",
         "SERVICE_SECRET: shorter than 16 characters",
+    ]
+
+
+def test_what_is_allowed_is_said_as_it_is_written() -> None:
+    told = problems(
+        {
+            "CACHE_KEPT": "90m",
+            "CACHE_JOURNAL": "1KiB",
+            "CACHE_LASTING": "sure",
+            "CACHE_SERVERS": "0",
+            "INFLUXDB_TOKEN": "x",
+        }
+    )
+    assert sorted(told) == [
+        "CACHE_JOURNAL: '1KiB' should be greater than or equal to 1MiB",
+        "CACHE_KEPT: '90m' should be greater than or equal to 1d",
+        "CACHE_LASTING: 'sure' should be true or false",
+        "CACHE_SERVERS: '0' should be greater than or equal to 1",
+        "INFLUXDB_TOKEN: should have at least 4 characters",
     ]
 
 
