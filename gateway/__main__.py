@@ -61,7 +61,7 @@ from runtime import caller, tasks
 from runtime.channel import Channel
 from runtime.errors import OpenManagerError
 from runtime.interception import Interception
-from runtime.process import Process, run_process
+from runtime.process import Process, run_process, takes_no_arguments
 from runtime.redaction import remember_secret
 from runtime.server import Bound, bind
 from runtime.tasks import Backoff, run_forever
@@ -314,6 +314,7 @@ async def _serve_http(
 
 
 if __name__ == "__main__":
+    takes_no_arguments("gateway", "The front door of the fleet: serves gRPC, HTTP/JSON and the web page.")
     number = own_number()
     part = "" if number is None else f"worker-{number}"
     run_process("gateway", GatewaySettings, serve, prometheus=True, part=part)

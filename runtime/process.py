@@ -13,6 +13,7 @@ What must stay true: a process that cannot start says why in one message, withou
 loop goes unlogged; a process started by the launcher does not outlive it, even a launcher killed with -9.
 """
 
+import argparse
 import asyncio
 import errno
 import gc
@@ -150,6 +151,12 @@ def tell_ready() -> None:
         notify.notify(notify.READY)
     except OSError as error:
         _log.warning("whoever started this process cannot be told %s: %s", notify.READY.decode(), error)
+
+
+def takes_no_arguments(module: str, what: str) -> None:
+    """For a process without commands: answers --help, and refuses all else, which would start it unawares."""
+    epilog = "Its settings are read from the environment: docs/settings.md."
+    argparse.ArgumentParser(prog=f"python -m {module}", description=what, epilog=epilog).parse_args()
 
 
 def run_process(

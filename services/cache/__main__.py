@@ -6,7 +6,7 @@ import secrets
 from fleet.status import StoreStatusServicer
 from openmanager.cache.v1 import cache_pb2
 from openmanager.fleet.v1 import status_pb2
-from runtime.process import Process, run_process
+from runtime.process import Process, run_process, takes_no_arguments
 from runtime.server import bind
 from services.cache.core import Cache
 from services.cache.servicer import CacheServicer
@@ -39,4 +39,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    takes_no_arguments("services.cache", "The state of the fleet as it is now: serves it.")
     main()

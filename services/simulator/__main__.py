@@ -4,7 +4,7 @@ from fleet.writer import FleetWriter
 from openmanager.simulator.v1 import simulator_pb2
 from runtime.errors import InvalidArgument
 from runtime.folder import CannotStartError
-from runtime.process import Process, run_process
+from runtime.process import Process, run_process, takes_no_arguments
 from runtime.server import bind
 from services.simulator.feed import Feed, Mode, TickFeed
 from services.simulator.fleet import build_fleet
@@ -53,4 +53,7 @@ async def serve(settings: SimulatorSettings, process: Process[SimulatorSettings]
 
 
 if __name__ == "__main__":
+    takes_no_arguments(
+        "services.simulator", "Writes what a fleet reports: one that is made up, a recording, or this machine."
+    )
     run_process("simulator", SimulatorSettings, serve)
