@@ -1,7 +1,7 @@
 // A curve over time, as SVG, with a pointer for mouse and keyboard.
 
 import { $, text } from "./elements.js";
-import { fullStamp, inUtc, parts, quantity, scaleOf, zoneName } from "./times-and-units.js";
+import { extreme, fullStamp, inUtc, isExtreme, parts, quantity, scaleOf, zoneName } from "./times-and-units.js";
 
 const MARGIN = { top: 24, right: 14, bottom: 26, left: 58 };
 const DAY = 86_400;
@@ -14,9 +14,10 @@ function svg(tag, attributes = {}, content = "") {
   return node;
 }
 
-/** Ticks at round values around [low, high]. */
+/** Ticks at round values around [low, high]; means of one value differ in the last digits, and are one value. */
 function valueTicks(low, high) {
-  const raw = (high - low || Math.abs(high) || 1) / 4;
+  const size = Math.max(Math.abs(low), Math.abs(high));
+  const raw = (high - low > size * 1e-12 ? high - low : size || 1) / 4; // below, counting steps would not get on
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((n) => n * power).find((n) => n >= raw);
   const first = Math.floor(low / step + 1e-9);
@@ -24,6 +25,7 @@ function valueTicks(low, high) {
   const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9) + (/^25/.test(String(step / power * 10)) ? 1 : 0));
   const ticks = [];
   for (let at = first; at <= last; at += 1) ticks.push(at * step);
+  if (isExtreme(step)) return { ticks, format: (value) => (value ? extreme.format(value) : "0") };
   const format = new Intl.NumberFormat("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
   return { ticks, format: (value) => format.format(value) };
 }

@@ -59,6 +59,10 @@ const LADDERS = {
 const PLAIN = { __proto__: null, Cel: "°C", "%": "%" };
 export const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 const fine = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 3 });
+export const extreme = new Intl.NumberFormat("en-US", { notation: "scientific", maximumSignificantDigits: 3 });
+
+/** Whether a number has so many digits in front, or zeros behind the point, that nobody would count them. */
+export const isExtreme = (value) => Math.abs(value) >= 1e15 || (value !== 0 && Math.abs(value) < 1e-9);
 
 /** By what to divide values of up to `largest`, and what their unit is called then. */
 export function scaleOf(largest, unit) {
@@ -74,6 +78,7 @@ export function quantity(value, unit) {
   if (typeof value !== "number") return String(value);
   const { divisor, name } = scaleOf(Math.abs(value), unit);
   const scaled = value / divisor;
+  if (isExtreme(scaled)) return `${extreme.format(scaled)} ${name}`.trim();
   if (unit === "%") return `${scaled.toFixed(1)} %`;
   const digits = Math.abs(scaled) >= 100 ? whole.format(scaled) : fine.format(scaled);
   return name ? `${digits} ${name}` : digits;

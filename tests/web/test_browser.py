@@ -83,6 +83,33 @@ def test_a_server_has_its_metrics_and_a_history(product: Launched, browser: Brow
         assert page.value("document.querySelectorAll('#plot .at').length") == 1
 
 
+def test_values_that_differ_in_the_last_digit_do_not_freeze_it_and_extreme_ones_are_short(
+    product: Launched, browser: Browser
+) -> None:
+    """Means of a constant differ so; ticks between two doubles that are neighbours were counted for ever."""
+    now = int(time.time()) // 10 * 10
+    named = {"constant": 31589.599999999995, "huge": -1.5e300, "tiny": 2.5e-200, "percent": 1e300, "zero": 0.0}
+    units = {"percent": "%", "huge": "By"}
+    metrics = [{"name": name, "unit": units.get(name, "1")} for name in named]
+    for age_s, constant in ((60, 31589.599999999995), (50, 31589.600000000002), (40, 31589.6)):
+        rows = [{"serverId": "extreme-1", "time": now - age_s}]
+        values = [constant, *list(named.values())[1:]]
+        assert product.post("/v1/metrics:write", {"metrics": metrics, "rows": rows, "values": values}).status == 200
+    with browser.page() as page:
+        for name in named:
+            page.open(f"http://{product.http_address}/#/servers/extreme-1?metric={name}")
+            page.within(SHOWN_WITHIN_S, f"document.querySelector('#plot-title').textContent === 'History of {name}'")
+            page.within(SHOWN_WITHIN_S, "document.querySelector('#plot .curve')")
+            labels = page.value("[...document.querySelectorAll('#plot text')].map((each) => each.textContent)")
+            assert all(len(label) < 20 for label in labels)
+        shown = dict(zip(page.texts("#metrics th"), page.texts("#metrics td"), strict=True))
+    assert shown["constant"] == "31,590"
+    assert shown["huge"] == "-1.33E285 PiB"
+    assert shown["tiny"] == "2.5E-200"
+    assert shown["percent"] == "1E300 %"
+    assert shown["zero"] == "0"
+
+
 def test_a_server_that_there_is_not(product: Launched, browser: Browser) -> None:
     with browser.page() as page:
         page.open(f"http://{product.http_address}/#/servers/%2e%2e%2Fnothing")
