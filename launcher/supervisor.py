@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from launcher.logfile import LogFile, summary_of
 from runtime import notify
 from runtime.clock import Clock
@@ -121,7 +123,7 @@ class Supervisor:
         """Asks ``run`` to stop everything; asked twice, it kills what is left."""
         if self._stopping.is_set():
             for running in self._running:
-                _signal(running.process, signal.SIGKILL)
+                _kill(running.process)
         self._stopping.set()
 
     async def _started(self, when_ready: Callable[[], None]) -> list[str]:
@@ -227,13 +229,24 @@ class Supervisor:
                     await asyncio.gather(*(process.wait() for process in alive))
             except TimeoutError:
                 for process in alive:
-                    _signal(process, signal.SIGKILL)
+                    _kill(process)
                 await asyncio.gather(*(process.wait() for process in alive))
 
 
 def _signal(process: asyncio.subprocess.Process | None, number: signal.Signals) -> None:
     if process is not None and process.returncode is None:
         process.send_signal(number)
+
+
+def _kill(process: asyncio.subprocess.Process | None) -> None:
+    """At once, with all that it started: metadata's PostgreSQL would go on."""
+    if process is None or process.returncode is not None:
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        leader = psutil.Process(process.pid)
+        for one in (leader, *leader.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
 def _how_it_ended(status: int) -> str:
