@@ -1,11 +1,14 @@
 """What the metadata service can be told."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, SecretStr
 
 from runtime.settings import Address, ByteSize, CommonSettings, Duration, setting
 from services.metadata.target import target_of_url
+
+MAX_SPAN_S: Final = 36_500 * 86_400
+"""A time that is further away than a century or so is none that dates can say."""
 
 
 def _database_url(value: SecretStr) -> SecretStr:
@@ -29,6 +32,7 @@ class MetadataSettings(CommonSettings):
         "AI interactions are deleted when they are older, with their ratings, corrections and embeddings; looked for "
         "every hour. Unset: they are kept for ever.",
         ge=3_600.0,
+        le=MAX_SPAN_S,
     )
     metadata_journal_limit: ByteSize = setting(
         "METADATA_JOURNAL_LIMIT",
@@ -38,7 +42,11 @@ class MetadataSettings(CommonSettings):
         ge=1 << 20,
     )
     session_lifetime: Duration = setting(
-        "METADATA_SESSION_LIFETIME", "12h", "Who has logged in is asked for his password again after this.", ge=60.0
+        "METADATA_SESSION_LIFETIME",
+        "12h",
+        "Who has logged in is asked for his password again after this.",
+        ge=60.0,
+        le=MAX_SPAN_S,
     )
     audit_journal_limit: ByteSize = setting(
         "AUDIT_JOURNAL_LIMIT",
@@ -52,5 +60,6 @@ class MetadataSettings(CommonSettings):
         "365d",
         "Months of the audit log that ended longer ago are dropped, after a signed checkpoint of their end.",
         ge=86_400,
+        le=MAX_SPAN_S,
     )
     audit_legal_hold: bool = setting("AUDIT_LEGAL_HOLD", False, "No month of the audit log is dropped, however old.")

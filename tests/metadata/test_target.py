@@ -80,3 +80,11 @@ def test_defaults() -> None:
     settings = MetadataSettings.load({})
     assert settings.metadata_address == "127.0.0.1:50053"
     assert settings.database_url is None
+
+
+@pytest.mark.parametrize("name", ["METADATA_AI_RETENTION", "METADATA_SESSION_LIFETIME", "AUDIT_RETENTION"])
+def test_a_span_that_no_date_can_say_is_refused(name: str) -> None:
+    """PostgreSQL and Python have no date for it: log-in and the deletion of what is old failed each time."""
+    MetadataSettings.load({name: "36500d"})
+    with pytest.raises(SettingsError, match=f"{name}: '999999d' should be less than or equal to 36500d"):
+        MetadataSettings.load({name: "999999d"})
