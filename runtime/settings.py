@@ -98,7 +98,7 @@ def _target(value: str) -> str:
 def _targets(value: object) -> object:
     if not isinstance(value, str):
         return value
-    targets = tuple(_target(part.strip()) for part in value.split(",")) if value.strip() else ()
+    targets = tuple(_target(part.strip()) for part in value.split(","))
     if len(set(targets)) != len(targets):
         raise ValueError(f"{_shown(value)} names a target twice")
     return targets

@@ -12,6 +12,7 @@ from runtime.settings import (
     Duration,
     SettingsError,
     Target,
+    Targets,
     is_loopback,
     load,
     parse_byte_size,
@@ -104,6 +105,19 @@ def test_what_is_allowed_is_said_as_it_is_written() -> None:
         "CACHE_SERVERS: '0' should be greater than or equal to 1",
         "INFLUXDB_TOKEN: should have at least 4 characters",
     ]
+
+
+def test_blanks_are_no_targets() -> None:
+    """They were none at all: a sender with nobody to send to started, and said nothing."""
+
+    class Sender(CommonSettings):
+        targets: Targets = setting("TARGETS", "127.0.0.1:1", "Whom it asks.")
+        peers: Targets = setting("PEERS", (), "Who else.")
+
+    assert Sender.load({"TARGETS": "", "PEERS": ""}).targets == ("127.0.0.1:1",)
+    with pytest.raises(SettingsError) as caught:
+        Sender.load({"TARGETS": " ", "PEERS": "a:1,"})
+    assert [line.partition(" is not host:port")[0] for line in caught.value.problems] == ["TARGETS: ''", "PEERS: ''"]
 
 
 def test_an_open_address_without_tls_is_refused(tmp_path: Path) -> None:
