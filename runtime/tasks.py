@@ -72,9 +72,14 @@ async def run_forever(
 
 
 def _level(failures: int) -> int:
-    """How loudly to say that a task waits again: a short wait is routine, a long one is said ever more rarely."""
+    """How loudly to say that a task waits again: a short wait is routine, a long one is said ever more rarely.
+
+    What is said at each try only shows at DEBUG: an outage of a night would push all else out of a log of bounded size.
+    """
+    if failures < QUIET_FAILURES:
+        return logging.INFO
     is_power_of_two = failures & (failures - 1) == 0
-    return logging.WARNING if failures >= QUIET_FAILURES and is_power_of_two else logging.INFO
+    return logging.WARNING if is_power_of_two else logging.DEBUG
 
 
 def start(name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

@@ -14,6 +14,7 @@ import pytest
 
 from runtime import deadline, logs
 from runtime.clock import ManualClock, SystemClock
+from runtime.errors import Unavailable
 from runtime.redaction import redact, remember_secret
 from runtime.tasks import Backoff, beside, run_forever, start
 from services.metadata.access.secrets import new_session, new_setup_token, new_token
@@ -94,6 +95,20 @@ async def test_a_failing_task_is_logged_and_started_again_later_and_later(caplog
     assert all(2 <= wait <= 4 for wait in waits[2:])
     assert len(set(waits)) == 6  # jitter
     assert "background task ship failed: redis is away" in caplog.text
+
+
+async def test_a_long_outage_is_said_ever_more_rarely(caplog: pytest.LogCaptureFixture) -> None:
+    """At the default level each try was a line: the log of a night held nothing else."""
+
+    async def work() -> None:
+        raise Unavailable("redis is away")
+
+    caplog.set_level(logging.DEBUG, "runtime.tasks")
+    await waits_of(work, SkippingClock(), 1_000)
+    levels = [record.levelno for record in caplog.records if "redis is away" in record.getMessage()][:1_000]
+    assert levels[:4] == [logging.INFO] * 4
+    shown = [failures for failures, level in enumerate(levels) if level > logging.DEBUG]
+    assert shown[4:] == [4, 8, 16, 32, 64, 128, 256, 512]
 
 
 async def test_a_task_that_returns_is_started_again_and_a_long_run_resets_the_back_off() -> None:
