@@ -91,6 +91,8 @@ def _welcome(data: Path) -> str:
     ]
     if os.environ.get("GATEWAY_ACCOUNTS", "").lower() in _TRUE:
         setup = f"openmanager setup NAME --setup-token-file {data / 'metadata' / 'setup-token'}"
+        if tls or at["GATEWAY_GRPC_ADDRESS"] != _ADDRESSES["GATEWAY_GRPC_ADDRESS"]:
+            setup += f" --address {'https://' * tls}{at['GATEWAY_GRPC_ADDRESS']}"
         lines += ["  access      whoever has a token; while there is no user yet:", f"              {setup}"]
     elif not os.environ.get("GATEWAY_TOKEN"):
         until = "until you set GATEWAY_TOKEN or GATEWAY_ACCOUNTS=true"
