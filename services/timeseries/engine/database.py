@@ -121,6 +121,6 @@ def opening_error(folder: Path, error: apsw.Error) -> OpenManagerError:
     return Unavailable(f"the store in {folder} cannot be opened: {error}", reason="STORAGE_FAILED")
 
 
-def unreadable_journal(path: Path, error: Exception) -> DataLoss:
-    """Why a store does not open without which no block says whose it is, and what to do."""
-    return DataLoss(f"{path} cannot be read ({error}): restore a backup into another folder, and keep this one")
+def unreadable_journal(path: Path, why: object) -> DataLoss:
+    """For a store that does not open: without its journal no block says whose it is. Says what to do."""
+    return DataLoss(f"{path} cannot be read ({why}): restore a backup into another folder, and keep this one")

@@ -22,11 +22,17 @@ from typing import Final, NamedTuple
 import apsw
 
 from fleet.model import ServerDescriptor
-from runtime.errors import DataLoss, FailedPrecondition, InvalidArgument
+from runtime.errors import FailedPrecondition, InvalidArgument
 from runtime.sqlite import Transaction, fetch, give_back, sync_folder
 from services.timeseries.engine import catalog as catalog_codec
 from services.timeseries.engine.catalog import Additions, Catalog, Cohort, StoredSet
-from services.timeseries.engine.database import FORMAT_VERSION, JOURNAL_PAGE_BYTES, connect, truncate_log
+from services.timeseries.engine.database import (
+    FORMAT_VERSION,
+    JOURNAL_PAGE_BYTES,
+    connect,
+    truncate_log,
+    unreadable_journal,
+)
 from services.timeseries.engine.told import Told, add_cut_table, forget, read_told
 
 _SCHEMA: Final = """
@@ -63,7 +69,7 @@ _CHECKPOINT_PAGES: Final = 1_000
 longest commit is 16 to 23 ms then, with 16 MB 27 to 60, with 48 MB no batch a second more. A thread of
 its own for it gains nothing: only the copy that catches up with the log syncs the file, and that took as long."""
 
-_ORPHANED: Final = "there are blocks, but journal.db, which names their series, is missing or empty"
+_ORPHANED: Final = "there are blocks whose series it names, and it is missing or empty"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +98,7 @@ class Journal:
     def __init__(self, path: Path, *, may_create: bool) -> None:
         new = not path.exists()
         if new and not may_create:
-            raise DataLoss(_ORPHANED)
+            raise unreadable_journal(path, _ORPHANED)
         self.path = path
         self._db = connect(path, JOURNAL_PAGE_BYTES)
         self._db.wal_autocheckpoint(_CHECKPOINT_PAGES)
@@ -100,7 +106,7 @@ class Journal:
             with self._db:
                 if not self._db.table_exists("main", "meta"):
                     if not may_create:
-                        raise DataLoss(_ORPHANED)
+                        raise unreadable_journal(path, _ORPHANED)
                     self._create()
                 add_missing_tables(self._db)
             if new:

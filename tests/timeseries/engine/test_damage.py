@@ -143,7 +143,7 @@ async def test_blocks_of_another_journal_are_refused(tmp_path: Path) -> None:
     journal = tmp_path / "two" / "journal.db"
     for rest in (lambda: journal.write_bytes(b""), journal.unlink):
         rest()
-        with pytest.raises(DataLoss):
+        with pytest.raises(DataLoss, match=f"{journal} cannot be read .*missing or empty.*restore a backup"):
             async with Engine.open(tmp_path / "two", clock=ManualClock(NOON), settings=SETTINGS):
                 pass
 
