@@ -239,6 +239,7 @@ class Partitions:
                 self._piles[day] = count_piles(partition.db, self._short_below)
                 self._placed.points[day] = int(points)
         except PartitionGoneError:
+            _log.warning("%s is empty and removed: its making was cut off, or its rows are lost", self.path(day))
             self._placed.forget(day)
             remove_files(self.path(day))
         except UnusablePartitionError as error:
