@@ -105,6 +105,7 @@ class Facts:
         self._writer = await self._write_thread.run(Journal, self._path)
         self._reader = await self._read_thread.run(Journal, self._path)
         self._identity = await self._write_thread.run(lambda: self._writer.identity)
+        self._database.lineage.remember(self._identity, await self._write_thread.run(lambda: self._writer.position))
         self._wake.set()
         for name, work in (("commit", self._commit_all), ("ship", self._ship_all), ("sweep", self._sweep_all)):
             guarded = run_forever(f"facts-{name}", work, SHIP_BACKOFF, clock=self._clock)
@@ -250,19 +251,20 @@ class Facts:
         batch = await self._read_thread.run(self._reader.waiting, self._batch_facts, BATCH_BYTES)
         if not batch and self._looked and self._database.identity in {None, self._identity}:
             return False
-        outcome = _Outcome()
+        outcome, position = _Outcome(), 0
         try:
             async with self._database.connection() as connection:
                 identity = await self._database.identity_of(connection)
+                position = self._database.lineage.position
                 self._looked = True
                 is_known = identity in {None, self._identity}
                 for name, run in groupby(batch if is_known else (), key=lambda waiting: waiting.fact.kind):
                     await self._insert(connection, self._kinds.get(name), list(run), outcome)
         finally:  # without the connection: a failure of our disk says nothing of the database
-            await self._note(outcome)
+            await self._note(outcome, position)
         if identity is None or is_known:
             return bool(batch)
-        again = await self._write_thread.run(self._writer.begin_identity, identity)
+        again = await self._write_thread.run(self._writer.begin_identity, identity, position)
         if self._identity is None:
             log.info("facts go to %s", identity)
         else:
@@ -295,10 +297,10 @@ class Facts:
         else:
             outcome.inserted += [waiting.sequence for waiting in batch]
 
-    async def _note(self, outcome: _Outcome) -> None:
+    async def _note(self, outcome: _Outcome, position: int) -> None:
         now_ms = self._clock.now_ms()
         if outcome.inserted:
-            await self._write_thread.run(self._writer.note_inserted, outcome.inserted, now_ms)
+            await self._write_thread.run(self._writer.note_inserted, outcome.inserted, now_ms, position)
             self.noted += len(outcome.inserted)
         for waiting, reason in outcome.refused:
             log.error("PostgreSQL refused the %s %s: %s", waiting.fact.kind, waiting.fact.id, reason)

@@ -142,6 +142,11 @@ class Journal:
         return None if found is None else str(found)
 
     @property
+    def position(self) -> int:
+        """How far that database was when it was given the last of them."""
+        return int(str(self._meta("position") or 0))
+
+    @property
     def used_bytes(self) -> int:
         """Bytes of the pages in use; the file may be larger."""
         used = int(self._db.pragma("page_count")) - int(self._db.pragma("freelist_count"))
@@ -219,9 +224,10 @@ class Journal:
         rows = fetch(self._db, statement, (kind,))
         return None if rows[0][0] is None else int(str(rows[0][0]))
 
-    def note_inserted(self, sequences: Sequence[int], now_ms: int) -> None:
-        """PostgreSQL has these."""
+    def note_inserted(self, sequences: Sequence[int], now_ms: int, position: int = 0) -> None:
+        """PostgreSQL has these, and was at that position of its log before (0: it did not say)."""
         with Transaction(self._db):
+            self._note_position(position)
             self._db.executemany(
                 "UPDATE facts SET state = 1, inserted_ms = ? WHERE sequence = ? AND state = 0",
                 [(now_ms, sequence) for sequence in sequences],
@@ -240,7 +246,7 @@ class Journal:
                 (sequence, reason, now_ms, now_ms),
             )
 
-    def begin_identity(self, identity: str) -> int:
+    def begin_identity(self, identity: str, position: int = 0) -> int:
         """Another database answers from now on: what was inserted into the last one waits again. Returns how many."""
         with Transaction(self._db):
             again = 0
@@ -248,7 +254,12 @@ class Journal:
                 self._db.execute("UPDATE facts SET state = 0, inserted_ms = NULL WHERE state = 1")
                 again = self._db.changes()
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('identity', ?)", (identity,))
+            self._note_position(position)
         return again
+
+    def _note_position(self, position: int) -> None:
+        if position:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('position', ?)", (position,))
 
     def sweep(self, now_ms: int) -> int:
         """Deletes what PostgreSQL has for 24 hours and gives free pages back; returns how many facts went.

@@ -21,16 +21,56 @@ _ASK: Final = """SELECT current_setting('server_version') AS version,
     CASE WHEN pg_is_in_recovery() THEN NULL ELSE
         (SELECT system_identifier FROM pg_control_system()) || '-' ||
         substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) || '-' ||
-        (SELECT oid FROM pg_database WHERE datname = current_database()) END AS identity"""
+        (SELECT oid FROM pg_database WHERE datname = current_database()) END AS identity,
+    CASE WHEN pg_is_in_recovery() THEN NULL ELSE
+        pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint END AS position"""
 _ASK_LESS: Final = """SELECT current_setting('server_version') AS version,
-    current_setting('transaction_read_only') = 'on' AS read_only, NULL AS identity"""
+    current_setting('transaction_read_only') = 'on' AS read_only, NULL AS identity, NULL AS position"""
 
 
 class Answer(NamedTuple):
-    """What a server says of itself; `identity` (system identifier, timeline, database) is None where it cannot."""
+    """What a server says of itself; `identity` (system identifier, timeline, database) is None where it cannot.
+
+    `position` is how many bytes of write-ahead log it has synced; on one server that never goes back.
+    """
 
     version: str
     identity: str | None
+    position: int | None
+
+
+class Lineage:
+    """Tells an older copy of a database (a snapshot, a folder that was put back) from the database itself.
+
+    It says the same of itself, but has synced less than the database had: from then on its identity has that position
+    behind it, so that all who know identities take it for another one.
+    """
+
+    def __init__(self) -> None:
+        self._base, self._copy = "", ""
+        self.position = 0
+        """How far the database that answered last is known to have been."""
+
+    def remember(self, identity: str | None, position: int) -> None:
+        """What an earlier life of the service knew."""
+        base, at, copy = (identity or "").partition("@")
+        self._base, self._copy, self.position = base, at + copy, position
+
+    def before(self) -> tuple[str, int]:
+        """What is known when a question is put, which its answer is held against: others may overtake it."""
+        return self._base, self.position
+
+    def named(self, answer: Answer, before: tuple[str, int]) -> Answer:
+        """The answer with the identity that all may compare."""
+        if answer.identity is None or answer.position is None:
+            return answer
+        if answer.identity != self._base:
+            self._base, self._copy, self.position = answer.identity, "", answer.position
+        elif self._base == before[0] and answer.position < min(before[1], self.position):
+            self._copy, self.position = f"@{answer.position:X}", answer.position
+        else:
+            self.position = max(self.position, answer.position)
+        return answer._replace(identity=self._base + self._copy)
 
 
 async def question(connection: Any) -> Answer:
@@ -42,7 +82,7 @@ async def question(connection: Any) -> Answer:
             row = await connection.fetchrow(_ASK_LESS)
     if row["read_only"]:
         raise asyncpg.ReadOnlySQLTransactionError("it takes no writes: a standby, or set to read-only")
-    return Answer(row["version"], row["identity"])
+    return Answer(row["version"], row["identity"], row["position"])
 
 
 class Line:

@@ -33,7 +33,7 @@ from runtime.redaction import remember_secret
 from runtime.tasks import Backoff, run_forever
 from services.metadata.driver_errors import ABORTED, UNAVAILABLE, describe
 from services.metadata.hosts import first_that_serves
-from services.metadata.line import Answer, Line, question
+from services.metadata.line import Answer, Line, Lineage, question
 from services.metadata.query_spans import trace_queries
 from services.metadata.store_migrate import Migration, load_migrations, migrate
 from services.metadata.target import DatabaseTarget
@@ -87,6 +87,7 @@ class Database:
         self.circuit.on_change(self._circuit_changed)
         self.identity: str | None = None
         """Which database answered last; None: not known."""
+        self.lineage = Lineage()
         self._first_host = 0
         self._pool: Any = None
         self._retired: set[asyncio.Task[None]] = set()
@@ -259,8 +260,9 @@ class Database:
         return answer
 
     async def _told(self, asked: Awaitable[Answer]) -> Answer:
+        before = self.lineage.before()
         try:
-            return await asked
+            return self.lineage.named(await asked, before)
         except asyncpg.ReadOnlySQLTransactionError:
             self._first_host += 1  # where another host takes writes, begin with that
             raise

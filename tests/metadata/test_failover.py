@@ -2,9 +2,12 @@
 
 import asyncio
 import re
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncpg
@@ -119,6 +122,38 @@ async def test_facts_that_an_asynchronous_fail_over_lost_are_sent_again(
     log = (data_dir / "service.log").read_text()
     sent_again = re.search(r": (\d+) are sent again", log)
     assert sent_again is not None and int(sent_again[1]) >= 70, log  # and what the service wrote into its own audit log
+
+
+@pytest.mark.fault("PostgreSQL: an older copy of its folder is put back")
+@pytest.mark.parametrize("meanwhile", ["runs", "stopped"])
+async def test_an_older_copy_of_the_database_gets_what_it_lacks(
+    primary: PostgresServer, data_dir: Path, meanwhile: str
+) -> None:
+    name = await fresh_name(primary)
+    older = primary.folder / "older"
+    settings = {"DATABASE_URL": url(name, primary.password, primary.admin["port"])}
+    async with AsyncExitStack() as life:
+        service = await life.enter_async_context(running(data_dir, **settings))
+        recorder = Recorder(service)
+        await recorder.record()
+        await has_at_least(primary, name, 1)
+        primary.stop()
+        subprocess.run(["cp", "-a", str(primary.data), str(older)], check=True)
+        primary.start()
+        for _ in range(5):
+            await recorder.record()
+        await has_at_least(primary, name, 6)
+        await caught_up(service)
+        if meanwhile == "stopped":
+            await life.aclose()
+        primary.stop()
+        shutil.rmtree(primary.data)
+        older.rename(primary.data)
+        primary.start()
+        if meanwhile == "stopped":
+            await life.enter_async_context(running(data_dir, **settings))
+        await has_at_least(primary, name, 6)
+        assert sorted(await ids_in(primary, name)) == sorted(recorder.acknowledged)
 
 
 @pytest.mark.fault("PostgreSQL: fail-over, old primary half-open")
