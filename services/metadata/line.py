@@ -75,7 +75,7 @@ class Lineage:
 
 async def question(connection: Any) -> Answer:
     """Asks a server what it is; raises as the driver does, and ReadOnlySQLTransactionError if it takes no writes."""
-    with _untraced():
+    with untraced():
         try:
             row = await connection.fetchrow(_ASK)
         except CANNOT_SAY:
@@ -124,7 +124,7 @@ class Line:
             self._connection = None
 
 
-def _untraced() -> AbstractContextManager[trace.Span]:
+def untraced() -> AbstractContextManager[trace.Span]:
     """Makes spans of nothing inside: a parent that is not sampled. A probe every 2 s would bury the traces of calls."""
     unsampled = trace.SpanContext(trace_id=1, span_id=1, is_remote=False, trace_flags=trace.TraceFlags(0))
     return trace.use_span(trace.NonRecordingSpan(unsampled))

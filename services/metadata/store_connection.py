@@ -32,6 +32,7 @@ from runtime.errors import Aborted, FailedPrecondition, OpenManagerError, Unavai
 from runtime.redaction import remember_secret
 from runtime.tasks import Backoff, run_forever
 from services.metadata.driver_errors import ABORTED, UNAVAILABLE, describe
+from services.metadata.durable import DurableConnection
 from services.metadata.hosts import first_that_serves
 from services.metadata.line import Answer, Line, Lineage, question
 from services.metadata.query_spans import trace_queries
@@ -301,6 +302,7 @@ class Database:
             max_size=MAX_CONNECTIONS,
             max_inactive_connection_lifetime=IDLE_CONNECTION_S,
             connect=self._connect_for_pool,
+            connection_class=DurableConnection,
         )
 
     def _renew_pool(self) -> None:
@@ -330,7 +332,7 @@ class Database:
 
         async def connect(number: int) -> Any:
             host, port = hosts[number]
-            return await asyncpg.connect(
+            connection = await asyncpg.connect(
                 host=host,
                 port=port,
                 timeout=within_s,
@@ -342,8 +344,9 @@ class Database:
                     "timezone": "UTC",
                 },
                 **self.target.options,
-                **pool_options,
+                **({"connection_class": DurableConnection} | pool_options),
             )
+            return await connection.begin(within_s)
 
         first = self._first_host % len(hosts)
         self._first_host, connection = await first_that_serves(len(hosts), first, connect, UNAVAILABLE)

@@ -157,6 +157,19 @@ async def test_a_server_that_became_read_only_is_left_until_it_takes_writes(
         await eventually(accepted, 3.0)
 
 
+@pytest.mark.parametrize(("set_up", "used"), [("off", "local"), ("remote_write", "remote_write")])
+async def test_a_commit_is_synced_where_the_server_does_not_ask_for_it(
+    own_server: PostgresServer, set_up: str, used: str
+) -> None:
+    target = await own_server.fresh_database()
+    name = target.address.rpartition("/")[2]
+    await own_server.execute(f"ALTER DATABASE {name} SET synchronous_commit = {set_up}")
+    async with Database(target, clock=SystemClock()) as database:
+        for when in ("new", "used again"):
+            async with database.connection() as connection:
+                assert await connection.fetchval("SHOW synchronous_commit") == used, when
+
+
 async def test_a_full_pool_is_told_in_time(database: Database) -> None:
     quick = open_database(database.target)
     async with quick:
