@@ -61,9 +61,8 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendInfo:
-    """Where a store is, without secrets, what it says it is, and what else an operator should know."""
+    """What a store says it is, and what else an operator should know."""
 
-    address: str
     version: str
     note: str = ""
 
@@ -74,6 +73,10 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """The follower's name in the engine and in the status."""
+
+    @property
+    def address(self) -> str:
+        """Where the store is, without secrets; known also while it does not answer."""
 
     @property
     def syncs(self) -> bool:

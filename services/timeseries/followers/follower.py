@@ -121,6 +121,7 @@ class Follower:
         except OpenManagerError as error:
             behind = await self.lag()
             return StoreProbe(
+                address=self._backend.address,
                 lag_points=behind.points,
                 lag_seconds=behind.seconds,
                 spool_bytes=behind.spool_bytes,
@@ -135,7 +136,7 @@ class Follower:
         if not degraded and behind.seconds > MAX_LAG_S:
             degraded = f"{behind.seconds:.1f} s behind"
         return StoreProbe(
-            address=found.address,
+            address=self._backend.address,
             server_version=found.version,
             latency_ms=latency_ms,
             lag_points=behind.points,

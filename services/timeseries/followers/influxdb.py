@@ -233,6 +233,10 @@ class InfluxBackend:
         return NAME
 
     @property
+    def address(self) -> str:
+        return self._target.address
+
+    @property
     def syncs(self) -> bool:
         """Its write-ahead log is synced first (storage-wal-fsync-delay, 0 by default)."""
         return True
@@ -247,7 +251,7 @@ class InfluxBackend:
             headers = self._write(b"", round(PROBE_TIMEOUT_S * 1_000))
             return str(headers.get("X-Influxdb-Version", "?"))
 
-        return BackendInfo(address=self._target.address, version=f"InfluxDB {await _in(self._probing, write_nothing)}")
+        return BackendInfo(version=f"InfluxDB {await _in(self._probing, write_nothing)}")
 
     async def close(self) -> None:
         """A request that runs ends by itself, within WRITE_TIMEOUT_S."""

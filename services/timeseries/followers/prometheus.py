@@ -116,6 +116,10 @@ class PrometheusBackend:
         return NAME
 
     @property
+    def address(self) -> str:
+        return self._writers.address
+
+    @property
     def syncs(self) -> bool:
         """VictoriaMetrics holds rows in memory for 5 s; Prometheus and Mimir write without a sync."""
         return False
@@ -243,9 +247,7 @@ class PrometheusBackend:
             self._server = self._asked_version(each_s) or self._server
             self._server_due_s = now_s + (VERSION_INTERVAL_S if self._server else 0.0)
         server = f"{self._server}, " if self._server else ""
-        return BackendInfo(
-            address=self._writers.address, version=f"{server}remote write {version.value}", note=self._note
-        )
+        return BackendInfo(version=f"{server}remote write {version.value}", note=self._note)
 
     def _order(self, version: Version, newest_ms: int, timeout_s: float) -> str:
         """Writes a sample, then earlier ones of the same series; says which were taken."""

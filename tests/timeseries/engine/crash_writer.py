@@ -139,6 +139,7 @@ class Remote:
     """What the follower ships to: the notes."""
 
     name = "remote"
+    address = ""
     syncs = True
 
     def __init__(self, notes: Notes) -> None:
@@ -150,7 +151,7 @@ class Remote:
         return Receipt(shipped=len(keys))
 
     async def probe(self) -> BackendInfo:
-        return BackendInfo(address="", version="")
+        return BackendInfo(version="")
 
     async def close(self) -> None:
         pass

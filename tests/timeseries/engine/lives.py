@@ -131,6 +131,7 @@ class Remote:
     """What a follower ships to: it stands elsewhere and keeps its power."""
 
     name = "remote"
+    address = ""
     syncs = True
 
     def __init__(self, rng: random.Random) -> None:
@@ -144,7 +145,7 @@ class Remote:
         return Receipt(shipped=0)
 
     async def probe(self) -> BackendInfo:
-        return BackendInfo(address="", version="")
+        return BackendInfo(version="")
 
     async def close(self) -> None:
         pass

@@ -79,6 +79,7 @@ async def test_a_killed_store_stops_nobody_and_gets_everything_once(
         assert slowest_s < 2.0
         away = await follower.probe()
         assert "does not answer" in away.down and away.lag_points > 30 * 10_220
+        assert away.address == prometheus.write_url
         shipped_before = follower.shipped_points
     # the follower restarts while the store is still away: the tags of what was not shipped must come back too
     async with following(tmp_path, prometheus.write_url) as (engine, follower):
@@ -113,7 +114,7 @@ async def test_the_status_says_whether_late_rows_are_taken(
         await store.ship([tagged([(f"order-{at}", CLOCK.now_ms() - at, [1.0] * 3) for at in (5_000, 4_000)])])
         found = await store.probe()
         assert found.note.startswith(takes)
-        assert found.address == server.write_url
+        assert store.address == server.write_url
         assert found.version.startswith("Prometheus API ") and found.version.endswith(f", remote write {version}")
         await store.close()
 
