@@ -253,7 +253,7 @@ class Facts:
             return False
         outcome, position = _Outcome(), 0
         try:
-            async with self._database.connection() as connection:
+            async with self._database.connection(detailed=True) as connection:
                 identity = await self._database.identity_of(connection)
                 position = self._database.lineage.position
                 self._looked = True

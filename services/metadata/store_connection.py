@@ -141,10 +141,11 @@ class Database:
         await asyncio.wait(self._retired)
 
     @asynccontextmanager
-    async def connection(self, *, within_s: float | None = None) -> AsyncIterator[Any]:
+    async def connection(self, *, within_s: float | None = None, detailed: bool = False) -> AsyncIterator[Any]:
         """Lends an asyncpg connection; every failure inside comes out as one of ``runtime.errors``.
 
-        `within_s` bounds connecting and the whole block, for who has something else to answer from.
+        `within_s` bounds connecting and the whole block, for who has something else to answer from; `detailed`: it is
+        told what failed, which no caller learns.
 
         Raises:
             Unavailable: the database is away, too slow, read-only or not migrated yet.
@@ -155,7 +156,7 @@ class Database:
         async with self._slot():
             self._check_usable()
             with self.circuit.attempt():
-                async with self._border(), self._lent(within_s) as connection:
+                async with self._border(detailed=detailed), self._lent(within_s) as connection:
                     yield connection
 
     def _check_usable(self) -> None:

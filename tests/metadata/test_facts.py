@@ -11,6 +11,7 @@ import pytest
 
 from runtime.clock import SystemClock
 from runtime.errors import NotFound, OpenManagerError, ResourceExhausted, Unavailable
+from services.metadata import facts as facts_module
 from services.metadata import interactions
 from services.metadata.facts import Facts
 from services.metadata.journal import Fact, Journal
@@ -90,6 +91,17 @@ async def test_what_befalls_every_fact_alike_makes_no_dead_letters(parts: Parts,
         await connection.execute("ALTER TABLE ai_interactions RENAME COLUMN question TO query")
     await parts.all_inserted()
     assert await in_database(parts) == [made.id]
+
+
+async def test_facts_that_wait_for_a_lock_say_so(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts_module, "LATE_S", 0.0)
+    monkeypatch.setattr(parts.database, "_bounds", QUICK)
+    async with parts.database.connection() as locking, locking.transaction():
+        await locking.execute("LOCK TABLE ai_interactions")
+        await parts.store.record_interaction(NewInteraction(query="kept"))
+        await eventually(lambda: parts.facts._fault != "", 10.0)
+        assert "statement timeout" in (await parts.store.probe()).degraded, "it does answer"
+    await parts.all_inserted()
 
 
 async def test_a_full_disk_of_the_database_holds_facts_up_and_no_reads(parts: Parts, tmp_path: Path) -> None:
