@@ -10,7 +10,7 @@ from typing import Final
 
 from fleet.model import MetricSet, Rows
 from services.cache.merge import SAMPLE_LIFETIME_MS
-from services.cache.model import Sample, headline_of
+from services.cache.model import AHEAD_MS, Sample, headline_of, order_of
 
 MAX_SAMPLES_PER_SERVER: Final = 64
 """Metric sets that one server reports; the sample with the oldest time gives way."""
@@ -46,6 +46,14 @@ Arrivals = dict[str, dict[str, Arrival]]
 """By server id and metric set id."""
 
 
+def is_newer(time_ms: int, known: Arrival | Sample, now_ms: int) -> bool:
+    """Whether a row that comes now is news beside what is known of its set: a later one, or the first ones of a clock
+    that was ahead and is set right."""
+    if time_ms >= known.time_ms or isinstance(known, Arrival):
+        return time_ms > known.time_ms
+    return time_ms <= now_ms + AHEAD_MS and order_of(time_ms, now_ms) > known.order
+
+
 class SampleMerger:
     """Joins arrivals with the samples before; remembers which sets hold all metrics of which."""
 
@@ -65,7 +73,7 @@ class SampleMerger:
         ]
         kept.extend(arrival.sample(now_ms, now_s) for arrival in arrivals.values())
         if len(kept) > 1:
-            kept.sort(key=lambda sample: (sample.time_ms, sample.received_s))
+            kept.sort(key=lambda sample: (sample.order, sample.received_s))
         return tuple(kept[-MAX_SAMPLES_PER_SERVER:])
 
     def _is_covered(self, sample: Sample, arrivals: Iterable[Arrival]) -> bool:

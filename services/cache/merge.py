@@ -6,7 +6,7 @@ a removal. Joining keeps the newest of each part, so whoever joins in whatever o
     life         the later one wins whole: a removal voids every earlier state, an admission every earlier removal
     descriptor   the one given last
     details      of the later revision of the record
-    samples      of each metric set the one measured last
+    samples      of each metric set the one measured last, as `order_of` has it
     status       of the side that has the newer samples; of the later judgement where both have the same; judged anew
                  where each side has something newer
 
@@ -76,7 +76,7 @@ def in_local_time(
         if kept is not None and (kept.time_ms, kept.received_ms) == (sample.time_ms, sample.received_ms):
             samples.append(kept)
             continue
-        if kept is None or sample.time_ms > kept.time_ms:
+        if kept is None or sample.order > kept.order:
             heard_s = now_s
         age_s = max(0, now_ms - sample.received_ms) / 1_000 if now_ms is not None else 0.0
         samples.append(_named(replace(sample, received_s=now_s - age_s), known_set))
@@ -156,9 +156,9 @@ def _samples(mine: ServerState, theirs: ServerState) -> tuple[tuple[Sample, ...]
     newest_ms = max((sample.received_ms for sample in (*mine.samples, *theirs.samples)), default=0)
     for theirs_one in theirs.samples:
         mine_one = joined.get(theirs_one.set_id)
-        if mine_one is not None and mine_one.time_ms > theirs_one.time_ms:
+        if mine_one is not None and mine_one.order > theirs_one.order:
             i_have_news = True
-        elif mine_one is None or mine_one.time_ms < theirs_one.time_ms:
+        elif mine_one is None or mine_one.order < theirs_one.order:
             joined[theirs_one.set_id] = theirs_one
             they_have_news |= newest_ms - theirs_one.received_ms < SAMPLE_LIFETIME_MS
         elif mine_one.received_ms != theirs_one.received_ms and theirs.version > mine.version:
@@ -168,5 +168,5 @@ def _samples(mine: ServerState, theirs: ServerState) -> tuple[tuple[Sample, ...]
             del joined[set_id]
         elif set_id not in their_ids:
             i_have_news = True
-    ordered = sorted(joined.values(), key=lambda sample: (sample.time_ms, sample.received_ms, sample.set_id))
+    ordered = sorted(joined.values(), key=lambda sample: (sample.order, sample.received_ms, sample.set_id))
     return tuple(ordered), i_have_news, they_have_news

@@ -7,6 +7,7 @@ thread) may read it at any time; values that are not finite are no values.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,11 @@ class Sample:
     def set_id(self) -> str:
         """The set that its sender calls it by."""
         return self.origin or self.metric_set.id
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The newer of two samples has the greater one."""
+        return order_of(self.time_ms, self.received_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -164,6 +170,16 @@ class Fleet:
     summary: FleetSummary
     version: str = ""
     bases: tuple[str, ...] = ()
+
+
+AHEAD_MS: Final = 10_000
+"""A row's time counts up to so long after it came: a sender's clock that was ahead by more, and is set right, would
+otherwise hide what it reports for as long as it was ahead. Clocks of replicas may differ by that."""
+
+
+def order_of(time_ms: int, received_ms: int) -> tuple[int, int]:
+    """Orders the rows of a set."""
+    return min(time_ms, received_ms + AHEAD_MS), time_ms
 
 
 def newest_headline(samples: Sequence[Sample]) -> Headline:

@@ -6,7 +6,7 @@ each server once, as it is now. Other replicas change it too: what they wrote is
 
 What must stay true:
 
-* a row that is not newer than the sample of its set changes nothing, so every update may be sent again;
+* a row that is not newer than the sample of its set (`order_of`) changes nothing, so every update may be sent again;
 * silence is measured on our monotonic clock from when rows arrived, never by the sender's time or the wall clock;
 * a removed server stays removed, whatever is sent of it, until it is admitted again;
 * a server's stamp only grows, and what was absorbed of it is never lost again.
@@ -21,13 +21,14 @@ from fleet.health import DEFAULT_RULES, HealthRules, ServerStatus, judge, offlin
 from fleet.model import NO_DETAILS, MetricSet, Rows, ServerDescriptor, ServerDetails
 from runtime.clock import Clock
 from runtime.errors import ResourceExhausted
-from services.cache.arrivals import Arrival, Arrivals, SampleMerger
+from services.cache.arrivals import Arrival, Arrivals, SampleMerger, is_newer
 from services.cache.merge import in_local_time, join
 from services.cache.metric_sets import MetricSets
 from services.cache.model import (
     Fleet,
     FleetSummary,
     Removal,
+    Sample,
     ServerState,
     Stored,
     newest_headline,
@@ -278,24 +279,25 @@ class LiveState:
         """The newest row of each server and set that is newer than what is known, and how many others there were."""
         arrivals: Arrivals = {}
         ignored = 0
+        now_ms = self._clock.now_ms()
         for metric_set, rows in batches:
             set_id, columns = metric_set.id, self._sets.headline_columns(metric_set)
             for index, (server_id, time_ms) in enumerate(zip(rows.server_ids, rows.times_ms.tolist(), strict=True)):
                 mine = arrivals.get(server_id)
                 before = mine.get(set_id) if mine else None
-                known_ms = before.time_ms if before else self._time_of(server_id, set_id)
-                if server_id in self._removed or (known_ms is not None and time_ms <= known_ms):
+                known = before or self._sample_of(server_id, set_id)
+                if server_id in self._removed or (known is not None and not is_newer(time_ms, known, now_ms)):
                     ignored += 1
                     continue
                 arrivals.setdefault(server_id, {})[set_id] = Arrival(metric_set, columns, rows, index, time_ms)
         return arrivals, ignored
 
-    def _time_of(self, server_id: str, set_id: str) -> int | None:
+    def _sample_of(self, server_id: str, set_id: str) -> Sample | None:
         state = self._states.get(server_id)
         if state is not None:
             for sample in state.samples:
                 if sample.set_id == set_id:
-                    return sample.time_ms
+                    return sample
         return None
 
     def _check_room(self, touched: Iterable[str], arrivals: Arrivals) -> None:
@@ -308,7 +310,7 @@ class LiveState:
             len(arrival.metric_set)
             for server_id, sets in arrivals.items()
             for set_id, arrival in sets.items()
-            if self._time_of(server_id, set_id) is None
+            if self._sample_of(server_id, set_id) is None
         )
         if values > MAX_LIVE_VALUES:
             raise ResourceExhausted(

@@ -51,7 +51,8 @@ def test_replicas_that_hear_anything_in_any_order_end_with_the_same(seed: int) -
         world = rng.choice(worlds)
         action = rng.random()
         if action < 0.35:
-            world.report("a", rng.random() * 100, at_ms=T0 + step)
+            ahead_ms = rng.choice((0, 0, 0, 60_000, 600_000))  # the sender's clock is ahead, and set right
+            world.report("a", rng.random() * 100, at_ms=T0 + step + ahead_ms)
         elif action < 0.55:
             world.rows(rows_of(OTHER, {"a": (rng.random(), rng.random())}, T0 + step))
         elif action < 0.65:
@@ -101,6 +102,19 @@ def test_an_old_judgement_of_silence_does_not_beat_newer_rows() -> None:
         found = world.live.get("a")
         assert found is not None
         assert found.status == ServerStatus.HEALTHY
+
+
+def test_a_clock_that_was_ahead_is_set_right_at_every_replica() -> None:
+    first, second = World("e1"), World("e2")
+    first.report("a", 10, at_ms=T0 + 600_000)
+    second.live.absorb([both(first, first)[0]])
+    for world in (first, second):
+        world.clock.advance(11)
+    first.report("a", 97)
+    exchange([second, first], random.Random(1))
+    for world in (first, second):
+        found = world.live.get("a")
+        assert found is not None and found.observed_ms == T0 + 11_000 and found.status == ServerStatus.CRITICAL
 
 
 def test_a_descriptor_and_a_row_told_to_different_replicas_are_both_kept() -> None:

@@ -134,6 +134,27 @@ def test_late_rows_are_no_sign_of_life(world: World) -> None:
     assert world.live.sweep() == ("a",)
 
 
+@pytest.mark.parametrize("ahead_s", [11, 600, 3_600])
+def test_a_clock_that_was_ahead_hides_nothing_when_it_is_set_right(world: World, ahead_s: int) -> None:
+    world.report("a", 10, at_ms=T0 + ahead_s * 1_000)
+    for number in range(1, 7):
+        world.clock.advance(10.5)
+        world.report("a", 20 + number, at_ms=world.clock.now_ms() - 50)
+        assert world.live.sweep() == ()
+        found = world.live.get("a")
+        assert found is not None and found.observed_ms == world.clock.now_ms() - 50
+        assert metrics(world)["cpu_usage"] == 20 + number
+
+
+def test_late_rows_of_a_clock_that_is_ahead_are_late(world: World) -> None:
+    for second in range(3):
+        world.clock.advance(1)
+        world.report("a", second, at_ms=T0 + 600_000 + second * 1_000)
+        late = world.report("a", 99, at_ms=T0 + 600_000 + second * 1_000 - 500)
+        again = world.report("a", 99, at_ms=T0 + 600_000 + second * 1_000)
+        assert (late.ignored_rows, again.ignored_rows, metrics(world)["cpu_usage"]) == (1, 1, second)
+
+
 def test_an_unchanged_descriptor_changes_nothing(world: World) -> None:
     assert world.describe(descriptor("a")).changed == ("a",)
     assert world.describe(descriptor("a")).changed == ()
