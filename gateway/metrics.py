@@ -17,12 +17,19 @@ REFRESH_INTERVAL_S = 2.0
 
 Read = Callable[[status_pb2.StoreStatus], float | None]
 
+
+def disk_free_bytes(status: status_pb2.StoreStatus) -> float | None:
+    """None for a disk that we cannot see, of which the status says 0; of our own stores 0 is a full disk."""
+    is_ours = status.name == "engine" or status.role == "embedded"
+    return status.disk_free_bytes if is_ours or status.disk_free_bytes else None
+
+
 _GAUGES: tuple[tuple[str, str, str, Read], ...] = (
     ("openmanager.store.up", "1", "1 up, 0.5 degraded, 0 down.", lambda status: _UP.get(status.state, 0.0)),
     ("openmanager.store.lag.points", "{point}", "Points a store lacks.", lambda status: status.lag_points),
     ("openmanager.store.lag", "s", "Age of the oldest point a store lacks.", lambda status: status.lag_seconds),
     ("openmanager.store.spool", "By", "Bytes that wait for a store.", lambda status: status.spool_bytes),
-    ("openmanager.store.disk.free", "By", "Bytes free on a store's disk.", lambda status: status.disk_free_bytes),
+    ("openmanager.store.disk.free", "By", "Bytes free on a store's disk; absent: we cannot see it.", disk_free_bytes),
     ("openmanager.store.latency", "s", "How long the last probe took.", lambda status: status.latency_ms / 1000),
     (
         "openmanager.store.latency.p50",
