@@ -33,6 +33,7 @@ from services.timeseries.engine.database import (
     truncate_log,
     unreadable_journal,
 )
+from services.timeseries.engine.left import add_left_table, forget_left, left, note_left
 from services.timeseries.engine.told import Told, add_cut_table, forget, read_told
 
 _SCHEMA: Final = """
@@ -85,7 +86,8 @@ class JournalRow:
 
 
 class Behind(NamedTuple):
-    """What a follower has not shipped, and when the oldest of it was received (None: nothing is left)."""
+    """What a follower has not shipped (batches: of those that are kept), and when the oldest of it was received (None:
+    nothing is left)."""
 
     batches: int
     points: int
@@ -185,6 +187,7 @@ class Journal:
             last, count = sequence, count + 1
         if count:
             with Transaction(self._db):
+                note_left(self._db, self.followers(), last)
                 self._db.execute("DELETE FROM batches WHERE sequence <= ?", (last,))
                 self._db.execute("UPDATE meta SET value = ? WHERE key = 'swept_through'", (last,))
                 self._forget_descriptors(last + 1)
@@ -271,6 +274,8 @@ class Journal:
             self._db.execute(
                 "UPDATE followers SET cursor = max(cursor, ?), updated_ms = ? WHERE name = ?", (sequence, now_ms, name)
             )
+            if sequence >= self.swept_through:
+                forget_left(self._db, name)
         return self.followers()[name]
 
     def rewind_cursor(self, name: str, sequence: int, now_ms: int) -> int:
@@ -287,6 +292,7 @@ class Journal:
         """Drops a follower, so that it no longer holds the journal back."""
         with Transaction(self._db):
             self._db.execute("DELETE FROM followers WHERE name = ?", (name,))
+            forget_left(self._db, name)
 
     @property
     def used_bytes(self) -> int:
@@ -303,6 +309,7 @@ def add_missing_tables(db: apsw.Connection) -> None:
     db.execute(_EVICTIONS)
     db.execute(_ENDED)
     add_cut_table(db)
+    add_left_table(db)
 
 
 def load_catalog(db: apsw.Connection) -> Catalog:
@@ -369,12 +376,13 @@ class JournalReader:
         """The followers' names and the last sequence each has shipped."""
         return dict(fetch(self._db, "SELECT name, cursor FROM followers"))
 
-    def behind(self, cursor: int) -> Behind:
-        """What follows a cursor."""
+    def behind(self, name: str, cursor: int) -> Behind:
+        """What a follower lacks at its cursor, also of what is no longer here."""
         ((batches, points, oldest_ms),) = fetch(
             self._db, "SELECT count(*), total(points), min(received_ms) FROM batches WHERE sequence > ?", (cursor,)
         )
-        return Behind(batches, int(points), oldest_ms)
+        gone_points, gone_ms = left(self._db).get(name, (0, oldest_ms))
+        return Behind(batches, int(points) + gone_points, gone_ms)
 
     def close(self) -> None:
         self._db.close()

@@ -40,7 +40,8 @@ class TailBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowerStatus:
-    """A follower and what it has not shipped; `oldest_ms` is when the oldest of that was received."""
+    """A follower and what it has not shipped; `oldest_ms` is when the oldest of that was received. Only `batches` is of
+    the journal alone."""
 
     name: str
     cursor: int
@@ -113,7 +114,7 @@ class TailSource:
             with self._lock:
                 cursors = self._reader.followers()
                 return tuple(
-                    FollowerStatus(name=name, cursor=cursor, **self._reader.behind(cursor)._asdict())
+                    FollowerStatus(name=name, cursor=cursor, **self._reader.behind(name, cursor)._asdict())
                     for name, cursor in sorted(cursors.items())
                 )
         except apsw.Error as error:

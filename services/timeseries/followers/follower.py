@@ -52,7 +52,7 @@ class Lag(NamedTuple):
     seconds: float
     spool_bytes: int
     batches_in_blocks: int = 0
-    """Batches that left the journal before they were shipped; their points are in blocks and are not counted."""
+    """Batches that left the journal before they were shipped; their points are in blocks."""
 
 
 class Follower:

@@ -67,11 +67,13 @@ async def test_everything_comes_with_the_tags_of_its_time_and_then_the_journal_g
         follower = Follower(engine, backend, clock, random.Random(1))
         follower.tell_errors(errors.append)
         lag = await follower.lag()
-        assert (lag.batches_in_blocks, lag.points) == (12, 2)
+        assert (lag.batches_in_blocks, lag.points) == (12, 26), "also what is in blocks"
+        assert lag.seconds == (clock.now_ms() - NOON_MS) / 1_000 > 0, "the first one's age"
         async with follower:
             await caught_up(engine)
             assert follower.resent_points == 24
-            assert (await follower.lag()).batches_in_blocks == 0
+            lag = await follower.lag()
+            assert (lag.batches_in_blocks, lag.points, lag.seconds) == (0, 0, 0)
     found = values(backend)
     assert {name: tags for name, (_, tags) in found.items()} == {
         **{("a", number): "staging" if number < 3 else "production" for number in range(7)},
