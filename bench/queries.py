@@ -71,7 +71,7 @@ class Ours:
             query.server_ids.append(asked.server)
         query.start_time.seconds, query.end_time.seconds = asked.start_s, asked.end_s
         query.step.seconds, query.aggregation = STEP_S, history_pb2.AGGREGATION_AVG
-        request = timeseries_pb2.QueryRequest(query=query)
+        request = timeseries_pb2.QueryOnceRequest(query=query)
         answer = self._stub.QueryOnce(request, metadata=self._metadata, timeout=60)
         return sum(len(series.values) for series in answer.series)
 

@@ -52,7 +52,7 @@ class HistoryServicer:
             raise unknown_server(request.server_id, "server_id")
         query = self._query(request, [request.server_id], list(request.metric))
         names = {"metrics": "metric", "server_ids": "server_id"}
-        asked, answer = timeseries_pb2.QueryRequest(query=query), timeseries_pb2.QueryResponse()
+        asked, answer = timeseries_pb2.QueryOnceRequest(query=query), timeseries_pb2.QueryOnceResponse()
         with self._named(query, names):
             answer = await self._readers.call(lambda stub: stub.QueryOnce(asked))
         response = public_pb2.GetServerHistoryResponse(incomplete=answer.incomplete)

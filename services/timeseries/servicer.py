@@ -79,12 +79,12 @@ class TimeSeriesServicer:
             async for response in responses:
                 yield response
 
-    async def QueryOnce(self, request: timeseries_pb2.QueryRequest, _context: object) -> bytes:
-        """What the stream would have told: serialized messages one after the other are the message of all of them."""
+    async def QueryOnce(self, request: timeseries_pb2.QueryOnceRequest, _context: object) -> bytes:
+        """What the stream would have told: its messages have the same fields, and one after the other they are one."""
         query = query_of(request.query)
         combination = combination_of(request.query, query)
         messages: list[bytes] = []
-        async with aclosing(self._responses(query, combination, local=request.local)) as responses:
+        async with aclosing(self._responses(query, combination, local=False)) as responses:
             async for response in responses:
                 messages.append(response)
                 if sum(map(len, messages)) > MAX_ONCE_BYTES:

@@ -55,11 +55,13 @@ class Service:
         async with calling("timeseries"):
             return [message async for message in self.stub.Query(timeseries_pb2.QueryRequest(query=query))]
 
-    async def once(self, **fields: Any) -> timeseries_pb2.QueryResponse:
+    async def once(self, **fields: Any) -> timeseries_pb2.QueryOnceResponse:
         query = history_pb2.HistoryQuery(**fields)
         query.start_time.seconds, query.end_time.seconds = START_S, START_S + 10_000_000
         async with calling("timeseries"):
-            answer: timeseries_pb2.QueryResponse = await self.stub.QueryOnce(timeseries_pb2.QueryRequest(query=query))
+            answer: timeseries_pb2.QueryOnceResponse = await self.stub.QueryOnce(
+                timeseries_pb2.QueryOnceRequest(query=query)
+            )
         return answer
 
     async def last(self, **fields: Any) -> list[timeseries_pb2.LastValuesResponse]:
@@ -168,9 +170,9 @@ async def test_an_answer_in_one_message_is_what_the_stream_tells(
             batch = rows_to_pb(rows([START_S + second for second in range(250)], server_id))
             await ours.append(batch, metric_sets=[metric_set_to_pb(SET)])
         for fields in ({}, {"step": {"seconds": 60}}, {"top": 1}, {"server_ids": ["b"]}):
-            streamed = timeseries_pb2.QueryResponse()
+            streamed = timeseries_pb2.QueryOnceResponse()
             for message in await ours.query(metrics=["level", "total"], **fields):
-                streamed.MergeFrom(message)
+                streamed.series.extend(message.series)
             assert streamed.series
             assert await ours.once(metrics=["level", "total"], **fields) == streamed
         with pytest.raises(InvalidArgument) as refused:
