@@ -32,7 +32,8 @@ from services.timeseries.archive.manifest import (
 from services.timeseries.engine import batch as batch_codec
 from services.timeseries.engine.catalog import Catalog, Cohort
 from services.timeseries.engine.database import FORMAT_VERSION, connect_read_only, file_bytes
-from services.timeseries.engine.journal import JournalReader, JournalRow, load_catalog
+from services.timeseries.engine.journal import load_catalog
+from services.timeseries.engine.journal_reader import JournalReader, JournalRow
 from services.timeseries.engine.partition import READABLE_VERSIONS, Partition, day_of
 from services.timeseries.engine.rollup import GENERATION_SHIFT
 from services.timeseries.engine.settings import DAY_MS

@@ -7,10 +7,10 @@
                fsync          cohort             and checked by itself
                   └──> tail, followers
 
-*Journal* (`journal`, `batch`, `writer`): every batch gets the next sequence. One thread takes all batches that wait
-into one transaction; COMMIT returns after the sync, the rows are put into heads, and only then the callers are told.
-Sets, servers, cohorts and descriptors (`catalog`) are stored with the first batch that needs them; whom a sender names
-tick after tick is remembered (`roster`).
+*Journal* (`journal`, `journal_reader`, `batch`, `writer`): every batch gets the next sequence. One thread takes all
+batches that wait into one transaction; COMMIT returns after the sync, the rows are put into heads, and only then the
+callers are told. Sets, servers, cohorts and descriptors (`catalog`) are stored with the first batch that needs them;
+whom a sender names tick after tick is remembered (`roster`).
 
 *Heads* (`head`): a cohort is the columns that share their times: the metrics of one set on one server. A head is a
 cohort's matrix of one UTC day; rows are appended as they come. A series is a metric key on a server and may lie in
@@ -32,9 +32,10 @@ windows are made of them. Points of many servers are read and put into windows t
 times and directories of those read last are kept (`cache`), and a read of one metric fetches its column only. `store`
 is all of this without an event loop; `reads` asks it asynchronously, and `engine` adds appending and upkeep.
 
-*Followers* (`tail`, `cursors`): the journal is read in order, and a cursor says how far a follower's store has it. What
-that store may lack is looked up for queries that join the two (`unshipped`); what the journal let go comes out of
-blocks by its sequence (`rows`, `unsent`), with what its server said of itself at the time (`told`).
+*Followers* (`tail`, `cursors`): the journal is read in order, and a cursor says how far a follower's store has it.
+What that store may lack is looked up for queries that join the two (`unshipped`); what the journal let go comes out
+of blocks by its sequence (`rows`, `unsent`), with what its server said of itself at the time (`told`), and is counted
+until then (`left`).
 
 *The end* (`retention`, `frozen`): a file whose rows are all too old, or the oldest one when the disk's limit is
 reached, goes as a whole, rolled up before. That is noted in the journal first, so that no replay brings rows of it

@@ -13,15 +13,12 @@ The tables are drawn in docs/formats/journal.md. What must stay true:
 
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import apsw
 
-from fleet.model import ServerDescriptor
 from runtime.errors import FailedPrecondition, InvalidArgument
 from runtime.sqlite import Transaction, fetch, give_back, sync_folder
 from services.timeseries.engine import catalog as catalog_codec
@@ -33,8 +30,9 @@ from services.timeseries.engine.database import (
     truncate_log,
     unreadable_journal,
 )
-from services.timeseries.engine.left import add_left_table, forget_left, left, note_left
-from services.timeseries.engine.told import Told, add_cut_table, forget, read_told
+from services.timeseries.engine.journal_reader import SELECT, JournalRow, rows_of
+from services.timeseries.engine.left import add_left_table, forget_left, note_left
+from services.timeseries.engine.told import add_cut_table, forget
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
@@ -69,29 +67,10 @@ _CHECKPOINT_PAGES: Final = 1_000
 """The log is copied into the file every 8 MB, by the commit that reaches it. Measured with four senders of 82 KB: the
 longest commit is 16 to 23 ms then, with 16 MB 27 to 60, with 48 MB no batch a second more. A thread of
 its own for it gains nothing: only the copy that catches up with the log syncs the file, and that took as long."""
+_SPARE_PAGES: Final = 32  # 256 KiB: so much may stay free in any case
+_SHRINK_PAGES: Final = 4_096  # 32 MiB at once
 
 _ORPHANED: Final = "there are blocks whose series it names, and it is missing or empty"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalRow:
-    """A batch as it is stored; `metric_set` is the set's number, None for a batch that only carries descriptors."""
-
-    sequence: int
-    received_ms: int
-    metric_set: int | None
-    row_count: int
-    points: int
-    payload: bytes
-
-
-class Behind(NamedTuple):
-    """What a follower has not shipped (batches: of those that are kept), and when the oldest of it was received (None:
-    nothing is left)."""
-
-    batches: int
-    points: int
-    oldest_ms: int | None
 
 
 class Journal:
@@ -143,7 +122,7 @@ class Journal:
 
     def rows(self, after: int = 0) -> Iterator[JournalRow]:
         """Every batch with a higher sequence, in order: for the replay at start."""
-        yield from _rows(self._db.execute(f"{_SELECT} WHERE sequence > ? ORDER BY sequence", (after,)))
+        yield from rows_of(self._db.execute(f"{SELECT} WHERE sequence > ? ORDER BY sequence", (after,)))
 
     def commit(self, additions: Additions, rows: Sequence[JournalRow]) -> None:
         """Stores batches and what they need in one transaction; returns after the sync, raises `apsw.Error`."""
@@ -326,81 +305,3 @@ def load_catalog(db: apsw.Connection) -> Catalog:
         descriptor = catalog_codec.decode_descriptor(text)
         catalog.descriptors[descriptor.server_id] = descriptor
     return catalog
-
-
-class JournalReader:
-    """A reading connection for tails, status and verification. One thread at a time."""
-
-    def __init__(self, path: Path, db: apsw.Connection | None = None) -> None:
-        """`db`: a connection to use, and to close, instead of a new one."""
-        self._db = db or connect(path, JOURNAL_PAGE_BYTES)
-        self._db.pragma("query_only", 1)
-
-    def first_sequence(self) -> int:
-        """The oldest sequence still kept; one past the end when none is."""
-        ((swept,),) = fetch(self._db, "SELECT value FROM meta WHERE key = 'swept_through'")
-        return int(swept) + 1
-
-    def read(self, from_sequence: int, through: int, bytes_limit: int) -> list[JournalRow]:
-        """Batches of `[from_sequence, through]` in order, at least one if there is any, else within the limit."""
-        found: list[JournalRow] = []
-        query = f"{_SELECT} WHERE sequence BETWEEN ? AND ? ORDER BY sequence"
-        with closing(self._db.execute(query, (from_sequence, through))) as cursor:
-            for row in _rows(cursor):
-                found.append(row)
-                bytes_limit -= len(row.payload)
-                if bytes_limit <= 0:
-                    break
-        return found
-
-    def descriptors(self, first: int, last: int) -> list[tuple[int, ServerDescriptor]]:
-        """The descriptors journaled with the sequences `[first, last]`, in order."""
-        rows = self._db.execute(
-            "SELECT sequence, descriptor FROM descriptors WHERE sequence BETWEEN ? AND ? ORDER BY sequence",
-            (first, last),
-        )
-        return [(sequence, catalog_codec.decode_descriptor(text)) for sequence, text in rows]
-
-    def descriptors_at(self, sequence: int) -> list[ServerDescriptor]:
-        """For every server the descriptor valid just before `sequence`."""
-        rows = self._db.execute(
-            "SELECT descriptor, max(sequence) FROM descriptors WHERE sequence < ? GROUP BY server", (sequence,)
-        )
-        return [catalog_codec.decode_descriptor(text) for text, _ in rows]
-
-    def told(self, server_id: str | None = None) -> dict[str, Told]:
-        """What each server, or one, said of itself in the course of time, as far as it is kept."""
-        return read_told(self._db, server_id)
-
-    def followers(self) -> dict[str, int]:
-        """The followers' names and the last sequence each has shipped."""
-        return dict(fetch(self._db, "SELECT name, cursor FROM followers"))
-
-    def behind(self, name: str, cursor: int) -> Behind:
-        """What a follower lacks at its cursor, also of what is no longer here."""
-        ((batches, points, oldest_ms),) = fetch(
-            self._db, "SELECT count(*), total(points), min(received_ms) FROM batches WHERE sequence > ?", (cursor,)
-        )
-        gone_points, gone_ms = left(self._db).get(name, (0, oldest_ms))
-        return Behind(batches, int(points) + gone_points, gone_ms)
-
-    def close(self) -> None:
-        self._db.close()
-
-
-_SELECT: Final = "SELECT sequence, received_ms, metric_set, row_count, points, payload FROM batches"
-
-_SPARE_PAGES: Final = 32  # 256 KiB: so much may stay free in any case
-_SHRINK_PAGES: Final = 4_096  # 32 MiB at once
-
-
-def _rows(cursor: apsw.Cursor) -> Iterator[JournalRow]:
-    for sequence, received_ms, metric_set, row_count, points, payload in cursor:
-        yield JournalRow(
-            sequence=sequence,
-            received_ms=received_ms,
-            metric_set=metric_set,
-            row_count=row_count,
-            points=points,
-            payload=payload,
-        )

@@ -27,7 +27,8 @@ from services.timeseries.engine.catalog import Catalog, Cohort
 from services.timeseries.engine.database import file_bytes, unreadable_journal
 from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
-from services.timeseries.engine.journal import Journal, JournalRow
+from services.timeseries.engine.journal import Journal
+from services.timeseries.engine.journal_reader import JournalRow
 from services.timeseries.engine.partition import BlockInfo, Closed, partition_path, remove_files
 from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.payload import Opened

@@ -12,7 +12,7 @@ import apsw
 
 from fleet.model import MetricSet, Rows, ServerDescriptor
 from services.timeseries.engine.database import storage_error
-from services.timeseries.engine.journal import JournalReader, JournalRow
+from services.timeseries.engine.journal_reader import JournalReader, JournalRow
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.told import Told
 

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from fleet.model import MetricSet, Rows, ServerDescriptor
-from services.timeseries.engine.journal import JournalReader
+from services.timeseries.engine.journal_reader import JournalReader
 from services.timeseries.engine.partition import PartitionGoneError, UnusablePartitionError
 from services.timeseries.engine.rows import stored_rows
 from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS

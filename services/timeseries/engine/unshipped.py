@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.timeseries.engine.database import storage_error
-from services.timeseries.engine.journal import JournalReader
+from services.timeseries.engine.journal_reader import JournalReader
 from services.timeseries.engine.store import Store
 
 JOIN_MS: Final = 60_000

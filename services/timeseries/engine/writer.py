@@ -24,7 +24,7 @@ from runtime.errors import Internal, InvalidArgument, OpenManagerError, Unavaila
 from services.timeseries.engine import batch as batch_codec
 from services.timeseries.engine.catalog import Additions
 from services.timeseries.engine.database import storage_error
-from services.timeseries.engine.journal import JournalRow
+from services.timeseries.engine.journal_reader import JournalRow
 from services.timeseries.engine.roster import Roster, Rosters
 from services.timeseries.engine.settings import MAX_TIME_MS, MIN_TIME_MS
 from services.timeseries.engine.store import Store

@@ -11,7 +11,8 @@ from runtime.clock import ManualClock
 from runtime.errors import InvalidArgument, ResourceExhausted
 from services.timeseries.engine import Engine, EngineSettings, roster
 from services.timeseries.engine.catalog import Additions, Catalog
-from services.timeseries.engine.journal import Journal, JournalRow
+from services.timeseries.engine.journal import Journal
+from services.timeseries.engine.journal_reader import JournalRow
 from services.timeseries.engine.roster import Rosters
 from tests.harness import eventually
 from tests.timeseries.engine.model import EVERYTHING, Model, assert_same, everything, metric_set, rows
