@@ -146,7 +146,7 @@ async def test_requests_and_ticks_are_traced_down_to_the_stores(product: Traced)
     await product.path("POST /v1/metrics:write", "fleet.write", append, append, "journal.commit")
 
     await product.ask("/v1/servers/t-1/history?metric=m&start_time=-5m")
-    query = "/openmanager.timeseries.v1.TimeSeriesService/Query"
+    query = "/openmanager.timeseries.v1.TimeSeriesService/QueryOnce"
     await product.path("GET /v1/servers/{server_id}/history", query, query, "engine.query")
 
     await product.ask("/v1/servers", {"id": "t-2"})
