@@ -21,7 +21,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from contextvars import Token
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 
 from opentelemetry import trace
@@ -40,6 +39,7 @@ from runtime.errors import (
     mask,
     status_code,
 )
+from runtime.streams import Over, Streams
 from runtime.waiting import Waiting
 
 Request = TypeVar("Request")
@@ -49,7 +49,6 @@ HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 REFLECTION_SERVICES: Final = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 SERVICE_SECRET_REASON: Final = "SERVICE_SECRET_REQUIRED"  # noqa: S105  a name
 SHUTTING_DOWN_REASON: Final = "SHUTTING_DOWN"
-STREAMS_AT_ONCE: Final = 256  # are looked at before others have their turn: 0.3 ms
 
 _log = logging.getLogger(__name__)
 _access = logging.getLogger("access")
@@ -72,8 +71,6 @@ class CallContext(Protocol):
 Authenticator = Callable[[str, CallContext], Caller | None]
 """Given the method's path ("/pkg.Service/Method") and the call, says who calls (None: a process of ours); raises
 Unauthenticated or PermissionDenied. What it needs to know it has in memory: it waits for nothing."""
-Over = Callable[[Caller], OpenManagerError | None]
-"""Says of somebody who was let in why he may not go on; None: he may."""
 AtOnce = Callable[[Request], Response | None]
 """Answers a request from memory, or with None: then the method is to be called. It waits for nothing."""
 
@@ -130,15 +127,6 @@ class NotAnswered(NamedTuple):
     failure: Exception | None = None
 
 
-@dataclass(slots=True)
-class _Stream:
-    """A running one: whose it is, whether a message of it is being sent just now, and why it is to end."""
-
-    who: Caller | None = None
-    sending: bool = False
-    over: OpenManagerError | None = None
-
-
 class Interception:
     """The layer around every call of one server. `authenticator` None lets everyone in, `waiting` None everything."""
 
@@ -154,8 +142,7 @@ class Interception:
         self._waiting = waiting
         self._default_deadline_s = default_deadline_s
         self._max_deadline_s = max_deadline_s
-        self._streams: dict[asyncio.Task[Any], _Stream] = {}
-        self._ending = False
+        self._streams = Streams()
 
     def at_once(
         self, method: str, answer: AtOnce[Request, Response], request: Request, context: CallContext
@@ -283,7 +270,7 @@ class Interception:
         deadline.current.set(call)
         failure: OpenManagerError | None = Cancelled("the caller left")  # what being closed half-way means
         task = cast("asyncio.Task[Any]", asyncio.current_task())
-        running = self._streams[task] = _Stream()
+        running = self._streams.begin(task)
         place = ""
         try:
             if self._authenticator is not None:
@@ -303,7 +290,7 @@ class Interception:
                         raise running.over
             failure = None
         except asyncio.CancelledError:
-            if running.over is None and not self._ending:
+            if running.over is None and not self._streams.all_end:
                 failure = _cancelled(context)
                 raise
             task.uncancel()
@@ -316,26 +303,18 @@ class Interception:
             raise failure from error
         finally:
             call.over = True
-            self._streams.pop(task, None)
+            self._streams.end(task)
             if place and self._waiting is not None:
                 self._waiting.leave(place)
             _record(method, peer, context, started, failure)
 
     def end_streams(self) -> None:
         """Ends every running stream with UNAVAILABLE, SHUTTING_DOWN: a watcher would otherwise hold the process up."""
-        self._ending = True
-        for task in tuple(self._streams):
-            task.cancel()
+        self._streams.end_all()
 
     async def end_streams_of(self, over: Over) -> None:
-        """Ends the running streams of callers who may not go on: at once, but for one that is sending, behind that."""
-        for number, (task, running) in enumerate(tuple(self._streams.items()), start=1):
-            if running.who is not None and running.over is None and self._streams.get(task) is running:
-                running.over = over(running.who)
-                if running.over is not None and not running.sending:
-                    task.cancel()
-            if number % STREAMS_AT_ONCE == 0:
-                await asyncio.sleep(0)
+        """Ends the running streams of callers who may not go on."""
+        await self._streams.end_of(over)
 
 
 def _typed(method: str, error: Exception) -> OpenManagerError:

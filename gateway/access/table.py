@@ -21,7 +21,7 @@ from runtime import caller as runtime_caller
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
 from runtime.errors import OpenManagerError, Unauthenticated, Unavailable
-from runtime.interception import Over
+from runtime.streams import Over
 
 REPORT_INTERVAL_S: Final = 30.0
 """How often metadata is told which tokens were used."""

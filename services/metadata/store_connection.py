@@ -31,9 +31,8 @@ from runtime.clock import Clock
 from runtime.errors import Aborted, FailedPrecondition, OpenManagerError, Unavailable, mask
 from runtime.redaction import remember_secret
 from runtime.tasks import Backoff, run_forever
+from services.metadata.connector import Connector, DurableConnection
 from services.metadata.driver_errors import ABORTED, UNAVAILABLE, describe
-from services.metadata.durable import DurableConnection
-from services.metadata.hosts import first_that_serves
 from services.metadata.line import Answer, Line, Lineage, question
 from services.metadata.query_spans import trace_queries
 from services.metadata.store_migrate import Migration, load_migrations, migrate
@@ -41,8 +40,6 @@ from services.metadata.target import DatabaseTarget
 
 MAX_CONNECTIONS = 10
 IDLE_CONNECTION_S = 60.0
-STATEMENT_SHARE = 0.9
-"""The server gives up on a statement before we do, so that the connection stays usable."""
 KEEPER_BACKOFF = Backoff(initial_s=0.2, max_s=2.0)
 
 log = logging.getLogger(__name__)
@@ -89,11 +86,11 @@ class Database:
         self.identity: str | None = None
         """Which database answered last; None: not known."""
         self.lineage = Lineage()
-        self._first_host = 0
+        self._connector = Connector(target, bounds.command_s)
         self._pool: Any = None
         self._retired: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._line = Line(self._connect, bounds.probe_s)
+        self._line = Line(self._connector.connect, bounds.probe_s)
         self._said_nothing = False
         self._migrated = asyncio.Event()
         self._wanted_migration = True
@@ -266,7 +263,7 @@ class Database:
         try:
             return self.lineage.named(await asked, before)
         except asyncpg.ReadOnlySQLTransactionError:
-            self._first_host += 1  # where another host takes writes, begin with that
+            self._connector.leave_host()
             raise
 
     @asynccontextmanager
@@ -325,38 +322,12 @@ class Database:
         task.add_done_callback(self._retired.discard)
 
     async def _connect_for_pool(self, _dsn: None = None, **pool_options: Any) -> Any:
-        return await self._connect(self._bounds.acquire_s * 0.9, **pool_options)
-
-    async def _connect(self, within_s: float, **pool_options: Any) -> Any:
-        """Connects to the first host that serves, beginning with the one that did last time."""
-        hosts = self.target.hosts
-
-        async def connect(number: int) -> Any:
-            host, port = hosts[number]
-            connection = await asyncpg.connect(
-                host=host,
-                port=port,
-                timeout=within_s,
-                command_timeout=self._bounds.command_s,
-                server_settings={
-                    "application_name": "openmanager-metadata",
-                    "statement_timeout": str(int(self._bounds.command_s * STATEMENT_SHARE * 1000)),
-                    "idle_in_transaction_session_timeout": "30000",
-                    "timezone": "UTC",
-                },
-                **self.target.options,
-                **({"connection_class": DurableConnection} | pool_options),
-            )
-            return await connection.begin(within_s)
-
-        first = self._first_host % len(hosts)
-        self._first_host, connection = await first_that_serves(len(hosts), first, connect, UNAVAILABLE)
-        return connection
+        return await self._connector.connect(self._bounds.acquire_s * 0.9, **pool_options)
 
     async def _migrate(self) -> None:
         """One attempt, over a connection of its own: it changes settings and may take minutes."""
         async with self._border(detailed=True):
-            connection = await self._connect(self._bounds.acquire_s * 0.9)
+            connection = await self._connector.connect(self._bounds.acquire_s * 0.9)
             try:
                 version = await migrate(connection, self._migrations)
             finally:

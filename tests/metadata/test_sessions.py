@@ -9,14 +9,7 @@ import pytest
 
 from fleet.access import ADMIN, OPERATOR, VIEWER
 from runtime.clock import ManualClock
-from runtime.errors import (
-    InvalidArgument,
-    OpenManagerError,
-    PermissionDenied,
-    ResourceExhausted,
-    Unauthenticated,
-    Unavailable,
-)
+from runtime.errors import InvalidArgument, OpenManagerError, PermissionDenied, ResourceExhausted, Unavailable
 from services.metadata.access import attempts, secrets
 from services.metadata.access import sessions as module
 from services.metadata.access.attempts import OF_ACCOUNT, OF_ADDRESS, Attempts
@@ -374,29 +367,3 @@ async def test_changes_at_once_do_not_wait_for_each_other_in_a_circle(database: 
             sessions.end(opened.hash),
         )
         await store.update_user(User(name="Grace", role=VIEWER), ["disabled"])
-
-
-async def test_a_stranger_who_sets_up_has_no_password_hashed(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, hashed = AccessStore(database), []
-    hash_of = secrets.hashed
-
-    async def noted(password: str) -> str:
-        hashed.append(password)
-        return await hash_of(password)
-
-    monkeypatch.setattr(secrets, "hashed", noted)
-    setup_token = await store.new_setup_token()
-    for shown in ("", "om-setup_" + "x" * 43):
-        with pytest.raises(Unauthenticated, match="set-up token"):
-            await store.set_up(shown, "Ada", PASSWORD)
-    assert not hashed
-    both = await asyncio.gather(
-        *(store.set_up(setup_token, name, PASSWORD) for name in ("Ada", "Grace")), return_exceptions=True
-    )
-    assert [getattr(one, "reason", "") for one in both if isinstance(one, Exception)] == ["SETUP_TOKEN_INVALID"]
-    hashed.clear()
-    with pytest.raises(Unauthenticated, match="set-up token"):
-        await store.set_up(setup_token, "Eve", PASSWORD)
-    assert not hashed
