@@ -64,6 +64,7 @@ class Store:
     kind: str
     rng: random.Random
     bug: str = ""
+    lives_at_most_s: float = LIVES_AT_MOST_S
     history: History = field(default_factory=History)
     remote: set[tuple[str, str, int]] | None = None
     number: int = 1
@@ -106,7 +107,7 @@ class Store:
         try:
             self._wait_for_opening(process)
             with suppress(subprocess.TimeoutExpired):  # how long it may live is the random input, nothing is waited for
-                process.wait(self.rng.random() * LIVES_AT_MOST_S)
+                process.wait(self.rng.random() * self.lives_at_most_s)
         finally:
             process.kill()
             process.wait()
@@ -188,6 +189,7 @@ async def crash(
     per_store: int = ROUNDS_OF_A_STORE,
     kinds: Sequence[str] = tuple(crash_writer.KINDS),
     bug: str = "",
+    lives_at_most_s: float = LIVES_AT_MOST_S,
 ) -> tuple[Tally, list[str]]:
     """Runs the rounds, with a new store of another kind every `per_store`, up to the first fault, whose store stays."""
     tally, rng = Tally(), random.Random(seed)
@@ -198,6 +200,7 @@ async def crash(
             kind=kinds[number % len(kinds)],
             rng=rng,
             bug=bug,
+            lives_at_most_s=lives_at_most_s,
         )
         store.folder.mkdir()
         for _ in range(min(per_store, rounds - tally.rounds)):

@@ -16,7 +16,8 @@ Notes are lines of FOLDER/notes, each written before or after the fact as its le
     F / r [[set, server, time]..]   the follower is registered / these rows are in the remote store
     > phase / < phase               a phase begins / ends
 
-SEED draws how it dies: by a hand of its own a little after a phase has begun, or by its parent's.
+SEED draws how it dies: by a hand of its own a little after a phase has begun, or by its parent's. A planted bug that
+does harm only while it is between two steps ends the process there: a kill from outside would have to meet the moment.
 """
 
 import asyncio
@@ -220,9 +221,9 @@ def note_phases(notes: Notes, rng: random.Random) -> None:
     begins_left = [rng.randrange(1, 12) if aim != "replay" else 1]
     dies_after_s = rng.random() * DIES_WITHIN_S
 
-    def die() -> None:
+    def die_soon() -> None:
         time.sleep(dies_after_s)
-        os.kill(os.getpid(), signal.SIGKILL)
+        die()
 
     def noting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any, **options: Any) -> Any:
@@ -230,7 +231,7 @@ def note_phases(notes: Notes, rng: random.Random) -> None:
             if name == aim:
                 begins_left[0] -= 1
                 if begins_left[0] == 0:
-                    threading.Thread(target=die, daemon=True).start()
+                    threading.Thread(target=die_soon, daemon=True).start()
             try:
                 return real(*args, **options)
             finally:
@@ -240,6 +241,11 @@ def note_phases(notes: Notes, rng: random.Random) -> None:
 
     for name, (owner, method) in PHASES.items():
         setattr(owner, method, noting(name, getattr(owner, method)))
+
+
+def die() -> None:
+    """Ends this process at once, as its parent would."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def acknowledge_first(writer: Writer, appends: list[Append]) -> None:
@@ -262,22 +268,21 @@ def replay_everything(_partitions: Partitions, _day: int) -> dict[int, int]:
     return {}
 
 
-def clear_first(rollups: Rollups, tier: Tier, servers: list[list[Mark]], *, growing: bool) -> None:
-    """A planted bug: the marks go, and then what they ask for is stored."""
+def clear_first(_rollups: Rollups, tier: Tier, servers: list[list[Mark]], *, growing: bool) -> None:
+    """A planted bug: the marks go, and then what they ask for would be stored."""
     tier.partitions.clear([mark for marks in servers for mark in marks])
-    time.sleep(0.002)
-    roll_up(rollups, tier, servers, growing=growing)
+    die()
 
 
 def old_blocks_first(partitions: Partitions, day: int, closed: Sequence[Closed], *more: Any) -> Any:
-    """A planted bug: blocks go, and then what they are merged into is stored."""
+    """A planted bug: blocks go, and then what they are merged into would be stored."""
     if any(part.replaces for part in closed):
         store(partitions, day, [dataclasses.replace(part, blocks=(), touched=()) for part in closed], *more)
-        time.sleep(1.0)  # it is killed in the middle of the first, if not before
-    return store(partitions, day, [dataclasses.replace(part, replaces=()) for part in closed], *more)
+        die()
+    return store(partitions, day, closed, *more)
 
 
-commit, roll_up, store = Writer._commit, Rollups._roll_up, Partitions._store
+commit, store = Writer._commit, Partitions._store
 PLANTS: Final[dict[str, tuple[type, str, Callable[..., Any]]]] = {
     "acknowledge first": (Writer, "_commit", acknowledge_first),
     "sweep past heads": (Store, "sweep_floor", sweep_past_heads),
