@@ -23,6 +23,7 @@ MAX_LABEL_BYTES = 1024
 MAX_BATCH_ROWS = 100_000
 MAX_BATCH_VALUES = 2_000_000
 MAX_SERVER_ID_CHARACTERS = 255
+_DOT_SEGMENTS = (".", "..")
 MAX_REPORT_INTERVAL_MS = 86_400_000
 MAX_AHEAD_MS = 3_600_000
 MAX_ROW_ERRORS = 100
@@ -157,6 +158,8 @@ def _ids_are_good(server_ids: tuple[str, ...]) -> bool:
     """Whether there are ids and `server_id_fault` finds fault with none, asked of all at once."""
     if not all(server_ids) or max(map(len, server_ids), default=0) > MAX_SERVER_ID_CHARACTERS:
         return False
+    if any(segment in server_ids for segment in _DOT_SEGMENTS):
+        return False
     together = "".join(server_ids)
     return bool(together) and together.isprintable() and "/" not in together
 
@@ -169,6 +172,8 @@ def server_id_fault(server_id: str) -> str:
         return f"the server id is longer than {MAX_SERVER_ID_CHARACTERS} characters"
     if "/" in server_id or not server_id.isprintable():
         return "the server id has a '/' or a control character"
+    if server_id in _DOT_SEGMENTS:
+        return "the server id is '.' or '..', which every client of HTTP takes out of a path"
     return ""
 
 

@@ -66,19 +66,21 @@ def test_row_faults_name_row_field_and_reason() -> None:
         ("before 1970", -1),
         ("x" * 256, NOW_MS),
         ("1970", 0),
+        ("..", NOW_MS),
     )
     keep, errors = validation.row_faults(rows, NOW_MS)
-    assert keep.tolist() == [True, False, False, False, True, False, False, True]
+    assert keep.tolist() == [True, False, False, False, True, False, False, True, False]
     assert [(e.row, e.field, e.reason) for e in errors] == [
         (1, "rows[1].server_id", "BAD_SERVER_ID"),
         (2, "rows[2].server_id", "BAD_SERVER_ID"),
         (3, "rows[3].time", "TIME_IN_FUTURE"),
         (5, "rows[5].time", "TIME_OUT_OF_RANGE"),
         (6, "rows[6].server_id", "BAD_SERVER_ID"),
+        (8, "rows[8].server_id", "BAD_SERVER_ID"),
     ]
 
 
-@given(st.lists(st.text(max_size=4) | st.sampled_from(["a/b", "x" * 255, "x" * 256, "\ud800"]), min_size=1))
+@given(st.lists(st.text(max_size=4) | st.sampled_from(["a/b", "x" * 255, "x" * 256, "\ud800", ".", "..", "..."]), min_size=1))
 def test_ids_judged_together_are_judged_as_one_by_one(server_ids: list[str]) -> None:
     keep, errors = validation.row_faults(rows_of(*((server_id, NOW_MS) for server_id in server_ids)), NOW_MS)
     assert keep.tolist() == [validation.server_id_fault(server_id) == "" for server_id in server_ids]
