@@ -80,7 +80,11 @@ def test_row_faults_name_row_field_and_reason() -> None:
     ]
 
 
-@given(st.lists(st.text(max_size=4) | st.sampled_from(["a/b", "x" * 255, "x" * 256, "\ud800", ".", "..", "..."]), min_size=1))
+@given(
+    st.lists(
+        st.text(max_size=4) | st.sampled_from(["a/b", "x" * 255, "x" * 256, "\ud800", ".", "..", "..."]), min_size=1
+    )
+)
 def test_ids_judged_together_are_judged_as_one_by_one(server_ids: list[str]) -> None:
     keep, errors = validation.row_faults(rows_of(*((server_id, NOW_MS) for server_id in server_ids)), NOW_MS)
     assert keep.tolist() == [validation.server_id_fault(server_id) == "" for server_id in server_ids]

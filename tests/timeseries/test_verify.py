@@ -263,6 +263,26 @@ async def test_verify_finds_an_index_that_lacks_a_block_and_a_renamed_metric(tmp
     assert verify(tmp_path)[1] == ["journal.db: metric set 1: its names are not those it was stored with"]
 
 
+async def test_verify_finds_blocks_that_are_listed_and_cannot_be_found(tmp_path: Path) -> None:
+    """A page that names its children in another order, as a torn write leaves it: read in turn the blocks are there,
+    looked for by number they are not."""
+    await fill(tmp_path)
+    path = min((tmp_path / "blocks").glob("*.db"))
+    with closing(apsw.Connection(str(path))) as database:
+        ((root,),) = database.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'blocks'")
+        page_bytes = database.pragma("page_size")
+    data = bytearray(path.read_bytes())
+    page = (root - 1) * page_bytes
+    assert data[page] == 0x05, "the table has an interior page"
+    first = page + int.from_bytes(data[page + 12 : page + 14], "big")
+    last = page + 8
+    data[first : first + 4], data[last : last + 4] = data[last : last + 4], data[first : first + 4]
+    path.write_bytes(data)
+    damaged = verify(tmp_path)[1]
+    assert any("SQLite says" in what for what in damaged)
+    assert any("all columns: it is listed and cannot be found" in what for what in damaged)
+
+
 async def test_a_store_that_grows_while_it_is_read_is_not_called_damaged(tmp_path: Path) -> None:
     """The partition that is read after the journal has blocks of a server that the journal did not know then."""
     clock, loop = ManualClock(NOON), asyncio.get_running_loop()

@@ -17,7 +17,7 @@ from fleet.model import MetricKind
 from services.timeseries.engine.block import BlockReader
 from services.timeseries.engine.catalog import Cohort
 from services.timeseries.engine.frame import FrameReader
-from services.timeseries.engine.partition import BlockInfo, Partition
+from services.timeseries.engine.partition import BlockGoneError, BlockInfo, Partition
 from services.timeseries.engine.rollup import FIELDS, GENERATION_SHIFT, Field
 from services.timeseries.engine.settings import DAY_MS
 from services.timeseries.engine.tiers import RAW, TIERS
@@ -74,6 +74,9 @@ class BlockCheck:
         except (ValueError, apsw.Error) as error:
             self.partition.done()
             yield f"all columns: {error}"
+            return
+        except BlockGoneError:  # in the transaction that lists it: the file contradicts itself
+            yield "all columns: it is listed and cannot be found"
             return
         yield from self._columns(_columns(reader, columns), cohort, listed)
         if reader.rows != listed.rows:

@@ -89,6 +89,10 @@ class Pile:
 class BlockGoneError(Exception):
     """A block that was listed has been merged into another since; a reader lists again."""
 
+    def __init__(self, number: int) -> None:
+        super().__init__(f"block {number} is gone")
+        self.number = number
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
@@ -209,7 +213,7 @@ class Partition:
         except apsw.SQLError as error:
             self.done()
             if not fetch(self.db, "SELECT 1 FROM blocks WHERE id = ?", (info.id,)):
-                raise BlockGoneError(str(info.id)) from error
+                raise BlockGoneError(info.id) from error
             raise
         blob = self._blob
 

@@ -215,14 +215,22 @@ def read_blocks(
     """The rows of some blocks of one partition that lie in the range.
 
     Where one of them has been merged into another since they were listed, those that are there now are read instead:
-    they hold the same rows, and maybe some more, of which a reader sees each once anyhow.
+    they hold the same rows, and maybe some more, of which a reader sees each once anyhow. One that is gone although
+    nothing was stored since is damage.
     """
+    partitions, lost = found.partitions, set[int]()
+    version: tuple[int, int] | None = None
     while infos:
         try:
             return _read_listed(store, day, infos, found, metrics, check)
-        except BlockGoneError:
+        except BlockGoneError as gone:
             check()
-            infos = block_infos(store, found.partitions, day, found.cohort, found.start_ms, found.end_ms)
+            listed_at, version = version, partitions.version(day)
+            if version is not None and version == listed_at:
+                store.faults.damage(f"block of {partitions.path(day).name}", gone.number, "it is listed, and not there")
+                lost.add(gone.number)
+            listed = block_infos(store, partitions, day, found.cohort, found.start_ms, found.end_ms)
+            infos = [info for info in listed if info.id not in lost]
     return []
 
 

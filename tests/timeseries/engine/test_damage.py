@@ -107,6 +107,23 @@ async def test_any_damage_to_a_partition_stops_nobody(tmp_path: Path, seed: int)
         assert (NOON + 7, 1.0) in (await everything(engine))["a", "cpu_usage"]
 
 
+async def test_a_block_that_is_gone_though_nothing_was_stored_is_left_out(tmp_path: Path) -> None:
+    """It was listed a moment ago: looking for what it was merged into would never end."""
+    model = await fill(tmp_path)
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        assert_same(await everything(engine), model.query(EVERYTHING))
+        with closing(apsw.Connection(str(files(tmp_path)[0]))) as database:
+            ((number,),) = database.execute("SELECT min(id) FROM blocks")
+            database.execute("DELETE FROM blocks WHERE id = ?", (number,))
+        async with asyncio.timeout(60):
+            found = await everything(engine)
+        wanted = model.query(EVERYTHING)
+        changed = {server for server, metric in wanted if found.get((server, metric)) != wanted[server, metric]}
+        assert len(changed) == 1 and (await engine.status()).damaged == 1
+        (server,) = changed
+        assert [time for time, _ in found[server, "cpu_usage"]] == [NOON + DAY_MS + n * 1_000 for n in range(50)]
+
+
 async def test_a_damaged_journal_batch_is_counted_and_the_others_replayed(tmp_path: Path) -> None:
     model = Model()
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:

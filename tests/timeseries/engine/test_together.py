@@ -134,7 +134,7 @@ async def test_a_block_that_goes_meanwhile_or_cannot_be_read_is_looked_for_serve
     reader = Partition.reader
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
         await fill(engine, model)
-        for failure in (BlockGoneError("7"), apsw.CorruptError("bad page"), apsw.IOError("passing")):
+        for failure in (BlockGoneError(7), apsw.CorruptError("bad page"), apsw.IOError("passing")):
             calls = 0
 
             def failing(partition: Partition, info: BlockInfo, *rest: object, why: Exception = failure) -> object:
