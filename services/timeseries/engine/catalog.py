@@ -79,7 +79,10 @@ def decode_descriptor(text: str) -> ServerDescriptor:
 
 @dataclass(slots=True)
 class Catalog:
-    """Everything that is stored. `servers`: id to number; `server_ids`: the inverse."""
+    """Everything that is stored. `servers`: id to number; `server_ids`: the inverse.
+
+    `last_set`, `last_server`, `last_cohort`: the highest numbers that were given.
+    """
 
     sets: dict[str, StoredSet] = field(default_factory=dict)
     sets_by_id: dict[int, StoredSet] = field(default_factory=dict)
@@ -91,8 +94,12 @@ class Catalog:
     descriptors: dict[str, ServerDescriptor] = field(default_factory=dict)
     metrics: dict[str, Metric] = field(default_factory=dict)
     keys_of_name: dict[str, set[str]] = field(default_factory=dict)
+    last_set: int = 0
+    last_server: int = 0
+    last_cohort: int = 0
 
     def add_set(self, stored: StoredSet) -> None:
+        self.last_set = max(self.last_set, stored.id)
         self.sets[stored.metric_set.id] = stored
         self.sets_by_id[stored.id] = stored
         for metric, key in zip(stored.metric_set.metrics, stored.metric_set.keys, strict=True):
@@ -100,10 +107,12 @@ class Catalog:
             self.keys_of_name.setdefault(metric.name, set()).add(key)
 
     def add_server(self, server_id: str, number: int) -> None:
+        self.last_server = max(self.last_server, number)
         self.servers[server_id] = number
         self.server_ids[number] = server_id
 
     def add_cohort(self, cohort: Cohort) -> None:
+        self.last_cohort = max(self.last_cohort, cohort.id)
         self.cohorts[self.servers[cohort.server_id], cohort.stored_set.id] = cohort
         self.cohorts_by_id[cohort.id] = cohort
         self.cohorts_of.setdefault(cohort.server_id, []).append(cohort)
@@ -165,7 +174,7 @@ class Additions:
 
     def add_set(self, metric_set: MetricSet) -> None:
         if metric_set.id not in self._catalog.sets and metric_set.id not in self.sets:
-            number = len(self._catalog.sets) + len(self.sets) + 1
+            number = self._catalog.last_set + len(self.sets) + 1
             self.sets[metric_set.id] = StoredSet.of(number, metric_set)
 
     def stored_set(self, content_id: str) -> StoredSet:
@@ -180,7 +189,7 @@ class Additions:
         number = self._catalog.servers.get(server_id) or self.servers.get(server_id)
         if number is None:
             server_id.encode()  # refused here, alone, and not by SQLite with all that is in the transaction
-            number = len(self._catalog.servers) + len(self.servers) + 1
+            number = self._catalog.last_server + len(self.servers) + 1
             self.servers[server_id] = number
         return number
 
@@ -188,7 +197,7 @@ class Additions:
         key = (server, stored.id)
         cohort = self._catalog.cohorts.get(key) or self.cohorts.get(key)
         if cohort is None:
-            number = len(self._catalog.cohorts) + len(self.cohorts) + 1
+            number = self._catalog.last_cohort + len(self.cohorts) + 1
             cohort = self.cohorts[key] = Cohort(id=number, server_id=server_id, stored_set=stored)
         return cohort
 

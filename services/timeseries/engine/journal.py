@@ -95,15 +95,15 @@ class Journal:
             version = self._meta("format_version")
             if version != FORMAT_VERSION:
                 raise FailedPrecondition(f"{path.name} has format {version}, this program reads {FORMAT_VERSION}")
+            self.identity = str(self._meta("identity"))
+            self.swept_through = int(str(self._meta("swept_through")))
+            self.stored_through = int(str(self._meta("stored_through") or 0))
+            self._descriptors_from = min([self.swept_through, *self.followers().values()])
+            ((highest,),) = fetch(self._db, "SELECT max(sequence) FROM batches")
+            self.last_sequence = max(self.swept_through, highest or 0)
         except BaseException:
             self._db.close()
             raise
-        self.identity = str(self._meta("identity"))
-        self.swept_through = int(str(self._meta("swept_through")))
-        self.stored_through = int(str(self._meta("stored_through") or 0))
-        self._descriptors_from = min([self.swept_through, *self.followers().values()])
-        ((highest,),) = fetch(self._db, "SELECT max(sequence) FROM batches")
-        self.last_sequence = max(self.swept_through, highest or 0)
 
     def _create(self) -> None:
         self._db.execute(_SCHEMA)

@@ -90,6 +90,8 @@ class Partitions:
         """Whether no file was found to be unusable since the start."""
         self.found_sequence = 0
         """The highest of all rows that were there at the start."""
+        self.found_cohort = 0
+        """The highest of all blocks that were there at the start."""
         found = [day for path in folder.glob("*.db") if (day := day_of(path)) is not None]
         self._placed = Placement(found, span_days=span_days, sparse_days=sparse_days, sparse_points=sparse_points)
         for day in found:
@@ -234,8 +236,11 @@ class Partitions:
             with self.lend(day) as partition:
                 for (span_days,) in fetch(partition.db, "SELECT value FROM meta WHERE key = 'span_days'"):
                     self._placed.spans[day] = span_days
-                ((points, highest),) = fetch(partition.db, "SELECT total(points), max(max_sequence) FROM blocks")
+                ((points, highest, cohort_id),) = fetch(
+                    partition.db, "SELECT total(points), max(max_sequence), max(cohort) FROM blocks"
+                )
                 self.found_sequence = max(self.found_sequence, highest or 0)
+                self.found_cohort = max(self.found_cohort, cohort_id or 0)
                 self._piles[day] = count_piles(partition.db, self._short_below)
                 self._placed.points[day] = int(points)
         except PartitionGoneError:

@@ -11,7 +11,8 @@ catalog and the heads and is held for microseconds, never over I/O. What must st
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -38,6 +39,8 @@ from services.timeseries.engine.tiers import RAW, TIERS, Tier, touched
 _log = logging.getLogger(__name__)
 _BLOCK_ROWS_FACTOR: Final = 2
 """A chunk becomes one block up to so many times `head_rows`; a longer one, as of an import, is cut."""
+_NO_COHORT: Final = 1 << 48
+"""So many are never given: a number from here on is of a damaged block."""
 
 
 class Store:
@@ -58,24 +61,24 @@ class Store:
             sync_folder(folder.parent)
         self.journal_path = folder / "journal.db"
         orphans = any(any((folder / kind.folder).glob("*.db")) for kind in TIERS)
-        self.journal = Journal(self.journal_path, may_create=not orphans)
+        with self._journal_is_to_blame():
+            self.journal = Journal(self.journal_path, may_create=not orphans)
         try:
-            try:
-                self.catalog: Catalog = self.journal.load()
-            except (ValueError, TypeError, KeyError) as error:  # a text of it is not what was written
-                raise unreadable_journal(self.journal_path, error) from error
-            evictions = self.journal.evictions()
-            unfinished = [day for day, (_, unlinked) in evictions.items() if not unlinked]
-            remove_files(*(partition_path(folder / "blocks", day) for day in unfinished))
-            self.journal.finish_eviction(unfinished)
             self.endings = 0
             self.lost: list[tuple[Tier, range]] = []
             """What was set aside, and is still to be noted with `end_lost`."""
             self.ended: list[dict[int, int]] = [{} for _ in TIERS]
-            for tier, day, through in self.journal.ended():
-                self.ended[tier][day] = through
+            with self._journal_is_to_blame():
+                self.catalog: Catalog = self.journal.load()
+                evictions = self.journal.evictions()
+                unfinished = [day for day, (_, unlinked) in evictions.items() if not unlinked]
+                remove_files(*(partition_path(folder / "blocks", day) for day in unfinished))
+                self.journal.finish_eviction(unfinished)
+                for tier, day, through in self.journal.ended():
+                    self.ended[tier][day] = through
             self.tiers = self._open_tiers(folder)
             self.partitions = self.tiers[RAW].partitions
+            self._give_no_number_again()
             self.heads = Heads(settings)
             self.last_sequence = self.journal.last_sequence
             self.swept_through = self.journal.swept_through
@@ -83,6 +86,21 @@ class Store:
         except BaseException:
             self.journal.close()
             raise
+
+    @contextmanager
+    def _journal_is_to_blame(self) -> Iterator[None]:
+        """For what is no error of SQLite: a text or a number of its tables is not what was written."""
+        try:
+            yield
+        except (ValueError, TypeError, LookupError) as error:
+            raise unreadable_journal(self.journal_path, error) from error
+
+    def _give_no_number_again(self) -> None:
+        """Blocks of a series that a damaged journal does not name any more must not become those of a new one."""
+        found, named = max(tier.partitions.found_cohort for tier in self.tiers), self.catalog.last_cohort
+        if named < found < _NO_COHORT:
+            self.faults.damage("journal", found, f"there are blocks of series up to {found}, it names those to {named}")
+            self.catalog.last_cohort = found
 
     def _open_tiers(self, folder: Path) -> list[Tier]:
         settings = self.settings
@@ -143,15 +161,22 @@ class Store:
             self.heads.apply(cohorts, arrays.times_ms, arrays.values, row.sequence, opened_at, only=only)
 
     def decode(self, row: JournalRow) -> tuple[list[Cohort], batch_codec.Batch] | None:
-        """The rows of a journaled batch with their cohorts; None, counted, when it is damaged."""
+        """The rows of a journaled batch with their cohorts; None, counted, when it is damaged.
+
+        Raises:
+            DataLoss: the batch is whole, and the journal does not say whose it is.
+        """
         try:
             arrays = batch_codec.decode(row.payload)
         except batch_codec.CorruptBatchError as error:
             self.faults.damage("journal batch", row.sequence, str(error))
             return None
-        assert row.metric_set is not None
-        cohorts = self.catalog.cohorts
-        return [cohorts[server, row.metric_set] for server in arrays.servers.tolist()], arrays
+        cohorts, set_number = self.catalog.cohorts, row.metric_set or 0
+        try:
+            return [cohorts[server, set_number] for server in arrays.servers.tolist()], arrays
+        except KeyError as error:
+            why = f"batch {row.sequence} is of a series that is not named in it"
+            raise unreadable_journal(self.journal_path, why) from error
 
     def close_heads(
         self, stopping: Callable[[], bool], *, everything: bool = False, only_days: range | None = None

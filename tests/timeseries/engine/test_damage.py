@@ -178,7 +178,48 @@ def _garble(path: Path) -> None:
         db.execute("UPDATE metric_sets SET metrics = substr(metrics, 3)")
 
 
-@pytest.mark.parametrize("damage", [_overwrite, _cut, _garble])
+async def test_blocks_of_a_series_that_the_journal_has_lost_become_no_others(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    _change("DELETE FROM cohorts WHERE id > 1")(tmp_path / "journal.db")
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        assert (await engine.status()).damaged == 1
+        await engine.append(rows(SET, [("z", NOON, [1.0, 2.0, 3.0])]))
+        await engine.maintain(everything=True)
+        found = await everything(engine)
+        assert {server for server, _ in found} == {"a", "z"}
+        assert found["z", "cpu_usage"] == [(NOON, 1.0)] and len(found["a", "cpu_usage"]) == 100
+
+
+async def test_a_batch_of_a_series_that_the_journal_has_lost_stops_the_start(tmp_path: Path) -> None:
+    """It was acknowledged and is whole: left out it would be swept before long."""
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        await engine.append(rows(SET, [("a", NOON, [1.0, 2.0, 3.0])]), metric_sets=(SET,))
+    _change("DELETE FROM cohorts")(tmp_path / "journal.db")
+    with pytest.raises(DataLoss, match=r"batch 1 is of a series that is not named in it.*restore a backup"):
+        async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS):
+            pass
+
+
+def _change(statement: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        with closing(apsw.Connection(str(path))) as db:
+            db.execute(statement)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _overwrite,
+        _cut,
+        _garble,
+        _change("DELETE FROM meta WHERE key = 'swept_through'"),
+        _change("PRAGMA ignore_check_constraints = 1; UPDATE meta SET value = 'x' WHERE key = 'swept_through'"),
+        _change("INSERT INTO ended VALUES (7, 1, 1)"),
+    ],
+    ids=["overwritten", "cut", "a name", "a number", "a text for a number", "a tier"],
+)
 async def test_a_journal_that_cannot_be_read_is_named_with_the_way_out(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
