@@ -113,5 +113,5 @@ def rows_of(cursor: apsw.Cursor) -> Iterator[JournalRow]:
             metric_set=metric_set,
             row_count=row_count,
             points=points,
-            payload=payload,
+            payload=payload if isinstance(payload, bytes) else b"",  # of a torn row SQLite may make NULL
         )
