@@ -24,8 +24,9 @@ SPARSE_PAGE_BYTES: Final = (
 BUSY_TIMEOUT_MS: Final = 10_000
 LOG_KEPT_BYTES: Final = 64 << 20
 
-DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
-"""What SQLite raises when a file is not a database any more, as against one that is busy, full or on a bad disk."""
+DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError)
+"""What is raised when a file is not a database any more, as against one that is busy, full or on a bad disk; the last
+is what a torn row gives that has a text where numbers were."""
 
 
 _UNREADABLE: Final = (

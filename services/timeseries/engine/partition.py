@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import apsw
 
@@ -164,7 +164,7 @@ class Partition:
 
     def infos(self, cohort_id: int, start_ms: int, end_ms: int) -> list[BlockInfo]:
         """The blocks of a cohort that have rows in `[start_ms, end_ms)`, by first time."""
-        rows = fetch(
+        rows = integers(
             self.db,
             "SELECT id, first_ms, last_ms, row_count, length(payload) FROM blocks"
             " WHERE cohort = ? AND first_ms < ? AND last_ms >= ? ORDER BY first_ms",
@@ -177,7 +177,7 @@ class Partition:
 
     def cohorts_between(self, after: int, through: int) -> list[int]:
         """The cohorts that have a block with sequences of `(after, through]`, those with newer rows last."""
-        rows = fetch(
+        rows = integers(
             self.db,
             "SELECT cohort FROM blocks WHERE max_sequence > ? AND min_sequence <= ?"
             " GROUP BY cohort ORDER BY max(max_sequence)",
@@ -236,6 +236,15 @@ class Partition:
             self._blob = None
 
 
+def integers(db: apsw.Connection, query: str, bindings: Sequence[int] = ()) -> list[Any]:
+    """Rows of numbers. Raises UnusablePartitionError where there is something else: SQLite gives of a torn row what is
+    there, whatever its table says."""
+    rows = fetch(db, query, bindings)
+    if not all(type(number) is int for row in rows for number in row):
+        raise UnusablePartitionError("a row of it has something else where a number was")
+    return rows
+
+
 def prepare(db: apsw.Connection, identity: str, day: int, span_days: int) -> None:
     """Makes the tables of a new file, checks and brings up to date those of one that is there.
 
@@ -269,7 +278,7 @@ def count_piles(db: apsw.Connection, short_below: int) -> dict[int, Pile]:
     """Of cohorts of several blocks: whether they were merged before is not known, so all count as new."""
     piles: dict[int, Pile] = {}
     several = "SELECT cohort FROM blocks GROUP BY cohort HAVING count(*) > 1"
-    for cohort_id, rows in fetch(db, f"SELECT cohort, row_count FROM blocks WHERE cohort IN ({several})"):  # noqa: S608
+    for cohort_id, rows in integers(db, f"SELECT cohort, row_count FROM blocks WHERE cohort IN ({several})"):  # noqa: S608
         piles.setdefault(cohort_id, Pile()).add(rows, short_below)
     return piles
 

@@ -32,6 +32,7 @@ from services.timeseries.engine.partition import (
     count_piles,
     day_of,
     insert,
+    integers,
     mark_of,
     marked,
     partition_path,
@@ -88,6 +89,8 @@ class Partitions:
             sync_folder(folder.parent)
         self.all_usable = True
         """Whether no file was found to be unusable since the start."""
+        self.found_unusable: dict[int, str] = {}
+        """What is wrong with those that could not be read at the start."""
         self.found_sequence = 0
         """The highest of all rows that were there at the start."""
         self.found_cohort = 0
@@ -234,21 +237,23 @@ class Partitions:
         """
         try:
             with self.lend(day) as partition:
-                for (span_days,) in fetch(partition.db, "SELECT value FROM meta WHERE key = 'span_days'"):
+                for (span_days,) in integers(partition.db, "SELECT value FROM meta WHERE key = 'span_days'"):
                     self._placed.spans[day] = span_days
-                ((points, highest, cohort_id),) = fetch(
-                    partition.db, "SELECT total(points), max(max_sequence), max(cohort) FROM blocks"
+                ((points, highest, cohort_id),) = integers(
+                    partition.db,
+                    "SELECT CAST(total(points) AS INTEGER), ifnull(max(max_sequence), 0), ifnull(max(cohort), 0)"
+                    " FROM blocks",
                 )
-                self.found_sequence = max(self.found_sequence, highest or 0)
-                self.found_cohort = max(self.found_cohort, cohort_id or 0)
+                self.found_sequence = max(self.found_sequence, highest)
+                self.found_cohort = max(self.found_cohort, cohort_id)
                 self._piles[day] = count_piles(partition.db, self._short_below)
-                self._placed.points[day] = int(points)
+                self._placed.points[day] = points
         except PartitionGoneError:
             _log.warning("%s is empty and removed: its making was cut off, or its rows are lost", self.path(day))
             self._placed.forget(day)
             remove_files(self.path(day))
         except UnusablePartitionError as error:
-            _log.error("a partition cannot be read and is left out: %s", error)
+            self.found_unusable[day] = str(error)
             self.all_usable = False
             self._placed.points[day] = 0
 
@@ -273,7 +278,7 @@ class Partitions:
             try:
                 with self.lend(start) as partition:
                     found = "SELECT cohort, blocked_through FROM heads WHERE day = ?"
-                    return dict(fetch(partition.db, found, (day,)))
+                    return dict(integers(partition.db, found, (day,)))
             except UnusablePartitionError as error:
                 self._set_aside(start, error)
         return {}
@@ -286,7 +291,7 @@ class Partitions:
         for day in days:
             try:
                 with self.lend(day) as partition:
-                    rows = fetch(partition.db, f"SELECT {MARK} FROM dirty ORDER BY id")  # noqa: S608  names of ours
+                    rows = integers(partition.db, f"SELECT {MARK} FROM dirty ORDER BY id")  # noqa: S608  names of ours
             except UnusablePartitionError:
                 continue  # named when its points were counted
             found.extend(mark_of(day, row) for row in rows)

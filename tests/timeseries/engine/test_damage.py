@@ -107,6 +107,21 @@ async def test_any_damage_to_a_partition_stops_nobody(tmp_path: Path, seed: int)
         assert (NOON + 7, 1.0) in (await everything(engine))["a", "cpu_usage"]
 
 
+@pytest.mark.parametrize("value", ["'x'", "CAST(x'96c2' AS TEXT)", "x'00'"])
+@pytest.mark.parametrize("column", ["row_count", "max_sequence", "cohort"])
+async def test_a_torn_row_costs_its_partition_and_no_start(tmp_path: Path, column: str, value: str) -> None:
+    """SQLite gives what is there, whatever the table says that it is."""
+    await fill(tmp_path)
+    with closing(apsw.Connection(str(files(tmp_path)[0]))) as database:
+        _change_schema(database, "blocks", "STRICT", "")
+        database.execute(f"UPDATE blocks SET {column} = {value} WHERE id = (SELECT min(id) FROM blocks)")
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        found = await everything(engine)
+        times = {time for series in found.values() for time, _ in series}
+        assert {time for time in times if time > NOON + DAY_MS / 2} == {NOON + DAY_MS + n * 1_000 for n in range(50)}
+        assert (await engine.status()).damaged > 0
+
+
 async def test_a_block_that_is_gone_though_nothing_was_stored_is_left_out(tmp_path: Path) -> None:
     """It was listed a moment ago: looking for what it was merged into would never end."""
     model = await fill(tmp_path)
@@ -124,13 +139,12 @@ async def test_a_block_that_is_gone_though_nothing_was_stored_is_left_out(tmp_pa
         assert [time for time, _ in found[server, "cpu_usage"]] == [NOON + DAY_MS + n * 1_000 for n in range(50)]
 
 
-def _let_be_null(database: apsw.Connection, table: str, column: str) -> None:
-    """Takes NOT NULL from a column."""
+def _change_schema(database: apsw.Connection, table: str, old: str, new: str) -> None:
+    """Lets a table hold what no table of ours may."""
     ((text,),) = database.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (table,)).fetchall()
+    assert old in text
     database.pragma("writable_schema", 1)
-    changed = text.replace(f"{column} BLOB NOT NULL", f"{column} BLOB")
-    assert changed != text
-    database.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (changed, table))
+    database.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (text.replace(old, new), table))
     database.execute("PRAGMA writable_schema = RESET")
 
 
@@ -146,7 +160,7 @@ async def test_a_damaged_journal_batch_is_counted_and_the_others_replayed(tmp_pa
     database = apsw.Connection(str(tmp_path / "journal.db"))
     (payload,) = database.execute("SELECT payload FROM batches WHERE sequence = 3").fetchone()
     if torn:  # it ends before the payload's column does: SQLite reads NULL, whatever the table says
-        _let_be_null(database, "batches", "payload")
+        _change_schema(database, "batches", "payload BLOB NOT NULL", "payload BLOB")
     broken = None if torn else payload[:-1] + bytes([payload[-1] ^ 1])
     database.execute("UPDATE batches SET payload = ? WHERE sequence = 3", (broken,))
     database.close()
