@@ -7,8 +7,8 @@ from services.cache.model import ServerState, Stored
 from services.cache.store import Lifetimes, StateStore, Written
 from tests.cache.samples import World
 
-SHORT = Lifetimes(all_s=0.4, count_s=0.8, healthy_s=0.4, server_s=0.8)
-LIST_EXPIRES = Lifetimes(all_s=0.2)
+SHORT = Lifetimes(all_s=100, count_s=200, healthy_s=100, server_s=200)
+LIST_EXPIRES = Lifetimes(all_s=50)
 
 
 @dataclass

@@ -4,15 +4,15 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from redis.asyncio import Redis, RedisCluster
 
 from fleet.model import ServerDescriptor
-from runtime.clock import SystemClock
+from runtime.clock import Clock, SystemClock
 from services.cache.core import Cache
 from services.cache.model import ServerState
 from services.cache.state import Update
@@ -29,10 +29,21 @@ def now_ms() -> int:
 
 
 @asynccontextmanager
-async def replica(url: str, epoch: str) -> AsyncIterator[Cache]:
+async def replica(url: str, epoch: str, clock: Clock | None = None) -> AsyncIterator[Cache]:
     """A running replica."""
-    async with Cache(RedisStateStore(url), SystemClock(), epoch=epoch, rng=random.Random(1)) as cache:
+    async with Cache(RedisStateStore(url), clock or SystemClock(), epoch=epoch, rng=random.Random(1)) as cache:
         yield cache
+
+
+def at_once(call: Coroutine[Any, Any, None]) -> None:
+    """Makes a call that must be done without waiting for anything, were it the event loop's next turn."""
+    try:
+        call.send(None)
+    except StopIteration:
+        return
+    finally:
+        call.close()
+    raise AssertionError("the call waits")
 
 
 async def report(cache: Cache, *server_ids: str, cpu: float = 10.0) -> None:

@@ -14,10 +14,12 @@ from redis.asyncio.client import Pipeline
 from fleet.health import ServerStatus
 from fleet.model import HEADLINE_METRICS
 from runtime.clock import Clock, ManualClock, SystemClock
+from services.cache import core as core_module
 from services.cache.core import Cache
 from services.cache.state import Update
 from services.cache.store import StateStore
 from services.cache.store_redis import RedisStateStore
+from tests.cache.replicas import at_once
 from tests.cache.samples import HEADLINE, WIDE, descriptor, ids, rows_of, tick
 from tests.harness import eventually
 from tests.harness.redis import RedisServer
@@ -63,6 +65,7 @@ async def agrees(raw: Redis, cache: Cache) -> bool:
 async def test_the_keys_their_lifetimes_and_their_forms(redis: RedisServer) -> None:
     async with caching(RedisStateStore(redis.url)) as cache, redis.client() as raw:
         await cache.update(Update(descriptors=[descriptor(server_id) for server_id in ids(SERVERS)]))
+        started_s = time.monotonic()
         await report(cache)
         await eventually(lambda: agrees(raw, cache))
         for key, seconds in (
@@ -71,7 +74,8 @@ async def test_the_keys_their_lifetimes_and_their_forms(redis: RedisServer) -> N
             ("servers:healthy", 60),
             (f"server:{ids(1)[0]}", 300),
         ):
-            assert seconds - 3 <= await raw.ttl(key) <= seconds
+            left_s = await raw.ttl(key)
+            assert seconds - (time.monotonic() - started_s) - 1 <= left_s <= seconds
         assert (await raw.get("servers:count"), await raw.get("servers:healthy")) == (b"20", b"20")
         document = orjson.loads(await raw.get("server:server-00003") or b"")
         assert len(set(document) & set(WIDE.keys)) == 511
@@ -122,19 +126,15 @@ async def test_offline_servers_are_told_to_redis(redis: RedisServer) -> None:
         assert await raw.get("servers:healthy") == b"0"
 
 
-async def test_while_redis_is_dead_nothing_gets_slower_and_afterwards_it_has_everything(redis: RedisServer) -> None:
+async def test_while_redis_is_dead_no_call_waits_and_afterwards_it_has_everything(redis: RedisServer) -> None:
     async with caching(RedisStateStore(redis.url)) as cache, redis.client() as raw:
         await report(cache)
         await eventually(lambda: agrees(raw, cache))
         redis.kill()
-        slowest_s = 0.0
         for step in range(50):
-            started_s = time.perf_counter()
-            await report(cache, cpu=10.0 + step)
-            slowest_s = max(slowest_s, time.perf_counter() - started_s)
+            at_once(report(cache, cpu=10.0 + step))
             assert cache.get(ids(1)[0]).headline()[0] == 10.0 + step
             await asyncio.sleep(0.01)  # the pace of the ticks, not a wait for anything
-        assert slowest_s < 0.05
         await cache.update(Update(descriptors=[descriptor("told-while-away")]))
         cache.remove([ids(2)[1]])
         await eventually(lambda: cache.follower.lag()[0] == (SERVERS - 1) * 511)
@@ -143,8 +143,8 @@ async def test_while_redis_is_dead_nothing_gets_slower_and_afterwards_it_has_eve
         assert "Connection" in probe.down
         assert probe.lag_points == (SERVERS - 1) * 511
         await redis.start()
-        await eventually(lambda: agrees(raw, cache), within_s=9)  # a tick is 10 s; no new row is needed
-        assert cache.follower.lag() == (0, 0.0)
+        await eventually(lambda: agrees(raw, cache), within_s=15)  # no new row is needed, nor the refresh after 20 s
+        await eventually(lambda: cache.follower.lag() == (0, 0.0))
 
 
 async def test_a_redis_that_comes_back_empty_also_gets_what_did_not_change(redis: RedisServer) -> None:
@@ -155,7 +155,7 @@ async def test_a_redis_that_comes_back_empty_also_gets_what_did_not_change(redis
         await report(cache, cpu=50, count=1)
         await eventually(lambda: cache.follower.lag()[0] == 511)
         await redis.start()
-        await eventually(lambda: agrees(raw, cache))
+        await eventually(lambda: agrees(raw, cache), within_s=15)
 
 
 async def test_a_redis_that_was_flushed_is_filled_again_by_the_next_tick(redis: RedisServer) -> None:
@@ -175,7 +175,7 @@ async def test_a_redis_that_was_restarted_between_two_writes_is_filled_again(red
         redis.kill()
         await redis.start()
         await eventually(cache.follower.probe)  # as the monitor does every 2 s
-        await eventually(lambda: agrees(raw, cache))
+        await eventually(lambda: agrees(raw, cache), within_s=15)
 
 
 async def test_a_refused_write_shows_as_degraded_and_is_told(redis: RedisServer) -> None:
@@ -234,30 +234,30 @@ async def test_a_start_reads_back_what_redis_has(redis: RedisServer) -> None:
         await eventually(lambda: cache.summary().offline == SERVERS)
 
 
-async def test_a_start_without_redis_is_cold_and_quick(redis: RedisServer) -> None:
+async def test_a_start_without_redis_is_cold_and_quick(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core_module, "LOAD_TIMEOUT_S", 60.0)  # what is refused is not waited for
     redis.kill()
-    started_s = time.perf_counter()
-    async with caching(RedisStateStore(redis.url)) as cache:
-        assert time.perf_counter() - started_s < 2.5
+    async with asyncio.timeout(20), caching(RedisStateStore(redis.url)) as cache:
         assert cache.summary().total == 0
         await report(cache)
         await redis.start()
         async with redis.client() as raw:
-            await eventually(lambda: agrees(raw, cache))
+            await eventually(lambda: agrees(raw, cache), within_s=15)
 
 
-async def test_a_redis_that_accepts_and_says_nothing_delays_a_start_by_two_seconds_at_most() -> None:
+async def test_a_redis_that_accepts_and_says_nothing_delays_a_start_by_two_seconds_at_most(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert core_module.LOAD_TIMEOUT_S <= 2
+    monkeypatch.setattr(core_module, "LOAD_TIMEOUT_S", 0.5)
     held: list[asyncio.StreamWriter] = []
     silent = await asyncio.start_server(lambda _reader, writer: held.append(writer), "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
-    started_s = time.perf_counter()
     async with caching(RedisStateStore(f"redis://127.0.0.1:{port}")) as cache:
-        assert 1.5 < time.perf_counter() - started_s < 3
+        assert "no answer within 0.5 s" in caplog.text  # that bound ended it, none of the driver's
         await asyncio.sleep(0)
-        started_s = time.perf_counter()
-        await report(cache)
-        await report(cache, 11)
-        assert time.perf_counter() - started_s < 0.1
+        at_once(report(cache))
+        at_once(report(cache, 11))
         assert cache.summary().total == SERVERS
     for writer in held:
         writer.close()

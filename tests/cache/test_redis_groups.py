@@ -29,8 +29,8 @@ async def test_after_a_fail_over_of_sentinel_everything_is_written_again() -> No
         await report_tick(cache, SERVERS, 10)
         primary = await group.primary()
         async with primary.client() as raw:
-            await eventually(lambda: holds(raw, cache))
-        await eventually(lambda: agree(cache, other))
+            await eventually(lambda: holds(raw, cache), within_s=15)
+        await eventually(lambda: agree(cache, other), within_s=15)
         primary.kill()
         await report_tick(cache, SERVERS - 1, 50)
         await eventually(lambda: _is_down(cache))

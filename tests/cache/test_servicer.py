@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -210,10 +211,18 @@ async def test_a_batch_of_most_rows_is_in_the_cache_well_before_its_callers_time
     update = Update(batches=[(at_once, many)])
     before_s = time.process_time()
     outcome = await serving.cache.update(update, [at_once])
-    assert time.process_time() - before_s < 1.0, "0.3 s; looking at all rows for each slice took 2 s"
+    whole_s = time.process_time() - before_s
     assert outcome.changed == ("a",)
     (sample,) = serving.cache.get("a").samples
     assert (sample.time_ms, list(sample.values)) == (now, [MAX_BATCH_ROWS - 1])
+    before_s, size = time.process_time(), MAX_BATCH_ROWS // 10
+    for start in range(0, MAX_BATCH_ROWS, size):
+        some = slice(start, start + size)
+        times_ms = many.times_ms[some] + MAX_BATCH_ROWS
+        part = replace(many, server_ids=many.server_ids[some], times_ms=times_ms, values=many.values[some])
+        await serving.cache.update(Update(batches=[(at_once, part)]), [at_once])
+    in_parts_s = time.process_time() - before_s
+    assert whole_s < 2 * in_parts_s, "looking at all rows for each slice takes five times as long"
 
 
 async def test_removed_servers_and_their_return(serving: Serving) -> None:
@@ -290,16 +299,16 @@ async def test_the_status_of_redis_is_the_truth(serving_redis: Serving, redis: R
         return (await store()).state == state
 
     await serving.update(tick(20, now_ms()))
-    await eventually(lambda: in_state(status_pb2.STORE_STATE_UP))
+    await eventually(lambda: in_state(status_pb2.STORE_STATE_UP), within_s=20)
     found = await store()
     assert (found.name, found.role, found.service) == ("redis", "follower", "cache")
     assert found.server_version.startswith("Redis 7.")
     assert found.address == f"127.0.0.1:{redis.port}"
     redis.kill()
-    await eventually(lambda: in_state(status_pb2.STORE_STATE_DOWN))
+    await eventually(lambda: in_state(status_pb2.STORE_STATE_DOWN), within_s=20)
     assert "Connection" in (await store()).last_error
     await redis.start()
-    await eventually(lambda: in_state(status_pb2.STORE_STATE_UP))
+    await eventually(lambda: in_state(status_pb2.STORE_STATE_UP), within_s=20)
 
 
 async def test_without_redis_there_is_no_store_to_tell_of(serving: Serving) -> None:
