@@ -132,7 +132,7 @@ async def running(data: Path) -> AsyncIterator[tuple[Any, str]]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        await eventually((data / "service-secret").exists, within_s=15)
+        await eventually((data / "service-secret").exists, within_s=60)
         async with Channel(address, secret=(data / "service-secret").read_text().strip()) as channel:
             stub = timeseries_pb2_grpc.TimeSeriesServiceStub(channel.grpc)
 
@@ -144,7 +144,7 @@ async def running(data: Path) -> AsyncIterator[tuple[Any, str]]:
                     raise AssertionError from error
                 return True
 
-            await eventually(answers, within_s=15)
+            await eventually(answers, within_s=60)
             yield stub, address
         assert service.poll() is None
     finally:

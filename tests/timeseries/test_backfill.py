@@ -93,7 +93,7 @@ async def fill(engine: Engine, clock: ManualClock, seed: int = 1, batches: int =
         of_set, batch = source.batch(number)
         await engine.append(batch, metric_sets=(of_set,), servers=told.get(number, []))
         if number % 25 == 0 or number == batches - 1:
-            await eventually(lambda: shipped(engine), within_s=15)
+            await eventually(lambda: shipped(engine), within_s=60)
             clock.advance(1)
             await engine.maintain(everything=True)
     assert engine.first_sequence > engine.last_sequence
@@ -219,7 +219,7 @@ async def test_what_is_written_anew_meanwhile_stays(
                 if self.batches in (0, 1):  # of the first day, and of the second, which is the last
                     time = MIDNIGHT + self.batches * DAY_MS + self.batches
                     await engine.append(rows(SET, [("a", time, [2.0, 2.0])]))
-                    await eventually(lambda: shipped(engine), within_s=15)
+                    await eventually(lambda: shipped(engine), within_s=60)
                 return await super().ship(batch)
 
         async with (
@@ -227,7 +227,7 @@ async def test_what_is_written_anew_meanwhile_stays(
             shipping_to(influx, bucket) as real,
         ):
             await eventually(lambda: shipped_to(engine))
-            await eventually(lambda: shipped(engine), within_s=15)
+            await eventually(lambda: shipped(engine), within_s=60)
             filling = prepared(tmp_path, Late(real))
             await filling.run()
         assert filling.state.again == 4

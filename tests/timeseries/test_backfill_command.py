@@ -46,7 +46,7 @@ async def test_the_command_goes_on_after_its_end_beside_a_service(
         for server in ("a", "b"):
             batch = rows(SET, [(server, MIDNIGHT + at * 1_000, [float(at), 1.0]) for at in range(-5_000, 5_000)])
             await engine.append(batch, metric_sets=(SET,), servers=[said(server, "staging")])
-        first = await asyncio.to_thread(command, "--rate", "10000")
+        first = await asyncio.to_thread(command, "--rate", "5000")  # two seconds for each of four parts
         await eventually(lambda: points() > 0, within_s=30)
         first.send_signal(end)
         out, err = await asyncio.to_thread(first.communicate)

@@ -40,7 +40,7 @@ def run(*arguments: str, data: Path) -> subprocess.CompletedProcess[str]:
         env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "DATA_DIR": str(data)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -70,7 +70,7 @@ async def test_the_commands_beside_a_running_service(tmp_path: Path) -> None:
                     raise AssertionError(error.details()) from error
                 return True
 
-            await eventually(appended, within_s=15)
+            await eventually(appended, within_s=60)
         made = await asyncio.to_thread(run, "backup", str(target), data=data)
         assert made.returncode == 0 and re.fullmatch(r"journal\.db  [1-9][0-9.]* KiB\n", made.stderr), made
         assert f"backup {target}: 1 files" in made.stdout

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from services.timeseries.archive.excerpt import Excerpt, copy_range
 from services.timeseries.engine import Engine, EngineSettings
 from services.timeseries.engine.store import Store
 from tests.harness import eventually
+from tests.harness.launched import within
 from tests.timeseries.engine.model import metric_set, rows
 from tests.timeseries.parquet_files import (
     DESCRIPTOR,
@@ -46,9 +48,9 @@ DAYS_APART = 100
 """Days so far apart are never in one partition."""
 
 
-def export(store: Path, target: Path, **wanted: Any) -> layout.Manifest:
+def export(store: Path, target: Path, *, copying: Callable[..., None] = ignore, **wanted: Any) -> layout.Manifest:
     chosen = exporting.Wanted(**wanted)
-    return exporting.export(store, target, chosen, clock=ManualClock(NOON), copying=ignore, progress=ignore)
+    return exporting.export(store, target, chosen, clock=ManualClock(NOON), copying=copying, progress=ignore)
 
 
 async def test_every_bit_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,9 +171,13 @@ async def test_an_export_under_constant_writes_has_all_that_was_acknowledged(tmp
                 acknowledged.append(number)
 
         writer = asyncio.create_task(append_forever())
-        await eventually(lambda: len(acknowledged) > 100)
+        await eventually(lambda: len(acknowledged) > 100, within_s=60)
         before = list(acknowledged)
-        await asyncio.to_thread(export, tmp_path / "live", tmp_path / "out")
+
+        def copying(*_: object) -> None:
+            within(60, lambda: len(acknowledged) > len(before))  # they go on in the midst of it
+
+        await asyncio.to_thread(export, tmp_path / "live", tmp_path / "out", copying=copying)
         assert len(acknowledged) > len(before)
         writer.cancel()
         await asyncio.gather(writer, return_exceptions=True)

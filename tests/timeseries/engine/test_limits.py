@@ -40,7 +40,7 @@ class Gate:
 
         def gated(journal: Journal, *args: Any) -> None:
             self.reached.set()
-            assert self.open.wait(10)
+            assert self.open.wait(60)
             real(journal, *args)
 
         monkeypatch.setattr(Journal, "commit", gated)
@@ -92,7 +92,7 @@ async def test_a_cancelled_append_harms_nobody(tmp_path: Path, monkeypatch: pyte
         model.append(SET, one(0))
         gate = Gate(monkeypatch)
         tasks = [asyncio.create_task(engine.append(one(number))) for number in range(1, 7)]
-        await asyncio.to_thread(gate.reached.wait, 10)
+        await asyncio.to_thread(gate.reached.wait, 60)
         for number in (0, 2, 5):  # being committed, in line, waiting for room
             tasks[number].cancel()
         gate.open.set()
@@ -118,7 +118,7 @@ async def test_full_heads_hold_appends_back_until_blocks_are_stored(
     real = Partitions._store
 
     def held(partitions: Partitions, *args: Any) -> list[Mark]:
-        assert hold.wait(10)
+        assert hold.wait(60)
         return real(partitions, *args)
 
     monkeypatch.setattr(Partitions, "_store", held)
@@ -128,7 +128,7 @@ async def test_full_heads_hold_appends_back_until_blocks_are_stored(
             return len([await engine.append(one(number), metric_sets=(SET,)) for number in range(500)])
 
         task = asyncio.create_task(many())
-        await eventually(lambda: engine._waiting_appends == 1 and not engine._writer.waiting_bytes)
+        await eventually(lambda: engine._waiting_appends == 1 and not engine._writer.waiting_bytes, within_s=60)
         assert not task.done()
         assert (await engine.status()).head_bytes < 30_000
         hold.set()
@@ -238,7 +238,7 @@ async def test_a_reader_that_goes_away_stops_the_work(tmp_path: Path, monkeypatc
 
     def lend(partitions: Partitions, day: int, *, life: int | None = None) -> Any:
         read.append(day)
-        assert hold.wait(10)
+        assert hold.wait(60)
         return real(partitions, day, life=life)
 
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:

@@ -59,7 +59,7 @@ async def following(
         yield engine, follower
 
 
-async def caught_up(engine: Engine, within_s: float = 15.0) -> None:
+async def caught_up(engine: Engine, within_s: float = 60.0) -> None:
     """Waits until the durable cursor is at the journal's end."""
 
     async def at_end() -> bool:

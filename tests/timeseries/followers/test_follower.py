@@ -145,7 +145,7 @@ async def _let_run(clock: ManualClock, until: Callable[[], Awaitable[object]]) -
     """Lets time pass until something has happened."""
     waiting = asyncio.ensure_future(until())
     while not waiting.done():
-        clock.advance(0.1)
+        clock.advance(0.01)  # slowly: what the disk keeps waiting is not to be settled meanwhile
         await asyncio.sleep(0.001)
     await waiting
 

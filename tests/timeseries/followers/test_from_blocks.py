@@ -169,12 +169,12 @@ async def test_a_batch_is_acknowledged_when_the_store_has_it_where_that_is_wante
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend, clock = PlayedBackend(), ManualClock(NOON_MS)
-    monkeypatch.setattr("services.timeseries.followers.follower.ACKNOWLEDGE_TIMEOUT_S", 0.2)
     async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
         sequence = await engine.append(tick(SET, 1), metric_sets=(SET,))
         async with Follower(engine, backend, clock, random.Random(1)) as follower:
             await follower.shipped(sequence)
             assert backend.times == [1]
+            monkeypatch.setattr("services.timeseries.followers.follower.ACKNOWLEDGE_TIMEOUT_S", 0.2)
             backend.room = 1
             sequence = await engine.append(tick(SET, 2))
             with pytest.raises(Unavailable, match=r"played has not acknowledged the batch .*TIMESERIES_ACK") as refused:

@@ -101,7 +101,7 @@ async def test_what_passes_by_itself_is_waited_for_as_the_store_asks(
         following(tmp_path, played.url, bucket) as (engine, follower),
     ):
         await engine.append(tick(SET, 1, SERVERS), metric_sets=(SET,))
-        await eventually(lambda: "busy" in follower._last_error)
+        await eventually(lambda: "busy" in follower._last_error, within_s=20)
         await caught_up(engine)
         assert len(played.asked_s) == 6 and not follower.refusals and follower.shipped_points == 80
         pauses = [later - earlier for earlier, later in zip(played.asked_s, played.asked_s[1:], strict=False)]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fleet import status
 from fleet.status import StoreMonitor, StoreState
 from runtime.errors import Unavailable
+from services.timeseries.followers import influxdb as adapter
 from services.timeseries.settings import TimeSeriesSettings
 from tests.harness import eventually
 from tests.harness.influxdb import InfluxServer
@@ -66,14 +68,14 @@ async def test_a_token_that_may_only_write_is_enough_where_the_bucket_is(
     async with following(tmp_path, influx.url, missing, token.text, retention_s=7_200.0) as (engine, follower):
         await engine.append(tick(SET, 1), metric_sets=(SET,))
         await caught_up(engine)
-        await eventually(lambda: "INFLUXDB_RETENTION is not applied" in caplog.text)
+        await eventually(lambda: "INFLUXDB_RETENTION is not applied" in caplog.text, within_s=20)
         assert await influx.retention_s(missing) == 0
 
         await influx.delete_bucket(missing)
         probe = await follower.probe()
         assert "INFLUXDB_TOKEN may not create it" in probe.down and missing in probe.down
         await engine.append(tick(SET, 2))
-        await eventually(lambda: "INFLUXDB_TOKEN may not create it" in follower._last_error)
+        await eventually(lambda: "INFLUXDB_TOKEN may not create it" in follower._last_error, within_s=20)
         assert (await follower.probe()).lag_points == 2, "an outage: nothing is given up"
         await influx.make_bucket(missing)
         again = await influx.make_token(missing, "write")
@@ -93,9 +95,16 @@ async def test_an_organization_that_is_missing_is_an_outage(influx: InfluxServer
 @pytest.mark.fault("InfluxDB: bucket deleted")
 @pytest.mark.parametrize("found_by", ["ship", "probe"])
 async def test_a_bucket_that_is_deleted_is_made_again_and_that_is_said(
-    influx: InfluxServer, missing: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, found_by: str
+    influx: InfluxServer,
+    missing: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    found_by: str,
 ) -> None:
     caplog.set_level(logging.WARNING)
+    for module in (adapter, status):  # the probe that makes it is not to be given up
+        monkeypatch.setattr(module, "PROBE_TIMEOUT_S", 20.0)
     async with following(tmp_path, influx.url, missing) as (engine, follower):
         await engine.append(tick(SET, 1), metric_sets=(SET,))
         await caught_up(engine)
@@ -108,7 +117,7 @@ async def test_a_bucket_that_is_deleted_is_made_again_and_that_is_said(
         else:
             probes = {"influxdb": ("follower", follower.probe)}
             async with StoreMonitor("timeseries", probes, CLOCK) as monitor:
-                await eventually(lambda: monitor.statuses()[0].state == StoreState.STORE_STATE_UP)
+                await eventually(lambda: monitor.statuses()[0].state == StoreState.STORE_STATE_UP, within_s=20)
                 told.append(monitor.statuses()[0].last_error)
             await engine.append(tick(SET, 2))
             await caught_up(engine)
@@ -128,7 +137,7 @@ async def test_a_token_that_is_revoked_and_restored_loses_nothing(
         await token.revoke()
         for number in range(2, 30):
             await engine.append(tick(SET, number))
-        await eventually(lambda: "inactive" in follower._last_error)
+        await eventually(lambda: "inactive" in follower._last_error, within_s=20)
         probe = await follower.probe()
         assert probe.down.startswith("INFLUXDB_TOKEN may not write to the bucket") and probe.lag_points == 56
         await token.restore()

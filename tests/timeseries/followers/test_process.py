@@ -79,15 +79,15 @@ async def test_the_process_ships_shows_its_follower_and_stops(
                 states = {store.name: store for store in found.stores}
                 return states["influxdb"].state == status_pb2.STORE_STATE_UP and states
 
-            states = await eventually(status, within_s=15)
+            states = await eventually(status, within_s=60)
             assert set(states) == {"engine", "influxdb"} and states["influxdb"].role == "follower"
             request = timeseries_pb2.AppendRequest(
                 metric_sets=[metric_set_to_pb(SET)], batch=rows_to_pb(tick(SET, 1, ("a", "b")))
             )
             await points.Append(request)
-            await eventually(lambda: _there(influx, bucket))
+            await eventually(lambda: _there(influx, bucket), within_s=20)
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 10) == 0
+        assert await asyncio.to_thread(process.wait, 30) == 0
     finally:
         process.kill()
         process.wait()

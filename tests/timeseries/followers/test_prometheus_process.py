@@ -74,7 +74,7 @@ async def test_the_process_ships_shows_its_follower_and_stops(tmp_path: Path) ->
         try:
             await _ships_and_shows(port, prometheus)
             process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(process.wait, 10) == 0
+            assert await asyncio.to_thread(process.wait, 30) == 0
         finally:
             process.kill()
             process.wait()
@@ -98,7 +98,7 @@ async def _ships_and_shows(port: int, prometheus: PrometheusServer) -> None:
             states = {store.name: store for store in found.stores}
             return states["prometheus"].state == status_pb2.STORE_STATE_UP and states["prometheus"]
 
-        store = await eventually(up, within_s=15)
+        store = await eventually(up, within_s=60)
         assert store.role == "follower" and store.address.endswith(prometheus.write_url)
         assert store.server_version == "Prometheus API unknown, remote write 2.0"
         batch = rows_to_pb(rows(SET, [(server, now_ms, [1.0, 2.0]) for server in ("a", "b")]))

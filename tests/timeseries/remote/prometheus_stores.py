@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fleet.model import Metric, MetricKind, MetricSet, Rows
-from runtime.clock import SystemClock
+from runtime.clock import Clock, SystemClock
 from services.timeseries.engine import Query
 from services.timeseries.followers.backend import TaggedRows
 from services.timeseries.followers.prometheus import PrometheusBackend
@@ -35,8 +35,8 @@ class Store(NamedTuple):
 
 
 @asynccontextmanager
-async def reading(urls: Iterable[str], **bounds: Any) -> AsyncIterator[PrometheusHistory]:
-    history = PrometheusHistory(query_urls=list(urls), clock=CLOCK, **bounds)
+async def reading(urls: Iterable[str], clock: Clock = CLOCK, **bounds: Any) -> AsyncIterator[PrometheusHistory]:
+    history = PrometheusHistory(query_urls=list(urls), clock=clock, **bounds)
     try:
         yield history
     finally:
