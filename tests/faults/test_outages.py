@@ -83,7 +83,6 @@ async def test_an_outage_loses_nothing_and_stops_nobody(tmp_path: Path, fault_ro
         assert made.readers.failures == []
         assert (row.missing, row.doubled) == (0, 0), counted
         assert row.acknowledged == row.sent
-        assert ill.keys() == healthy.keys(), "who waits for all of it has no answer at all"
         for kind, latencies_s in ill.items():
             slow_s = percentile(latencies_s, 0.9)
             assert slow_s < max(MAX_SLOWER * percentile(healthy[kind], 0.9), LEAST_P90_S), (kind, slow_s, row)
