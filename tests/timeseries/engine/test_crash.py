@@ -12,6 +12,8 @@ from tests.timeseries.engine.crash import LIVES_AT_MOST_S, Tally, crash
 from tests.timeseries.engine.crash_writer import PLANTS
 
 ROUNDS, PER_STORE = 10, 5
+MOST_ATTEMPTS = 4
+"""What it is doing when it dies is chance; a slow machine gets less done in a life."""
 TRIES = 20
 DIE_OF_IT_WITHIN_S = {"marks go first": 60.0, "old blocks go first": 60.0}
 """These end their process themselves, where they do harm; it is waited for, however slow the machine."""
@@ -30,12 +32,20 @@ def ignore(_tally: Tally) -> None:
     """Nobody watches."""
 
 
+@pytest.mark.timeout(60 * MOST_ATTEMPTS)
 async def test_every_acknowledged_row_is_there_once_after_kill_9(tmp_path: Path) -> None:
-    tally, faults = await crash(tmp_path, ROUNDS, random.randrange(1 << 30), ignore, per_store=PER_STORE)
-    assert faults == []
-    assert tally.rounds == ROUNDS and tally.batches > ROUNDS and tally.points > 0, tally
-    assert {"roll up", "evict", "merge"} & tally.died_in.keys(), tally
-    assert len(tally.died_in) > 2, tally
+    died_in: set[str] = set()
+    for attempt in range(MOST_ATTEMPTS):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        tally, faults = await crash(folder, ROUNDS, random.randrange(1 << 30), ignore, per_store=PER_STORE)
+        assert faults == []
+        assert tally.rounds == ROUNDS and tally.batches > ROUNDS and tally.points > 0, tally
+        died_in |= tally.died_in.keys()
+        if died_in & {"roll up", "evict", "merge"} and len(died_in) > 2:
+            break
+    else:
+        raise AssertionError(f"it died in {died_in} only")
 
 
 @pytest.mark.parametrize("bug", PLANTS)
