@@ -88,8 +88,8 @@ async def test_servers_are_described(stage: Stage) -> None:
 async def test_speed_is_kept(stage: Stage, speed: float, step_s: float) -> None:
     task = asyncio.create_task(stage.replay(speed=speed, shift=False).run(stage.delivery))
     for step in range(5):
-        await eventually(lambda: stage.clock.sleepers == 1)
-        assert len(stage.rows) == 3 * (step + 1)
+        rows = 3 * (step + 1)
+        await eventually(lambda rows=rows: stage.clock.sleepers == 1 and len(stage.rows) == rows)
         stage.clock.advance(step_s * 0.6)
         await asyncio.sleep(0.02)
         assert len(stage.rows) == 3 * (step + 1)
@@ -126,7 +126,7 @@ async def test_being_stopped_while_rows_are_fetched_loses_none(stage: Stage, mon
     stops = 0
     while True:
         task = asyncio.create_task(replay.run(stage.delivery))
-        for _ in range(4 + stops % 5):
+        for _ in range(4 + stops % 5 + stops // 20):  # in the end long enough for any machine
             await asyncio.sleep(0)
         if not task.done():
             stops += 1

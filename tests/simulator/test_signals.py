@@ -1,6 +1,8 @@
 """Values are a function of seed and tick, plausible, and honest about counters."""
 
+import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -130,12 +132,17 @@ def test_a_counter_agrees_with_its_gauge() -> None:
     assert np.abs(usage - values[:, :, COLUMN["cpu_usage"]].mean(axis=0)).max() < 5.0
 
 
-def test_a_tick_of_the_default_fleet_takes_well_under_five_milliseconds() -> None:
+def test_a_tick_of_the_default_fleet_costs_little_more_than_a_loop_over_its_values() -> None:
+    """A millisecond each; five would be those of one who makes the values one by one."""
     source = generator()
-    source.values(NOON)
-    took = []
-    for tick in range(50):
-        started = time.process_time()
-        source.values(NOON + tick)
-        took.append(time.process_time() - started)
-    assert np.median(took) < 0.005
+    values = source.values(NOON).ravel().tolist()
+
+    def median_s(work: Callable[[int], object]) -> float:
+        took = []
+        for tick in range(50):
+            started = time.process_time()
+            work(NOON + tick)
+            took.append(time.process_time() - started)
+        return float(np.median(took))
+
+    assert median_s(source.values) < 5 * median_s(lambda _: [math.sin(value) for value in values])

@@ -260,7 +260,7 @@ async def test_the_process_starts_without_any_store_and_stops_cleanly(tmp_path: 
     environment = {"DATA_DIR": str(tmp_path), "SIMULATOR_ADDRESS": "127.0.0.1:0", "TIMESERIES_TARGET": "127.0.0.1:9"}
     process = await _run(environment)
     assert process.stderr is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while b"listens on" not in (line := await process.stderr.readline()):
             assert line, "it ended"
         process.send_signal(signal.SIGTERM)
@@ -273,7 +273,7 @@ async def test_a_wrong_recording_is_one_line(tmp_path: Path) -> None:
     recording.write_text("when,server_id,cpu_usage\n")
     environment = {"DATA_DIR": str(tmp_path), "SIMULATOR_MODE": "replay", "SIMULATOR_REPLAY_FILE": str(recording)}
     process = await _run(environment | {"SIMULATOR_ADDRESS": "127.0.0.1:0"})
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         _, said = await process.communicate()
     assert process.returncode == 1
     assert "the column 'time' is missing" in said.decode()
