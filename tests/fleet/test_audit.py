@@ -137,7 +137,7 @@ async def test_a_sink_that_is_away_gets_everything_later_in_order(tmp_path: Path
         await log.append(said("/a.B/Last"))
         assert not sink.events
         sink.away = False
-        await eventually(lambda: len(sink.events) == 21, 10.0)
+        await eventually(lambda: len(sink.events) == 21, 30.0)
         await eventually(lambda: log.lag.events == 0)
     assert sink.whole() and sink.events[-1].action == "/a.B/Last"
     async with opened(tmp_path, sink) as log:  # what was shipped is gone, the chain goes on
@@ -186,10 +186,9 @@ async def test_what_cannot_be_journaled_is_refused_before_it_is_done_and_again_a
         with pytest.raises(ResourceExhausted, match="nothing is changed that cannot be recorded"):
             log.check()
         broken = False
-        await eventually(lambda: clock.sleepers > 0)
-        clock.advance(1.5)
 
         def works() -> bool:
+            clock.advance(0.1)
             with contextlib.suppress(ResourceExhausted):
                 log.check()
                 return True
@@ -208,7 +207,7 @@ async def test_a_full_journal_refuses_changes(tmp_path: Path) -> None:
                 await log.append(said(after="x" * 500))
         assert caught.value.reason == "AUDIT_JOURNAL_FULL"
         sink.away = False
-        await eventually(lambda: log.lag.events == 0, 10.0)
+        await eventually(lambda: log.lag.events == 0, 30.0)
         await log.append(said())
 
 
@@ -233,9 +232,12 @@ async def test_a_flood_of_refused_calls_is_bounded_and_displaces_no_change(tmp_p
         await until_over(clock)
         await asyncio.gather(*(log.append(said(after="x" * 1_000)) for _ in range(500)))
         sink.away = False
-        await eventually(lambda: bool(clock.sleepers))
-        clock.advance(3.0)
-        await eventually(lambda: log.lag.events == 0, 20.0)
+
+        def shipped() -> bool:
+            clock.advance(0.1)  # it pauses after it was away
+            return log.lag.events == 0
+
+        await eventually(shipped, 20.0)
     flood = [event for event in sink.events if event.code != "OK"]
     assert sum(event.code == "OK" for event in sink.events) == 500
     assert sum(len(to_json(event)) for event in flood) < (1 << 20) / 8
@@ -247,7 +249,7 @@ async def test_the_kinds_of_a_minute_are_bounded(tmp_path: Path) -> None:
         for number in range(2 * MAX_KINDS):
             log.count(refused(clock, actor=f"bot-{number}"))
         await until_over(clock)
-        await eventually(lambda: len(sink.events) == MAX_KINDS + 1, 10.0)
+        await eventually(lambda: len(sink.events) == MAX_KINDS + 1, 30.0)
     assert {event.count for event in sink.events if event.actor == OTHERS} == {MAX_KINDS}
 
 
