@@ -83,7 +83,7 @@ async def test_what_is_judged_in_a_thread_is_judged_to_its_end_whoever_is_cancel
 
     def slow(now_ms: int) -> list[Anomaly]:
         started.set()
-        may_end.wait(5)
+        may_end.wait(60)
         return advance(now_ms)
 
     for batch in batches(40)[10:]:

@@ -157,7 +157,7 @@ async def test_timeseries_that_is_away_is_found_again() -> None:
             await following.seen(1)
         fake.append(fleet_ticks(2)[1])
         async with serving(fake, address):
-            await eventually(lambda: following.analysis.next_sequence == 3, within_s=10)
+            await eventually(lambda: following.analysis.next_sequence == 3, within_s=30)
     assert following.analysis.counters.rows == 6
 
 

@@ -125,7 +125,7 @@ async def test_the_command_explains_itself() -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench", "--help", cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
-    text, _ = await asyncio.wait_for(process.communicate(), 30)
+    text, _ = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 0
     assert b"examples:" in text
     assert b"--quick" in text
