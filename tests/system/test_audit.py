@@ -92,7 +92,7 @@ async def audited(tmp_path_factory: pytest.TempPathFactory, database_server: Pos
     async with Product(tmp_path_factory.mktemp("audit"), **settings) as product:
         await product.start("metadata", "timeseries", "cache", "gateway")
         made = Audited(product, database_server, database)
-        await eventually(made.reaches_metadata, 10.0)
+        await eventually(made.reaches_metadata, 30.0)
         yield made
 
 
@@ -107,7 +107,7 @@ async def test_changes_are_listed_with_who_what_and_whence(audited: Audited) -> 
         found = await audited.events("&target=audited-1")
         return found if len(found) == 3 else []
 
-    deleted, updated, created = await eventually(all_there, 10.0)
+    deleted, updated, created = await eventually(all_there, 30.0)
     assert [event["action"] for event in (created, updated, deleted)] == [
         f"{FLEET}.{name}" for name in ("CreateServer", "UpdateServer", "DeleteServer")
     ]
@@ -140,7 +140,7 @@ async def test_refused_calls_are_counted_over_both_transports(audited: Audited) 
         found = await audited.events("&code=UNAUTHENTICATED")
         return sum(int(event["count"]) for event in found if event["action"] == f"{FLEET}.DeleteServer") == 12
 
-    await eventually(there, 15.0)
+    await eventually(there, 30.0)
 
 
 async def test_the_log_is_proved_and_exported_and_tampering_named(audited: Audited) -> None:
@@ -152,7 +152,7 @@ async def test_the_log_is_proved_and_exported_and_tampering_named(audited: Audit
     lines = [json.loads(line) for line in (await audited.call("/v1/audit:export")).body.splitlines()]
     events = [line["event"] for line in lines if "event" in line]
     assert len(events) >= int(proof["events"])
-    exports = await eventually(lambda: audited.events("&action=openmanager.gateway.v1.AuditService.ExportAuditLog"), 10)
+    exports = await eventually(lambda: audited.events("&action=openmanager.gateway.v1.AuditService.ExportAuditLog"), 30)
     assert exports
     changed = next(event for event in reversed(events) if event["actor"] == "token-holder")
     writer, last = changed["writerId"], int(changed["seq"])
@@ -181,7 +181,7 @@ async def test_only_an_administrator_reads_it(audited: Audited) -> None:
     async def known() -> bool:
         return (await audited.call("/v1/servers", headers=viewer)).status == 200
 
-    await eventually(known, 10.0)
+    await eventually(known, 30.0)
     for path in ("/v1/audit", "/v1/audit:verify", "/v1/audit:export"):
         assert (await audited.call(path, headers=viewer)).status == 403
     stub = audit_pb2_grpc.AuditServiceStub
@@ -200,7 +200,7 @@ async def test_a_start_with_other_settings_is_an_event(audited: Audited) -> None
         found = await audited.events("&action=openmanager.gateway.Configure")
         return found if len(found) == 2 else []
 
-    changed, first = await eventually(there, 15.0)
+    changed, first = await eventually(there, 30.0)
     assert "before" not in first
     before, after = json.loads(changed["before"]), json.loads(changed["after"])
     assert {name for name in after if after[name] != before[name]} == {"GATEWAY_RATE_LIMIT"}
@@ -219,13 +219,13 @@ async def test_what_a_worker_that_is_no_more_has_left_behind_is_shipped(audited:
     for file in folder.glob("audit.db*"):
         file.rename(folder / "worker-7" / file.name)
     await product.start("metadata", "gateway")
-    await eventually(audited.reaches_metadata, 10.0)
+    await eventually(audited.reaches_metadata, 30.0)
 
     async def there() -> bool:
         found = await audited.events("&code=UNAUTHENTICATED")
         return any(event["action"] == f"{FLEET}.UpdateServer" for event in found)
 
-    await eventually(there, 15.0)
+    await eventually(there, 30.0)
     assert (await audited.proof())["valid"] is True
 
 

@@ -108,7 +108,7 @@ async def test_a_server_that_falls_ill_is_found_once_and_what_people_say_of_it_c
             answer = await product.http(f"/v1/anomalies/{one['id']}:feedback", body={"verdict": "false"}, method="POST")
             return answer.status != 503 and answer.json
 
-        assert (await eventually(judged))["verdict"] == "ANOMALY_VERDICT_FALSE"
+        assert (await eventually(judged, within_s=60.0))["verdict"] == "ANOMALY_VERDICT_FALSE"
 
         async def is_less_sensitive() -> bool:
             answer = await product.http("/v1/analytics/report")

@@ -37,7 +37,7 @@ async def test_so_many_wait_for_a_store_that_hangs_and_nobody_else_does(tmp_path
         async def is_shown() -> bool:
             return (await product.http(f"/v1/servers/{SERVER}")).status == 200
 
-        await eventually(is_shown)
+        await eventually(is_shown, within_s=20)
         store = product.running["timeseries"].pid
         async with product.channel("gateway") as channel:
             history = history_pb2_grpc.HistoryServiceStub(channel.grpc)
@@ -54,7 +54,7 @@ async def test_so_many_wait_for_a_store_that_hangs_and_nobody_else_does(tmp_path
             os.kill(store, signal.SIGSTOP)
             try:
                 calls = [asyncio.create_task(ask()) for _ in range(OFFERED)]
-                await eventually(lambda: sum(call.done() for call in calls) == OFFERED - PLACES)
+                await eventually(lambda: sum(call.done() for call in calls) == OFFERED - PLACES, within_s=20)
                 for call in calls:
                     if call.done():
                         error = call.result()

@@ -98,14 +98,14 @@ async def watched(folder: Path, postgres: PostgresServer, collector: Collector) 
 
 async def users_and_tokens(w: Watched) -> None:
     setup_file = w.product.folder / "data" / "metadata" / "setup-token"
-    await eventually(setup_file.exists)
+    await eventually(setup_file.exists, within_s=30)
     setup = setup_file.read_text().strip()
 
     async def made() -> Answer | None:
         answer = await w.call("/v1/users:setUp", {"setupToken": setup, "name": "Ada", "password": PASSWORD}, "")
         return answer if answer.status != 503 else None  # the gateway may not have found metadata yet
 
-    first = await eventually(made)
+    first = await eventually(made, within_s=30)
     assert first.status == 200, first.body
     created = await w.call("/v1/tokens", {"name": "t", "role": "ROLE_VIEWER"})
     rotated = await w.call(f"/v1/tokens/{created.json['token']['id']}:rotate", {})
@@ -157,7 +157,7 @@ async def words_to_an_ai(w: Watched) -> None:
         recorded = await w.call("/v1/ai/interactions", body)
         assert recorded.status == 200, recorded.body
     log = w.product.log("metadata")
-    await eventually(lambda: b"PostgreSQL refused" in log.read_bytes())
+    await eventually(lambda: b"PostgreSQL refused" in log.read_bytes(), within_s=30)
     for path, body in (
         (f"/v1/ai/interactions:search?query={ASKED}", None),
         (f"/v1/ai/interactions?query={ASKED}", None),  # no such parameter

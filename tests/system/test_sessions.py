@@ -137,12 +137,12 @@ async def test_a_cookie_is_no_token_and_a_token_no_cookie(manager: Manager) -> N
 
 
 async def test_what_a_token_has_begun_ends_with_it(manager: Manager) -> None:
-    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 8))
-    over = (await manager.token("OPERATOR", expireTime=soon))[1]
     made = [await manager.token("OPERATOR") for _ in range(2)]
     user = {"user": {"name": "Emmy", "role": "ROLE_OPERATOR"}, "password": PASSWORD}
     assert (await manager.call("/v1/users", body=user)).status == 200
     demoted = (await manager.token("OPERATOR", user="Emmy"))[1]
+    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 8))  # the last, so that it is not over before
+    over = (await manager.token("OPERATOR", expireTime=soon))[1]
     shown = {"over": over, "revoked": made[0][1], "rotated": made[1][1], "demoted": demoted, "stays": manager.secret}
     async with manager.product.channel("gateway") as channel:
         fleet, ingest = fleet_pb2_grpc.FleetServiceStub(channel.grpc), ingest_pb2_grpc.IngestServiceStub(channel.grpc)

@@ -73,7 +73,7 @@ def test_all_certificates_are_replaced_while_it_runs(tmp_path: Path) -> None:
         put(second, live, *NAMES)
         wanted = (second / "gateway.crt").read_text()
         for address in (launched.http_address, launched.addresses["gateway"]):
-            within(10, lambda address=address: all(shown(address) == wanted for _ in range(8)))
+            within(30, lambda address=address: all(shown(address) == wanted for _ in range(8)))
         put(second, live, "ca.crt")  # from now on the first authority is nobody
         called = ("cache", "metadata", "timeseries")
         for name in called:

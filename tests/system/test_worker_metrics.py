@@ -107,7 +107,7 @@ async def test_whoever_is_asked_tells_of_all(product: Product) -> None:
         return calls if up == {str(number): 1.0 for number in range(1, WORKERS + 1)} else None
 
     for _ in range(4 * WORKERS):
-        calls = await eventually(whole)
+        calls = await eventually(whole, within_s=WITHIN_S)
         assert sum(calls.values()) == CALLS
         assert len(calls) > 1, "the kernel has spread the connections"
 
@@ -123,17 +123,26 @@ async def all_are_up(product: Product) -> bool:
     return await asyncio.to_thread(ask)
 
 
+async def one_away(connection: Kept) -> dict[str, float]:
+    """What it says once the other two answer: on a busy machine one of them, too, may take longer than its second."""
+
+    async def told() -> dict[str, float] | None:
+        up = await asyncio.to_thread(connection.up)
+        return up if sorted(up.values()) == [0.0, 1.0, 1.0] else None
+
+    return await eventually(told, within_s=WITHIN_S)
+
+
 async def test_one_that_is_stuck_does_not_block_the_page(product: Product) -> None:
     with kept(product) as connection:
         await asyncio.to_thread(connection.get, "/healthz")
         stuck = next(process for process in processes(product) if process != connection.process())
         stuck.send_signal(signal.SIGSTOP)
         try:
-            up = await asyncio.to_thread(connection.up)
+            up = await one_away(connection)
             calls = await asyncio.to_thread(connection.calls)
         finally:
             stuck.send_signal(signal.SIGCONT)
-        assert sorted(up.values()) == [0.0, 1.0, 1.0]
         (away,) = [name for name, value in up.items() if not value]
         assert away not in calls
         await eventually(lambda: all_are_up(product), within_s=WITHIN_S)
@@ -143,8 +152,12 @@ async def test_one_that_is_killed_is_missing_until_it_is_back(product: Product) 
     with kept(product) as connection:
         await asyncio.to_thread(connection.get, "/healthz")
         killed = next(process for process in processes(product) if process != connection.process())
-        killed.send_signal(signal.SIGKILL)
-        with suppress(psutil.NoSuchProcess):
-            await asyncio.to_thread(killed.wait, WITHIN_S)
-        assert sorted((await asyncio.to_thread(connection.up)).values()) == [0.0, 1.0, 1.0]
+        first = product.running["gateway"]
+        first.send_signal(signal.SIGSTOP)  # it would start another one, maybe before anybody looks
+        try:
+            killed.send_signal(signal.SIGKILL)
+            await eventually(lambda: killed.status() == psutil.STATUS_ZOMBIE, within_s=WITHIN_S)
+            await one_away(connection)
+        finally:
+            first.send_signal(signal.SIGCONT)
         await eventually(lambda: all_are_up(product), within_s=WITHIN_S)

@@ -140,7 +140,8 @@ async def test_one_that_dies_is_started_again_and_the_others_go_on(tmp_path: Pat
             return len(workers(product)) == WORKERS and before[1] not in workers(product)
 
         await eventually(is_back, within_s=30)
-        await eventually(lambda: re.search(r"worker 2 is back", product.log("gateway").read_text()) is not None)
+        said = product.log("gateway")
+        await eventually(lambda: re.search(r"worker 2 is back", said.read_text()) is not None, within_s=30)
         assert set(before) - {before[1]} <= set(workers(product)), "the others were left alone"
 
 
@@ -151,7 +152,7 @@ async def test_they_end_with_the_first(tmp_path: Path, how: signal.Signals) -> N
         process = product.running["gateway"]
         await product.kill("gateway", how=how)
         assert process.returncode == (0 if how == signal.SIGTERM else -how)
-        await eventually(lambda: not any(worker.is_running() for worker in before))
+        await eventually(lambda: not any(worker.is_running() for worker in before), within_s=30)
 
 
 async def what_it_says(product: Product) -> str:
