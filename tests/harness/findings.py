@@ -41,5 +41,5 @@ def record(metadata: str, secret: str, *findings: Anomaly) -> None:
         request = anomaly_pb2.RecordAnomaliesRequest(anomalies=[anomaly_to_pb(one) for one in findings])
         stub = anomaly_pb2_grpc.AnomalyStoreServiceStub(channel)  # type: ignore[no-untyped-call]
         stub.RecordAnomalies(
-            request, metadata=(("authorization", f"Bearer {secret}"),), timeout=10, wait_for_ready=True
+            request, metadata=(("authorization", f"Bearer {secret}"),), timeout=30, wait_for_ready=True
         )

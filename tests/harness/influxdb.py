@@ -28,7 +28,7 @@ from urllib3.exceptions import HTTPError
 
 from tests.harness import eventually, free_port
 
-START_BOUND_S: Final = 20.0
+START_BOUND_S: Final = 60.0
 PORT_ATTEMPTS: Final = 3
 ORG: Final = "openmanager"
 TOKEN: Final = "the-token-of-the-test-suite"
@@ -173,7 +173,7 @@ class InfluxServer:
         }
 
     def _client(self) -> InfluxDBClient:
-        return InfluxDBClient(self.url, TOKEN, org=ORG, timeout=10_000)
+        return InfluxDBClient(self.url, TOKEN, org=ORG, timeout=30_000)
 
     def _launch(self) -> None:
         folder = self._folder

@@ -68,7 +68,7 @@ class Launched:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(how)
-        return self.process.wait(40)
+        return self.process.wait(90)
 
     @property
     def printed(self) -> str:

@@ -195,7 +195,7 @@ class OpenIdProvider:
     @contextlib.asynccontextmanager
     async def _as(self, who: dict[str, str]) -> AsyncIterator[httpx2.AsyncClient]:
         """A browser of somebody who has logged in."""
-        async with httpx2.AsyncClient(base_url=self.url, trust_env=False) as http:
+        async with httpx2.AsyncClient(base_url=self.url, trust_env=False, timeout=30.0) as http:
             await asked(http, "POST", "/api/auth/", who)
             yield http
 

@@ -28,7 +28,7 @@ from services.metadata.target import DatabaseTarget, target_of_url
 from tests.harness import free_port
 
 DEBIAN_BIN = Path(os.environ.get("POSTGRES_BIN", "/usr/lib/postgresql/15/bin"))
-START_BOUND_S = 20.0
+START_BOUND_S = 60.0
 OWNER = "om_owner"
 ROOM_FOR_CLUSTERS_BYTES = 2 << 30
 _numbers = itertools.count(1)

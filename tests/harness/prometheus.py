@@ -39,7 +39,7 @@ class PrometheusApi:
     """The query API below an address, asked as another program would."""
 
     def __init__(self) -> None:
-        self._http = urllib3.PoolManager(retries=False, timeout=10.0)
+        self._http = urllib3.PoolManager(retries=False, timeout=30.0)
 
     def query_url(self) -> str:
         raise NotImplementedError
@@ -77,12 +77,12 @@ class PrometheusApi:
                 )
         return dict(found)
 
-    async def answers(self, url: str) -> bool:
+    async def answers(self, url: str, within_s: float = 2.0) -> bool:
         """Whether a GET is answered with 2xx."""
 
         def get() -> bool:
             try:
-                return 200 <= self._http.request("GET", url, timeout=2.0).status < 300
+                return 200 <= self._http.request("GET", url, timeout=within_s).status < 300
             except HTTPError:
                 return False
 

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from tests.harness import eventually, free_port
 
-START_BOUND_S: Final = 10.0
+START_BOUND_S: Final = 30.0
 PORT_ATTEMPTS: Final = 3
 
 
@@ -42,7 +42,7 @@ class RedisServer:
 
     def client(self) -> Redis:
         """A client of the driver's own, to look at what is really there. Close it."""
-        return Redis(port=self.port, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=2.0)
+        return Redis(port=self.port, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=10.0)
 
     async def start(self) -> None:
         """Starts the server, on the same port as before when there was one, and returns once it answers."""

@@ -33,11 +33,11 @@ def abused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
 def unharmed(launched: Launched) -> None:
     """It runs as it was started, all stores are up, it takes and gives, and nobody logged an error."""
     assert "starting it again" not in launched.printed
-    within(10, lambda: states(launched) == {"STORE_STATE_UP"})
+    within(30, lambda: states(launched) == {"STORE_STATE_UP"})
     row = {"serverId": "unharmed", "time": "now"}
     batch = {"metrics": [{"name": "pulse"}], "rows": [row], "values": [1]}
     assert launched.post("/v1/metrics:write", batch).json["acceptedPoints"] == 1
-    assert within(10, lambda: launched.get("/v1/servers/unharmed").json.get("metrics")) == {"pulse": 1.0}
+    assert within(30, lambda: launched.get("/v1/servers/unharmed").json.get("metrics")) == {"pulse": 1.0}
     logs = [line for log in (launched.data / "logs").glob("*.log") for line in log.read_text().splitlines()]
     assert logs
     assert [line for line in logs if json.loads(line)["level"] in {"ERROR", "CRITICAL"}] == []

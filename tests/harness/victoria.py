@@ -26,7 +26,7 @@ class VictoriaServer(StoreServer):
 
     async def flush(self) -> None:
         """Makes what was written visible to queries, which otherwise takes a second or two."""
-        assert await self.answers(self.url + "/internal/force_flush")
+        assert await self.answers(self.url + "/internal/force_flush", within_s=30.0)
 
 
 @contextlib.asynccontextmanager
