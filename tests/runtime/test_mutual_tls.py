@@ -74,7 +74,7 @@ async def serving(given: EchoSettings, servicer: EchoServicer | None = None) -> 
 def channel(address: str, ca: Path, own: Path | None = None, name: str = "gateway") -> Channel:
     key, chain = ((own / f"{name}.{kind}").read_bytes() if own else None for kind in ("key", "crt"))
     credentials = grpc.ssl_channel_credentials((ca / "ca.crt").read_bytes(), key, chain)
-    return Channel(address, secret=SECRET, credentials=lambda: credentials, default_deadline_s=5.0)
+    return Channel(address, secret=SECRET, credentials=lambda: credentials, default_deadline_s=20.0)
 
 
 async def answers(to: Channel) -> bool:
@@ -119,7 +119,7 @@ class _Named(Channel):
     """Dials an address as if a name had led to it."""
 
     def __init__(self, address: str, own: Path, name: str) -> None:
-        super().__init__(address, secret=SECRET, default_deadline_s=5.0)
+        super().__init__(address, secret=SECRET, default_deadline_s=20.0)
         key, chain = ((own / f"gateway.{kind}").read_bytes() for kind in ("key", "crt"))
         credentials = grpc.ssl_channel_credentials((own / "ca.crt").read_bytes(), key, chain)
         options = (("grpc.ssl_target_name_override", name),)
@@ -195,7 +195,7 @@ async def test_a_caller_shows_its_new_certificate_and_loses_no_call(
                 async def told() -> bool:
                     return await shown() == first and bool(caplog.records)
 
-                await eventually(told, 10.0)
+                await eventually(told)
             (record,) = caplog.records
             assert f"{live / 'gateway.key'} is not the key of {live / 'gateway.crt'}" in record.getMessage()
             put(foreign, live, "gateway.crt")
@@ -204,12 +204,12 @@ async def test_a_caller_shows_its_new_certificate_and_loses_no_call(
             async def renewed() -> bool:
                 return await shown() == second
 
-            await eventually(renewed, 10.0)
+            await eventually(renewed)
             (old,) = open_channel.grpc._old
             servicer.hold.set()
             assert (await stream.read()).text == first  # over the connection that stood
             assert await stream.code() is grpc.StatusCode.OK
-            await eventually(lambda: not open_channel.grpc._old, 5.0)
+            await eventually(lambda: not open_channel.grpc._old)
             assert old.channel._channel.closed()
     assert len(caplog.records) == 1
 
@@ -241,9 +241,9 @@ async def test_calls_go_on_while_a_callers_certificate_is_replaced_again_and_aga
                     put(folder, live, "gateway.key", "gateway.crt")
                     seen.clear()
                     wanted = (folder / "gateway.crt").read_text()
-                    await eventually(lambda wanted=wanted: wanted in seen, 10.0)
+                    await eventually(lambda wanted=wanted: wanted in seen)
                 done.set()
-            await eventually(lambda: not open_channel.grpc._old, 5.0)
+            await eventually(lambda: not open_channel.grpc._old)
 
 
 def test_files_that_do_not_fit_together_end_the_start(tmp_path: Path, made: Path, foreign: Path) -> None:

@@ -23,11 +23,13 @@ from tests.harness import eventually, free_port
 
 async def test_the_systems_clock() -> None:
     clock = SystemClock()
-    assert abs(clock.now_ms() - time.time() * 1_000) < 1_000
+    before_ms, now_ms, after_ms = int(time.time() * 1_000), clock.now_ms(), time.time() * 1_000
+    assert before_ms <= now_ms <= after_ms
     started = clock.monotonic()
-    await clock.sleep(0.02)
-    await clock.sleep_until(started)
-    assert 0.02 <= clock.monotonic() - started < 2
+    async with asyncio.timeout(20):
+        await clock.sleep(0.02)
+        await clock.sleep_until(started)
+    assert clock.monotonic() - started >= 0.02
 
 
 async def test_a_manual_clock_wakes_sleepers_in_the_order_of_their_times() -> None:

@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -50,12 +49,15 @@ class Running:
             said = [line["message"] for line in self.lines() if "listens on" in line["message"]]
             return said[0].split()[3] if said else ""
 
-        return await eventually(listening, within_s=15)
+        return await eventually(listening, within_s=60)
+
+    async def says(self, text: str) -> None:
+        await eventually(lambda: text in self.text, within_s=60)
 
     def secret(self) -> str:
         return (self.data_dir / folder.SECRET_FILE_NAME).read_text().strip()
 
-    async def exit_status(self, within_s: float = 15) -> int:
+    async def exit_status(self, within_s: float = 60) -> int:
         status = await asyncio.wait_for(self.process.wait(), within_s)
         await self._reader
         return status
@@ -85,7 +87,7 @@ async def test_a_signal_lets_calls_finish_and_exits_with_0(tmp_path: Path, numbe
     async with started(tmp_path) as running:
         async with Channel(await running.address(), secret=running.secret()) as channel:
             call = asyncio.ensure_future(EchoStub(channel.grpc).Get(Echo(text="slow")))
-            await asyncio.sleep(0.1)  # the call is on its way; the handler takes 0.5 s
+            await running.says("a slow call has begun")
             running.process.send_signal(number)
             assert (await call).text == "slow"
         assert await running.exit_status() == 0
@@ -153,10 +155,9 @@ async def test_ending_without_being_told_is_a_failure(tmp_path: Path) -> None:
 
 async def test_what_does_not_stop_is_cut_off(tmp_path: Path) -> None:
     async with started(tmp_path, ECHO_FAIL="hang") as running:
-        await eventually((tmp_path / "service-secret").exists, within_s=15)
-        await asyncio.sleep(0.2)  # past the installing of the signal handlers, which nothing shows from outside
+        await running.says("will hang")
         running.process.terminate()
-        assert await running.exit_status(within_s=5) == 1
+        assert await running.exit_status(within_s=30) == 1  # it hangs for a minute
         assert "did not stop within 0.2 s" in running.text
 
 
@@ -176,10 +177,10 @@ async def test_a_killed_launcher_leaves_no_process_behind(tmp_path: Path) -> Non
     assert launcher.stdout is not None
     child = int(await launcher.stdout.readline())
     try:
-        await eventually(lambda: log.exists() and "listens on" in log.read_text(), within_s=15)
+        await eventually(lambda: log.exists() and "listens on" in log.read_text(), within_s=50)
         launcher.kill()
         await launcher.wait()
-        await eventually(lambda: "echo stopped" in log.read_text(), within_s=8)
+        await eventually(lambda: "echo stopped" in log.read_text())
         await eventually(lambda: not alive(child))
     finally:
         if alive(child):
@@ -196,22 +197,26 @@ def alive(pid: int) -> bool:
 
 async def test_processes_starting_at_once_agree_on_one_secret(tmp_path: Path) -> None:
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from pathlib import Path\n"
         "from runtime.folder import service_secret\n"
         "from runtime.settings import CommonSettings\n"
         "settings = CommonSettings(data_dir=Path(sys.argv[1]))\n"
-        "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n"
         "print(service_secret(settings))\n"
     )
-    at = str(time.time() + 1.5)
+    waits, goes = os.pipe()  # of all of them: its end is when they begin
+    command = (sys.executable, "-c", code, str(tmp_path / "new" / "data"))
     processes = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code, str(tmp_path / "new" / "data"), at, cwd=ROOT, stdout=subprocess.PIPE
-        )
-        for _ in range(6)
+        await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdin=waits, stdout=subprocess.PIPE) for _ in range(6)
     ]
+    for process in processes:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+    os.close(goes)
     answers = [(await process.communicate())[0].decode().strip() for process in processes]
+    os.close(waits)
     assert len(set(answers)) == 1
     assert len(answers[0]) >= 40
     file = tmp_path / "new" / "data" / "service-secret"

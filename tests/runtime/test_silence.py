@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 
 import pytest
 
@@ -14,14 +13,22 @@ from tests.runtime.conftest import serving
 from tests.runtime.echo import Echo, EchoStub
 
 HANDSHAKE_MS, KEEPALIVE_MS, ANSWER_MS = 700, 1_000, 500
+PATIENT_MS = 60_000
+"""Of the bounds that a test does not overstep on purpose: a machine that stalls must not, either."""
 WITHIN_S = 20.0
 
 
 @pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_MS", HANDSHAKE_MS)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_MS", PATIENT_MS)
     monkeypatch.setattr(limits, "KEEPALIVE_TIME_MS", KEEPALIVE_MS)
-    monkeypatch.setattr(limits, "KEEPALIVE_TIMEOUT_MS", ANSWER_MS)
+    monkeypatch.setattr(limits, "KEEPALIVE_TIMEOUT_MS", PATIENT_MS)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handshakes have little time."""
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_MS", HANDSHAKE_MS)
 
 
 async def connected(address: str) -> Connection:
@@ -35,6 +42,7 @@ async def closed(connection: Connection) -> str:
         return (await connection.reader.read()).decode("latin-1")
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize(
     "words", [b"", PREFACE[:10], PREFACE, PREFACE + frame(SETTINGS)], ids=["none", "a part", "preface", "settings"]
 )
@@ -44,13 +52,14 @@ async def test_who_does_not_finish_the_handshake_is_let_go(words: bytes) -> None
         assert re.search("settings_timeout|handshake timeout", await closed(connection))
 
 
+@pytest.mark.usefixtures("hasty")
 async def test_who_drips_is_let_go_before_the_last_drop() -> None:
     async with serving() as running, await connected(running.address) as connection:
 
         async def drip() -> None:
             for byte in PREFACE:
                 connection.writer.write(bytes([byte]))
-                await asyncio.sleep(HANDSHAKE_MS / 5_000)
+                await asyncio.sleep(HANDSHAKE_MS / 2_000)
 
         drops = asyncio.create_task(drip())
         await closed(connection)
@@ -58,8 +67,9 @@ async def test_who_drips_is_let_go_before_the_last_drop() -> None:
         drops.cancel()
 
 
-async def test_who_stops_in_the_middle_of_a_frame_is_let_go() -> None:
+async def test_who_stops_in_the_middle_of_a_frame_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """His answers to pings do not come any more."""
+    monkeypatch.setattr(limits, "KEEPALIVE_TIMEOUT_MS", ANSWER_MS)
     async with serving() as running, await Connection.open(running.address) as connection:
         assert await connection.until(SETTINGS) is not None  # and acknowledges ours
         connection.writer.write(frame(SETTINGS)[:5])
@@ -68,13 +78,12 @@ async def test_who_stops_in_the_middle_of_a_frame_is_let_go() -> None:
 
 async def test_who_answers_pings_is_not() -> None:
     async with serving() as running, running.channel() as channel, await Connection.open(running.address) as connection:
-        pings, ends = 0, time.monotonic() + 3 * KEEPALIVE_MS / 1_000
-        while time.monotonic() < ends:
+        pings = 0
+        while pings < 3:  # the next one comes when the one before was answered
             async with asyncio.timeout(WITHIN_S):
                 got = await connection.receive()
             assert got is not None and got.kind != GOAWAY
             pings += got.kind == PING
-        assert pings >= 2
         assert (await EchoStub(channel.grpc).Get(Echo(text="x"))).text == "x"
 
 
