@@ -15,7 +15,7 @@ from openmanager.cache.v1 import cache_pb2
 from openmanager.fleet.v1 import metric_pb2, status_pb2
 from openmanager.gateway.v1 import fleet_pb2
 from runtime.channel import Channel
-from runtime.clock import SystemClock
+from runtime.clock import Clock, SystemClock
 from runtime.errors import OpenManagerError, Unavailable
 from runtime.interception import Interception
 from runtime.prepared import Prepared
@@ -131,10 +131,6 @@ class World:
     def caught_up(self) -> bool:
         return (self.state.epoch, self.state.sequence) == (self.cache.epoch, self.cache.sequence)
 
-    async def asks_again(self, asked: int) -> bool:
-        assert await self.list() == ["a", "b"]
-        return self.cache.asked > asked
-
     def ids(self) -> list[str]:
         return [entry.id for entry in self.state.all()] if self.state.known else []
 
@@ -174,13 +170,13 @@ class Watch:
 
 
 @asynccontextmanager
-async def world(metadata: Channel | None = None) -> AsyncIterator[World]:
-    """`metadata`: where findings come from, once somebody follows them."""
+async def world(metadata: Channel | None = None, clock: Clock | None = None) -> AsyncIterator[World]:
+    """`metadata`: where findings come from, once somebody follows them; `clock`: that of the mirror."""
     cache = PlayedCache()
     server = GrpcServer([bind("openmanager.cache.v1.CacheService", cache)], Interception())
     address = await server.start("127.0.0.1:0")
     async with Channel(address) as channel:
-        state = FleetState(channel, SystemClock())
+        state = FleetState(channel, clock or SystemClock())
         made = World(cache, state, Findings(metadata or channel, state, SystemClock()))
         task = asyncio.create_task(made.follow())
         try:

@@ -140,10 +140,10 @@ async def test_a_call_has_what_is_left_of_its_callers_time() -> None:
 
     async with forwarding(remember) as made:
         made.owner.hold.set()
-        await made.get(Echo(), timeout=4.0)
-        await _all(made.watch(Echo(), timeout=4.0))
+        await made.get(Echo(), timeout=8.0)
+        await _all(made.watch(Echo(), timeout=8.0))
         await _all(made.watch(Echo()))
-    assert [value is not None and value < 5.0 for value in left] == [True, True, False]
+    assert [value is not None and value < 9.0 for value in left] == [True, True, False]
     async with forwarding() as made:  # its stream waits for what does not come
         with pytest.raises(DeadlineExceeded):
             async with calling("gateway"):

@@ -75,7 +75,7 @@ async def stand(**options: Any) -> AsyncIterator[Stand]:
         )
         async with (
             serving(extra=pages.routes()) as served,
-            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{served.port}", trust_env=False) as browser,
+            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{served.port}", trust_env=False, timeout=20.0) as browser,
         ):
             yield Stand(provider, sessions, browser, told)
 

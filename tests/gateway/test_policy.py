@@ -291,6 +291,7 @@ async def test_a_session_that_has_just_begun_at_another_worker_is_waited_for(
     app = http_app(table)
     route = next(route for route in app.bridge.table.routes if route.method.name == "GetFleetSummary")
     known = dict(table._callers or {})
+    monkeypatch.setattr(module, "SOON_S", 60.0)
     early = asyncio.create_task(ask_route(app, route, {"cookie": "openmanager-session=om-session_new"}))
     await eventually(lambda: table._awaited == 1)
     table._take(known)  # somebody else's news

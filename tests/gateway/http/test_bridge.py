@@ -185,12 +185,15 @@ async def test_malformed_bodies_and_content_types() -> None:
 
 async def test_the_deadline_of_the_request_is_kept_and_known_to_the_method() -> None:
     async with serving() as served:
-        late = await served.get("/v1/servers/slow", request_timeout="50ms")
+        for wait in ("50ms", "2s", "20s"):  # on a busy machine it may be over before the method is called
+            late = await served.get("/v1/servers/slow", request_timeout=wait)
+            if served.servicer.cancelled:
+                break
         assert served.servicer.contexts[-1].time_remaining() <= 0
-        await served.get("/v1/servers/a", request_timeout="5s")
-        assert 3 < served.servicer.contexts[-1].time_remaining() <= 5
-        await served.get("/v1/servers/a", request_timeout="5")
-        assert 3 < served.servicer.contexts[-1].time_remaining() <= 5
+        await served.get("/v1/servers/a", request_timeout="50s")
+        assert 30 < served.servicer.contexts[-1].time_remaining() <= 50
+        await served.get("/v1/servers/a", request_timeout="50")
+        assert 30 < served.servicer.contexts[-1].time_remaining() <= 50
         await served.get("/v1/servers/a")
         assert served.servicer.contexts[-1].time_remaining() is None
         bad = await served.get("/v1/servers/a", request_timeout="soon")
@@ -204,7 +207,7 @@ async def test_a_caller_that_leaves_cancels_its_call() -> None:
         _reader, writer = await served.send("GET", "/v1/servers/slow")
         await eventually(lambda: served.servicer.running == 1)
         writer.close()
-        await eventually(lambda: served.servicer.cancelled == 1, within_s=2)
+        await eventually(lambda: served.servicer.cancelled == 1, within_s=8)  # a call that nobody leaves has 10 s
         await eventually(lambda: served.app.in_flight == 0)
         assert (await served.get("/v1/servers/a")).status == 200
 

@@ -19,7 +19,7 @@ from runtime.server import AddressUnavailable
 from tests.gateway.http.serving import Answer, Served, full_server, read_answer, read_chunk, read_head, serving
 from tests.harness import eventually
 
-SOON_S = 10.0
+SOON_S = 20.0
 IDLE = IdleBounds(look_every_s=0.05)
 P256 = "ec -pkeyopt ec_paramgen_curve:prime256v1"
 UNKNOWN_TO_RUSTLS = "ec -pkeyopt ec_paramgen_curve:secp256k1"
@@ -237,7 +237,7 @@ async def test_a_certificate_that_the_server_does_not_take_ends_the_start(certif
 @pytest.mark.usefixtures("quick")
 async def test_a_request_to_the_server_before_is_answered_although_all_stop(certificates: Certificates) -> None:
     certificates.replace()
-    async with served_with(certificates) as served:
+    async with served_with(certificates, grace_s=60) as served:
         slow = await connect(served)
         ask(slow, "/v1/servers/slow")
         await eventually(lambda: served.servicer.running == 1)
@@ -247,7 +247,7 @@ async def test_a_request_to_the_server_before_is_answered_although_all_stop(cert
         assert not done, "it does not wait for the server before"
         served.servicer.release.set()
         assert (await read_answer(slow[0])).status == 200
-        await asyncio.wait_for(asyncio.shield(served.task), 2)
+        await asyncio.wait_for(asyncio.shield(served.task), 20)
         slow[1].close()
 
 

@@ -19,6 +19,8 @@ from tests.harness.http2 import PREFACE
 LOOK_S = 0.05
 NEVER_S = 3_600.0
 SHORT_S = 1.5
+STALL_S = 2.5
+"""Longer than a busy machine stops between two words of who is to be kept."""
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="connections are looked at on Linux only")
 
@@ -53,7 +55,7 @@ async def told_again_and_again(served: Served) -> AsyncIterator[None]:
 
 async def ends(reader: asyncio.StreamReader) -> None:
     """Waits until the server has closed a connection."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         with contextlib.suppress(ConnectionError):
             while await reader.read(65_536):
                 pass
@@ -70,7 +72,7 @@ async def test_who_says_nothing_is_let_go_and_others_are_not() -> None:
 
         async def drip() -> None:
             for byte in PREFACE[:-1]:
-                await asyncio.sleep(SHORT_S / 5)
+                await asyncio.sleep(SHORT_S / 2)
                 dripping[1].write(bytes([byte]))
 
         drops = asyncio.create_task(drip())
@@ -86,7 +88,7 @@ async def test_who_says_nothing_is_let_go_and_others_are_not() -> None:
 
 
 async def test_who_does_not_read_is_let_go_and_who_reads_is_not() -> None:
-    async with serving(idle=bounds(quiet_s=SHORT_S)) as served, told_again_and_again(served):
+    async with serving(idle=bounds(quiet_s=STALL_S)) as served, told_again_and_again(served):
         reader, writer = await watching(served)
         reading = asyncio.create_task(ends(reader))
         deaf_reader, deaf = await served.send("GET", "/v1/fleet/watch")

@@ -57,7 +57,7 @@ async def test_ipv6() -> None:
 
 
 async def test_a_request_in_flight_is_answered_although_the_server_stops() -> None:
-    async with serving() as served:
+    async with serving(grace_s=60) as served:
         reader, writer = await served.send("GET", "/v1/servers/slow")
         await eventually(lambda: served.servicer.running == 1)
         served.stopping.set()
@@ -75,7 +75,7 @@ async def test_a_request_in_flight_is_answered_although_the_server_stops() -> No
         served.servicer.release.set()
         answer = await read_answer(reader)
         writer.close()
-        await asyncio.wait_for(asyncio.shield(served.task), 2)
+        await asyncio.wait_for(asyncio.shield(served.task), 20)
     assert answer.status == 200
     assert answer.json()["id"] == "slow"
 
@@ -85,19 +85,19 @@ async def test_a_request_that_does_not_end_is_cut_off_after_the_grace_period() -
         _reader, writer = await served.send("GET", "/v1/servers/slow")
         await eventually(lambda: served.servicer.running == 1)
         served.stopping.set()
-        await asyncio.wait_for(asyncio.shield(served.task), 3)
+        await asyncio.wait_for(asyncio.shield(served.task), 20)
         assert served.servicer.cancelled == 1
         writer.close()
 
 
 async def test_idle_connections_do_not_hold_the_stop_up() -> None:
-    async with serving() as served:
+    async with serving(grace_s=60) as served:
         reader, writer = await served.open()
         writer.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert (await read_answer(reader)).status == 200
         _reader, silent = await served.open()
         served.stopping.set()
-        await asyncio.wait_for(asyncio.shield(served.task), 1)
+        await asyncio.wait_for(asyncio.shield(served.task), 20)
         writer.close()
         silent.close()
 
@@ -157,7 +157,7 @@ async def test_http2_is_served_on_the_same_port_and_passes_the_guard() -> None:
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0" + frame)
         answer = b""
         while b'"totalSize":0' not in answer:
-            piece = await asyncio.wait_for(reader.read(4096), 2)
+            piece = await asyncio.wait_for(reader.read(4096), 20)
             assert piece, answer
             answer += piece
         writer.close()

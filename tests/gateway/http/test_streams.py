@@ -13,6 +13,9 @@ from runtime.errors import PermissionDenied, Unavailable
 from tests.gateway.http.serving import read_answer, read_chunk, read_head, serving
 from tests.harness import eventually
 
+PROMPTLY_S = 10.0
+"""Sooner than the next heartbeat would show it."""
+
 
 def tick(version: str, *servers: str, removed: tuple[str, ...] = ()) -> fleet_pb2.WatchFleetResponse:
     return fleet_pb2.WatchFleetResponse(
@@ -77,7 +80,10 @@ async def test_a_fault_in_mid_stream_is_the_last_line() -> None:
 
 async def test_the_deadline_of_a_stream_is_its_last_line() -> None:
     async with serving() as served:
-        answer = await served.call("POST", "/v1/history:query", {"metrics": ["endless"]}, {"request-timeout": "100ms"})
+        for wait in ("100ms", "2s", "20s"):  # on a busy machine it may be over before the stream begins
+            answer = await served.call("POST", "/v1/history:query", {"metrics": ["endless"]}, {"request-timeout": wait})
+            if answer.status == 200:
+                break
     lines = [orjson.loads(line) for line in answer.body.splitlines()]
     assert "series" in lines[0]
     assert lines[-1]["error"]["code"] == 4
@@ -131,7 +137,7 @@ async def test_the_events_of_a_tick_are_there_at_once() -> None:
             served.servicer.ticks.put_nowait(tick(version, "a"))
             if version == "e-1":
                 assert (await read_head(reader))[0] == 200
-            assert version.encode() in await asyncio.wait_for(read_chunk(reader), 2)
+            assert version.encode() in await asyncio.wait_for(read_chunk(reader), 20)
         writer.close()
 
 
@@ -140,7 +146,7 @@ async def test_a_watcher_that_leaves_ends_the_method_promptly() -> None:
         _reader, writer = await served.send("GET", "/v1/fleet/watch")
         await eventually(lambda: served.servicer.running == 1)
         writer.close()
-        await eventually(lambda: served.servicer.running == 0, within_s=2)
+        await eventually(lambda: served.servicer.running == 0, within_s=PROMPTLY_S)
         assert served.servicer.cancelled == 1
         await eventually(lambda: served.app.in_flight == 0)
 
@@ -151,7 +157,7 @@ async def test_a_watcher_that_leaves_between_ticks_ends_the_method_promptly() ->
         served.servicer.ticks.put_nowait(tick("e-1", "a"))
         await read_head(reader)
         writer.close()
-        await eventually(lambda: served.servicer.running == 0, within_s=2)
+        await eventually(lambda: served.servicer.running == 0, within_s=PROMPTLY_S)
 
 
 async def test_a_silent_stream_is_kept_alive() -> None:
@@ -202,16 +208,17 @@ async def test_a_reader_that_does_not_read_stops_the_method() -> None:
 
 
 async def test_streams_end_when_the_server_stops_and_say_so() -> None:
-    async with serving(grace_s=20) as served:
+    async with serving(grace_s=60) as served:
         reader, writer = await served.send("GET", "/v1/fleet/watch")
         served.servicer.ticks.put_nowait(tick("e-1", "a"))
         lines_reader, lines_writer = await served.send("POST", "/v1/history:query", b'{"metrics":["endless"]}')
         await eventually(lambda: len(served.servicer.requests) == 2)
         served.stopping.set()
-        watch, lines = await read_answer(reader), await read_answer(lines_reader)
-        writer.close()
-        lines_writer.close()
-        await asyncio.wait_for(asyncio.shield(served.task), 10)
+        async with asyncio.timeout(20):  # they do not wait for all of the grace
+            watch, lines = await read_answer(reader), await read_answer(lines_reader)
+            writer.close()
+            lines_writer.close()
+            await asyncio.shield(served.task)
     assert events(watch.body)[-1]["event"] == "error"
     assert b"SHUTTING_DOWN" in watch.body
     assert b"SHUTTING_DOWN" in lines.body.splitlines()[-1]
