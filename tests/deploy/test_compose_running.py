@@ -34,7 +34,7 @@ SETTINGS: Final = {
     "simulator": "SimulatorSettings",
     "analytics": "AnalyticsSettings",
 }
-START_BOUND_S: Final = 30.0
+START_BOUND_S: Final = 80.0
 
 
 def settings_class(name: str) -> type[CommonSettings]:
@@ -50,7 +50,7 @@ async def run(*command: str, environment: Mapping[str, str]) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    said, _ = await asyncio.wait_for(process.communicate(), 30)
+    said, _ = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode is not None
     return process.returncode, said.decode()
 
@@ -174,7 +174,7 @@ async def test_a_real_process_serves_with_the_compose_environment(installation: 
         assert await health(as_in_the_container, "CACHE_ADDRESS") == (0, f"localhost:{port}: SERVING\n")
         await check_callers(environment, port)
         process.terminate()
-        assert await asyncio.wait_for(process.wait(), 25) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -234,4 +234,4 @@ async def test_redis_starts_as_the_compose_file_says(installation: Installation,
         assert service["environment"]["REDIS_PASSWORD"].encode() not in arguments
     finally:
         process.terminate()
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 30) == 0

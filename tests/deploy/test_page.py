@@ -18,7 +18,7 @@ async def shell(script: str, folder: Path) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
         "bash", "-c", f"set -e\n{script}", cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    said, _ = await asyncio.wait_for(process.communicate(), 30)
+    said, _ = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode is not None
     return process.returncode, said.decode()
 
@@ -53,7 +53,7 @@ async def test_the_commands_of_the_page_work(installation: Installation, tmp_pat
             assert status == 0, said + (tmp_path / "log").read_text()[-2000:]
             return said
 
-        said = await eventually(works, within_s=40)
+        said = await eventually(works, within_s=80)
         assert '"totalSize":0' in said and "openmanager.gateway.v1.FleetService" in said, said
         strangers = script.replace("$token", "wrong")
         assert (await shell(strangers, installation.root))[0] != 0

@@ -2,7 +2,7 @@
 
 An example is a line that begins with `$` in a console block, with its continuation lines; what is below it is its
 answer. Inline code that begins with `curl` is one, too. What is substituted, and nothing else is: 127.0.0.1:8080 and
-127.0.0.1:50050, by where the product listens.
+127.0.0.1:50050, by where the product listens, and how long an endless one is listened to, which is ended here.
 """
 
 import os
@@ -27,7 +27,7 @@ from tests.harness.launched import Launched
 from tests.harness.product import ROOT
 
 TABLE = RouteTable(routes_for(default_pool().FindServiceByName(f"{PACKAGE}.{name}") for name in SERVICES))
-FIRST_ANSWER_S = 10.0
+FIRST_ANSWER_S = 60.0
 
 
 def pages() -> list[Path]:
@@ -135,8 +135,8 @@ def run(product: Launched, command: str, call: Call | None) -> str:
     command = command.replace("127.0.0.1:8080", product.http_address)
     command = command.replace("127.0.0.1:50050", product.addresses["gateway"])
     if call is not None and call.is_endless:
-        return _first_answer(command)
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+        return _first_answer(re.sub(r"(-max-time) \d+", rf"\1 {FIRST_ANSWER_S:.0f}", command))
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 

@@ -65,7 +65,7 @@ def prepared(product: Launched, command: str) -> Iterator[Call | None]:
         assert product.post("/v1/ai/interactions", learned).status == 200
     if method == "ExportAuditLog":  # of an empty log there is nothing to export
         product.post("/v1/simulator:start", {})
-        within(20, lambda: product.get("/v1/audit").json.get("events"))
+        within(60, lambda: product.get("/v1/audit").json.get("events"))
     yield call
     if method in {"CreateUser", "UpdateUser", "SetPassword", "LogIn"}:
         assert call is not None
@@ -78,7 +78,7 @@ def prepared(product: Launched, command: str) -> Iterator[Call | None]:
     if method == "WriteMetrics":
         for written in re.findall(r'"serverId": "([^"]+)"', command):
             within(
-                20, lambda written=written: product.post(f"/v1/servers/{written}", None, method="DELETE").status == 200
+                60, lambda written=written: product.post(f"/v1/servers/{written}", None, method="DELETE").status == 200
             )
     if method == "StopSimulator":
         assert product.post("/v1/simulator:start", {}).status == 200

@@ -169,7 +169,7 @@ def strict_gateway(product: Launched, folder: Path) -> Iterator[dict[str, str]]:
         }
     finally:
         process.terminate()
-        process.wait(40)
+        process.wait(90)
 
 
 def serves(address: str, credentials: grpc.ChannelCredentials) -> bool:
@@ -211,7 +211,7 @@ def run(languages: Sequence[str], folder: Path) -> int:
     with ThreadPoolExecutor(len(clients)) as pool:
         builds = [pool.submit(client.make) for client in clients]
     with Launched(folder, SIMULATOR_INTERVAL="1s", SIMULATOR_SERVERS=str(SIMULATED)) as product:
-        within(30, lambda: product.get("/v1/servers").json["totalSize"] == SIMULATED)
+        within(60, lambda: product.get("/v1/servers").json["totalSize"] == SIMULATED)
         with strict_gateway(product, folder) as strict:
             for client, build in zip(clients, builds, strict=True):
                 try:
