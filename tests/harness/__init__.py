@@ -26,10 +26,11 @@ _POLL_S = 0.01  # short enough to add nothing to a test, long enough to leave th
 async def eventually(predicate: Callable[[], Awaitable[T | None]], within_s: float = ...) -> T: ...
 @overload
 async def eventually(predicate: Callable[[], T | None], within_s: float = ...) -> T: ...
-async def eventually(predicate: Callable[[], object], within_s: float = 20.0) -> object:
+async def eventually(predicate: Callable[[], object], within_s: float = 15.0) -> object:
     """Waits until `predicate()` (plain or async) is true and returns its value; AssertionError after `within_s`.
 
-    The bound catches hangs and is no promise: a busy machine that stalls for seconds must not reach it.
+    The bound catches hangs and is no promise: a busy machine that stalls for seconds must not reach it. Nor is it so
+    long that what the product does by itself, every 20 s and more, looks like what was waited for.
 
     An AssertionError raised by the predicate counts as "not yet", and is the cause shown when time runs out.
     """
