@@ -13,7 +13,7 @@ from services.metadata.target import DatabaseTarget, target_of_url
 from tests.harness import cluster
 from tests.harness.postgres import PostgresServer, debian_postgres, embedded_postgres, scratch_folder
 from tests.metadata.audit_parts import Audit, auditing
-from tests.metadata.parts import Parts, assemble, opened
+from tests.metadata.parts import PATIENT, Parts, assemble, opened
 from tests.metadata.service import postmasters
 
 
@@ -72,7 +72,7 @@ async def target(server: PostgresServer) -> DatabaseTarget:
 
 @pytest.fixture
 async def database(target: DatabaseTarget) -> AsyncIterator[Database]:
-    async with Database(target, clock=SystemClock()) as opened:
+    async with Database(target, clock=SystemClock(), bounds=PATIENT) as opened:
         yield opened
 
 

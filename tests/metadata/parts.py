@@ -10,13 +10,15 @@ from services.metadata.facts import Facts
 from services.metadata.queries import ServerQuery
 from services.metadata.server_copy import ServerCopy
 from services.metadata.store import ServerFilter
-from services.metadata.store_connection import DEFAULT_BOUNDS, Bounds, Database
+from services.metadata.store_connection import Bounds, Database
 from services.metadata.store_local import LocalFirstStore
 from services.metadata.store_postgres import PostgresStore
 from services.metadata.target import DatabaseTarget
 from tests.harness import eventually
 
 LIMIT_BYTES = 1 << 30
+PATIENT = Bounds(acquire_s=20.0, command_s=30.0, probe_s=20.0)
+"""Of a database that does not hang: one that is away refuses at once, and a machine that stalls is no outage."""
 EVERYTHING = ServerQuery.of(ServerFilter(), 0, "")
 
 
@@ -27,7 +29,7 @@ class Parts:
     copy: ServerCopy
     store: LocalFirstStore
 
-    async def all_inserted(self, within_s: float = 10.0) -> None:
+    async def all_inserted(self, within_s: float = 30.0) -> None:
         """Waits until the database has every fact."""
 
         async def nothing_waits() -> bool:
@@ -40,7 +42,7 @@ def assemble(
     target: DatabaseTarget,
     folder: Path,
     *,
-    bounds: Bounds = DEFAULT_BOUNDS,
+    bounds: Bounds = PATIENT,
     clock: Clock | None = None,
     limit_bytes: int = LIMIT_BYTES,
 ) -> Parts:
@@ -58,7 +60,7 @@ async def opened(
     target: DatabaseTarget,
     folder: Path,
     *,
-    bounds: Bounds = DEFAULT_BOUNDS,
+    bounds: Bounds = PATIENT,
     clock: Clock | None = None,
     limit_bytes: int = LIMIT_BYTES,
 ) -> AsyncIterator[Parts]:

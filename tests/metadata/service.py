@@ -70,14 +70,14 @@ class Service:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(15.0)
+        return self.process.wait(60.0)
 
 
 @contextlib.asynccontextmanager
 async def running(data_dir: Path, **environment: str) -> AsyncIterator[Service]:
     service = Service(data_dir, **environment)
     try:
-        await eventually(service.healthy, 20.0)
+        await eventually(service.healthy, 60.0)
         yield service
     except BaseException:
         sys.stderr.write(service.log.read_text()[-6_000:])

@@ -28,7 +28,6 @@ from tests.metadata.anomaly_parts import (
     store_of,
 )
 from tests.metadata.parts import Parts, opened
-from tests.metadata.test_connection import QUICK
 
 
 @pytest.fixture
@@ -160,7 +159,7 @@ async def test_bad_remarks_are_refused_by_name(store: AnomalyStore) -> None:
 
 async def test_listings_are_right_wherever_the_findings_are(own_server: PostgresServer, tmp_path: Path) -> None:
     target = await own_server.fresh_database()
-    async with opened(target, tmp_path, bounds=QUICK) as parts:
+    async with opened(target, tmp_path) as parts:
         scene = Scene(await store_of(parts))
         await scene.play(120)
         await parts.all_inserted()
@@ -174,7 +173,7 @@ async def test_listings_are_right_wherever_the_findings_are(own_server: Postgres
         await scene.play(30)
         await scene.check()
         own_server.start()
-        await parts.all_inserted(20.0)
+        await parts.all_inserted()
         await scene.check()
 
 
@@ -182,10 +181,10 @@ async def test_what_only_postgresql_has_is_said_to_be_missing(own_server: Postgr
     target = await own_server.fresh_database()
     for folder in ("before", "after"):
         (tmp_path / folder).mkdir()
-    async with opened(target, tmp_path / "before", bounds=QUICK) as parts:
+    async with opened(target, tmp_path / "before") as parts:
         await (await store_of(parts)).record([anomaly(minute=1), anomaly(minute=2)])
         await parts.all_inserted()
-    async with opened(target, tmp_path / "after", bounds=QUICK) as parts:
+    async with opened(target, tmp_path / "after") as parts:
         store = await store_of(parts)
         assert len(await listed(store)) == 2
         own_server.stop(signal.SIGQUIT)
@@ -206,7 +205,7 @@ async def test_what_only_postgresql_has_is_said_to_be_missing(own_server: Postgr
             assert [shape(one) for one in first.findings] == [shape(said)]
             assert (first.continues, last.findings, last.continues, last.is_partial) == (True, (), False, True)
             own_server.start()
-            await parts.all_inserted(20.0)
+            await parts.all_inserted()
             async with asyncio.timeout(20.0):
                 rest = await anext(told)  # who was told a part is told all as soon as it can be read
             assert (rest.is_snapshot, rest.is_partial, len(rest.findings)) == (True, False, 3)

@@ -234,7 +234,7 @@ async def test_a_journal_that_was_put_back_from_a_copy_begins_a_new_chain_and_lo
         async with log:
             for action in actions:
                 await log.append(draft(time_us=1_790_000_000_000_000, action=action))
-            await eventually(lambda: log.lag.events == 0, 10.0)
+            await eventually(lambda: log.lag.events == 0)
             return log.writer_id
 
     before = await record(["a", "b"])

@@ -7,6 +7,7 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import asyncpg
 import psutil
@@ -18,20 +19,22 @@ from fleet.model import ServerDescriptor
 from runtime import telemetry
 from runtime.clock import SystemClock
 from runtime.errors import Aborted, FailedPrecondition, Internal, Unavailable
+from services.metadata import connector
 from services.metadata.store_connection import MAX_CONNECTIONS, Bounds, Database
 from services.metadata.store_migrate import Migration
 from services.metadata.store_postgres import PostgresStore
 from services.metadata.target import DatabaseTarget, target_of_url
 from tests.harness import eventually, free_port
 from tests.harness.postgres import OWNER, PostgresServer
-from tests.metadata.parts import EVERYTHING
+from tests.metadata.parts import EVERYTHING, PATIENT
 
 QUICK = Bounds(acquire_s=0.6, command_s=0.8, probe_s=0.5)
-WORST_S = QUICK.acquire_s * 2 + QUICK.command_s + 0.5
-"""Waiting for a connection, the statement, giving the broken connection back; and a slow machine."""
+"""For what hangs; what does not is given time (PATIENT)."""
+HANGS_S = 15.0
+"""Longer than QUICK takes on a machine that stalls, shorter than any of PATIENT."""
 
 
-def open_database(target: DatabaseTarget, bounds: Bounds = QUICK) -> Database:
+def open_database(target: DatabaseTarget, bounds: Bounds = PATIENT) -> Database:
     return Database(target, clock=SystemClock(), bounds=bounds)
 
 
@@ -54,13 +57,13 @@ async def test_the_service_starts_without_its_database_and_finds_it_later(
     own_server.stop()
     started = time.monotonic()
     async with open_database(own_target) as database:
-        assert time.monotonic() - started < WORST_S
+        assert time.monotonic() - started < HANGS_S
         store = PostgresStore(database)
         for call in (store.list_servers(EVERYTHING), database.probe()):
             with pytest.raises(Unavailable):
                 await call
         own_server.start()
-        await eventually(lambda: answers(store), 8.0)
+        await eventually(lambda: answers(store))
         assert (await database.probe()).server_version.startswith("PostgreSQL 15")
 
 
@@ -74,21 +77,29 @@ async def test_a_restarted_server_is_found_again_by_the_pool(
         started = time.monotonic()
         with pytest.raises(Unavailable, match="does not answer") as away:
             await store.create_server(ServerDescriptor(server_id="a", hostname="a"))
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < HANGS_S
         assert away.value.retry_after_s
         with pytest.raises(Unavailable, match="ConnectionRefusedError"):
             await database.probe()
         own_server.start()
-        await eventually(lambda: answers(store), 3.0)
+        await eventually(lambda: answers(store))
         await store.create_server(ServerDescriptor(server_id="a", hostname="a"))
 
 
 async def test_a_hanging_server_costs_each_call_a_bounded_time(
     own_server: PostgresServer, own_target: DatabaseTarget
 ) -> None:
-    async with open_database(own_target) as database:
+    probing = open_database(own_target, replace(PATIENT, probe_s=QUICK.probe_s))
+    async with open_database(own_target, QUICK) as database, probing:
+
+        async def is_probed() -> bool:
+            with suppress(Unavailable):
+                return bool(await probing.probe())
+            return False
+
         store = PostgresStore(database)
-        assert await answers(store)
+        await eventually(lambda: answers(store))
+        await eventually(is_probed)
         assert own_server.process is not None
         postmaster = psutil.Process(own_server.process.pid)
         stopped = [postmaster, *postmaster.children()]
@@ -98,30 +109,39 @@ async def test_a_hanging_server_costs_each_call_a_bounded_time(
             started = time.monotonic()
             results = await asyncio.gather(*(answers(store) for _ in range(3)))
             assert results == [False] * 3
-            assert time.monotonic() - started < WORST_S
+            assert time.monotonic() - started < HANGS_S
             started = time.monotonic()
             with pytest.raises(Unavailable, match="no answer in time"):
-                await database.probe()
-            assert time.monotonic() - started < QUICK.probe_s + QUICK.acquire_s + 0.5
+                await probing.probe()
+            assert time.monotonic() - started < HANGS_S
         finally:
             for process in stopped:
                 with suppress(psutil.NoSuchProcess):  # a worker of its own, which the others that go on had end
                     process.resume()
-        await eventually(lambda: answers(store), 3.0)
+        await eventually(lambda: answers(store))
 
 
-async def test_a_first_host_that_swallows_packets_does_not_hide_the_second(debian_server: PostgresServer) -> None:
+async def test_a_first_host_that_swallows_packets_does_not_hide_the_second(
+    debian_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_that_serves, asked_first = connector.first_that_serves, set()
+
+    async def noted(count: int, first: int, *more: Any) -> Any:
+        asked_first.add(first)
+        return await first_that_serves(count, first, *more)
+
+    monkeypatch.setattr(connector, "first_that_serves", noted)
     real = await debian_server.fresh_database()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hosts = (silent.getsockname(), ("127.0.0.1", free_port()), *real.hosts)
         started = time.monotonic()
-        async with open_database(replace(real, hosts=hosts), Bounds()) as database:
+        async with open_database(replace(real, hosts=hosts)) as database:
             store = PostgresStore(database)
-            assert time.monotonic() - started < Bounds().acquire_s
+            assert time.monotonic() - started < HANGS_S
             assert await answers(store)
-            started = time.monotonic()  # the host that served is asked first from now on
+            asked_first.clear()  # the host that served is asked first from now on
             await asyncio.gather(*(store.list_servers(EVERYTHING) for _ in range(MAX_CONNECTIONS)))
-            assert time.monotonic() - started < 0.8
+            assert asked_first == {2}
 
 
 async def test_a_server_that_became_read_only_is_left_until_it_takes_writes(
@@ -149,12 +169,12 @@ async def test_a_server_that_became_read_only_is_left_until_it_takes_writes(
         assert await accepted()
         await set_read_only("on")
         try:
-            await eventually(refused, 3.0)
+            await eventually(refused)
             with pytest.raises(Unavailable):  # the demoted connection is gone and no other host takes writes
                 await store.list_servers(EVERYTHING)
         finally:
             await set_read_only("off")
-        await eventually(accepted, 3.0)
+        await eventually(accepted)
 
 
 @pytest.mark.parametrize(("set_up", "used"), [("off", "local"), ("remote_write", "remote_write")])
@@ -170,31 +190,35 @@ async def test_a_commit_is_synced_where_the_server_does_not_ask_for_it(
                 assert await connection.fetchval("SHOW synchronous_commit") == used, when
 
 
-async def test_a_full_pool_is_told_in_time(database: Database) -> None:
-    quick = open_database(database.target)
-    async with quick:
-        held = [quick.connection() for _ in range(MAX_CONNECTIONS)]
-        for each in held:
-            await each.__aenter__()
+async def test_a_full_pool_is_told_in_time(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [database.connection() for _ in range(MAX_CONNECTIONS)]
+    for each in held:
+        await each.__aenter__()
+    with monkeypatch.context() as quick:
+        quick.setattr(database, "_bounds", QUICK)
         started = time.monotonic()
         with pytest.raises(Unavailable):
-            async with quick.connection():
+            async with database.connection():
                 pass
-        assert time.monotonic() - started < QUICK.acquire_s + 0.5
-        for each in held:
-            await each.__aexit__(None, None, None)
-        assert await answers(PostgresStore(quick))
+        assert time.monotonic() - started < HANGS_S
+    for each in held:
+        await each.__aexit__(None, None, None)
+    assert await answers(PostgresStore(database))
 
 
-async def test_a_slow_statement_ends_and_its_connection_stays_usable(target: DatabaseTarget) -> None:
+async def test_a_slow_statement_ends_and_its_connection_stays_usable(
+    target: DatabaseTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert connector.STATEMENT_SHARE < 1
+    monkeypatch.setattr(connector, "STATEMENT_SHARE", QUICK.command_s / PATIENT.command_s)  # the server is far ahead
     async with open_database(target) as database:
         async with database.connection() as connection:
             before = connection.get_server_pid()
         started = time.monotonic()
         with pytest.raises(Unavailable):
             async with database.connection() as connection:
-                await connection.execute("SELECT pg_sleep(9)")
-        assert time.monotonic() - started < QUICK.command_s + 0.4
+                await connection.execute("SELECT pg_sleep(60)")
+        assert time.monotonic() - started < HANGS_S
         async with database.connection() as connection:
             assert connection.get_server_pid() == before
 
@@ -253,7 +277,7 @@ async def test_a_database_that_was_set_up_anew_is_migrated_anew(target: Database
             await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         with pytest.raises(Unavailable):
             await store.list_servers(EVERYTHING)
-        await eventually(lambda: answers(store), 3.0)
+        await eventually(lambda: answers(store))
 
 
 async def test_the_probe_says_that_the_schema_cannot_be_used(target: DatabaseTarget) -> None:
@@ -269,9 +293,9 @@ async def test_the_probe_says_that_the_schema_cannot_be_used(target: DatabaseTar
                 await database.probe()
             return "migration 1 (broken) failed" in down.value.message
 
-        await eventually(told, 3.0)
+        await eventually(told)
         database._migrations = known
-        await eventually(lambda: answers(PostgresStore(database)), 8.0)
+        await eventually(lambda: answers(PostgresStore(database)))
         assert (await database.probe()).degraded == ""
 
 
@@ -306,10 +330,12 @@ async def test_a_refused_password_is_told_without_it_and_without_the_user(
 async def test_the_probe_tells_what_the_status_call_shows(
     database: Database, server: PostgresServer, target: DatabaseTarget
 ) -> None:
+    started = time.monotonic()
     probe = await database.probe()
+    took_ms = (time.monotonic() - started) * 1_000
     assert probe.server_version.startswith("PostgreSQL 18" if server.kind == "embedded" else "PostgreSQL 15")
     assert probe.address == target.address
-    assert 0 < probe.latency_ms < 1_000
+    assert 0 < probe.latency_ms <= took_ms
     assert (probe.disk_free_bytes > 0) == (server.kind == "embedded")
     assert probe.degraded == ""
 

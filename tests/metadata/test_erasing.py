@@ -15,7 +15,6 @@ from services.metadata.store_local import LocalFirstStore
 from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
 from tests.metadata.parts import Parts, opened
-from tests.metadata.test_connection import QUICK
 from tests.metadata.test_migrate import connect
 
 ALL = InteractionFilter()
@@ -87,7 +86,7 @@ async def test_bad_sessions_are_refused_by_name(blind_store: MetadataStore) -> N
 
 async def test_a_session_is_erased_while_the_database_is_away(own_server: PostgresServer, tmp_path: Path) -> None:
     target = await own_server.fresh_database()
-    async with opened(target, tmp_path, bounds=QUICK) as parts:
+    async with opened(target, tmp_path) as parts:
         store = parts.store
         await fill(store)
         await parts.all_inserted()
@@ -100,7 +99,7 @@ async def test_a_session_is_erased_while_the_database_is_away(own_server: Postgr
         assert [one.session_id for one in listed.items].count("s0") == 1
         assert f"{SECRET} s0".encode() not in await asyncio.to_thread(bytes_of, tmp_path)
         own_server.start()
-        await parts.all_inserted(20.0)
+        await parts.all_inserted()
         assert await counts(parts) == (21, 40, 20)
         assert (await sessions_in(parts)).count("s0") == 1
         assert await store.get_interaction(later.id) == later
@@ -115,7 +114,7 @@ async def test_another_database_that_has_it_still_or_again_loses_it(
         async with opened(target, tmp_path) as parts:
             if target is first:
                 await fill(parts.store)
-            await eventually(lambda parts=parts: has_all(parts), 10.0)
+            await eventually(lambda parts=parts: has_all(parts))
     async with opened(first, tmp_path) as parts:
         await parts.all_inserted()
         await parts.store.erase_session("s0")
@@ -130,7 +129,7 @@ async def test_another_database_that_has_it_still_or_again_loses_it(
         async def erased() -> bool:
             return await counts(parts) == (12, 20, 10)
 
-        await eventually(erased, 10.0)
+        await eventually(erased)
         await parts.all_inserted()
         assert (await sessions_in(parts)).count("s0") == 2
 

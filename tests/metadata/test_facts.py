@@ -21,8 +21,7 @@ from services.metadata.store_connection import Database
 from services.metadata.target import DatabaseTarget
 from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
-from tests.metadata.parts import LIMIT_BYTES, Parts, opened
-from tests.metadata.test_connection import QUICK
+from tests.metadata.parts import LIMIT_BYTES, PATIENT, Parts, opened
 
 ALL = InteractionFilter()
 
@@ -85,7 +84,7 @@ async def test_what_befalls_every_fact_alike_makes_no_dead_letters(parts: Parts,
     async def told() -> bool:
         return "UndefinedColumnError" in parts.facts._fault
 
-    await eventually(told, 10.0)
+    await eventually(told)
     assert await dead(tmp_path) == {}
     async with parts.database.connection() as connection:
         await connection.execute("ALTER TABLE ai_interactions RENAME COLUMN question TO query")
@@ -93,15 +92,20 @@ async def test_what_befalls_every_fact_alike_makes_no_dead_letters(parts: Parts,
     assert await in_database(parts) == [made.id]
 
 
-async def test_facts_that_wait_for_a_lock_say_so(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_facts_that_wait_for_a_lock_say_so(
+    target: DatabaseTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(facts_module, "LATE_S", 0.0)
-    monkeypatch.setattr(parts.database, "_bounds", QUICK)
-    async with parts.database.connection() as locking, locking.transaction():
-        await locking.execute("LOCK TABLE ai_interactions")
-        await parts.store.record_interaction(NewInteraction(query="kept"))
-        await eventually(lambda: parts.facts._fault != "", 10.0)
-        assert "statement timeout" in (await parts.store.probe()).degraded, "it does answer"
-    await parts.all_inserted()
+    async with opened(target, tmp_path, bounds=dataclasses.replace(PATIENT, command_s=2.0)) as parts:
+        async with parts.database.connection() as locking, locking.transaction():
+            await locking.execute("LOCK TABLE ai_interactions")
+            await parts.store.record_interaction(NewInteraction(query="kept"))
+
+            async def told() -> bool:
+                return "statement timeout" in (await parts.store.probe()).degraded  # it does answer
+
+            await eventually(told)
+        await parts.all_inserted()
 
 
 async def test_a_full_disk_of_the_database_holds_facts_up_and_no_reads(parts: Parts, tmp_path: Path) -> None:
@@ -114,7 +118,7 @@ async def test_a_full_disk_of_the_database_holds_facts_up_and_no_reads(parts: Pa
             "CREATE TRIGGER full_disk BEFORE INSERT ON ai_interactions FOR EACH ROW EXECUTE FUNCTION full_disk()"
         )
     made = await parts.store.record_interaction(NewInteraction(query="kept"))
-    await eventually(lambda: "DiskFullError" in parts.facts._fault, 10.0)
+    await eventually(lambda: "DiskFullError" in parts.facts._fault)
     assert parts.database.usable
     assert await dead(tmp_path) == {}
     async with parts.database.connection() as connection:
@@ -137,7 +141,7 @@ async def test_a_death_between_insertion_and_note_doubles_nothing(
 
     monkeypatch.setattr(parts.facts._writer, "note_inserted", dies)
     made = await asyncio.gather(*(parts.store.record_interaction(NewInteraction(query=f"{n}")) for n in range(50)))
-    await eventually(lambda: len(deaths) > 4, 20.0)
+    await eventually(lambda: len(deaths) > 4)
     assert "callers no longer wait" not in caplog.text, "our disk's failure is none of the database's"
     await parts.all_inserted()
     assert sorted(await in_database(parts)) == sorted(one.id for one in made)
@@ -169,7 +173,7 @@ async def test_another_database_gets_what_the_last_one_had(
             async def all_there() -> bool:
                 return len(await in_database(parts)) == len(made)
 
-            await eventually(all_there, 10.0)
+            await eventually(all_there)
             await parts.all_inserted()
             assert sorted(await in_database(parts)) == sorted(one.id for one in made)
             page = await parts.store.list_interactions(ALL, page_size=1_000)
@@ -185,7 +189,7 @@ async def away_target(own_server: PostgresServer) -> DatabaseTarget:
 async def test_recording_and_reading_while_the_database_is_away(
     own_server: PostgresServer, away_target: DatabaseTarget, tmp_path: Path
 ) -> None:
-    async with opened(away_target, tmp_path, bounds=QUICK) as parts:
+    async with opened(away_target, tmp_path) as parts:
         store = parts.store
         before = [await store.record_interaction(NewInteraction(session_id="s", query=f"b{n}")) for n in range(3)]
         await parts.all_inserted()
@@ -236,7 +240,7 @@ async def test_recording_and_reading_while_the_database_is_away(
 async def test_a_full_journal_refuses_by_name_and_takes_facts_again_later(
     own_server: PostgresServer, away_target: DatabaseTarget, tmp_path: Path
 ) -> None:
-    async with opened(away_target, tmp_path, bounds=QUICK, limit_bytes=1 << 20) as parts:
+    async with opened(away_target, tmp_path, limit_bytes=1 << 20) as parts:
         own_server.stop(signal.SIGQUIT)
         large = NewInteraction(query="x" * 50_000)
         made = []
@@ -246,11 +250,11 @@ async def test_a_full_journal_refuses_by_name_and_takes_facts_again_later(
         assert full.value.reason == "JOURNAL_FULL"
         assert 10 < len(made) < 25
         own_server.start()
-        await parts.all_inserted(20.0)
+        await parts.all_inserted()
         # What the database has gives way before its 24 hours are over: a day's worth need not fit.
         for _ in range(6):
             made += [await parts.store.record_interaction(large) for _ in range(10)]
-            await parts.all_inserted(20.0)
+            await parts.all_inserted()
         assert sorted(await in_database(parts)) == sorted(one.id for one in made)
         assert (await parts.facts.backlog()).bytes <= 1 << 20
 
@@ -289,7 +293,7 @@ async def test_a_dead_letter_that_is_retried_goes_when_the_database_takes_it(par
     async def is_dead() -> bool:
         return bad.id in await dead(tmp_path)
 
-    await eventually(is_dead, 10.0)
+    await eventually(is_dead)
     other = Journal(tmp_path / "facts.db")  # as the command line does
     assert other.retry(None) == [bad.id]
 
@@ -298,7 +302,7 @@ async def test_a_dead_letter_that_is_retried_goes_when_the_database_takes_it(par
         letters = other.dead_letters()
         return bool(letters) and letters[0].attempts == 2
 
-    await eventually(tried_again, 10.0)
+    await eventually(tried_again)
     async with parts.database.connection() as connection:
         await connection.execute("ALTER TABLE ai_interactions DROP CONSTRAINT forbidden")
     assert other.retry([bad.id]) == [bad.id]
@@ -346,7 +350,7 @@ async def test_kinds_go_in_their_order_each_its_own_way(database: Database, tmp_
         async def nothing_waits() -> bool:
             return (await facts.backlog()).waiting == 0
 
-        await eventually(nothing_waits, 10.0)
+        await eventually(nothing_waits)
     async with database.connection() as connection:
         assert await connection.fetchval("SELECT count(*) FROM ratings") == 20
         assert await connection.fetchval("SELECT count(*) FROM ai_interactions WHERE id = $1", last.id) == 1

@@ -23,7 +23,6 @@ from services.metadata.target import DatabaseTarget
 from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
 from tests.metadata.parts import Parts, opened
-from tests.metadata.test_connection import QUICK
 from tests.metadata.test_migrate import connect
 
 WHOLE = NewInteraction(
@@ -201,7 +200,7 @@ async def test_filters_mean_the_same_to_postgresql_and_to_the_journal(
 ) -> None:
     rng = random.Random(7)
     target = await own_server.fresh_database()
-    async with opened(target, tmp_path, bounds=QUICK) as parts:
+    async with opened(target, tmp_path) as parts:
         store, made = parts.store, []
         for number in range(60):
             new = NewInteraction(
@@ -289,7 +288,7 @@ async def test_what_only_the_database_has_cannot_be_rated_while_it_is_away(
     own_server: PostgresServer, tmp_path: Path
 ) -> None:
     target = await own_server.fresh_database()
-    async with opened(target, tmp_path, bounds=QUICK) as parts:
+    async with opened(target, tmp_path) as parts:
         store = parts.store
         old = str(uuid4())
         async with parts.database.connection() as connection:
@@ -307,7 +306,7 @@ async def test_what_only_the_database_has_cannot_be_rated_while_it_is_away(
             await store.correct_interaction(old, "so")
         assert refused.value.reason == "OLDER_UNAVAILABLE"
         own_server.start()
-        await parts.all_inserted(20.0)
+        await parts.all_inserted()
         listed = await store.list_interactions(InteractionFilter(min_rating=5))
         assert [one.query for one in listed.items] == ["meanwhile", "before"]
         assert listed.stale_since is None
@@ -331,7 +330,7 @@ async def test_another_database_gets_ratings_too_and_none_twice(
                 async with parts.database.connection() as connection:
                     return int(await connection.fetchval("SELECT count(*) FROM ai_feedback")) == 3
 
-            await eventually(all_there, 10.0)
+            await eventually(all_there)
             await parts.all_inserted()
             async with parts.database.connection() as connection:
                 assert await connection.fetchval("SELECT user_rating FROM ai_interactions") == 2

@@ -68,6 +68,7 @@ class Load:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(600)
 @pytest.mark.fault("metadata and PostgreSQL killed amid 1,000 interactions with ratings")
 async def test_each_acknowledged_interaction_and_rating_is_there_once(
     own_server: PostgresServer, data_dir: Path

@@ -48,12 +48,12 @@ async def test_a_window_is_recorded_and_part_of_the_servers_record(
     assert after.details == details
     assert details.revision == before.details.revision + 1
     assert details.maintenance == ((int(made.start_time.timestamp() * 1000), int(made.end_time.timestamp() * 1000)),)
-    await eventually(lambda: parts.copy.get("a"), 10.0)
+    await eventually(lambda: parts.copy.get("a"))
 
     async def copied() -> bool:
         return (await parts.copy.get("a")) == after
 
-    await eventually(copied, 10.0)
+    await eventually(copied)
 
 
 async def test_a_window_may_bring_its_id_once(windows: MaintenanceStore, store: MetadataStore) -> None:

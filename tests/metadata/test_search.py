@@ -16,7 +16,6 @@ from services.metadata.store import Calibration, Interaction, InteractionFilter,
 from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
 from tests.metadata.parts import Parts, opened
-from tests.metadata.test_connection import QUICK
 
 ALL = InteractionFilter()
 
@@ -93,7 +92,7 @@ async def test_texts_of_any_words_are_kept_and_their_beginnings_found(parts: Par
     huge = words.encode()[: 1 << 20].decode(errors="ignore")
     for text in (huge, "x" * (1 << 20), "a " * (1 << 19), "漢 " * 200_000):
         await parts.store.record_interaction(NewInteraction(query=text, response="needle " + text[:300_000]))
-    await parts.all_inserted(30.0)
+    await parts.all_inserted()
     assert (await parts.facts.backlog()).refused == 0
     assert len(await found(parts.store, "needle")) == 4
 
@@ -159,7 +158,7 @@ async def test_the_nearest_are_found_with_and_without_the_index(
             async with parts.database.connection() as connection:
                 return bool(await connection.fetchval(_INDEX_STATE, INDEX))
 
-        await eventually(indexed, 20.0)
+        await eventually(indexed)
         await right(60)
         async with parts.database.connection() as connection:  # of before the first, by somebody else
             await connection.execute("INSERT INTO ai_embeddings VALUES ($1, '{1, 2, 3}')", bare.id)
@@ -248,7 +247,7 @@ async def test_the_calibration_report_is_what_its_definition_says(parts: Parts) 
 
 async def test_without_the_database_none_of_it_is_answered(own_server: PostgresServer, tmp_path: Path) -> None:
     target = await own_server.fresh_database()
-    async with opened(target, tmp_path, bounds=QUICK) as parts:
+    async with opened(target, tmp_path) as parts:
         store = parts.store
         await store.record_interaction(NewInteraction(query="before"))
         assert await found(store, "before") == ["before"]

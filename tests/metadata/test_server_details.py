@@ -139,7 +139,7 @@ async def test_servers_are_found_by_label_and_deleted_ones_apart(store: Metadata
             for filters in wanted
         ] == list(wanted.values())
 
-    await eventually(copied, 10.0)
+    await eventually(copied)
     assert (await store.list_servers(ServerFilter(after_id="s3"), page_size=1)).total_size == 5
 
 
@@ -149,7 +149,7 @@ async def test_the_copy_has_all_that_the_record_has(store: MetadataStore, parts:
     async def copied() -> bool:
         return await parts.copy.get("a") == created
 
-    await eventually(copied, 10.0)
+    await eventually(copied)
 
 
 async def test_who_watches_hears_of_changes_of_others_and_by_hand(store: MetadataStore, parts: Parts) -> None:
@@ -162,10 +162,10 @@ async def test_who_watches_hears_of_changes_of_others_and_by_hand(store: Metadat
 
     listening = asyncio.create_task(listen())
     created = await store.create_server(server("a"))
-    await eventually(lambda: heard.get("a") == created, 10.0)
+    await eventually(lambda: heard.get("a") == created)
     async with parts.database.connection() as connection:
         await connection.execute("UPDATE servers SET notes = 'by hand', updated_at = now() WHERE id = 'a'")
-    await eventually(lambda: heard["a"].notes == "by hand", 10.0)
+    await eventually(lambda: heard["a"].notes == "by hand")
     assert etag(heard["a"]) != etag(created)
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
