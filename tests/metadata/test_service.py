@@ -36,7 +36,7 @@ async def test_killed_with_9_it_serves_the_same_data_within_10_s(data_dir: Path)
         assert await second.size() == 2
         again_s = time.monotonic() - started
         print(f"serves {again_s:.1f} s after the kill; the first start took {first_start_s:.1f} s")
-        assert again_s < 3 * first_start_s  # less than 10 s where the first start, with its initdb, takes 4
+        assert again_s < 2 * first_start_s  # it takes less; of a first start, with its initdb, 3 s are usual
         (adopted,) = postmasters(data_dir)
         assert adopted.pid != orphan.pid
 
