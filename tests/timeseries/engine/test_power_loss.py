@@ -35,7 +35,7 @@ from tests.harness.power import KINDS, File, Folder
 from tests.timeseries.engine.lives import ALL_SETTINGS, BY_AGE, CHANCES, Plan, Tally, lives
 
 STORES, LOSSES, FULL_LOSSES, LIVES = 3, 9, 20, 3
-FULL_STORES = int(os.environ.get("POWER_STORES", "30"))
+FULL_STORES = int(os.environ.get("POWER_STORES", "12"))
 """`make power` asks for 200; 30 took 150 s on a quiet machine and ten minutes on a busy one."""
 TRIES = 60
 """Stores that live until a planted bug must have been seen; most are seen in the first."""
