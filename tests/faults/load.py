@@ -8,7 +8,7 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,8 +118,7 @@ class Readers:
         self._fleet = fleet_pb2_grpc.FleetServiceStub(channel.grpc)
         self._history = public_grpc.HistoryServiceStub(channel.grpc)
         self._sender = sender
-        self.latencies_s: dict[str, list[float]] = {}
-        self._begun: dict[str, float] = {}
+        self.latencies_s: list[float] = []
         self.failures: list[str] = []
 
     @asynccontextmanager
@@ -134,26 +133,23 @@ class Readers:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     @contextmanager
-    def phase(self) -> Iterator[dict[str, list[float]]]:
-        """The latencies of what is asked meanwhile, by question; who waits at the end counts with what he has."""
-        before, self.latencies_s = self.latencies_s, {}
+    def phase(self) -> Iterator[list[float]]:
+        """The latencies of what is asked meanwhile."""
+        before, self.latencies_s = self.latencies_s, []
         try:
             yield self.latencies_s
         finally:
-            for name, begun in self._begun.items():
-                self.latencies_s.setdefault(name, []).append(time.monotonic() - begun)
-            self.latencies_s = before
+            self.latencies_s = [*before, *self.latencies_s]
 
     async def _repeat(self, ask: Callable[[], Awaitable[Any]]) -> None:
         while True:
-            self._begun[ask.__name__] = started = time.monotonic()
+            started = time.monotonic()
             try:
                 async with calling("gateway"):
                     await ask()
             except (OpenManagerError, AssertionError) as error:
                 self.failures.append(f"{ask.__name__}: {error!r}")
-            self.latencies_s.setdefault(ask.__name__, []).append(time.monotonic() - started)
-            del self._begun[ask.__name__]
+            self.latencies_s.append(time.monotonic() - started)
             await asyncio.sleep(READ_PAUSE_S)
 
     async def _server(self) -> None:
@@ -174,7 +170,7 @@ class Readers:
         assert not answer.incomplete
 
 
-def percentile(latencies_s: Iterable[float], share: float) -> float:
+def p99(latencies_s: list[float]) -> float:
     """Nearest rank; of at least one."""
     ordered = sorted(latencies_s)
-    return ordered[math.ceil(len(ordered) * share) - 1]
+    return ordered[math.ceil(len(ordered) * 0.99) - 1]

@@ -10,14 +10,13 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from services.timeseries.followers.backend import MAX_SHIP_POINTS
-from tests.faults.load import POINTS_A_TICK, percentile
+from tests.faults.load import POINTS_A_TICK, p99
 from tests.faults.stand import OPEN, Stand, stand
 from tests.harness.fault_report import Row
 
@@ -25,11 +24,10 @@ TICKS: Final = int(os.environ.get("FAULT_TICKS", "40"))
 BEFORE: Final = max(10, TICKS // 6)
 FACTS_EVERY: Final = 4
 MAX_SLOWER: Final = 5.0
-"""Reads of a kind may take so much longer at p90, on a machine that others use too and that stands still for a second
-now and then; the promise is 2 at p99, and the table says what it was. A reader that waits for a store that hangs would
-be slower by a hundred times."""
-LEAST_P90_S: Final = 0.1
-"""What is faster than this is not looked at: of some dozen reads of a few ms it is chance."""
+"""Reads may take so much longer at p99, on a machine that others use too; the promise is 2 and the table says what it
+was. A reader that waits for a store that hangs would be slower by a hundred times."""
+LEAST_P99_S: Final = 0.1
+"""What is faster than this is not looked at: at a few ms the p99 of some hundred reads is chance."""
 
 ALL: Final = tuple(OPEN)
 QUICK: Final = [("all", "kill")]
@@ -75,7 +73,7 @@ async def test_an_outage_loses_nothing_and_stops_nobody(tmp_path: Path, fault_ro
         row.recovery_s = await recovering
 
         row.sent, row.acknowledged = made.sender.sent_points, made.sender.acknowledged_points
-        row.p99_ratio = percentile(chain(*ill.values()), 0.99) / percentile(chain(*healthy.values()), 0.99)
+        row.p99_ratio = p99(ill) / p99(healthy)
         counted = {"engine": await made.engine()} | {name: await made.stores[name].count(made) for name in names}
         row.found = counted["engine" if store == "all" else store].found
         row.missing = sum(found.missing for found in counted.values())
@@ -83,9 +81,7 @@ async def test_an_outage_loses_nothing_and_stops_nobody(tmp_path: Path, fault_ro
         assert made.readers.failures == []
         assert (row.missing, row.doubled) == (0, 0), counted
         assert row.acknowledged == row.sent
-        for kind, latencies_s in ill.items():
-            slow_s = percentile(latencies_s, 0.9)
-            assert slow_s < max(MAX_SLOWER * percentile(healthy[kind], 0.9), LEAST_P90_S), (kind, slow_s, row)
+        assert row.p99_ratio < MAX_SLOWER or p99(ill) < LEAST_P99_S, row
 
 
 @asynccontextmanager
