@@ -274,6 +274,33 @@ def prepare(db: apsw.Connection, identity: str, day: int, span_days: int) -> Non
             db.execute(_UPGRADE)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Census:
+    """What a file holds: its days (None: it is from before files said so), points, the highest sequence and cohort of
+    its blocks, and what is to be merged."""
+
+    span_days: int | None
+    points: int
+    sequence: int
+    cohort: int
+    piles: dict[int, Pile]
+
+
+def census(db: apsw.Connection, short_below: int) -> Census:
+    """Looks through a file; raises UnusablePartitionError, and what SQLite does."""
+    spans = integers(db, "SELECT value FROM meta WHERE key = 'span_days'")
+    ((points, sequence, cohort_id),) = integers(
+        db, "SELECT CAST(total(points) AS INTEGER), ifnull(max(max_sequence), 0), ifnull(max(cohort), 0) FROM blocks"
+    )
+    return Census(
+        span_days=spans[0][0] if spans else None,
+        points=points,
+        sequence=sequence,
+        cohort=cohort_id,
+        piles=count_piles(db, short_below),
+    )
+
+
 def count_piles(db: apsw.Connection, short_below: int) -> dict[int, Pile]:
     """Of cohorts of several blocks: whether they were merged before is not known, so all count as new."""
     piles: dict[int, Pile] = {}
@@ -342,6 +369,19 @@ def remove_files(*paths: Path) -> None:
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
     sync_folder(paths[0].parent)
+
+
+def move_aside(path: Path) -> Path:
+    """Gives a partition and its logs another name, durably; returns that."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.unusable-{number}")).exists():
+        number += 1
+    for suffix in ("", "-wal", "-shm"):
+        file = path.with_name(path.name + suffix)
+        if file.exists():
+            file.rename(aside.with_name(aside.name + suffix))
+    sync_folder(path.parent)
+    return aside
 
 
 def day_of(path: Path) -> int | None:

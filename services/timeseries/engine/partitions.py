@@ -29,12 +29,13 @@ from services.timeseries.engine.partition import (
     PartitionGoneError,
     Pile,
     UnusablePartitionError,
-    count_piles,
+    census,
     day_of,
     insert,
     integers,
     mark_of,
     marked,
+    move_aside,
     partition_path,
     prepare,
     remove_files,
@@ -237,17 +238,12 @@ class Partitions:
         """
         try:
             with self.lend(day) as partition:
-                for (span_days,) in integers(partition.db, "SELECT value FROM meta WHERE key = 'span_days'"):
-                    self._placed.spans[day] = span_days
-                ((points, highest, cohort_id),) = integers(
-                    partition.db,
-                    "SELECT CAST(total(points) AS INTEGER), ifnull(max(max_sequence), 0), ifnull(max(cohort), 0)"
-                    " FROM blocks",
-                )
-                self.found_sequence = max(self.found_sequence, highest)
-                self.found_cohort = max(self.found_cohort, cohort_id)
-                self._piles[day] = count_piles(partition.db, self._short_below)
-                self._placed.points[day] = points
+                found = census(partition.db, self._short_below)
+            if found.span_days is not None:
+                self._placed.spans[day] = found.span_days
+            self._placed.points[day], self._piles[day] = found.points, found.piles
+            self.found_sequence = max(self.found_sequence, found.sequence)
+            self.found_cohort = max(self.found_cohort, found.cohort)
         except PartitionGoneError:
             _log.warning("%s is empty and removed: its making was cut off, or its rows are lost", self.path(day))
             self._placed.forget(day)
@@ -292,8 +288,9 @@ class Partitions:
             try:
                 with self.lend(day) as partition:
                     rows = integers(partition.db, f"SELECT {MARK} FROM dirty ORDER BY id")  # noqa: S608  names of ours
-            except UnusablePartitionError:
-                continue  # named when its points were counted
+            except UnusablePartitionError as error:
+                self.found_unusable.setdefault(day, str(error))
+                continue
             found.extend(mark_of(day, row) for row in rows)
         return found
 
@@ -388,17 +385,10 @@ class Partitions:
 
     def _set_aside(self, day: int, error: Exception) -> None:
         self.all_usable = False
-        path, days = self.path(day), range(day, day + self.span_of(day))
+        days = range(day, day + self.span_of(day))
         self._forget(day)
         self.on_lost(days)
-        number = 1
-        while (aside := path.with_name(f"{path.name}.unusable-{number}")).exists():
-            number += 1
-        for suffix in ("", "-wal", "-shm"):
-            file = path.with_name(path.name + suffix)
-            if file.exists():
-                file.rename(aside.with_name(aside.name + suffix))
-        sync_folder(self._folder)
+        aside = move_aside(self.path(day))
         _log.error("a partition cannot be used (%s); it is set aside as %s", error, aside.name)
 
     def close(self) -> None:

@@ -119,10 +119,11 @@ class Store:
             tiers.append(Tier(level=level, kind=kind, partitions=partitions, retention_s=retention_s))
         for tier in tiers:
             tier.partitions.on_lost = partial(self._lost, tier)
-            for day, why in tier.partitions.found_unusable.items():
-                self.faults.damage(f"partition of {tier.partitions.name}", day, why)
         for tier in tiers[:-1]:
             tier.marks.add(tier.partitions.marks())
+        for tier in tiers:
+            for day, why in tier.partitions.found_unusable.items():
+                self.faults.damage(f"partition of {tier.partitions.name}", day, why)
         return tiers
 
     def _lost(self, tier: Tier, days: range) -> None:

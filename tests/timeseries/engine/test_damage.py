@@ -122,6 +122,17 @@ async def test_a_torn_row_costs_its_partition_and_no_start(tmp_path: Path, colum
         assert (await engine.status()).damaged > 0
 
 
+async def test_a_torn_mark_is_counted_and_costs_no_start(tmp_path: Path) -> None:
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        await engine.append(rows(SET, [("a", NOON + n, [1.0, 2.0, 3.0]) for n in range(50)]), metric_sets=(SET,))
+        await engine.maintain()
+    with closing(apsw.Connection(str(files(tmp_path)[0]))) as database:
+        _change_schema(database, "dirty", "STRICT", "")
+        database.execute("INSERT INTO dirty VALUES (99, 1, ?, ?, 'x', 0)", (NOON, NOON))
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        assert (await engine.status()).damaged == 1
+
+
 async def test_a_block_that_is_gone_though_nothing_was_stored_is_left_out(tmp_path: Path) -> None:
     """It was listed a moment ago: looking for what it was merged into would never end."""
     model = await fill(tmp_path)
