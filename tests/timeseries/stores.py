@@ -82,6 +82,26 @@ def flip(path: Path, table: str, where: str, offset: int) -> None:
         database.pragma("wal_checkpoint", "TRUNCATE")
 
 
+def hide_blocks(partition: Path) -> int:
+    """Exchanges the outer children of the page over the blocks, as a torn write may leave it: listed in turn the blocks
+    are there, looked for by number those of these two pages are not. Returns how many blocks that are."""
+    with closing(apsw.Connection(str(partition))) as database:
+        ((root,),) = database.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'blocks'")
+        page_bytes = database.pragma("page_size")
+        numbers = [number for (number,) in database.execute("SELECT id FROM blocks")]
+    data = bytearray(partition.read_bytes())
+    page = (root - 1) * page_bytes
+    assert data[page] == 0x05, "the table has an interior page"
+    first = page + int.from_bytes(data[page + 12 : page + 14], "big")
+    last = page + 8
+    data[first : first + 4], data[last : last + 4] = data[last : last + 4], data[first : first + 4]
+    partition.write_bytes(data)
+    with closing(apsw.Connection(str(partition))) as database:
+        found = [database.execute("SELECT 1 FROM blocks WHERE id = ?", (number,)).fetchall() for number in numbers]
+    assert found.count([]) > 0
+    return found.count([])
+
+
 def as_before_roll_ups(folder: Path) -> None:
     """Makes of a store what the program that had points alone would have written."""
     for tier in ("rollup-5m", "rollup-1h"):

@@ -23,7 +23,18 @@ from services.timeseries.engine.database import connect_read_only
 from services.timeseries.engine.head import Chunk
 from services.timeseries.engine.rollup import FIELDS, Field
 from tests.timeseries.engine.model import metric_set, rows
-from tests.timeseries.stores import NOON, OTHER_SET, QUIET, SET, as_before_roll_ups, fill, flip, ignore, verify
+from tests.timeseries.stores import (
+    NOON,
+    OTHER_SET,
+    QUIET,
+    SET,
+    as_before_roll_ups,
+    fill,
+    flip,
+    hide_blocks,
+    ignore,
+    verify,
+)
 
 
 async def test_verify_names_what_is_damaged_and_nothing_else(tmp_path: Path) -> None:
@@ -264,20 +275,8 @@ async def test_verify_finds_an_index_that_lacks_a_block_and_a_renamed_metric(tmp
 
 
 async def test_verify_finds_blocks_that_are_listed_and_cannot_be_found(tmp_path: Path) -> None:
-    """A page that names its children in another order, as a torn write leaves it: read in turn the blocks are there,
-    looked for by number they are not."""
     await fill(tmp_path)
-    path = min((tmp_path / "blocks").glob("*.db"))
-    with closing(apsw.Connection(str(path))) as database:
-        ((root,),) = database.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'blocks'")
-        page_bytes = database.pragma("page_size")
-    data = bytearray(path.read_bytes())
-    page = (root - 1) * page_bytes
-    assert data[page] == 0x05, "the table has an interior page"
-    first = page + int.from_bytes(data[page + 12 : page + 14], "big")
-    last = page + 8
-    data[first : first + 4], data[last : last + 4] = data[last : last + 4], data[first : first + 4]
-    path.write_bytes(data)
+    hide_blocks(min((tmp_path / "blocks").glob("*.db")))
     damaged = verify(tmp_path)[1]
     assert any("SQLite says" in what for what in damaged)
     assert any("all columns: it is listed and cannot be found" in what for what in damaged)

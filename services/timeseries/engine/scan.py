@@ -134,14 +134,17 @@ def all_sources(store: Store, cohorts: Sequence[Cohort], start_ms: int, end_ms: 
 
 
 def block_infos(
-    store: Store, partitions: Partitions, day: int, cohort: Cohort, start_ms: int, end_ms: int
+    store: Store, partitions: Partitions, day: int, cohort: Cohort, start_ms: int, end_ms: int, *, anew: bool = False
 ) -> list[BlockInfo]:
-    """The blocks of one partition; none when it was evicted, none, counted, when it cannot be read."""
+    """The blocks of one partition; none when it was evicted, none, counted, when it cannot be read.
+
+    With `anew` they are listed from the file: a kept list lags behind it from a commit until the version changes.
+    """
     version = partitions.version(day)
     if version is None:
         return []
     key = (partitions, day, version, cohort.id)
-    listed = store.listed.get(key)
+    listed = None if anew else store.listed.get(key)
     if listed is None:
         try:
             with partitions.lend(day, life=version[0]) as partition:
@@ -215,22 +218,21 @@ def read_blocks(
     """The rows of some blocks of one partition that lie in the range.
 
     Where one of them has been merged into another since they were listed, those that are there now are read instead:
-    they hold the same rows, and maybe some more, of which a reader sees each once anyhow. One that is gone although
-    nothing was stored since is damage.
+    they hold the same rows, and maybe some more, of which a reader sees each once anyhow. One that the file lists
+    after it was not to be found there is damage, for no number is given twice.
     """
-    partitions, lost = found.partitions, set[int]()
-    version: tuple[int, int] | None = None
+    partitions, lost = found.partitions, set[tuple[int, int]]()
     while infos:
         try:
             return _read_listed(store, day, infos, found, metrics, check)
         except BlockGoneError as gone:
             check()
-            listed_at, version = version, partitions.version(day)
-            if version is not None and version == listed_at:
+            missing = (infos[0].life, gone.number)
+            listed = block_infos(store, partitions, day, found.cohort, found.start_ms, found.end_ms, anew=True)
+            if any((info.life, info.id) == missing for info in listed):
                 store.faults.damage(f"block of {partitions.path(day).name}", gone.number, "it is listed, and not there")
-                lost.add(gone.number)
-            listed = block_infos(store, partitions, day, found.cohort, found.start_ms, found.end_ms)
-            infos = [info for info in listed if info.id not in lost]
+                lost.add(missing)
+            infos = [info for info in listed if (info.life, info.id) not in lost]
     return []
 
 

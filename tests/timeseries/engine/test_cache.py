@@ -96,6 +96,27 @@ async def test_readers_see_every_row_while_heads_become_blocks(tmp_path: Path) -
             done.set()
 
 
+async def test_a_list_that_lags_behind_a_merge_hides_nothing(tmp_path: Path) -> None:
+    """Between the commit of merged blocks and the next version the kept list names blocks that are not there."""
+    model = Model()
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        for number in range(3):
+            batch = rows(SETS[0], [("x", NOON + number * 1_000, [number, -number])])
+            await engine.append(batch, metric_sets=(SETS[0],))
+            model.append(SETS[0], batch)
+            await engine._close_due(everything=True)
+        assert_same(await everything(engine), model.query(EVERYTHING))
+        partitions = engine._store.partitions
+        (day,) = partitions.days(0, 1 << 20)
+        before = partitions._versions[day]
+        await engine.maintain(everything=True)
+        assert partitions._versions[day] > before, "the blocks were merged"
+        partitions._versions[day] = before
+        for _ in range(2):
+            assert_same(await everything(engine), model.query(EVERYTHING))
+        assert (await engine.status()).damaged == 0
+
+
 async def test_a_day_that_is_made_anew_after_its_eviction_has_only_its_new_rows(tmp_path: Path) -> None:
     clock = ManualClock(NOON)
     settings = EngineSettings(

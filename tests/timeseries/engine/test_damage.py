@@ -16,7 +16,8 @@ from runtime.errors import DataLoss, OpenManagerError, Unavailable
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query, block
 from services.timeseries.engine import journal as journal_module
 from services.timeseries.engine.merge import Merger
-from services.timeseries.engine.partition import Partition, UnusablePartitionError
+from services.timeseries.engine.partition import BlockGoneError, BlockInfo, Partition, UnusablePartitionError
+from tests.timeseries import stores
 from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, metric_set, rows
 
 NOON = 19_700 * 86_400_000 + 43_200_000
@@ -133,16 +134,35 @@ async def test_a_torn_mark_is_counted_and_costs_no_start(tmp_path: Path) -> None
         assert (await engine.status()).damaged == 1
 
 
-async def test_a_block_that_is_gone_though_nothing_was_stored_is_left_out(tmp_path: Path) -> None:
-    """It was listed a moment ago: looking for what it was merged into would never end."""
+async def test_blocks_that_cannot_be_found_by_their_number_cost_their_partition(tmp_path: Path) -> None:
+    model = await stores.fill(tmp_path)
+    stores.hide_blocks(files(tmp_path)[0])
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=stores.QUIET) as engine, asyncio.timeout(60):
+        found = await everything(engine)
+        assert (await engine.status()).damaged == 1
+    for name, series in found.items():
+        other_day = [point for point in model.query(EVERYTHING)[name] if point[0] >= NOON + DAY_MS]
+        assert series[-len(other_day) :] == other_day
+
+
+async def test_a_block_that_is_listed_and_is_never_there_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking for what it was merged into would never end."""
     model = await fill(tmp_path)
-    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
-        assert_same(await everything(engine), model.query(EVERYTHING))
-        with closing(apsw.Connection(str(files(tmp_path)[0]))) as database:
-            ((number,),) = database.execute("SELECT min(id) FROM blocks")
-            database.execute("DELETE FROM blocks WHERE id = ?", (number,))
-        async with asyncio.timeout(60):
-            found = await everything(engine)
+    reader = Partition.reader
+    with closing(apsw.Connection(str(files(tmp_path)[0]))) as database:
+        ((number,),) = database.execute("SELECT min(id) FROM blocks")
+
+    def without(partition: Partition, info: BlockInfo, *rest: Any) -> object:
+        if (partition.day, info.id) == (NOON // DAY_MS, number):
+            raise BlockGoneError(info.id)
+        return reader(partition, info, *rest)
+
+    monkeypatch.setattr(Partition, "reader", without)
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine, asyncio.timeout(60):
+        found = await everything(engine)
+        assert await everything(engine) == found
         wanted = model.query(EVERYTHING)
         changed = {server for server, metric in wanted if found.get((server, metric)) != wanted[server, metric]}
         assert len(changed) == 1 and (await engine.status()).damaged == 1
