@@ -371,13 +371,13 @@ class Partitions:
         with self._lock:
             self._doomed.pop(day, None)
 
-    def _forget(self, day: int) -> None:
+    def _forget(self, day: int, *, made_again: bool = False) -> None:
         """Makes a day's file unknown and closes its idle connections; lent ones are closed when they come back."""
         with self._lock:
             stale = [db for known, db in self._idle if known == day]
             self._idle = [(known, db) for known, db in self._idle if known != day]
             self._lives[day] = self._lives.get(day, 0) + 1
-            self._placed.forget(day)
+            self._placed.forget(day, made_again=made_again)
             self._piles.pop(day, None)
             self._stored_at.pop(day, None)
         for db in stale:
@@ -386,7 +386,7 @@ class Partitions:
     def _set_aside(self, day: int, error: Exception) -> None:
         self.all_usable = False
         days = range(day, day + self.span_of(day))
-        self._forget(day)
+        self._forget(day, made_again=True)
         self.on_lost(days)
         aside = move_aside(self.path(day))
         _log.error("a partition cannot be used (%s); it is set aside as %s", error, aside.name)

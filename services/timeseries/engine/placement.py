@@ -4,11 +4,12 @@ A file has a fixed number of days, or a power of two times as many where few poi
 not make a thousand files.
 
 What must stay true: a day belongs to one file only, and goes on doing so for as long as that file is there, whatever is
-expected later; a new file is as long as its neighbours leave room.
+expected later; a new file is as long as its neighbours leave room, one in the place of another as long as that was.
 """
 
 import math
 from collections.abc import Iterable
+from itertools import chain
 
 
 class Placement:
@@ -20,6 +21,8 @@ class Placement:
         """First day -> days."""
         self.points: dict[int, int] = {}
         """First day -> points in readable blocks."""
+        self._vacant: dict[int, int] = {}
+        """First day -> days, of files that are set aside: rows that are about to be stored in them go to new ones."""
         self.span_days = span_days
         self.expected = math.inf
         """Points a day that are to come, for the first file: a later one is made like the newest."""
@@ -32,11 +35,12 @@ class Placement:
         days = self._sparse_days
         while days >= self.span_days:
             start = day // days * days
-            if day < start + self.spans.get(start, 0):
-                return start, self.spans[start]
+            span = self.spans.get(start) or self._vacant.get(start, 0)
+            if day < start + span:
+                return start, span
             days //= 2
         days = self._sparse_days if self.is_sparse() else self.span_days
-        while days > self.span_days and any(day // days == other // days for other in self.spans):
+        while days > self.span_days and any(day // days == other // days for other in chain(self.spans, self._vacant)):
             days //= 2
         return day // days * days, days
 
@@ -54,8 +58,11 @@ class Placement:
         """There is a file now; one that was known stays as it was."""
         self.spans.setdefault(day, days)
         self.points.setdefault(day, 0)
+        self._vacant.pop(day, None)
 
-    def forget(self, day: int) -> None:
-        """The file is gone."""
-        self.spans.pop(day, None)
+    def forget(self, day: int, *, made_again: bool = False) -> None:
+        """The file is gone; `made_again`: there will be another one for its days."""
+        days = self.spans.pop(day, None)
         self.points.pop(day, None)
+        if made_again and days is not None:
+            self._vacant[day] = days

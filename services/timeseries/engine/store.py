@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Final
 
@@ -196,10 +195,7 @@ class Store:
                 due = [head for head in due if head.day in only_days]
             if self.partitions.is_empty:
                 self.partitions.expect(_points_a_day(due))
-            # which partition a day belongs to may depend on those that the groups before it have made
-            in_order = sorted(due, key=lambda head: head.day)
-            for day, of_day in groupby(in_order, key=lambda head: self.partitions.start_of(head.day)):
-                heads = list(of_day)
+            for day, heads in self._by_file(due):
                 for start in range(0, len(heads), self.settings.close_group_heads):
                     if stopping():
                         return closed
@@ -214,6 +210,16 @@ class Store:
                         closed += len(group)
             self.close_failing = failed
         return closed
+
+    def _by_file(self, heads: list[Head]) -> Iterator[tuple[int, list[Head]]]:
+        """Heads by the first day of the partition they belong to, which is asked for when those before are stored: it
+        may depend on what they have made. (`groupby` asks one head ahead.)"""
+        in_order, at = sorted(heads, key=lambda head: head.day), 0
+        while at < len(in_order):
+            first, day = at, self.partitions.start_of(in_order[at].day)
+            while at < len(in_order) and self.partitions.start_of(in_order[at].day) == day:
+                at += 1
+            yield day, in_order[first:at]
 
     def _close_group(self, day: int, heads: list[Head]) -> None:
         opened_at = max(head.opened_at for head in heads)
