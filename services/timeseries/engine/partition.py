@@ -100,13 +100,14 @@ class Mark:
 
     Attributes:
         id: its number in the partition of `day`.
-        day: the partition's first day.
+        day: the partition's first day; `life` tells the file from one made anew, which gives the numbers again.
         rows: about how many rows.
         marked_ms: when, UTC epoch milliseconds.
     """
 
     id: int
     day: int
+    life: int
     cohort_id: int
     first_ms: int
     last_ms: int
@@ -314,12 +315,10 @@ MARK: Final = "id, cohort, first_ms, last_ms, row_count, marked_ms"
 """The columns of table `dirty` that `mark_of` takes."""
 
 
-def mark_of(day: int, row: tuple[int, int, int, int, int, int]) -> Mark:
-    """A row of table `dirty` of the partition that begins with `day`."""
-    number, cohort_id, first_ms, last_ms, rows, marked_ms = row
-    return Mark(
-        id=number, day=day, cohort_id=cohort_id, first_ms=first_ms, last_ms=last_ms, rows=rows, marked_ms=marked_ms
-    )
+def mark_of(partition: Partition, row: tuple[int, int, int, int, int, int]) -> Mark:
+    """A row of table `dirty` of a partition."""
+    of_row = dict(zip(("id", "cohort_id", "first_ms", "last_ms", "rows", "marked_ms"), row, strict=True))
+    return Mark(day=partition.day, life=partition.life, **of_row)
 
 
 def insert(db: apsw.Connection, part: Closed) -> int:
@@ -345,15 +344,15 @@ def insert(db: apsw.Connection, part: Closed) -> int:
     return points
 
 
-def marked(db: apsw.Connection, day: int, part: Closed, now_ms: int) -> Iterator[Mark]:
+def marked(partition: Partition, part: Closed, now_ms: int) -> Iterator[Mark]:
     """Stores a mark for each run of buckets that a part touches; gives them."""
     for first_ms, last_ms, rows in part.touched:
         ((number,),) = fetch(
-            db,
+            partition.db,
             "INSERT INTO dirty (cohort, first_ms, last_ms, row_count, marked_ms) VALUES (?, ?, ?, ?, ?) RETURNING id",
             (part.cohort_id, first_ms, last_ms, rows, now_ms),
         )
-        yield mark_of(day, (number, part.cohort_id, first_ms, last_ms, rows, now_ms))
+        yield mark_of(partition, (number, part.cohort_id, first_ms, last_ms, rows, now_ms))
 
 
 def partition_path(folder: Path, day: int) -> Path:

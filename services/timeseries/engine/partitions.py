@@ -288,10 +288,9 @@ class Partitions:
             try:
                 with self.lend(day) as partition:
                     rows = integers(partition.db, f"SELECT {MARK} FROM dirty ORDER BY id")  # noqa: S608  names of ours
+                    found.extend(mark_of(partition, row) for row in rows)
             except UnusablePartitionError as error:
                 self.found_unusable.setdefault(day, str(error))
-                continue
-            found.extend(mark_of(day, row) for row in rows)
         return found
 
     def store(
@@ -325,7 +324,7 @@ class Partitions:
         with self.lend(day, life=life, create=life is None) as partition, Transaction(partition.db):
             for part in closed:
                 points += insert(partition.db, part)
-                marks.extend(marked(partition.db, day, part, now_ms))
+                marks.extend(marked(partition, part, now_ms))
         with self._lock:
             self._versions[day] = self._versions.get(day, 0) + 1
             if day in self._placed.points:
@@ -344,8 +343,8 @@ class Partitions:
                 pile.add(stored.rows, self._short_below)
 
     def clear(self, marks: Sequence[Mark]) -> None:
-        """Forgets marks of one partition, whose roll-ups are durable; raises as `lend`, and `apsw.Error`."""
-        with self.lend(marks[0].day) as partition, Transaction(partition.db):
+        """Forgets marks of one file, whose roll-ups are durable; raises as `lend`, and `apsw.Error`."""
+        with self.lend(marks[0].day, life=marks[0].life) as partition, Transaction(partition.db):
             partition.db.executemany("DELETE FROM dirty WHERE id = ?", [(mark.id,) for mark in marks])
 
     def compact(self, day: int) -> None:

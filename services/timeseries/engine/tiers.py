@@ -53,7 +53,7 @@ class Marks:
     """What of a tier is not in the next one yet, by cohort. Every method is called holding the engine's lock."""
 
     def __init__(self, marks: Iterable[Mark]) -> None:
-        self._by_cohort: dict[int, dict[tuple[int, int], Mark]] = {}
+        self._by_cohort: dict[int, dict[tuple[int, int, int], Mark]] = {}
         self._rows: dict[tuple[int, int], int] = {}
         self._oldest_ms: dict[tuple[int, int], int] = {}
         self._count = 0
@@ -64,7 +64,7 @@ class Marks:
 
     def add(self, marks: Iterable[Mark]) -> None:
         for mark in marks:
-            self._by_cohort.setdefault(mark.cohort_id, {})[mark.day, mark.id] = mark
+            self._by_cohort.setdefault(mark.cohort_id, {})[mark.day, mark.life, mark.id] = mark
             self._count += 1
             group = (mark.day, mark.cohort_id)
             self._rows[group] = self._rows.get(group, 0) + mark.rows
@@ -73,7 +73,7 @@ class Marks:
     def remove(self, marks: Iterable[Mark]) -> None:
         for mark in marks:
             of_cohort = self._by_cohort.get(mark.cohort_id, {})
-            if of_cohort.pop((mark.day, mark.id), None) is not None:
+            if of_cohort.pop((mark.day, mark.life, mark.id), None) is not None:
                 self._count -= 1
                 group = (mark.day, mark.cohort_id)
                 self._rows[group] -= mark.rows

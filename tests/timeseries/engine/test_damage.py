@@ -16,7 +16,8 @@ from runtime.errors import DataLoss, OpenManagerError, Unavailable
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query, block
 from services.timeseries.engine import journal as journal_module
 from services.timeseries.engine.merge import Merger
-from services.timeseries.engine.partition import BlockGoneError, BlockInfo, Partition, UnusablePartitionError
+from services.timeseries.engine.partition import BlockGoneError, BlockInfo, Mark, Partition, UnusablePartitionError
+from services.timeseries.engine.partitions import Partitions
 from tests.timeseries import stores
 from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, metric_set, rows
 
@@ -401,3 +402,35 @@ async def test_a_file_that_is_set_aside_amid_a_merge_costs_the_new_one_nothing(
     assert {name: [time for time, _ in series] for name, series in found.items() if name[1] == "cpu_usage"} == {
         (server, "cpu_usage"): list(many) for server in "ab"
     }
+
+
+async def test_a_file_that_is_set_aside_amid_roll_ups_costs_the_new_one_no_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers of the marks that are done are given again in the new file, to rows that no roll-up has."""
+    clear, model, late = Partitions.clear, Model(), NOON + 3_600_000
+    counts = Query(metrics=None, start_ms=0, end_ms=1 << 62, step_ms=300_000, aggregation=Aggregation.COUNT)
+    async with Engine.open(tmp_path, clock=ManualClock(NOON + DAY_MS), settings=SETTINGS) as engine:
+        store = engine._store
+
+        async def put(start: int) -> None:
+            batch = rows(SET, [("a", start + n, [1.0, 2.0, 3.0]) for n in range(40)])
+            await engine.append(batch, metric_sets=(SET,))
+            model.append(SET, batch)
+
+        def lost_before(partitions: Partitions, marks: list[Mark]) -> None:
+            if partitions is store.partitions and store.heads.bytes:
+                partitions._set_aside(NOON // DAY_MS, UnusablePartitionError("planted"))
+                store.close_heads(lambda: False, everything=True)
+            clear(partitions, marks)
+
+        await put(NOON)
+        store.close_heads(lambda: False, everything=True)
+        await put(late)
+        monkeypatch.setattr(Partitions, "clear", lost_before)
+        engine._rollups.run(everything=True)
+        assert store.heads.bytes == 0
+        assert_same(await ask(engine, counts), model.query(counts), Aggregation.COUNT)
+        await engine.maintain(everything=True)
+        assert len(store.tiers[0].marks) == 0
+        assert_same(await ask(engine, counts), model.query(counts), Aggregation.COUNT)
