@@ -385,8 +385,8 @@ class Partitions:
     def _set_aside(self, day: int, error: Exception) -> None:
         self.all_usable = False
         days = range(day, day + self.span_of(day))
+        self.on_lost(days)  # first, so that what is read without the file is known to lack it
         self._forget(day, made_again=True)
-        self.on_lost(days)
         aside = move_aside(self.path(day))
         _log.error("a partition cannot be used (%s); it is set aside as %s", error, aside.name)
 

@@ -215,6 +215,7 @@ class Retention:
         for _ in range(tries):
             if tier.level == RAW:
                 self._store.close_heads(self._stopping, only_days=days)
+                self.end_lost()  # the file may have been found to be unusable just now
             if tier is not self._store.tiers[-1] and not self._rollups.complete(tier, days.start):
                 return False
             if self._end(tier, days, force=False):

@@ -125,12 +125,16 @@ class Rollups:
         """Makes and stores the buckets that the marks of some servers in one partition ask for; drops the marks.
 
         With `growing` those that a head has rows of too, with these: the head may be dropped before it is a block.
+        Nothing is stored while it is to be noted (`Store.end_lost`) that the partition's rows so far are lost.
         """
         store, target = self._store, self._store.tiers[tier.level + 1]
         closed: dict[int, list[Closed]] = {}
         for marks in servers:
             for day, part in self._made(tier, target, marks, growing=growing):
                 closed.setdefault(day, []).append(part)
+        with store.lock:
+            if any(of is tier and servers[0][0].day in days for of, days in store.lost):
+                raise PartitionGoneError("it was set aside, what was made of it stays")
         clock = store.clock
         for day, parts in closed.items():
             stored = target.partitions.store(day, parts, clock.now_ms(), at=clock.monotonic())

@@ -5,6 +5,7 @@ import logging
 import random
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from services.timeseries.engine import journal as journal_module
 from services.timeseries.engine.merge import Merger
 from services.timeseries.engine.partition import BlockGoneError, BlockInfo, Mark, Partition, UnusablePartitionError
 from services.timeseries.engine.partitions import Partitions
+from services.timeseries.engine.tiers import Tier
+from services.timeseries.engine.upkeep import Rollups
 from tests.timeseries import stores
 from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, metric_set, rows
 
@@ -409,7 +412,6 @@ async def test_a_file_that_is_set_aside_amid_roll_ups_costs_the_new_one_no_mark(
 ) -> None:
     """The numbers of the marks that are done are given again in the new file, to rows that no roll-up has."""
     clear, model, late = Partitions.clear, Model(), NOON + 3_600_000
-    counts = Query(metrics=None, start_ms=0, end_ms=1 << 62, step_ms=300_000, aggregation=Aggregation.COUNT)
     async with Engine.open(tmp_path, clock=ManualClock(NOON + DAY_MS), settings=SETTINGS) as engine:
         store = engine._store
 
@@ -430,7 +432,72 @@ async def test_a_file_that_is_set_aside_amid_roll_ups_costs_the_new_one_no_mark(
         monkeypatch.setattr(Partitions, "clear", lost_before)
         engine._rollups.run(everything=True)
         assert store.heads.bytes == 0
-        assert_same(await ask(engine, counts), model.query(counts), Aggregation.COUNT)
+        assert_same(await ask(engine, COUNTS), model.query(COUNTS), Aggregation.COUNT)
         await engine.maintain(everything=True)
         assert len(store.tiers[0].marks) == 0
-        assert_same(await ask(engine, counts), model.query(counts), Aggregation.COUNT)
+        assert_same(await ask(engine, COUNTS), model.query(COUNTS), Aggregation.COUNT)
+
+
+def _spoil(engine: Engine, path: Path) -> None:
+    engine._store.partitions.close()  # whoever has it open would not notice
+    path.with_name(f"{path.name}-wal").unlink(missing_ok=True)
+    path.write_bytes(b"this is no database" * 1_000)
+
+
+COUNTS = Query(metrics=None, start_ms=0, end_ms=1 << 62, step_ms=300_000, aggregation=Aggregation.COUNT)
+
+
+@pytest.mark.parametrize("by_age", [True, False], ids=["by age", "by size"])
+async def test_a_day_that_goes_and_is_found_unusable_leaves_its_roll_ups_as_they_are(
+    tmp_path: Path, by_age: bool
+) -> None:
+    """Its heads become blocks first, in a new file, and from those few rows nothing may be made anew."""
+    late_row = rows(SET, [("a", NOON + 60_000, [1.0, 2.0, 3.0])])
+    settings = replace(SETTINGS, late_grace_s=0.0, raw_retention_s=5 * 86_400.0 if by_age else None)
+    clock = ManualClock(NOON + DAY_MS)
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        for day in range(2):
+            lines = [("a", NOON + day * DAY_MS + n, [1.0, 2.0, 3.0]) for n in range(40)]
+            await engine.append(rows(SET, lines), metric_sets=(SET,))
+        await engine.maintain(everything=True)
+        before = await ask(engine, COUNTS)
+        await engine.append(late_row)
+        _spoil(engine, files(tmp_path)[0])
+        clock.advance(5 * 86_400)
+        if not by_age:
+            engine._store.settings = replace(settings, disk_bytes_limit=1)
+        await engine._keep_up(everything=False)
+        assert len(list((tmp_path / "blocks").glob("*unusable-1"))) == 1
+        assert engine._retention.evicted > 0
+        assert_same(await ask(engine, COUNTS), before)
+
+
+async def test_a_file_that_is_set_aside_amid_roll_ups_leaves_those_that_were_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of the rows of a bucket does not make it anew."""
+    due = Rollups._due
+    async with Engine.open(tmp_path, clock=ManualClock(NOON + DAY_MS), settings=SETTINGS) as engine:
+        store = engine._store
+
+        async def put(*times: int) -> None:
+            await engine.append(rows(SET, [("a", time, [1.0, 2.0, 3.0]) for time in times]), metric_sets=(SET,))
+
+        def then_lost(rollups: Rollups, tier: Tier, **options: Any) -> Any:
+            found = due(rollups, tier, **options)
+            if store.heads.bytes:
+                store.partitions._set_aside(NOON // DAY_MS, UnusablePartitionError("planted"))
+                store.close_heads(lambda: False, everything=True)
+            return found
+
+        await put(*range(NOON, NOON + 40))
+        await engine.maintain(everything=True)
+        before = await ask(engine, COUNTS)
+        await put(NOON + 60_000)
+        store.close_heads(lambda: False, everything=True)
+        await put(NOON + 60_001)
+        monkeypatch.setattr(Rollups, "_due", then_lost)
+        for _ in range(2):
+            engine._upkeep_once(everything=True)
+        assert store.heads.bytes == 0 and len(store.tiers[0].marks) == 0
+        assert_same(await ask(engine, COUNTS), before)
