@@ -109,7 +109,10 @@ class Merger:
         if (tier.level, day, cohort_id) in self._left:
             return None
         with store.lock:
-            cohort = store.catalog.cohorts_by_id[cohort_id]
+            cohort = store.catalog.cohorts_by_id.get(cohort_id)
+        if cohort is None:  # a damaged journal does not name it any more: its blocks stay
+            tier.partitions.settle(day, cohort_id)
+            return None
         columns = len(cohort.stored_set.metric_set) * (1 if tier.level == RAW else FIELDS)
         rows_limit = max(1, min(settings.merged_rows, settings.scan_cells // columns))
         with tier.partitions.lend(day) as partition:

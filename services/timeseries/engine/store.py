@@ -118,8 +118,9 @@ class Store:
             tiers.append(Tier(level=level, kind=kind, partitions=partitions, retention_s=retention_s))
         for tier in tiers:
             tier.partitions.on_lost = partial(self._lost, tier)
-        for tier in tiers[:-1]:
-            tier.marks.add(tier.partitions.marks())
+        named = self.catalog.cohorts_by_id
+        for tier in tiers[:-1]:  # of a series that a damaged journal does not name any more nothing can be made
+            tier.marks.add(mark for mark in tier.partitions.marks() if mark.cohort_id in named)
         for tier in tiers:
             for day, why in tier.partitions.found_unusable.items():
                 self.faults.damage(f"partition of {tier.partitions.name}", day, why)

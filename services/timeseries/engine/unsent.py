@@ -39,7 +39,8 @@ def unsent(store: Store, after: int, through: int, check: Callable[[], None]) ->
         except (PartitionGoneError, UnusablePartitionError):
             continue  # gone meanwhile, which is counted where it goes; or set aside, which is counted too
         with store.lock:
-            server_ids = sorted({store.catalog.cohorts_by_id[cohort_id].server_id for cohort_id in cohort_ids})
+            named = store.catalog.cohorts_by_id  # but for those that a damaged journal has lost
+            server_ids = sorted({named[cohort_id].server_id for cohort_id in cohort_ids if cohort_id in named})
         end_day = day + partitions.span_of(day)
         for server_id in server_ids:
             yield from _of_server(store, server_id, day * DAY_MS, end_day * DAY_MS, (after, through), check)

@@ -252,6 +252,32 @@ async def test_blocks_of_a_series_that_the_journal_has_lost_become_no_others(tmp
         assert found["z", "cpu_usage"] == [(NOON, 1.0)] and len(found["a", "cpu_usage"]) == 100
 
 
+async def test_blocks_of_a_series_that_the_journal_has_lost_stop_no_upkeep(tmp_path: Path) -> None:
+    """They are to be rolled up, merged and shipped, and nothing says whose they are."""
+    clock = ManualClock(NOON)
+    lines = {server: [(server, NOON + n, [1.0, 2.0, 3.0]) for n in range(40)] for server in "ab"}
+    settings = replace(SETTINGS, raw_retention_s=86_400.0)
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        for _ in range(2):
+            for server in "ba":
+                await engine.append(rows(SET, lines[server]), metric_sets=(SET,))
+            engine._store.close_heads(lambda: False, everything=True)
+        await engine._sweep()
+        assert engine.first_sequence == 5
+    _change("DELETE FROM cohorts WHERE id = 2")(tmp_path / "journal.db")
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        await engine.maintain(everything=True)
+        shipped = [part.rows.server_ids[0] async for part in engine.cursors.unsent(0, 4)]
+        assert shipped == ["b"]
+        found = await ask(engine, COUNTS)
+        assert found["b", "cpu_usage"] == [(NOON, 40.0)]
+        await engine.append(rows(SET, [("b", NOON + 2 * DAY_MS, [1.0, 2.0, 3.0])]))
+        clock.advance(3 * 86_400)
+        await engine.maintain(everything=True)
+        days = engine._store.partitions.days(0, 1 << 20)
+        assert days == [NOON // DAY_MS + 2], "the day of both has gone by its age"
+
+
 async def test_a_batch_of_a_series_that_the_journal_has_lost_stops_the_start(tmp_path: Path) -> None:
     """It was acknowledged and is whole: left out it would be swept before long."""
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
