@@ -209,7 +209,8 @@ class Store:
                         _log.warning("blocks of day %d could not be stored, will try again", day, exc_info=error)
                     else:
                         closed += len(group)
-            self.close_failing = failed
+            if failed or only_days is None:  # of some days only it says nothing of the others
+                self.close_failing = failed
         return closed
 
     def _by_file(self, heads: list[Head]) -> Iterator[tuple[int, list[Head]]]:
