@@ -1,11 +1,13 @@
 """Which instants a follower has not shipped yet: what a store that only has what was shipped cannot answer.
 
-What must stay true: an acknowledged batch that comes after the sequence asked for is covered by the ranges; to look
-again costs what came since the last look, and memory a few numbers a batch that waits.
+What must stay true: an acknowledged batch that comes after the sequence asked for is covered by the ranges, also one
+that the journal let go since it could not wait: it is in blocks, which may span more. To look again costs what came
+since the last look, and memory a few numbers a batch that waits.
 """
 
 import threading
 from collections import deque
+from contextlib import suppress
 from itertools import pairwise
 from typing import Final
 
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 
 from services.timeseries.engine.database import storage_error
 from services.timeseries.engine.journal_reader import JournalReader
+from services.timeseries.engine.partition import PartitionGoneError, UnusablePartitionError, integers
+from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS
 from services.timeseries.engine.store import Store
 
 JOIN_MS: Final = 60_000
@@ -22,6 +26,8 @@ JOIN_MS: Final = 60_000
 MAX_RANGES: Final = 8
 """More are put together: each is a read of its own, of us and of the store."""
 _READ_BYTES: Final = 16 << 20
+
+_BLOCKS_BETWEEN: Final = "SELECT DISTINCT first_ms, last_ms FROM blocks WHERE max_sequence > ? AND min_sequence <= ?"
 
 Ranges = list[tuple[int, int]]
 """Half-open, ascending, apart from each other; milliseconds."""
@@ -55,13 +61,23 @@ class Unshipped:
     def _read_on(self, last: int) -> None:
         while self._through < last:
             rows = self._reader.read(self._through + 1, last, _READ_BYTES)
-            if not rows:
-                break
+            gone = rows[0].sequence - 1 if rows else last
+            if gone > self._through:
+                self._known.append((gone, self._of_blocks(self._through, gone)))
             for row in rows:
                 decoded = self._store.decode(row) if row.row_count else None
                 if decoded is not None:
                     self._known.append((row.sequence, _spans(decoded[1].times_ms)))
-            self._through = rows[-1].sequence
+            self._through = rows[-1].sequence if rows else last
+
+    def _of_blocks(self, after: int, through: int) -> Ranges:
+        """What the blocks span that have rows of batches of `(after, through]`."""
+        partitions, found = self._store.partitions, list[tuple[int, int]]()
+        for day in partitions.days(0, MAX_TIME_MS // DAY_MS):
+            with suppress(PartitionGoneError, UnusablePartitionError), partitions.lend(day) as partition:
+                spans = integers(partition.db, _BLOCKS_BETWEEN, (after, through))
+                found = joined([*found, *((first, last + 1) for first, last in spans)])
+        return found
 
     def close(self) -> None:
         with self._lock:

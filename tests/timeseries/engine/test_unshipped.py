@@ -1,6 +1,9 @@
 """Which instants a follower lacks."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from runtime.clock import ManualClock
 from services.timeseries.engine import Engine, EngineSettings
@@ -79,3 +82,32 @@ async def test_what_a_store_lost_counts_as_unshipped_again(tmp_path: Path) -> No
         clock.advance(10 * SETTLED_AFTER_S)
         assert await engine.cursors.unshipped("store") == [(NOON + HOUR, NOON + HOUR + 1)]
         assert (await engine.status()).followers[0].cursor == first
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["at once", "after a restart"])
+async def test_what_the_journal_let_go_before_it_was_shipped_is_found_in_blocks(tmp_path: Path, again: bool) -> None:
+    """At its limit the journal does not wait for a follower: what it lacks is in blocks alone, and still lacking."""
+    clock, settings = ManualClock(NOON + 3 * HOUR), replace(QUIET, journal_bytes_limit=0)
+    ranges = [(NOON, NOON + 1), (NOON + HOUR, NOON + HOUR + 1), (NOON + 3 * HOUR, NOON + 3 * HOUR + 1)]
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        await engine.append(rows(SET, [("a", NOON - HOUR, [1.0])]), metric_sets=(SET,))
+        await engine.maintain(everything=True)
+        cursor = await engine.cursors.register("store")
+        for start, _ in ranges[:2]:
+            await engine.append(rows(SET, [("a", start, [1.0])]))
+            engine._store.close_heads(lambda: False, everything=True)
+        await engine._sweep()
+        assert engine.first_sequence == cursor + 3
+        await engine.append(rows(SET, [("a", ranges[2][0], [1.0])]))
+        if not again:
+            assert await engine.cursors.unshipped("store") == ranges
+            await engine.cursors.advance("store", cursor + 1)
+            clock.advance(SETTLED_AFTER_S)
+            assert set(ranges[1:]) <= set(await engine.cursors.unshipped("store"))
+            await engine.cursors.advance("store", cursor + 2)
+            clock.advance(SETTLED_AFTER_S)
+            assert await engine.cursors.unshipped("store") == ranges[2:]
+    if again:
+        async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+            await engine.cursors.register("store")
+            assert await engine.cursors.unshipped("store") == ranges
