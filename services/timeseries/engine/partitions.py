@@ -226,8 +226,9 @@ class Partitions:
             raise UnusablePartitionError(f"{path.name}: {error}") from error
         if new:
             sync_folder(self._folder)
-        with self._lock:
-            self._placed.made(day, span_days)
+        if create:  # a reader's may have gone since it was looked for, and stays so
+            with self._lock:
+                self._placed.made(day, span_days)
         return db
 
     def _look_into(self, day: int) -> None:

@@ -2,7 +2,10 @@
 
 import asyncio
 import dataclasses
+import datetime
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +20,7 @@ from runtime.errors import Unavailable
 from services.timeseries.engine import Aggregation, Engine, Query
 from services.timeseries.engine import partitions as partitions_module
 from services.timeseries.engine.head import Heads
-from services.timeseries.engine.partition import Partition
+from services.timeseries.engine.partition import EPOCH, Partition
 from services.timeseries.engine.partitions import Partitions
 from services.timeseries.servicer import TimeSeriesServicer
 from services.timeseries.settings import TimeSeriesSettings
@@ -242,6 +245,32 @@ async def test_a_query_goes_on_while_its_day_goes(
         assert ((tmp_path / "blocks" / "2023-12-08.db").exists(), status.evicted_partitions) == (reborn, 1)
 
 
+async def test_a_day_that_goes_while_it_is_opened_stays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who opens its file for reading must not make it known again: then it would be the oldest day, and go twice."""
+    connect = partitions_module.connect
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=KEEPING) as engine:
+        for day in (-1, 0):
+            await engine.append(of_day(day), metric_sets=(SET,))
+        await engine.maintain(everything=True)
+        partitions, yesterday = engine._store.partitions, TODAY // DAY_MS - 1
+        partitions.close()
+        going: list[threading.Thread] = []
+
+        def then_evict(path: Path, *more: Any) -> Any:
+            if path == partitions.path(yesterday) and not going:
+                going.append(threading.Thread(target=partitions.evict, args=(yesterday,)))
+                going[0].start()
+                while yesterday in partitions.days(yesterday, yesterday):
+                    time.sleep(0.001)
+            return connect(path, *more)
+
+        monkeypatch.setattr(partitions_module, "connect", then_evict)
+        await everything(engine)
+        going[0].join()
+        assert partitions.days(0, 1 << 20) == [TODAY // DAY_MS]
+        assert (await engine.status()).oldest_day == EPOCH + datetime.timedelta(days=TODAY // DAY_MS)
+
+
 async def test_closing_the_file_that_went_leaves_the_new_ones_log_alone(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     async with Engine.open(folder, clock=ManualClock(NOON), settings=KEEPING) as engine:
@@ -283,7 +312,7 @@ async def test_an_eviction_that_fails_is_finished_later(
             patches.setattr(partitions_module, "remove_files", fails)
             await engine.maintain()
             clock.advance(-DAY_S)
-            engine._store.partitions._sparse_points = 0
+            engine._store.partitions._placed._sparse_points = 0
             await engine.append(of_day(old, count=2))
             await engine.maintain(everything=True)
         status = await engine.status()
