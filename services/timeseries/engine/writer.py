@@ -169,7 +169,8 @@ class Writer:
             error = refused
         except apsw.Error as failed:
             error = storage_error(failed)
-            self.refusing = error.message
+            if self._taken_bytes:  # it was batches, and no job between two commits
+                self.refusing = error.message
             self._store.faults.note(f"the journal failed: {failed}")
             _log.warning("the journal failed: %s", failed)
         except Exception as fault:

@@ -15,6 +15,7 @@ from runtime.errors import ResourceExhausted
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
 from services.timeseries.engine.cache import Cache
 from services.timeseries.engine.head import Heads
+from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.partition import Partition
 from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.query import Scan
@@ -84,6 +85,25 @@ async def test_a_full_disk_refuses_keeps_what_was_acknowledged_and_recovers(tmp_
         assert_same(await everything(engine), model.query(EVERYTHING))
     async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
         assert_same(await everything(engine), model.query(EVERYTHING))
+
+
+async def test_a_sweep_that_fails_is_not_told_as_rows_that_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody may send any more, and then nothing would take it back."""
+
+    def full(*_: object) -> None:
+        raise apsw.FullError("disk full")
+
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=SETTINGS) as engine:
+        await engine.append(rows(SET, [("a", NOON, [1.0, 1.0])]), metric_sets=(SET,))
+        with monkeypatch.context() as patches:
+            patches.setattr(Journal, "sweep", full)
+            with pytest.raises(ResourceExhausted):
+                await engine.maintain(everything=True)
+        status = await engine.status()
+        assert status.refusing == ""
+        assert status.last_error is not None and "full" in status.last_error.message
 
 
 async def test_blocks_that_cannot_be_stored_are_stored_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
