@@ -5,10 +5,13 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import apsw
 import pytest
 
 from runtime.clock import ManualClock
+from runtime.errors import ResourceExhausted
 from services.timeseries.engine import Engine, Query
+from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.store import Store
 from services.timeseries.servicer import probe
 from tests.timeseries.engine.days import DAY_MS, KEEPING, NOON, SET, TODAY, WIDE, noise, of_day
@@ -49,6 +52,25 @@ async def test_over_the_limit_the_oldest_days_go_and_rows_are_taken(tmp_path: Pa
         today = Query(metrics=None, start_ms=TODAY, end_ms=TODAY + DAY_MS)
         assert len(model.series) == 200 and status.last_error is None
         assert_same(await ask(engine, today), model.query(today))
+
+
+async def test_the_limit_is_kept_although_the_journal_cannot_be_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk a sweep may find no room, and what makes some is a day that goes."""
+
+    def full(*_: object) -> None:
+        raise apsw.FullError("disk full")
+
+    settings = dataclasses.replace(KEEPING, disk_bytes_limit=1)
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=settings) as engine:
+        for day in (-1, 0):
+            await engine.append(of_day(day), metric_sets=(SET,))
+        await engine._close_due(everything=True)
+        monkeypatch.setattr(Journal, "sweep", full)
+        with pytest.raises(ResourceExhausted):
+            await engine._keep_up(everything=False)
+        assert [path.stem for path in (tmp_path / "blocks").glob("*.db")] == ["2023-12-09"]
 
 
 async def test_today_alone_over_the_limit_sweeps_the_journal_and_is_shown(tmp_path: Path) -> None:
