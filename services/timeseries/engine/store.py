@@ -12,10 +12,12 @@ catalog and the heads and is held for microseconds, never over I/O. What must st
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
+
+import apsw
 
 from fleet.model import count_points
 from runtime.clock import Clock
@@ -82,6 +84,9 @@ class Store:
             self.last_sequence = self.journal.last_sequence
             self.swept_through = self.journal.swept_through
             self._replay({day: through for day, (through, _) in evictions.items()})
+            with suppress(apsw.Error):  # the upkeep tries again; a full disk must not keep it from starting
+                for of_tier, days in list(self.lost):
+                    self.end_lost(of_tier, days)
         except BaseException:
             self.journal.close()
             raise
@@ -134,7 +139,7 @@ class Store:
 
     def end_lost(self, tier: Tier, days: range) -> None:
         """Notes durably that what was made of a file that was set aside is final: it must not be made anew of the rows
-        that come later, or are still in the journal. In the writer's thread."""
+        that come later, or are still in the journal. In the writer's thread, or before there is one."""
         for day in days if tier.level == RAW else days[:1]:
             self.journal.end(tier.level, day, self.last_sequence)
             with self.lock:

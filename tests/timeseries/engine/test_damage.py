@@ -527,3 +527,21 @@ async def test_a_file_that_is_set_aside_amid_roll_ups_leaves_those_that_were_mad
             engine._upkeep_once(everything=True)
         assert store.heads.bytes == 0 and len(store.tiers[0].marks) == 0
         assert_same(await ask(engine, COUNTS), before)
+
+
+async def test_what_a_start_finds_lost_is_noted_by_it(tmp_path: Path) -> None:
+    """It may be the only thing that it does: the next one does not find the file any more."""
+    clock = ManualClock(NOON + DAY_MS)
+    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+        lines = [("a", NOON + n, [1.0, 2.0, 3.0]) for n in range(40)]
+        await engine.append(rows(SET, lines), metric_sets=(SET,))
+        await engine.maintain(everything=True)
+        before = await ask(engine, COUNTS)
+        await engine.append(rows(SET, [("a", NOON + 60_000, [1.0, 2.0, 3.0])]))
+        _spoil(engine, files(tmp_path)[0])
+    for _ in range(2):
+        async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+            assert len(list((tmp_path / "blocks").glob("*unusable-1"))) == 1
+    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+        await engine.maintain(everything=True)
+        assert_same(await ask(engine, COUNTS), before)
