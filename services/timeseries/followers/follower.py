@@ -279,7 +279,8 @@ class Follower:
             return
         self._may_go_back_s = now_s + SETTLED_AFTER_S
         cursor = await self._engine.cursors.go_back(self._backend.name)
-        self._has_gone_back, self._cursor = cursor < self._cursor, cursor
+        self._has_gone_back |= cursor < self._cursor  # another outage in the same batch changes nothing of the first
+        self._cursor = cursor
 
     def _recovered(self) -> None:
         if self._failures:

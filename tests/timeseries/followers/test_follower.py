@@ -141,6 +141,33 @@ async def test_what_a_store_forgot_when_it_died_is_shipped_again(tmp_path: Path)
         assert kept and not set(backend.times) & {0, 1, 2}, "what is older is not shipped again"
 
 
+async def test_a_second_outage_within_a_batch_does_not_hide_what_the_first_one_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend_module, "MAX_SHIP_ROWS", 10)
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)),
+    ):
+        await engine.append(tick(SET, 0), metric_sets=(SET,))
+        await _let_run(clock, lambda: caught_up(engine))
+        clock.advance(module.SETTLED_AFTER_S)
+        await engine.append(tick(SET, 1))
+        await _let_run(clock, lambda: caught_up(engine))
+        backend.batches, backend.room = [], 1  # it died with the last row, comes back for one portion, and dies again
+        backend.errors = [Unavailable("it died")] * 2
+        big = [("a", NOON_MS + at, [1.0]) for at in range(10, 35)]
+        await engine.append(rows(SET, big))
+        await _let_run(clock, lambda: eventually(lambda: len(backend.batches) == 1))
+        clock.advance(module.SETTLED_AFTER_S)
+        asked = len(backend.asked)
+        await _let_run(clock, lambda: eventually(lambda: len(backend.asked) > asked + 3))
+        backend.room = MANY
+        await _let_run(clock, lambda: caught_up(engine))
+        assert set(backend.times) == {1, *range(10, 35)}
+
+
 async def _let_run(clock: ManualClock, until: Callable[[], Awaitable[object]]) -> None:
     """Lets time pass until something has happened."""
     waiting = asyncio.ensure_future(until())
