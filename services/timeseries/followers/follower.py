@@ -190,6 +190,7 @@ class Follower:
         async with aclosing(self._engine.tail(sequence)) as tail:  # type: ignore[type-var]  # an async generator
             async for batch in tail:
                 if batch.missed and self._cursor + 1 < batch.sequence:
+                    await self._flush(pending)  # before what is newer
                     await self._go_on_from_blocks(batch.sequence)
                 was_full = False
                 for rows in self._tagged(batch):
