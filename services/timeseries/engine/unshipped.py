@@ -1,7 +1,8 @@
 """Which instants a follower has not shipped yet: what a store that only has what was shipped cannot answer.
 
-What must stay true: an acknowledged batch that comes after the sequence asked for is covered by the ranges; to look
-again costs what came since the last look, and memory a few numbers a batch that waits.
+What must stay true: an acknowledged batch that comes after the sequence asked for is covered by the ranges, also one
+that the journal, over its limit, has let go: blocks have it by then, and a file that has some counts from its first to
+its last. To look again costs what came since the last look, and memory a few numbers a batch that waits.
 """
 
 import threading
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from services.timeseries.engine.database import storage_error
 from services.timeseries.engine.journal_reader import JournalReader
+from services.timeseries.engine.partition import PartitionGoneError, UnusablePartitionError, integers
+from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS
 from services.timeseries.engine.store import Store
 
 JOIN_MS: Final = 60_000
@@ -22,6 +25,9 @@ JOIN_MS: Final = 60_000
 MAX_RANGES: Final = 8
 """More are put together: each is a read of its own, of us and of the store."""
 _READ_BYTES: Final = 16 << 20
+_SPAN: Final = """
+SELECT min(first_ms), max(last_ms) FROM blocks WHERE max_sequence > ? AND min_sequence <= ? HAVING count(*)
+"""
 
 Ranges = list[tuple[int, int]]
 """Half-open, ascending, apart from each other; milliseconds."""
@@ -55,13 +61,33 @@ class Unshipped:
     def _read_on(self, last: int) -> None:
         while self._through < last:
             rows = self._reader.read(self._through + 1, last, _READ_BYTES)
-            if not rows:
-                break
             for row in rows:
+                self._pass_over(row.sequence - 1)
                 decoded = self._store.decode(row) if row.row_count else None
                 if decoded is not None:
                     self._known.append((row.sequence, _spans(decoded[1].times_ms)))
-            self._through = rows[-1].sequence
+                self._through = row.sequence
+            if not rows:
+                self._pass_over(last)
+
+    def _pass_over(self, through: int) -> None:
+        """Notes what the journal does not have any more."""
+        if through > self._through:
+            self._known.append((through, self._of_blocks(self._through, through)))
+            self._through = through
+
+    def _of_blocks(self, after: int, through: int) -> Ranges:
+        """What the rows of batches span that are in blocks alone."""
+        found: Ranges = []
+        partitions = self._store.partitions
+        for day in partitions.days(0, MAX_TIME_MS // DAY_MS):
+            try:
+                with partitions.lend(day) as partition:
+                    spans = integers(partition.db, _SPAN, (after, through))
+            except (PartitionGoneError, UnusablePartitionError):
+                continue  # nothing of it can be read
+            found += [(first_ms, last_ms + 1) for first_ms, last_ms in spans]
+        return joined(found)
 
     def close(self) -> None:
         with self._lock:
