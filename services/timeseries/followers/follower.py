@@ -69,6 +69,7 @@ class Follower:
         self._has_gone_back = False
         self._may_go_back_s = float("-inf")
         self._failures = 0
+        self._silences = 0  # of the failures those with which a store may have died
         self._last_error = ""
         self._tell: Callable[[str], None] = lambda _text: None
         self._task: asyncio.Task[None] | None = None
@@ -263,8 +264,10 @@ class Follower:
             except Unavailable as error:
                 if not self._failures:
                     _log.warning("%s is away, the journal keeps its rows: %s", self._backend.name, error.message)
-                elif self._failures == 1 and error.retry_after_s is None:  # neither a lost connection nor throttling
-                    await self._go_back()
+                if error.retry_after_s is None:  # else it only throttles
+                    self._silences += 1
+                    if self._silences == 2:  # more than a lost connection
+                        await self._go_back()
                 self._last_error = error.message
                 self._tell(error.message)
                 pause_s = RETRY.delay_s(self._failures, self._rng)
@@ -286,7 +289,8 @@ class Follower:
     def _recovered(self) -> None:
         if self._failures:
             _log.info("%s takes rows again", self._backend.name)
-        self._failures, self._last_error = 0, ""
+        self._failures = self._silences = 0
+        self._last_error = ""
 
     def _refuse(self, reason: str, points: int, message: str = "") -> None:
         if not points:

@@ -168,6 +168,23 @@ async def test_a_second_outage_within_a_batch_does_not_hide_what_the_first_one_t
         assert set(backend.times) == {1, *range(10, 35)}
 
 
+async def test_a_store_that_throttles_and_then_dies_has_what_it_forgot_shipped_again(tmp_path: Path) -> None:
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)),
+    ):
+        for number in range(2):
+            await engine.append(tick(SET, number), metric_sets=(SET,))
+            await _let_run(clock, lambda: caught_up(engine))
+        backend.batches = []
+        backend.errors = [Unavailable("too much", retry_after_s=1.0)] * 2 + [Unavailable("it died")] * 2
+        await engine.append(tick(SET, 2))
+        await _let_run(clock, lambda: eventually(lambda: 2 in backend.times))
+        await _let_run(clock, lambda: caught_up(engine))
+        assert set(backend.times) == {0, 1, 2}
+
+
 async def _let_run(clock: ManualClock, until: Callable[[], Awaitable[object]]) -> None:
     """Lets time pass until something has happened."""
     waiting = asyncio.ensure_future(until())
