@@ -38,9 +38,11 @@ class _Follower:
         self._lately.append((self._clock.monotonic(), cursor))
         self.settled()
 
-    def lost(self) -> None:
+    def lost(self) -> int:
         """The store may have lost what is not settled."""
+        settled = self.settled()
         self._lately.clear()
+        return settled
 
     def settled(self) -> int:
         """The cursor of SETTLED_AFTER_S ago."""
@@ -79,12 +81,14 @@ class Cursors:
             self._followers[name].shipped(cursor)
         return cursor
 
-    async def go_back(self, name: str) -> int:
-        """Notes durably that a registered follower's store may lack what it acknowledged in the last SETTLED_AFTER_S.
-        Returns where the cursor is."""
-        follower = self._followers[name]
-        follower.lost()
-        return await self._noted(partial(self._store.journal.rewind_cursor, name, follower.settled()))
+    def lost(self, name: str) -> int:
+        """Says that a registered follower's store may lack what it acknowledged in the last SETTLED_AFTER_S; returns
+        the cursor up to which it has everything."""
+        return self._followers[name].lost()
+
+    async def go_back(self, name: str, cursor: int) -> int:
+        """Notes durably that a follower ships again what comes after a cursor. Returns where it is."""
+        return await self._noted(partial(self._store.journal.rewind_cursor, name, cursor))
 
     async def forget(self, name: str) -> None:
         """Drops a follower, so that the journal no longer waits for it."""

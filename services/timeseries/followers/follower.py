@@ -68,6 +68,7 @@ class Follower:
         self._advanced = asyncio.Event()
         self._has_gone_back = False
         self._may_go_back_s = float("-inf")
+        self._owed: int | None = None  # the cursor to which to go back as soon as that may be
         self._failures = 0
         self._silences = 0  # of the failures those with which a store may have died
         self._last_error = ""
@@ -256,6 +257,8 @@ class Follower:
             self._advanced.set()
             self._advanced = asyncio.Event()
         self._recovered()
+        if self._owed is not None and self._clock.monotonic() >= self._may_go_back_s:
+            await self._go_back()
 
     async def _acknowledged(self, part: Sequence[TaggedRows]) -> Receipt:
         while True:
@@ -277,12 +280,17 @@ class Follower:
     async def _go_back(self) -> None:
         """Takes the cursor back a minute: what the store acknowledged since then it may have lost with what befell it.
         Durably, so that it holds however this process ends; and not more often, so that a store that comes and goes
-        gets on, too."""
+        gets on, too: what it lost within a minute of that is owed until then."""
+        if self._backend.syncs:
+            return
+        settled = self._engine.cursors.lost(self._backend.name)
+        self._owed = settled if self._owed is None else min(settled, self._owed)
         now_s = self._clock.monotonic()
-        if now_s < self._may_go_back_s or self._backend.syncs:
+        if now_s < self._may_go_back_s:
             return
         self._may_go_back_s = now_s + SETTLED_AFTER_S
-        cursor = await self._engine.cursors.go_back(self._backend.name)
+        cursor = await self._engine.cursors.go_back(self._backend.name, self._owed)
+        self._owed = None
         self._has_gone_back |= cursor < self._cursor  # another outage in the same batch changes nothing of the first
         self._cursor = cursor
 

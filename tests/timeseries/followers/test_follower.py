@@ -185,6 +185,25 @@ async def test_a_store_that_throttles_and_then_dies_has_what_it_forgot_shipped_a
         assert set(backend.times) == {0, 1, 2}
 
 
+async def test_what_a_store_forgot_when_it_died_twice_within_a_minute_is_shipped_again(tmp_path: Path) -> None:
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)),
+    ):
+        await engine.append(tick(SET, 0), metric_sets=(SET,))
+        await _let_run(clock, lambda: caught_up(engine))
+        for number in (1, 2):  # each death takes all that the store has
+            backend.batches, backend.errors = [], [Unavailable("it died")] * 2
+            await engine.append(tick(SET, number))
+            await _let_run(clock, lambda: eventually(lambda: not backend.errors))
+            await _let_run(clock, lambda: caught_up(engine))
+        clock.advance(module.SETTLED_AFTER_S)
+        await engine.append(tick(SET, 3))
+        await _let_run(clock, lambda: eventually(lambda: set(backend.times) == {0, 1, 2, 3}))
+        await _let_run(clock, lambda: caught_up(engine))
+
+
 async def _let_run(clock: ManualClock, until: Callable[[], Awaitable[object]]) -> None:
     """Lets time pass until something has happened."""
     waiting = asyncio.ensure_future(until())
