@@ -65,12 +65,14 @@ class Follower:
         self._rng = rng
         self._descriptors: dict[str, ServerDescriptor] = {}
         self._cursor = 0
+        self._is_registered = False
         self._advanced = asyncio.Event()
         self._has_gone_back = False
         self._may_go_back_s = float("-inf")
         self._owed: int | None = None  # the cursor to which to go back as soon as that may be
         self._failures = 0
         self._silences = 0  # of the failures those with which a store may have died
+        self._silent_probes = 0  # in a row, with nothing shipped meanwhile
         self._last_error = ""
         self._tell: Callable[[str], None] = lambda _text: None
         self._task: asyncio.Task[None] | None = None
@@ -121,6 +123,7 @@ class Follower:
         try:
             found = await self._backend.probe()
         except OpenManagerError as error:
+            self._note_silence(error)
             behind = await self.lag()
             return StoreProbe(
                 address=self._backend.address,
@@ -130,6 +133,7 @@ class Follower:
                 down=error.message,
                 refusals=tuple(self.refusals.values()),
             )
+        self._silent_probes = 0
         latency_ms = (self._clock.monotonic() - started_s) * 1_000
         behind = await self.lag()
         degraded = self._last_error if self._failures else ""
@@ -178,6 +182,7 @@ class Follower:
 
     async def _follow(self) -> None:
         self._cursor = await self._engine.cursors.register(self._backend.name)
+        self._is_registered = True
         while True:
             self._has_gone_back = False
             if self._cursor + 1 < self._engine.first_sequence:
@@ -248,6 +253,7 @@ class Follower:
                 else:
                     self._refuse(error.reason, sum(rows.rows.points for rows in part), error.message)
             else:
+                self._silent_probes = 0
                 self.shipped_points += receipt.shipped
                 for reason, points in receipt.refused.items():
                     self._refuse(reason, points)
@@ -281,18 +287,28 @@ class Follower:
         """Takes the cursor back a minute: what the store acknowledged since then it may have lost with what befell it.
         Durably, so that it holds however this process ends; and not more often, so that a store that comes and goes
         gets on, too: what it lost within a minute of that is owed until then."""
-        if self._backend.syncs:
-            return
-        settled = self._engine.cursors.lost(self._backend.name)
-        self._owed = settled if self._owed is None else min(settled, self._owed)
+        self._owe()
         now_s = self._clock.monotonic()
-        if now_s < self._may_go_back_s:
+        if self._owed is None or now_s < self._may_go_back_s:
             return
         self._may_go_back_s = now_s + SETTLED_AFTER_S
         cursor = await self._engine.cursors.go_back(self._backend.name, self._owed)
         self._owed = None
         self._has_gone_back |= cursor < self._cursor  # another outage in the same batch changes nothing of the first
         self._cursor = cursor
+
+    def _note_silence(self, error: OpenManagerError) -> None:
+        """A store that died and came back while there was nothing to ship is only seen by its probes."""
+        if isinstance(error, Unavailable) and error.retry_after_s is None:
+            self._silent_probes += 1
+            if self._silent_probes == 2 and not self._failures:  # else whoever ships has seen it, too
+                self._owe()
+
+    def _owe(self) -> None:
+        if self._backend.syncs or not self._is_registered:
+            return
+        settled = self._engine.cursors.lost(self._backend.name)
+        self._owed = settled if self._owed is None else min(settled, self._owed)
 
     def _recovered(self) -> None:
         if self._failures:

@@ -204,6 +204,28 @@ async def test_what_a_store_forgot_when_it_died_twice_within_a_minute_is_shipped
         await _let_run(clock, lambda: caught_up(engine))
 
 
+async def test_what_a_store_forgot_while_there_was_nothing_to_ship_is_shipped_again(tmp_path: Path) -> None:
+    class Silent(PlayedBackend):
+        async def probe(self) -> BackendInfo:
+            if self.errors:
+                raise self.errors.pop(0)
+            return await super().probe()
+
+    backend, clock = Silent(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)) as follower,
+    ):
+        await engine.append(tick(SET, 0), metric_sets=(SET,))
+        await _let_run(clock, lambda: caught_up(engine))
+        backend.batches, backend.errors = [], [Unavailable("it died")] * 2
+        assert [bool((await follower.probe()).down) for _ in range(3)] == [True, True, False]
+        clock.advance(10 * module.SETTLED_AFTER_S)
+        await engine.append(tick(SET, 1))
+        await _let_run(clock, lambda: eventually(lambda: set(backend.times) == {0, 1}))
+        await _let_run(clock, lambda: caught_up(engine))
+
+
 async def _let_run(clock: ManualClock, until: Callable[[], Awaitable[object]]) -> None:
     """Lets time pass until something has happened."""
     waiting = asyncio.ensure_future(until())
