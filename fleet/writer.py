@@ -42,6 +42,9 @@ MAX_HELD_METRICS = 2_000_000
 MAX_REQUEST_BYTES = 8 << 20
 """Told to the cache in one call, if it is not a single batch: half of the message limit."""
 
+NO_ROOM = frozenset({"MAX_SERVERS", "MAX_LIVE_VALUES"})
+"""Bounds of the cache; sent again it would have no more room, and who waits behind would never have his turn."""
+
 MAX_REGISTRATIONS = 5_000
 """Servers told to metadata in one call."""
 
@@ -248,7 +251,9 @@ class FleetWriter:
                 if error.reason == "METRIC_SET_UNKNOWN":  # cache was restarted: it may know no server either
                     self._cached_sets.clear()
                     self._for_cache = self._told | self._for_cache
-                raise
+                if error.metadata.get("limit") not in NO_ROOM:
+                    raise
+                _log.error("cache has no room for some servers: %s", error)  # it has taken the others
             self._cached_sets |= {metric_set.id for metric_set in request.metric_sets} & self._sets.keys()
 
     def _requests(

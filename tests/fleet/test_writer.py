@@ -19,7 +19,7 @@ from openmanager.metadata.v1 import metadata_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.channel import Channel
 from runtime.clock import SystemClock
-from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, Unavailable
+from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, ResourceExhausted, Unavailable
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 from tests.harness import eventually
@@ -204,6 +204,17 @@ async def test_what_cache_or_metadata_refuse_does_not_block_what_comes_after() -
         await writer.write(batch(2, ServerDescriptor(server_id="t", hostname="t")))
         await eventually(lambda: stores.cached_ticks() == [2.0] and stores.registered, within_s=15)
     assert [server.server_id for server in stores.registered[0].servers] == ["t"]
+
+
+async def test_a_cache_without_room_for_some_servers_does_not_keep_those_behind_waiting() -> None:
+    stores = Stores()
+    stores.fails["cache"] = ResourceExhausted("full", metadata={"limit": "MAX_SERVERS"})
+    async with writing(stores) as writer:
+        await writer.write(batch(1, SERVER))
+        await eventually(lambda: writer.counters.failures["cache"])
+        stores.fails.clear()
+        await writer.write(batch(2, metric_set=MetricSet((Metric(name="a"),))))
+        await eventually(lambda: stores.cached_ticks() == [2.0], within_s=15)
 
 
 async def test_rows_of_a_set_that_is_not_held_are_refused() -> None:
