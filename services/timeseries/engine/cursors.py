@@ -26,12 +26,12 @@ shows results of its caches for 30; Prometheus and others acknowledge before the
 class _Follower:
     """One follower in this life of the process; of the event loop."""
 
-    def __init__(self, unshipped: Unshipped, cursor: int, clock: Clock) -> None:
-        """`cursor` is taken to be settled: how long ago it was reached nobody knows any more."""
+    def __init__(self, unshipped: Unshipped, settled: int, cursor: int, clock: Clock) -> None:
+        """`settled` was so when the cursor was moved last; how long ago that was nobody knows any more."""
         self.unshipped = unshipped
         self._clock = clock
-        self._settled = cursor
-        self._lately: deque[tuple[float, int]] = deque()  # (when, cursor), of a minute
+        self._settled = settled
+        self._lately = deque([(clock.monotonic(), cursor)])  # (when, cursor), of a minute
 
     def shipped(self, cursor: int) -> None:
         """The store has just acknowledged everything up to a cursor."""
@@ -66,8 +66,9 @@ class Cursors:
         sequence it has shipped, so that it goes on with `tail(cursor + 1)`."""
         cursor = await self._noted(partial(self._store.journal.register_follower, name))
         if name not in self._followers:
+            settled = await self._noted(lambda _now_ms: self._store.journal.settled(name))
             unshipped = await self._reads.read(lambda: Unshipped(self._store))
-            self._followers[name] = _Follower(unshipped, cursor, self._store.clock)
+            self._followers[name] = _Follower(unshipped, settled, cursor, self._store.clock)
         return cursor
 
     async def advance(self, name: str, sequence: int) -> int:
@@ -76,9 +77,11 @@ class Cursors:
         Raises:
             InvalidArgument: field name or sequence.
         """
-        cursor = await self._noted(partial(self._store.journal.advance_cursor, name, sequence))
-        if name in self._followers:
-            self._followers[name].shipped(cursor)
+        follower = self._followers.get(name)
+        settled = sequence if follower is None else follower.settled()
+        cursor = await self._noted(partial(self._store.journal.advance_cursor, name, sequence, settled))
+        if follower is not None:
+            follower.shipped(cursor)
         return cursor
 
     def lost(self, name: str) -> int:

@@ -288,8 +288,11 @@ class Follower:
         Durably, so that it holds however this process ends; and not more often, so that a store that comes and goes
         gets on, too: what it lost within a minute of that is owed until then."""
         self._owe()
+        if self._owed is None or self._owed >= self._cursor:
+            self._owed = None
+            return
         now_s = self._clock.monotonic()
-        if self._owed is None or now_s < self._may_go_back_s:
+        if now_s < self._may_go_back_s:
             return
         self._may_go_back_s = now_s + SETTLED_AFTER_S
         cursor = await self._engine.cursors.go_back(self._backend.name, self._owed)

@@ -57,6 +57,23 @@ async def test_what_waited_before_a_restart_is_found_after_it(tmp_path: Path) ->
         assert await engine.cursors.unshipped("store") == [(NOON, NOON + 1)]
 
 
+async def test_what_was_shipped_just_before_a_restart_is_not_settled_after_it(tmp_path: Path) -> None:
+    clock = ManualClock(NOON)
+    async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:
+        await engine.cursors.register("store")
+        for number in range(2):
+            last = await engine.append(rows(SET, [("a", NOON + number * HOUR, [1.0])]), metric_sets=(SET,))
+            clock.advance(SETTLED_AFTER_S)
+            await engine.cursors.advance("store", last)
+    async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:
+        assert await engine.cursors.register("store") == last
+        assert await engine.cursors.unshipped("store") == [(NOON + HOUR, NOON + HOUR + 1)]
+        assert engine.cursors.lost("store") == last - 1
+        await engine.cursors.advance("store", last)
+        clock.advance(SETTLED_AFTER_S)
+        assert await engine.cursors.unshipped("store") == []
+
+
 async def test_followers_do_not_disturb_each_other(tmp_path: Path) -> None:
     clock = ManualClock(NOON)
     async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:

@@ -226,6 +226,20 @@ async def test_what_a_store_forgot_while_there_was_nothing_to_ship_is_shipped_ag
         await _let_run(clock, lambda: caught_up(engine))
 
 
+async def test_a_store_that_dies_after_a_start_has_what_it_took_before_that_shipped_again(tmp_path: Path) -> None:
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    for number, errors in enumerate(([], [Unavailable("it died")] * 2)):
+        backend.batches, backend.errors = [], [*errors]
+        async with (
+            Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+            Follower(engine, backend, clock, random.Random(1)),
+        ):
+            await engine.append(tick(SET, number), metric_sets=(SET,))
+            await _let_run(clock, lambda: eventually(lambda: not backend.errors))
+            await _let_run(clock, lambda: caught_up(engine))
+    assert set(backend.times) == {0, 1}
+
+
 async def _let_run(clock: ManualClock, until: Callable[[], Awaitable[object]]) -> None:
     """Lets time pass until something has happened."""
     waiting = asyncio.ensure_future(until())
