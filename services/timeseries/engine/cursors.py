@@ -7,7 +7,7 @@ to readers.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -68,7 +68,9 @@ class Cursors:
         if name not in self._followers:
             settled = await self._noted(lambda _now_ms: self._store.journal.settled(name))
             unshipped = await self._reads.read(lambda: Unshipped(self._store))
-            self._followers[name] = _Follower(unshipped, settled, cursor, self._store.clock)
+            found = _Follower(unshipped, settled, cursor, self._store.clock)
+            if self._followers.setdefault(name, found) is not found:  # another was quicker
+                unshipped.close()
         return cursor
 
     async def advance(self, name: str, sequence: int) -> int:
@@ -98,10 +100,13 @@ class Cursors:
         await asyncio.wrap_future(self._writer.call(lambda: self._store.journal.forget_follower(name)))
 
     async def unshipped(self, name: str) -> Ranges:
-        """The instants of what a follower's store may not show yet; of nothing when it was not registered."""
-        follower = self._followers.get(name)
-        if follower is None:
-            return []
+        """The instants of what a follower's store may not show yet; of nothing when it was never registered."""
+        if name not in self._followers:
+            known: Mapping[str, int] = await asyncio.wrap_future(self._writer.call(self._store.journal.followers))
+            if name not in known:
+                return []
+            await self.register(name)  # at a start readers may be quicker than who ships
+        follower = self._followers[name]
         after = follower.settled()
         return await self._reads.read(lambda: follower.unshipped.ranges(after))
 

@@ -1,5 +1,6 @@
 """Which instants a follower lacks."""
 
+import asyncio
 from contextlib import closing
 from pathlib import Path
 
@@ -72,6 +73,15 @@ async def test_what_was_shipped_just_before_a_restart_is_not_settled_after_it(tm
         await engine.cursors.advance("store", last)
         clock.advance(SETTLED_AFTER_S)
         assert await engine.cursors.unshipped("store") == []
+
+
+async def test_who_asks_before_the_follower_has_begun_is_told_the_same(tmp_path: Path) -> None:
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
+        await engine.cursors.register("store")
+        await engine.append(rows(SET, [("a", NOON, [1.0])]), metric_sets=(SET,))
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
+        asked = [engine.cursors.unshipped("store") for _ in range(3)]
+        assert await asyncio.gather(*asked) == [[(NOON, NOON + 1)]] * 3
 
 
 async def test_followers_do_not_disturb_each_other(tmp_path: Path) -> None:
