@@ -15,7 +15,7 @@ MAX_WAITING_VALUES = 25_000_000
 """200 MB: two ticks of 20,000 servers x 511 metrics."""
 
 MAX_REQUEST_VALUES = 1_000_000
-"""8 MB a call, half of the message limit."""
+"""Taken at once: 8 MB."""
 
 _Key = tuple[str, tuple[str, ...]]
 

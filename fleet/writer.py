@@ -14,7 +14,7 @@ too, and the rule "send the set again" then holds for every store at once.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -38,6 +38,12 @@ from runtime.tasks import Backoff, run_forever
 
 MAX_HELD_METRICS = 2_000_000
 """Metrics of all held sets together (120 bytes each, measured); the sets used longest ago are let go first."""
+
+MAX_REQUEST_BYTES = 8 << 20
+"""Told to the cache in one call, if it is not a single batch: half of the message limit."""
+
+NO_ROOM = frozenset({"MAX_SERVERS", "MAX_LIVE_VALUES"})
+"""Bounds of the cache; sent again it would have no more room, and who waits behind would never have his turn."""
 
 MAX_REGISTRATIONS = 5_000
 """Servers told to metadata in one call."""
@@ -236,22 +242,54 @@ class FleetWriter:
                 self._rows_waiting.set()
 
     async def _update_cache(self, rows: Sequence[metric_pb2.MetricBatch], servers: dict[str, ServerDescriptor]) -> None:
-        used = {batch.metric_set_id for batch in rows} & self._sets.keys()
-        request = cache_pb2.UpdateServersRequest(
-            metric_sets=[self._sets[set_id] for set_id in sorted(used - self._cached_sets)],
-            servers=[descriptor_to_pb(server) for server in servers.values()],
-            batches=[batch for batch in rows if batch.metric_set_id in used],
-        )
-        try:
-            async with calling("cache"):
-                await self._cache.UpdateServers(request)
-        except OpenManagerError as error:
-            self.counters.failed("cache", error)
-            if error.reason == "METRIC_SET_UNKNOWN":  # cache was restarted: it may know no server either
-                self._cached_sets.clear()
-                self._for_cache = self._told | self._for_cache
-            raise
-        self._cached_sets |= used
+        for request in self._requests(rows, servers):
+            try:
+                async with calling("cache"):
+                    await self._cache.UpdateServers(request)
+            except OpenManagerError as error:
+                self.counters.failed("cache", error)
+                if error.reason == "METRIC_SET_UNKNOWN":  # cache was restarted: it may know no server either
+                    self._cached_sets.clear()
+                    self._for_cache = self._told | self._for_cache
+                if error.metadata.get("limit") not in NO_ROOM:
+                    raise
+                _log.error("cache has no room for some servers: %s", error)  # it has taken the others
+            self._cached_sets |= {metric_set.id for metric_set in request.metric_sets} & self._sets.keys()
+
+    def _requests(
+        self, rows: Sequence[metric_pb2.MetricBatch], servers: dict[str, ServerDescriptor]
+    ) -> Iterator[cache_pb2.UpdateServersRequest]:
+        """What the cache is to be told: one request, or more where they would be too large, in which a set comes with
+        the rows that use it. Each is answered before the next is made."""
+        request, size = cache_pb2.UpdateServersRequest(), 0
+        for server in servers.values():
+            message = descriptor_to_pb(server)
+            if size + message.ByteSize() > MAX_REQUEST_BYTES:
+                yield request
+                request, size = cache_pb2.UpdateServersRequest(), 0
+            request.servers.append(message)
+            size += message.ByteSize()
+        sent: set[str] = set()  # with this request
+        for batch in rows:
+            metric_set = self._sets.get(batch.metric_set_id)
+            if metric_set is None:
+                continue
+            is_new = metric_set.id not in self._cached_sets and metric_set.id not in sent
+            more = batch.ByteSize() + (metric_set.ByteSize() if is_new else 0)
+            if size and size + more > MAX_REQUEST_BYTES:
+                yield request
+                request, size, sent = cache_pb2.UpdateServersRequest(), 0, set()
+                is_new = metric_set.id not in self._cached_sets
+            if is_new:
+                request.metric_sets.append(metric_set)
+                sent.add(metric_set.id)
+                if more > MAX_REQUEST_BYTES:
+                    yield request
+                    request, more, sent = cache_pb2.UpdateServersRequest(), batch.ByteSize(), set()
+            request.batches.append(batch)
+            size += more
+        if size:
+            yield request
 
     async def _feed_metadata(self) -> None:
         while True:

@@ -99,12 +99,13 @@ class Cache:
         """Learns sets and applies an update, a slice at a time.
 
         Raises:
-            ResourceExhausted: a bound of the state; slices before the one that reached it stay applied.
+            ResourceExhausted: there was no room for some servers, in metadata `limit`; all else is applied.
         """
         for metric_set in new_sets:
             self.sets.add(metric_set)
         changed: dict[str, None] = {}
         ignored = 0
+        no_room: OpenManagerError | None = None
         for index, part in enumerate(_slices(update)):
             if index:
                 await asyncio.sleep(0)
@@ -112,6 +113,9 @@ class Cache:
             self._publish(outcome.changed)
             changed.update(dict.fromkeys(outcome.changed))
             ignored += outcome.ignored_rows
+            no_room = outcome.no_room or no_room
+        if no_room is not None:
+            raise no_room
         return Outcome(changed=tuple(changed), ignored_rows=ignored)
 
     def remove(self, server_ids: Sequence[str]) -> int:

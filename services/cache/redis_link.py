@@ -120,10 +120,15 @@ class ServerLink:
                     pipeline.execute_command(*arguments)
                 found = await pipeline.execute(raise_on_error=False)
         except OpenManagerError:
-            with as_ours():
-                await self._client.connection_pool.disconnect(inuse_connections=False)
+            await self._leave()
             raise
+        if any(isinstance(one, _NOT_NOW) for one in found):  # the address may lead to another one by now
+            await self._leave()
         return [_answer(one) for one in found]
+
+    async def _leave(self) -> None:
+        with as_ours():
+            await self._client.connection_pool.disconnect(inuse_connections=False)
 
     async def scan(self, match: str, count: int) -> list[bytes]:
         with as_ours():

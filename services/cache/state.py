@@ -21,6 +21,7 @@ from fleet.health import DEFAULT_RULES, HealthRules, ServerStatus, judge, offlin
 from fleet.model import NO_DETAILS, MetricSet, Rows, ServerDescriptor, ServerDetails
 from runtime.clock import Clock
 from runtime.errors import ResourceExhausted
+from services.cache import room
 from services.cache.arrivals import Arrival, Arrivals, SampleMerger, is_newer
 from services.cache.merge import in_local_time, join
 from services.cache.metric_sets import MetricSets
@@ -35,9 +36,6 @@ from services.cache.model import (
     version_of,
 )
 
-MAX_SERVERS = 50_000
-MAX_LIVE_VALUES = 50_000_000
-"""Values of all samples, 8 bytes each; 20,000 servers x 511 metrics take a fifth."""
 MAX_REMOVED_SERVERS = 100_000
 """Removed servers that are remembered; the one removed longest ago is forgotten first."""
 MAX_FLEET_BASES = 16
@@ -61,10 +59,12 @@ class Update:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Which servers' states an update changed, and how many rows were no newer than the state or of removed servers."""
+    """Which servers' states an update changed, how many rows were no newer than the state or of removed servers, and
+    why some servers were left out for want of room."""
 
     changed: tuple[str, ...] = ()
     ignored_rows: int = 0
+    no_room: ResourceExhausted | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +100,7 @@ class LiveState:
     # --- changes
 
     def update(self, update: Update) -> Outcome:
-        """Applies rows and descriptors; one new state, and sequence number, for each server that changed.
-
-        Raises:
-            ResourceExhausted: MAX_SERVERS or MAX_LIVE_VALUES; nothing was changed.
-        """
+        """Applies rows and descriptors; one new state, and sequence number, for each server that changed."""
         described = {descriptor.server_id: descriptor for descriptor in update.descriptors}
         lives: dict[str, tuple[int, int]] = {}
         if update.admit_removed:
@@ -123,7 +119,11 @@ class LiveState:
             for server_id, details in update.details.items()
             if (state := self._states.get(server_id)) is not None and details.revision > state.details.revision
         )
-        self._check_room(touched, arrivals)
+        crowd = room.without_room(
+            touched, arrivals, self._sample_of, self._states.__contains__, servers=len(self), values=self._values
+        )
+        for server_id in crowd.server_ids:
+            del touched[server_id]
         now_ms, now_s = self._clock.now_ms(), self._clock.monotonic()
         for server_id in touched:
             state = self._renewed(server_id, news.get(server_id), arrivals.get(server_id, {}), now_ms, now_s)
@@ -134,7 +134,7 @@ class LiveState:
                 life, after = lives[server_id]
                 state = replace(state, life=life, stamp=max(state.stamp, after))
             self._put(state)
-        return Outcome(changed=tuple(touched), ignored_rows=ignored)
+        return Outcome(changed=tuple(touched), ignored_rows=ignored, no_room=crowd.error)
 
     def sweep(self, *, deaf: bool = False) -> tuple[str, ...]:
         """Marks the servers offline that have been silent for too long, and those whose maintenance begins or ends.
@@ -184,7 +184,7 @@ class LiveState:
             server_id = theirs.server_id
             mine = self._states.get(server_id) or self.removal(server_id)
             if mine is None:
-                if isinstance(theirs, ServerState) and len(self._states) >= MAX_SERVERS:
+                if isinstance(theirs, ServerState) and len(self._states) >= room.MAX_SERVERS:
                     continue
                 joined: Stored = theirs
                 if isinstance(theirs, ServerState) and not theirs.version:
@@ -299,24 +299,6 @@ class LiveState:
                 if sample.set_id == set_id:
                     return sample
         return None
-
-    def _check_room(self, touched: Iterable[str], arrivals: Arrivals) -> None:
-        servers = len(self._states) + sum(server_id not in self._states for server_id in touched)
-        if servers > MAX_SERVERS:
-            raise ResourceExhausted(
-                f"{servers} servers would be over MAX_SERVERS ({MAX_SERVERS})", metadata={"limit": "MAX_SERVERS"}
-            )
-        values = self._values + sum(
-            len(arrival.metric_set)
-            for server_id, sets in arrivals.items()
-            for set_id, arrival in sets.items()
-            if self._sample_of(server_id, set_id) is None
-        )
-        if values > MAX_LIVE_VALUES:
-            raise ResourceExhausted(
-                f"{values} current values would be over MAX_LIVE_VALUES ({MAX_LIVE_VALUES})",
-                metadata={"limit": "MAX_LIVE_VALUES"},
-            )
 
     def _renewed(
         self,

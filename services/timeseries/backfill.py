@@ -220,6 +220,8 @@ class Backfill:
         state = self.state
         before, last = state.again, engine.last_sequence
         if state.day is not None and state.after <= last:
+            if engine.first_sequence > last:
+                state.unseen += last - state.after + 1
             through_ms = self._range(state.day)[1]
             async for batch in _batches(engine, state.after, last):
                 state.unseen += batch.missed

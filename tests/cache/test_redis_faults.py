@@ -16,7 +16,7 @@ from tests.cache.replicas import at_once, holds, replica, report, report_tick
 from tests.cache.samples import descriptor, ids
 from tests.harness import eventually
 from tests.harness.fault_proxy import FaultProxy, fault_proxy
-from tests.harness.redis import RedisServer
+from tests.harness.redis import RedisServer, redis_server
 
 SERVERS = 20
 CALLS = 100
@@ -225,3 +225,16 @@ async def test_a_large_change_is_written_in_parts_and_nobody_twice(redis: RedisS
 
 async def holds_count(raw: object, servers: int) -> bool:
     return int(await raw.get("servers:healthy") or 0) == servers  # type: ignore[attr-defined]
+
+
+async def test_a_primary_that_became_a_replica_is_left_for_the_one_behind_the_same_address(redis: RedisServer) -> None:
+    """As behind a managed service's endpoint: it leads to the new primary, and connections to the old one stay."""
+    async with redis_server() as other, proxied(redis) as (proxy, cache), redis.client() as old, other.client() as new:
+        await report_tick(cache, SERVERS, 10)
+        await eventually(lambda: holds(old, cache))
+        proxy.target_port = other.port
+        await old.execute_command("REPLICAOF", "127.0.0.1", str(other.port))
+        await report_tick(cache, SERVERS, 20)
+        await eventually(lambda: holds(new, cache), within_s=20)
+        await eventually(lambda: cache.follower.lag() == (0, 0.0))
+        await old.execute_command("REPLICAOF", "NO", "ONE")

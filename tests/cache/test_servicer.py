@@ -24,6 +24,7 @@ from runtime.errors import FailedPrecondition, InvalidArgument, NotFound, Resour
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 from services.cache import core as core_module
+from services.cache import room
 from services.cache import watch as watch_module
 from services.cache.core import Cache
 from services.cache.servicer import CacheServicer
@@ -223,6 +224,22 @@ async def test_a_batch_of_most_rows_is_in_the_cache_well_before_its_callers_time
         await serving.cache.update(Update(batches=[(at_once, part)]), [at_once])
     in_parts_s = time.process_time() - before_s
     assert whole_s < 2 * in_parts_s, "looking at all rows for each slice takes five times as long"
+
+
+async def test_servers_without_room_are_refused_by_the_bounds_name_and_keep_nobody_out(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MAX_SERVERS", 2)
+    monkeypatch.setattr(core_module, "ROWS_PER_SLICE", 2)
+    await serving.update(rows_of(HEADLINE, {"a": (1, 1, 1)}, now_ms() - 1_000))
+    with pytest.raises(ResourceExhausted, match="MAX_SERVERS") as refused:
+        await serving.update(rows_of(HEADLINE, dict.fromkeys("cda", (2, 2, 2)), now_ms()))
+    assert refused.value.metadata["limit"] == "MAX_SERVERS"
+    everything = await serving.stub.ListServerStates(cache_pb2.ListServerStatesRequest())
+    assert [(state.descriptor.server_id, state.samples[0].values[0]) for state in everything.states] == [
+        ("a", 2.0),
+        ("c", 2.0),
+    ]
 
 
 async def test_removed_servers_and_their_return(serving: Serving) -> None:

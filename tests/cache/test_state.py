@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fleet.health import ServerStatus
-from runtime.errors import ResourceExhausted
 from services.cache import arrivals as arrivals_module
+from services.cache import room
 from services.cache import state as state_module
 from services.cache.metric_sets import MetricSets
 from services.cache.model import FleetSummary
@@ -264,22 +264,22 @@ def test_the_summary_agrees_with_the_states(world: World) -> None:
         )
 
 
-def test_too_many_servers_are_refused_by_the_bounds_name_and_nothing_is_applied(
+def test_too_many_servers_are_refused_by_the_bounds_name_and_keep_nobody_out(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state_module, "MAX_SERVERS", 2)
+    monkeypatch.setattr(room, "MAX_SERVERS", 2)
     world.report("a", 10)
-    with pytest.raises(ResourceExhausted, match="MAX_SERVERS"):
-        world.rows(rows_of(HEADLINE, dict.fromkeys("abc", (1, 1, 1)), T0 + 1))
-    assert (len(world.live), world.live.sequence) == (1, 1)
-    assert world.report("a", 11, at_ms=T0 + 2).changed == ("a",)
+    outcome = world.rows(rows_of(HEADLINE, dict.fromkeys("bca", (1, 1, 1)), T0 + 1))
+    assert outcome.no_room is not None and outcome.no_room.metadata == {"limit": "MAX_SERVERS"}
+    assert sorted(outcome.changed) == ["a", "b"] and len(world.live) == 2
+    assert world.report("a", 11, at_ms=T0 + 2).no_room is None
 
 
 def test_too_many_values_are_refused_by_the_bounds_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_module, "MAX_LIVE_VALUES", 6)
+    monkeypatch.setattr(room, "MAX_LIVE_VALUES", 6)
     world.rows(rows_of(HEADLINE, dict.fromkeys("ab", (1, 1, 1)), T0))
-    with pytest.raises(ResourceExhausted, match="MAX_LIVE_VALUES"):
-        world.report("c", 1)
+    no_room = world.report("c", 1).no_room
+    assert no_room is not None and no_room.metadata == {"limit": "MAX_LIVE_VALUES"}
     assert world.report("a", 11, at_ms=T0 + 1).changed == ("a",)
     world.live.remove(["b"])
     assert world.report("c", 1).changed == ("c",)

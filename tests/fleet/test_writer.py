@@ -19,7 +19,7 @@ from openmanager.metadata.v1 import metadata_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.channel import Channel
 from runtime.clock import SystemClock
-from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, Unavailable
+from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, ResourceExhausted, Unavailable
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 from tests.harness import eventually
@@ -173,6 +173,26 @@ async def test_stores_that_lost_their_sets_get_them_again() -> None:
     assert stores.updated[-1].servers[0].server_id == "s", "a cache that was restarted knows no servers either"
 
 
+async def test_sets_that_are_too_much_for_one_message_do_not_keep_the_cache_from_being_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each server has a set of its own, as with a metric for each of its devices, and the cache was restarted."""
+    monkeypatch.setattr("runtime.handlers.MAX_MESSAGE_BYTES", 8_000)
+    monkeypatch.setattr("fleet.writer.MAX_REQUEST_BYTES", 4_000)
+    stores = Stores()
+    stores.fails["cache"] = Unavailable("away")
+    sets = [MetricSet(tuple(Metric(name=f"m{index}_{column}") for column in range(200))) for index in range(10)]
+    async with writing(stores) as writer:
+        for tick, metric_set in enumerate(sets):
+            server = ServerDescriptor(server_id="s", hostname="host", location="l" * tick)
+            await writer.write(batch(tick, server, metric_set=metric_set))
+        await eventually(lambda: writer.counters.failures["cache"])
+        stores.fails.clear()
+        await eventually(lambda: len(stores.cached_ticks()) == 10, within_s=15)
+    assert stores.cached_ticks() == [float(tick) for tick in range(10)]
+    assert len(stores.updated) < 10 + 10
+
+
 async def test_what_cache_or_metadata_refuse_does_not_block_what_comes_after() -> None:
     stores = Stores()
     refusal = InvalidArgument("no", field="servers")
@@ -184,6 +204,17 @@ async def test_what_cache_or_metadata_refuse_does_not_block_what_comes_after() -
         await writer.write(batch(2, ServerDescriptor(server_id="t", hostname="t")))
         await eventually(lambda: stores.cached_ticks() == [2.0] and stores.registered, within_s=15)
     assert [server.server_id for server in stores.registered[0].servers] == ["t"]
+
+
+async def test_a_cache_without_room_for_some_servers_does_not_keep_those_behind_waiting() -> None:
+    stores = Stores()
+    stores.fails["cache"] = ResourceExhausted("full", metadata={"limit": "MAX_SERVERS"})
+    async with writing(stores) as writer:
+        await writer.write(batch(1, SERVER))
+        await eventually(lambda: writer.counters.failures["cache"])
+        stores.fails.clear()
+        await writer.write(batch(2, metric_set=MetricSet((Metric(name="a"),))))
+        await eventually(lambda: stores.cached_ticks() == [2.0], within_s=15)
 
 
 async def test_rows_of_a_set_that_is_not_held_are_refused() -> None:

@@ -27,7 +27,7 @@ class FaultProxy:
     """Listens on a port of 127.0.0.1 and passes everything on to a port there."""
 
     def __init__(self, target_port: int) -> None:
-        self._target_port = target_port
+        self.target_port = target_port
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], tuple[asyncio.StreamWriter, ...]] = {}
         self._flows = asyncio.Event()
@@ -99,7 +99,7 @@ class FaultProxy:
         flows = self._flows
         try:
             await flows.wait()
-            target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+            target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
             self._connections[task] = (writer, target_writer)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pass(reader, target_writer, flows))

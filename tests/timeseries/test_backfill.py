@@ -27,6 +27,7 @@ from tests.harness import eventually
 from tests.harness.influxdb import ORG, TOKEN, InfluxServer
 from tests.timeseries.engine.model import everything, metric_set, rows
 from tests.timeseries.engine.test_matrix import MIDNIGHT, Source
+from tests.timeseries.followers.test_follower import PlayedBackend
 
 CLOCK = SystemClock()
 DAY_MS = 86_400_000
@@ -233,6 +234,26 @@ async def test_what_is_written_anew_meanwhile_stays(
         assert filling.state.again == 4
     new = {(time - MIDNIGHT) for _, _, _, _, time, value in await lines(influx, bucket) if value == 2.0}
     assert new == {0, DAY_MS + 1}
+
+
+async def test_batches_that_left_the_journal_unseen_are_counted_also_when_nothing_is_left_of_it(tmp_path: Path) -> None:
+    clock = ManualClock(MIDNIGHT)
+    settings = EngineSettings(maintenance_interval_s=1e9, journal_keep_s=0.0, journal_bytes_limit=1)
+    async with Engine.open(tmp_path / "store", clock=clock, settings=settings) as engine:
+        await engine.append(rows(SET, [("a", MIDNIGHT, [1.0, 1.0])]), metric_sets=(SET,))
+
+        class Late(PlayedBackend):
+            async def ship(self, batch: Sequence[TaggedRows]) -> Receipt:
+                if not self.batches:
+                    await engine.append(rows(SET, [("a", MIDNIGHT, [2.0, 2.0])]))
+                    clock.advance(1)
+                    await engine.maintain(everything=True)
+                    assert engine.first_sequence > engine.last_sequence
+                return await super().ship(batch)
+
+        filling = prepared(tmp_path, Late())
+        await filling.run()
+    assert filling.state.unseen == 1
 
 
 async def test_what_a_server_was_before_its_history_begins_is_counted_as_likely(

@@ -7,7 +7,7 @@ to readers.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -26,21 +26,23 @@ shows results of its caches for 30; Prometheus and others acknowledge before the
 class _Follower:
     """One follower in this life of the process; of the event loop."""
 
-    def __init__(self, unshipped: Unshipped, cursor: int, clock: Clock) -> None:
-        """`cursor` is taken to be settled: how long ago it was reached nobody knows any more."""
+    def __init__(self, unshipped: Unshipped, settled: int, cursor: int, clock: Clock) -> None:
+        """`settled` was so when the cursor was moved last; how long ago that was nobody knows any more."""
         self.unshipped = unshipped
         self._clock = clock
-        self._settled = cursor
-        self._lately: deque[tuple[float, int]] = deque()  # (when, cursor), of a minute
+        self._settled = settled
+        self._lately = deque([(clock.monotonic(), cursor)])  # (when, cursor), of a minute
 
     def shipped(self, cursor: int) -> None:
         """The store has just acknowledged everything up to a cursor."""
         self._lately.append((self._clock.monotonic(), cursor))
         self.settled()
 
-    def lost(self) -> None:
+    def lost(self) -> int:
         """The store may have lost what is not settled."""
+        settled = self.settled()
         self._lately.clear()
+        return settled
 
     def settled(self) -> int:
         """The cursor of SETTLED_AFTER_S ago."""
@@ -64,8 +66,11 @@ class Cursors:
         sequence it has shipped, so that it goes on with `tail(cursor + 1)`."""
         cursor = await self._noted(partial(self._store.journal.register_follower, name))
         if name not in self._followers:
+            settled = await self._noted(lambda _now_ms: self._store.journal.settled(name))
             unshipped = await self._reads.read(lambda: Unshipped(self._store))
-            self._followers[name] = _Follower(unshipped, cursor, self._store.clock)
+            found = _Follower(unshipped, settled, cursor, self._store.clock)
+            if self._followers.setdefault(name, found) is not found:  # another was quicker
+                unshipped.close()
         return cursor
 
     async def advance(self, name: str, sequence: int) -> int:
@@ -74,27 +79,34 @@ class Cursors:
         Raises:
             InvalidArgument: field name or sequence.
         """
-        cursor = await self._noted(partial(self._store.journal.advance_cursor, name, sequence))
-        if name in self._followers:
-            self._followers[name].shipped(cursor)
+        follower = self._followers.get(name)
+        settled = sequence if follower is None else follower.settled()
+        cursor = await self._noted(partial(self._store.journal.advance_cursor, name, sequence, settled))
+        if follower is not None:
+            follower.shipped(cursor)
         return cursor
 
-    async def go_back(self, name: str) -> int:
-        """Notes durably that a registered follower's store may lack what it acknowledged in the last SETTLED_AFTER_S.
-        Returns where the cursor is."""
-        follower = self._followers[name]
-        follower.lost()
-        return await self._noted(partial(self._store.journal.rewind_cursor, name, follower.settled()))
+    def lost(self, name: str) -> int:
+        """Says that a registered follower's store may lack what it acknowledged in the last SETTLED_AFTER_S; returns
+        the cursor up to which it has everything."""
+        return self._followers[name].lost()
+
+    async def go_back(self, name: str, cursor: int) -> int:
+        """Notes durably that a follower ships again what comes after a cursor. Returns where it is."""
+        return await self._noted(partial(self._store.journal.rewind_cursor, name, cursor))
 
     async def forget(self, name: str) -> None:
         """Drops a follower, so that the journal no longer waits for it."""
         await asyncio.wrap_future(self._writer.call(lambda: self._store.journal.forget_follower(name)))
 
     async def unshipped(self, name: str) -> Ranges:
-        """The instants of what a follower's store may not show yet; of nothing when it was not registered."""
-        follower = self._followers.get(name)
-        if follower is None:
-            return []
+        """The instants of what a follower's store may not show yet; of nothing when it was never registered."""
+        if name not in self._followers:
+            known: Mapping[str, int] = await asyncio.wrap_future(self._writer.call(self._store.journal.followers))
+            if name not in known:
+                return []
+            await self.register(name)  # at a start readers may be quicker than who ships
+        follower = self._followers[name]
         after = follower.settled()
         return await self._reads.read(lambda: follower.unshipped.ranges(after))
 

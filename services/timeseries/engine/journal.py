@@ -59,6 +59,10 @@ CREATE TABLE IF NOT EXISTS ended (tier INTEGER NOT NULL, day INTEGER NOT NULL, t
     PRIMARY KEY (tier, day)) STRICT, WITHOUT ROWID
 """
 
+_SETTLED: Final = """
+CREATE TABLE IF NOT EXISTS settled (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL) STRICT, WITHOUT ROWID
+"""
+
 _INSERT: Final = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)"
 _INSERTS: Final = [_INSERT + ", (?, ?, ?, ?, ?, ?)" * more for more in range(16)]
 """So many batches are stored by one statement: each one more is another time to wait for the interpreter's lock."""
@@ -243,8 +247,18 @@ class Journal:
             self._db.execute("INSERT OR IGNORE INTO followers VALUES (?, ?, ?)", (name, self.swept_through, now_ms))
         return self.followers()[name]
 
-    def advance_cursor(self, name: str, sequence: int, now_ms: int) -> int:
-        """Moves a cursor forward, never back; returns where it is."""
+    def settled(self, name: str) -> int:
+        """What a follower's store had surely kept when its cursor was moved last."""
+        rows = fetch(
+            self._db,
+            "SELECT min(followers.cursor, settled.cursor) FROM followers JOIN settled USING (name) WHERE name = ?",
+            (name,),
+        )
+        return int(rows[0][0]) if rows else self.followers()[name]
+
+    def advance_cursor(self, name: str, sequence: int, settled: int, now_ms: int) -> int:
+        """Moves a cursor forward, never back, and notes up to where the store has surely kept what it took; returns
+        where the cursor is."""
         if sequence > self.last_sequence:
             raise InvalidArgument(f"{sequence} is past the journal's end {self.last_sequence}", field="sequence")
         if name not in self.followers():
@@ -253,6 +267,7 @@ class Journal:
             self._db.execute(
                 "UPDATE followers SET cursor = max(cursor, ?), updated_ms = ? WHERE name = ?", (sequence, now_ms, name)
             )
+            self._db.execute("INSERT OR REPLACE INTO settled VALUES (?, ?)", (name, settled))
             if sequence >= self.swept_through:
                 forget_left(self._db, name)
         return self.followers()[name]
@@ -271,6 +286,7 @@ class Journal:
         """Drops a follower, so that it no longer holds the journal back."""
         with Transaction(self._db):
             self._db.execute("DELETE FROM followers WHERE name = ?", (name,))
+            self._db.execute("DELETE FROM settled WHERE name = ?", (name,))
             forget_left(self._db, name)
 
     @property
@@ -289,6 +305,7 @@ def add_missing_tables(db: apsw.Connection) -> None:
     db.execute(_ENDED)
     add_cut_table(db)
     add_left_table(db)
+    db.execute(_SETTLED)
 
 
 def load_catalog(db: apsw.Connection) -> Catalog:

@@ -6,6 +6,7 @@ silently.
 """
 
 import threading
+from collections import deque
 from dataclasses import dataclass
 
 import apsw
@@ -26,7 +27,8 @@ class TailBatch:
         received_ms: when it was journaled, UTC epoch milliseconds.
         rows: its rows; None when it only carries descriptors, or is damaged (counted in the status).
         metric_set: the set of the rows.
-        descriptors: what servers said with it; with the first batch of a tail also what was valid before.
+        descriptors: what servers said with it and with those missed before it; with the first batch of a tail also
+            what was valid before.
         missed: how many sequences before this one were wanted and are swept.
     """
 
@@ -66,17 +68,17 @@ class TailSource:
                 rows = self._reader.read(wanted, through, bytes_limit)
                 if not rows:
                     return []
-                told = self._reader.descriptors(rows[0].sequence, rows[-1].sequence)
+                told = self._reader.descriptors(rows[0].sequence if first else wanted, rows[-1].sequence)
                 before = self._reader.descriptors_at(rows[0].sequence) if first else []
         except apsw.Error as error:
             raise storage_error(error) from error
-        by_sequence: dict[int, list[ServerDescriptor]] = {rows[0].sequence: before}
-        for sequence, descriptor in told:
-            by_sequence.setdefault(sequence, []).append(descriptor)
-        batches = []
+        batches, said = [], before
+        waiting = deque(told)
         for row in rows:
-            batches.append(self._batch(row, by_sequence.get(row.sequence, []), row.sequence - wanted))
-            wanted = row.sequence + 1
+            while waiting and waiting[0][0] <= row.sequence:  # also what was said with batches that are missed
+                said.append(waiting.popleft()[1])
+            batches.append(self._batch(row, said, row.sequence - wanted))
+            wanted, said = row.sequence + 1, []
         return batches
 
     def _batch(self, row: JournalRow, descriptors: list[ServerDescriptor], missed: int) -> TailBatch:

@@ -1,7 +1,7 @@
 """Which instants a follower has not shipped yet: what a store that only has what was shipped cannot answer.
 
 What must stay true: an acknowledged batch that comes after the sequence asked for is covered by the ranges, also one
-that the journal let go since it could not wait: it is in blocks, which may span more. To look again costs what came
+that the journal, over its limit, has let go: it is in blocks by then, which may span more. To look again costs what came
 since the last look, and memory a few numbers a batch that waits.
 """
 
@@ -26,7 +26,6 @@ JOIN_MS: Final = 60_000
 MAX_RANGES: Final = 8
 """More are put together: each is a read of its own, of us and of the store."""
 _READ_BYTES: Final = 16 << 20
-
 _BLOCKS_BETWEEN: Final = "SELECT DISTINCT first_ms, last_ms FROM blocks WHERE max_sequence > ? AND min_sequence <= ?"
 
 Ranges = list[tuple[int, int]]
@@ -61,14 +60,20 @@ class Unshipped:
     def _read_on(self, last: int) -> None:
         while self._through < last:
             rows = self._reader.read(self._through + 1, last, _READ_BYTES)
-            gone = rows[0].sequence - 1 if rows else last
-            if gone > self._through:
-                self._known.append((gone, self._of_blocks(self._through, gone)))
             for row in rows:
+                self._pass_over(row.sequence - 1)
                 decoded = self._store.decode(row) if row.row_count else None
                 if decoded is not None:
                     self._known.append((row.sequence, _spans(decoded[1].times_ms)))
-            self._through = rows[-1].sequence if rows else last
+                self._through = row.sequence
+            if not rows:
+                self._pass_over(last)
+
+    def _pass_over(self, through: int) -> None:
+        """Notes what the journal does not have any more."""
+        if through > self._through:
+            self._known.append((through, self._of_blocks(self._through, through)))
+            self._through = through
 
     def _of_blocks(self, after: int, through: int) -> Ranges:
         """What the blocks span that have rows of batches of `(after, through]`."""

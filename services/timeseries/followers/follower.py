@@ -65,10 +65,14 @@ class Follower:
         self._rng = rng
         self._descriptors: dict[str, ServerDescriptor] = {}
         self._cursor = 0
+        self._is_registered = False
         self._advanced = asyncio.Event()
         self._has_gone_back = False
         self._may_go_back_s = float("-inf")
+        self._owed: int | None = None  # the cursor to which to go back as soon as that may be
         self._failures = 0
+        self._silences = 0  # of the failures those with which a store may have died
+        self._silent_probes = 0  # in a row, with nothing shipped meanwhile
         self._last_error = ""
         self._tell: Callable[[str], None] = lambda _text: None
         self._task: asyncio.Task[None] | None = None
@@ -119,6 +123,7 @@ class Follower:
         try:
             found = await self._backend.probe()
         except OpenManagerError as error:
+            self._note_silence(error)
             behind = await self.lag()
             return StoreProbe(
                 address=self._backend.address,
@@ -128,6 +133,7 @@ class Follower:
                 down=error.message,
                 refusals=tuple(self.refusals.values()),
             )
+        self._silent_probes = 0
         latency_ms = (self._clock.monotonic() - started_s) * 1_000
         behind = await self.lag()
         degraded = self._last_error if self._failures else ""
@@ -176,6 +182,7 @@ class Follower:
 
     async def _follow(self) -> None:
         self._cursor = await self._engine.cursors.register(self._backend.name)
+        self._is_registered = True
         while True:
             self._has_gone_back = False
             if self._cursor + 1 < self._engine.first_sequence:
@@ -190,6 +197,7 @@ class Follower:
         async with aclosing(self._engine.tail(sequence)) as tail:  # type: ignore[type-var]  # an async generator
             async for batch in tail:
                 if batch.missed and self._cursor + 1 < batch.sequence:
+                    await self._flush(pending)  # before what is newer
                     await self._go_on_from_blocks(batch.sequence)
                 was_full = False
                 for rows in self._tagged(batch):
@@ -245,6 +253,7 @@ class Follower:
                 else:
                     self._refuse(error.reason, sum(rows.rows.points for rows in part), error.message)
             else:
+                self._silent_probes = 0
                 self.shipped_points += receipt.shipped
                 for reason, points in receipt.refused.items():
                     self._refuse(reason, points)
@@ -254,6 +263,8 @@ class Follower:
             self._advanced.set()
             self._advanced = asyncio.Event()
         self._recovered()
+        if self._owed is not None and self._clock.monotonic() >= self._may_go_back_s:
+            await self._go_back()
 
     async def _acknowledged(self, part: Sequence[TaggedRows]) -> Receipt:
         while True:
@@ -262,8 +273,10 @@ class Follower:
             except Unavailable as error:
                 if not self._failures:
                     _log.warning("%s is away, the journal keeps its rows: %s", self._backend.name, error.message)
-                elif self._failures == 1 and error.retry_after_s is None:  # neither a lost connection nor throttling
-                    await self._go_back()
+                if error.retry_after_s is None:  # else it only throttles
+                    self._silences += 1
+                    if self._silences == 2:  # more than a lost connection
+                        await self._go_back()
                 self._last_error = error.message
                 self._tell(error.message)
                 pause_s = RETRY.delay_s(self._failures, self._rng)
@@ -273,18 +286,38 @@ class Follower:
     async def _go_back(self) -> None:
         """Takes the cursor back a minute: what the store acknowledged since then it may have lost with what befell it.
         Durably, so that it holds however this process ends; and not more often, so that a store that comes and goes
-        gets on, too."""
+        gets on, too: what it lost within a minute of that is owed until then."""
+        self._owe()
+        if self._owed is None or self._owed >= self._cursor:
+            self._owed = None
+            return
         now_s = self._clock.monotonic()
-        if now_s < self._may_go_back_s or self._backend.syncs:
+        if now_s < self._may_go_back_s:
             return
         self._may_go_back_s = now_s + SETTLED_AFTER_S
-        cursor = await self._engine.cursors.go_back(self._backend.name)
-        self._has_gone_back, self._cursor = cursor < self._cursor, cursor
+        cursor = await self._engine.cursors.go_back(self._backend.name, self._owed)
+        self._owed = None
+        self._has_gone_back |= cursor < self._cursor  # another outage in the same batch changes nothing of the first
+        self._cursor = cursor
+
+    def _note_silence(self, error: OpenManagerError) -> None:
+        """A store that died and came back while there was nothing to ship is only seen by its probes."""
+        if isinstance(error, Unavailable) and error.retry_after_s is None:
+            self._silent_probes += 1
+            if self._silent_probes == 2 and not self._failures:  # else whoever ships has seen it, too
+                self._owe()
+
+    def _owe(self) -> None:
+        if self._backend.syncs or not self._is_registered:
+            return
+        settled = self._engine.cursors.lost(self._backend.name)
+        self._owed = settled if self._owed is None else min(settled, self._owed)
 
     def _recovered(self) -> None:
         if self._failures:
             _log.info("%s takes rows again", self._backend.name)
-        self._failures, self._last_error = 0, ""
+        self._failures = self._silences = 0
+        self._last_error = ""
 
     def _refuse(self, reason: str, points: int, message: str = "") -> None:
         if not points:

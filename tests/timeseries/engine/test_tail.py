@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from fleet.model import ServerDescriptor
@@ -110,6 +112,29 @@ async def test_a_swept_sequence_is_said_and_one_never_given_refused(tmp_path: Pa
         with pytest.raises(FailedPrecondition) as ahead:
             await take(engine.tail(10), 1)
         assert ahead.value.reason == "SEQUENCE_AHEAD"
+
+
+async def test_a_tail_that_missed_batches_is_told_what_servers_said_in_them(tmp_path: Path) -> None:
+    clock = ManualClock(NOON)
+    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+        for number in range(1, 8):
+            await append(engine, number, "a", *[descriptor("a", "db")] * (number == 1))
+        reading = engine.tail(1)
+        await take(reading, 1)
+        await append(engine, 8, "a", descriptor("a", "cache"))
+        await swept(engine, clock)
+        await append(engine, 9, "a")
+        async with asyncio.timeout(10):
+            overtaken = await anext(batch async for batch in reading if batch.missed)
+        assert overtaken.descriptors == (descriptor("a", "cache"),)
+        last = await append(engine, 10, "a")
+        await append(engine, 11, "a", descriptor("a", "db"))
+        await append(engine, 12, "a")
+    with closing(apsw.Connection(str(tmp_path / "journal.db"))) as journal:  # as in a backup of a busy store
+        journal.execute("DELETE FROM batches WHERE sequence = ?", (last + 1,))
+    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+        _, behind_the_hole = await take(engine.tail(last), 2)
+        assert (behind_the_hole.missed, behind_the_hole.descriptors) == (1, (descriptor("a", "db"),))
 
 
 async def test_sequences_are_never_used_again(tmp_path: Path) -> None:

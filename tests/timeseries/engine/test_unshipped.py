@@ -1,8 +1,11 @@
 """Which instants a follower lacks."""
 
+import asyncio
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import apsw
 import pytest
 
 from runtime.clock import ManualClock
@@ -57,6 +60,32 @@ async def test_what_waited_before_a_restart_is_found_after_it(tmp_path: Path) ->
         assert await engine.cursors.unshipped("store") == [(NOON, NOON + 1)]
 
 
+async def test_what_was_shipped_just_before_a_restart_is_not_settled_after_it(tmp_path: Path) -> None:
+    clock = ManualClock(NOON)
+    async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:
+        await engine.cursors.register("store")
+        for number in range(2):
+            last = await engine.append(rows(SET, [("a", NOON + number * HOUR, [1.0])]), metric_sets=(SET,))
+            clock.advance(SETTLED_AFTER_S)
+            await engine.cursors.advance("store", last)
+    async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:
+        assert await engine.cursors.register("store") == last
+        assert await engine.cursors.unshipped("store") == [(NOON + HOUR, NOON + HOUR + 1)]
+        assert engine.cursors.lost("store") == last - 1
+        await engine.cursors.advance("store", last)
+        clock.advance(SETTLED_AFTER_S)
+        assert await engine.cursors.unshipped("store") == []
+
+
+async def test_who_asks_before_the_follower_has_begun_is_told_the_same(tmp_path: Path) -> None:
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
+        await engine.cursors.register("store")
+        await engine.append(rows(SET, [("a", NOON, [1.0])]), metric_sets=(SET,))
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
+        asked = [engine.cursors.unshipped("store") for _ in range(3)]
+        assert await asyncio.gather(*asked) == [[(NOON, NOON + 1)]] * 3
+
+
 async def test_followers_do_not_disturb_each_other(tmp_path: Path) -> None:
     clock = ManualClock(NOON)
     async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:
@@ -78,7 +107,8 @@ async def test_what_a_store_lost_counts_as_unshipped_again(tmp_path: Path) -> No
         clock.advance(SETTLED_AFTER_S)
         second = await engine.append(rows(SET, [("a", NOON + HOUR, [1.0])]))
         await engine.cursors.advance("store", second)
-        assert await engine.cursors.go_back("store") == first, "a minute ago it had the first"
+        settled = engine.cursors.lost("store")
+        assert await engine.cursors.go_back("store", settled) == first, "a minute ago it had the first"
         clock.advance(10 * SETTLED_AFTER_S)
         assert await engine.cursors.unshipped("store") == [(NOON + HOUR, NOON + HOUR + 1)]
         assert (await engine.status()).followers[0].cursor == first
@@ -111,3 +141,38 @@ async def test_what_the_journal_let_go_before_it_was_shipped_is_found_in_blocks(
         async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
             await engine.cursors.register("store")
             assert await engine.cursors.unshipped("store") == ranges
+
+
+async def test_what_the_journal_let_go_at_its_limit_is_still_unshipped(tmp_path: Path) -> None:
+    clock = ManualClock(NOON)
+    settings = EngineSettings(
+        maintenance_interval_s=1e9, journal_keep_s=0.0, journal_bytes_limit=1, sparse_points_a_day=0
+    )
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        await engine.cursors.register("store")
+        batch = rows(SET, [("a", NOON - 24 * HOUR, [1.0]), ("a", NOON, [1.0]), ("b", NOON + 1, [1.0])])
+        last = await engine.append(batch, metric_sets=(SET,))
+        clock.advance(1)
+        await engine.maintain(everything=True)
+        assert engine.first_sequence == last + 1, "they are in blocks alone"
+        held = [(NOON - 24 * HOUR, NOON - 24 * HOUR + 1), (NOON, NOON + 2)]
+        assert await engine.cursors.unshipped("store") == held
+        await engine.append(rows(SET, [("a", NOON + HOUR, [1.0])]))
+        assert await engine.cursors.unshipped("store") == [*held, (NOON + HOUR, NOON + HOUR + 1)]
+        await engine.cursors.advance("store", last)
+        clock.advance(SETTLED_AFTER_S)
+        assert await engine.cursors.unshipped("store") == [(NOON + HOUR, NOON + HOUR + 1)]
+
+
+async def test_a_hole_in_the_journal_of_a_backup_is_unshipped(tmp_path: Path) -> None:
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
+        await engine.cursors.register("store")
+        for number in range(3):
+            await engine.append(rows(SET, [("a", NOON + number * HOUR, [1.0])]), metric_sets=(SET,))
+        await engine.maintain(everything=True)
+    with closing(apsw.Connection(str(tmp_path / "journal.db"))) as journal:
+        journal.execute("DELETE FROM batches WHERE sequence = 2")
+    async with Engine.open(tmp_path, clock=ManualClock(NOON), settings=QUIET) as engine:
+        await engine.cursors.register("store")
+        ((start, end),) = await engine.cursors.unshipped("store")
+        assert start <= NOON + HOUR < end

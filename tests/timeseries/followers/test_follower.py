@@ -141,6 +141,105 @@ async def test_what_a_store_forgot_when_it_died_is_shipped_again(tmp_path: Path)
         assert kept and not set(backend.times) & {0, 1, 2}, "what is older is not shipped again"
 
 
+async def test_a_second_outage_within_a_batch_does_not_hide_what_the_first_one_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend_module, "MAX_SHIP_ROWS", 10)
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)),
+    ):
+        await engine.append(tick(SET, 0), metric_sets=(SET,))
+        await _let_run(clock, lambda: caught_up(engine))
+        clock.advance(module.SETTLED_AFTER_S)
+        await engine.append(tick(SET, 1))
+        await _let_run(clock, lambda: caught_up(engine))
+        backend.batches, backend.room = [], 1  # it died with the last row, comes back for one portion, and dies again
+        backend.errors = [Unavailable("it died")] * 2
+        big = [("a", NOON_MS + at, [1.0]) for at in range(10, 35)]
+        await engine.append(rows(SET, big))
+        await _let_run(clock, lambda: eventually(lambda: len(backend.batches) == 1))
+        clock.advance(module.SETTLED_AFTER_S)
+        asked = len(backend.asked)
+        await _let_run(clock, lambda: eventually(lambda: len(backend.asked) > asked + 3))
+        backend.room = MANY
+        await _let_run(clock, lambda: caught_up(engine))
+        assert set(backend.times) == {1, *range(10, 35)}
+
+
+async def test_a_store_that_throttles_and_then_dies_has_what_it_forgot_shipped_again(tmp_path: Path) -> None:
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)),
+    ):
+        for number in range(2):
+            await engine.append(tick(SET, number), metric_sets=(SET,))
+            await _let_run(clock, lambda: caught_up(engine))
+        backend.batches = []
+        backend.errors = [Unavailable("too much", retry_after_s=1.0)] * 2 + [Unavailable("it died")] * 2
+        await engine.append(tick(SET, 2))
+        await _let_run(clock, lambda: eventually(lambda: 2 in backend.times))
+        await _let_run(clock, lambda: caught_up(engine))
+        assert set(backend.times) == {0, 1, 2}
+
+
+async def test_what_a_store_forgot_when_it_died_twice_within_a_minute_is_shipped_again(tmp_path: Path) -> None:
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)),
+    ):
+        await engine.append(tick(SET, 0), metric_sets=(SET,))
+        await _let_run(clock, lambda: caught_up(engine))
+        for number in (1, 2):  # each death takes all that the store has
+            backend.batches, backend.errors = [], [Unavailable("it died")] * 2
+            await engine.append(tick(SET, number))
+            await _let_run(clock, lambda: eventually(lambda: not backend.errors))
+            await _let_run(clock, lambda: caught_up(engine))
+        clock.advance(module.SETTLED_AFTER_S)
+        await engine.append(tick(SET, 3))
+        await _let_run(clock, lambda: eventually(lambda: set(backend.times) == {0, 1, 2, 3}))
+        await _let_run(clock, lambda: caught_up(engine))
+
+
+async def test_what_a_store_forgot_while_there_was_nothing_to_ship_is_shipped_again(tmp_path: Path) -> None:
+    class Silent(PlayedBackend):
+        async def probe(self) -> BackendInfo:
+            if self.errors:
+                raise self.errors.pop(0)
+            return await super().probe()
+
+    backend, clock = Silent(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)) as follower,
+    ):
+        await engine.append(tick(SET, 0), metric_sets=(SET,))
+        await _let_run(clock, lambda: caught_up(engine))
+        backend.batches, backend.errors = [], [Unavailable("it died")] * 2
+        assert [bool((await follower.probe()).down) for _ in range(3)] == [True, True, False]
+        clock.advance(10 * module.SETTLED_AFTER_S)
+        await engine.append(tick(SET, 1))
+        await _let_run(clock, lambda: eventually(lambda: set(backend.times) == {0, 1}))
+        await _let_run(clock, lambda: caught_up(engine))
+
+
+async def test_a_store_that_dies_after_a_start_has_what_it_took_before_that_shipped_again(tmp_path: Path) -> None:
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    for number, errors in enumerate(([], [Unavailable("it died")] * 2)):
+        backend.batches, backend.errors = [], [*errors]
+        async with (
+            Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+            Follower(engine, backend, clock, random.Random(1)),
+        ):
+            await engine.append(tick(SET, number), metric_sets=(SET,))
+            await _let_run(clock, lambda: eventually(lambda: not backend.errors))
+            await _let_run(clock, lambda: caught_up(engine))
+    assert set(backend.times) == {0, 1}
+
+
 async def _let_run(clock: ManualClock, until: Callable[[], Awaitable[object]]) -> None:
     """Lets time pass until something has happened."""
     waiting = asyncio.ensure_future(until())

@@ -2,6 +2,8 @@
 
 import logging
 import random
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from fleet.model import Rows, ServerDescriptor
 from runtime.clock import ManualClock
 from runtime.errors import Unavailable
-from services.timeseries.engine import Engine, EngineSettings
+from services.timeseries.engine import Engine, EngineSettings, TailBatch
 from services.timeseries.followers.follower import EVICTED, Follower
 from tests.harness import eventually
 from tests.timeseries.followers.samples import NOON_MS, caught_up, metric_set, rows, tick
@@ -99,6 +101,35 @@ async def test_of_rows_of_one_time_the_newest_stays(tmp_path: Path) -> None:
         async with Follower(engine, backend, clock, random.Random(1)):
             await caught_up(engine)
     assert {name: row for name, (row, _) in values(backend).items()} == {("a", 0): [2.0, 1.0], ("a", 1): [3.0, 3.0]}
+
+
+async def test_what_was_collected_before_the_journal_let_it_go_does_not_come_after_newer_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+
+    def at(time_ms: int, *cells: float) -> Rows:
+        return rows(SET, [("a", NOON_MS + time_ms, list(cells))])
+
+    async with Engine.open(tmp_path, clock=clock, settings=replace(SMALL, tail_read_bytes=1)) as engine:
+        await engine.cursors.register("played")
+        await engine.append(at(0, 1.0, 1.0), metric_sets=(SET,), servers=(told("staging"),))
+        await engine.append(at(0, 2.0, NAN), servers=(told("production"),))
+        tail = engine.tail
+
+        async def swept_behind_the_first(from_sequence: int = 0) -> AsyncIterator[TailBatch]:
+            is_first = True
+            async for batch in tail(from_sequence):
+                yield batch
+                if is_first:
+                    await swept(engine, clock)
+                    await engine.append(at(1, 3.0, 3.0))
+                is_first = False
+
+        monkeypatch.setattr(engine, "tail", swept_behind_the_first)
+        async with Follower(engine, backend, clock, random.Random(1)):
+            await caught_up(engine)
+    assert values(backend) == {("a", 0): ([2.0, 1.0], "production"), ("a", 1): ([3.0, 3.0], "production")}
 
 
 async def test_what_was_shipped_before_is_not_shipped_again(tmp_path: Path) -> None:
