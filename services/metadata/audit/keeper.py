@@ -1,6 +1,6 @@
 """Signs a checkpoint every minute, proves the log when asked to, and lets go of months that are too old.
 
-What must stay true: a checkpoint names only ends whose events are durable; each that is on our disk
+What must stay true: a checkpoint names only ends whose events are durable, and is on our disk once; each that is there
 gets on its way to the database before there is another one; while something is wrong with the log no month of it is
 dropped, nor while a legal hold is on; verifying and dropping never run at once; nothing is found of a log that nobody
 altered, whatever is written and signed while it is read.
@@ -174,11 +174,24 @@ class Keeper:
             dropped=tuple(dropped),
         )
         checkpoint = self._signer.sign(said)
-        await asyncio.to_thread(self._file.append, checkpoint)
-        self._last = self._unsent = checkpoint
-        self._last_said, self._last_at_s = said, self._clock.monotonic()
+        await self._keep(checkpoint, said)
         await self._send()
         return checkpoint
+
+    async def _keep(self, checkpoint: Checkpoint, said: Said) -> None:
+        """Puts it on our disk, to the end, whoever is cancelled meanwhile: else its number would be given again."""
+        writing = asyncio.ensure_future(asyncio.to_thread(self._file.append, checkpoint))
+        cancelled: asyncio.CancelledError | None = None
+        while not writing.done():
+            try:
+                await asyncio.wait([writing])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        writing.result()
+        self._last = self._unsent = checkpoint
+        self._last_said, self._last_at_s = said, self._clock.monotonic()
+        if cancelled is not None:
+            raise cancelled
 
     async def _send(self) -> None:
         """Gives the last checkpoint to the journal, if it was not yet; raises as `Facts.record`."""
