@@ -5,6 +5,7 @@ must stay true: an answer comes from a server that takes writes, and says which 
 """
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple
@@ -42,8 +43,9 @@ class Answer(NamedTuple):
 class Lineage:
     """Tells an older copy of a database (a snapshot, a folder that was put back) from the database itself.
 
-    It says the same of itself, but has synced less than the database had: from then on its identity has that position
-    behind it, so that all who know identities take it for another one.
+    It says the same of itself, but has synced less than the database had: from then on its identity has something new
+    behind it, so that all who know identities take it for another one. Always another text: the same copy may be put
+    back again, and has then lost what came since the first time.
     """
 
     def __init__(self) -> None:
@@ -67,7 +69,7 @@ class Lineage:
         if answer.identity != self._base:
             self._base, self._copy, self.position = answer.identity, "", answer.position
         elif self._base == before[0] and answer.position < min(before[1], self.position):
-            self._copy, self.position = f"@{answer.position:X}", answer.position
+            self._copy, self.position = f"@{answer.position:X}-{secrets.token_hex(4)}", answer.position
         else:
             self.position = max(self.position, answer.position)
         return answer._replace(identity=self._base + self._copy)
