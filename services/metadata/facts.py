@@ -260,6 +260,9 @@ class Facts:
                 is_known = identity in {None, self._identity}
                 for name, run in groupby(batch if is_known else (), key=lambda waiting: waiting.fact.kind):
                     await self._insert(connection, self._kinds.get(name), list(run), outcome)
+                if outcome.inserted:  # where it is with them, which a copy of before them is not
+                    await self._database.identity_of(connection)
+                    position = self._database.lineage.position
         finally:  # without the connection: a failure of our disk says nothing of the database
             await self._note(outcome, position)
         if identity is None or is_known:

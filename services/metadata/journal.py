@@ -143,7 +143,7 @@ class Journal:
 
     @property
     def position(self) -> int:
-        """How far that database was when it was given the last of them."""
+        """How far that database was when it had the last of them."""
         return int(str(self._meta("position") or 0))
 
     @property
@@ -225,7 +225,7 @@ class Journal:
         return None if rows[0][0] is None else int(str(rows[0][0]))
 
     def note_inserted(self, sequences: Sequence[int], now_ms: int, position: int = 0) -> None:
-        """PostgreSQL has these, and was at that position of its log before (0: it did not say)."""
+        """PostgreSQL has these, and is at that position of its log with them (0: it did not say)."""
         with Transaction(self._db):
             self._note_position(position)
             self._db.executemany(

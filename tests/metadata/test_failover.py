@@ -15,7 +15,7 @@ import pytest
 
 from fleet.model import ServerDescriptor
 from runtime.errors import Unavailable
-from services.metadata.store import NewInteraction, ServerFilter
+from services.metadata.store import InteractionFilter, NewInteraction, ServerFilter
 from services.metadata.store_connection import MAX_CONNECTIONS, Bounds
 from services.metadata.target import target_of_url
 from tests.harness import eventually
@@ -153,6 +153,31 @@ async def test_an_older_copy_of_the_database_gets_what_it_lacks(
             await life.enter_async_context(running(data_dir, **settings))
         await has_at_least(primary, name, 6)
         assert sorted(await ids_in(primary, name)) == sorted(recorder.acknowledged)
+
+
+async def test_an_older_copy_that_lacks_nothing_but_the_last_fact_gets_it(
+    primary: PostgresServer, tmp_path: Path
+) -> None:
+    target, older = await primary.fresh_database(), primary.folder / "older"
+    async with opened(target, tmp_path) as parts:
+        await parts.store.record_interaction(NewInteraction(query="before"))
+        await parts.all_inserted()
+    primary.stop()
+    subprocess.run(["cp", "-a", str(primary.data), str(older)], check=True)
+    primary.start()
+    async with opened(target, tmp_path) as parts:
+        await parts.store.record_interaction(NewInteraction(query="after"))
+        await parts.all_inserted()
+    primary.stop()
+    shutil.rmtree(primary.data)
+    older.rename(primary.data)
+    primary.start()
+    async with opened(target, tmp_path) as parts:
+
+        async def both_there() -> bool:
+            return len((await parts.store.list_interactions(InteractionFilter())).items) == 2
+
+        await eventually(both_there)
 
 
 @pytest.mark.fault("PostgreSQL: fail-over, old primary half-open")
