@@ -155,16 +155,20 @@ class Journal:
     def append(self, facts: Sequence[Fact], limit_bytes: int) -> list[Fact | OpenManagerError]:
         """Stores facts in one transaction; returns after the sync what is stored under each one's id.
 
-        That is an earlier fact where there is one; or why this one alone was not taken.
+        That is an earlier fact where there is one; or why this one was not taken. Behind one that found no room none
+        of the same kind and subject is taken, for its place may be behind that (audit events).
         """
         answers: list[Fact | OpenManagerError] = []
+        refused: set[tuple[str, str]] = set()
         with Transaction(self._db):
             room = limit_bytes - self.used_bytes
             wanted = sum(fact.bytes for fact in facts)
             while room < wanted and self._make_room():
                 room = limit_bytes - self.used_bytes
             for fact in facts:
-                if room < fact.bytes and self.find(fact.kind, fact.id) is None:
+                about = (fact.kind, fact.subject)
+                if (room < fact.bytes or about in refused) and self.find(fact.kind, fact.id) is None:
+                    refused.add(about)
                     answers.append(_full(limit_bytes))
                     continue
                 self._db.execute(INSERT, (fact.kind, fact.id, fact.subject, fact.created_us, fact.payload))
@@ -333,12 +337,7 @@ class Journal:
     def first_ids(self, wanted: Newest, limit: int) -> list[str]:
         """The ids of those that came first: the next to be inserted, or just being so."""
         source, values = asked(wanted)
-        rows = fetch(
-            self._db,
-            f"SELECT id {source} ORDER BY sequence LIMIT ?",
-            (*values, limit),
-        )
-        return [text for (text,) in rows]
+        return [text for (text,) in fetch(self._db, f"SELECT id {source} ORDER BY sequence LIMIT ?", (*values, limit))]
 
     def beginning(self, kind: str, prefix: str, *, unwritten: bool) -> list[Fact]:
         """The facts whose ids begin with a text, in order of their times."""
