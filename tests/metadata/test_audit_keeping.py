@@ -250,6 +250,41 @@ async def test_a_journal_that_was_put_back_from_a_copy_begins_a_new_chain_and_lo
     assert await on_one.found() == set()
 
 
+async def test_a_journal_that_was_put_back_with_events_that_were_taken_meanwhile_loses_none_and_doubles_none(
+    on_one: Audit, tmp_path: Path
+) -> None:
+    folder, copy = tmp_path / "gateway", tmp_path / "copy"
+    folder.mkdir()
+    is_away = True
+
+    async def ship(events: Sequence[Event]) -> None:
+        if is_away:
+            raise Unavailable("metadata is away")
+        await on_one.keeper.sink.append(events)
+
+    async def record(actions: Sequence[str]) -> None:
+        log = AuditLog(folder / "audit.db", "gateway", clock=SystemClock(), limit_bytes=1 << 20, ship=ship)
+        async with log:
+            for action in actions:
+                await log.append(draft(time_us=1_790_000_000_000_000, action=action))
+            await eventually(lambda: is_away or log.lag.events == 0)
+
+    await record(["a", "b"])
+    shutil.copytree(folder, copy)
+    is_away = False
+    await record(["c"])
+    shutil.rmtree(folder)
+    shutil.copytree(copy, folder)
+    is_away = True
+    await record(["d", "e"])
+    is_away = False
+    await record(["f"])
+    await on_one.parts.all_inserted()
+    found = await on_one.store.newest(EventFilter(), None, 20)
+    assert sorted(event.action for event in found) == list("abcdef")
+    assert await on_one.found() == set()
+
+
 async def test_a_full_journal_takes_no_event_before_one_that_it_refused(
     embedded_server: PostgresServer, tmp_path: Path
 ) -> None:
