@@ -1,10 +1,10 @@
-"""The analysis: a detector, what it found and metadata has not yet, and the place in the tail up to which it has seen
-the rows.
+"""The analysis: a detector, what it found and metadata has not yet, the scores that timeseries has not yet, and the
+place in the tail up to which it has seen the rows.
 
-What must stay true: the three belong together, so a batch is applied while nobody takes a snapshot, and a snapshot is
+What must stay true: the four belong together, so a batch is applied while nobody takes a snapshot, and a snapshot is
 taken while no batch is applied. What takes long is done in a thread, to its end, whoever is cancelled meanwhile: a
-window that was judged and whose findings are lost would be gone for good. A batch that was interrupted comes again, as
-its sequence was not passed, and the detector passes over what it knows of it.
+window that was judged and whose findings or scores are lost would be gone for good. A batch that was interrupted comes
+again, as its sequence was not passed, and the detector passes over what it knows of it.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from fleet.anomaly import Anomaly
 from fleet.model import Rows
@@ -87,12 +87,14 @@ class Snapshot:
         next_sequence: the first batch that is not in the state.
         verdicts_until: up to when verdicts are in the state, microseconds since the epoch; 0: none was followed.
         waiting: findings that metadata has not acknowledged, the longest waiting first.
+        scores: those that timeseries has not acknowledged, in the order in which they came.
     """
 
     next_sequence: int
     verdicts_until: int
     detector: DetectorState
     waiting: tuple[Anomaly, ...]
+    scores: tuple[Scored, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,16 +109,24 @@ class Counters:
     skipped_batches: int = 0
 
 
+class ScoreOutbox(Protocol):
+    """Scores on their way to timeseries."""
+
+    def put(self, scored: Iterable[Scored]) -> None:
+        """Takes minutes."""
+
+    def all(self) -> tuple[Scored, ...]:
+        """All that wait, in the order in which they came."""
+
+
 class Analysis:
     """Applies batches in order; see the module."""
 
-    def __init__(
-        self, detector: Detector, outbox: Outbox, clock: Clock, scored: Callable[[Sequence[Scored]], None] | None = None
-    ) -> None:
-        """`scored` takes the scores of the minutes that were judged."""
+    def __init__(self, detector: Detector, outbox: Outbox, clock: Clock, scores: ScoreOutbox | None = None) -> None:
+        """`scores` takes those of the minutes that were judged; None: nobody wants them."""
         self.detector = detector
         self.outbox = outbox
-        self._scored = scored
+        self._scores = scores
         self.counters = Counters()
         self.next_sequence = 0
         """The batch to ask for; 0 while there is no place yet: what comes from now on."""
@@ -132,13 +142,14 @@ class Analysis:
         """Judges the rows of a batch and goes on to the next; one that was applied before changes nothing."""
         async with self._applying:
             now_ms, count = batch.received_ms, len(batch.rows.server_ids)
-            before = self.detector.unwatched_rows, self.detector.untimely_rows
+            before, minutes = (self.detector.unwatched_rows, self.detector.untimely_rows), self.counters.minutes
             began_s = self._clock.monotonic()
             if self.detector.due(now_ms) > JUDGED_IN_THREAD:
-                await finished(lambda: self.detector.advance(now_ms), self.outbox.put)
+                await finished(lambda: self.detector.advance(now_ms), self._take_judged)
             else:
-                self.outbox.put(self.detector.advance(now_ms))
-            judging_s = self._clock.monotonic() - began_s
+                self._take_judged(self.detector.advance(now_ms))
+            if self.counters.minutes > minutes:
+                self.counters.judged_s += self._clock.monotonic() - began_s
             free_at = self._clock.monotonic() + YIELD_AFTER_S
             for part in batch.parts:
                 self._apply_part(batch, part)
@@ -147,18 +158,20 @@ class Analysis:
                     free_at = self._clock.monotonic() + YIELD_AFTER_S
             self.outbox.put(self.detector.settle(now_ms))
             self._end_strays(now_ms)
-            scores = self.detector.take_scores()
-            if scores:
-                self.counters.minutes += len(scores)
-                self.counters.judged_s += judging_s
-            if self._scored is not None:
-                self._scored(scores)
             self.counters.batches += 1
             self.counters.rows += count
             _rows.add(count)
             _unwatched.add(self.detector.unwatched_rows - before[0])
             _untimely.add(self.detector.untimely_rows - before[1])
             self.pass_to(batch.sequence + 1)
+
+    def _take_judged(self, found: Sequence[Anomaly]) -> None:
+        """What came of the minutes that `advance` has closed, which are not judged again."""
+        self.outbox.put(found)
+        scored = self.detector.take_scores()
+        self.counters.minutes += len(scored)
+        if self._scores is not None:
+            self._scores.put(scored)
 
     def _apply_part(self, batch: Batch, part: Integers) -> None:
         rows = batch.rows
@@ -221,16 +234,22 @@ class Analysis:
     async def snapshot(self) -> Snapshot:
         """The state as it is between two batches; copied in a thread, at 20 MB for 10,000 series."""
         async with self._applying:
-            waiting = self.outbox.all()
+            waiting, scores = self.outbox.all(), self._scores.all() if self._scores is not None else ()
             state = await finished(self.detector.state)
             return Snapshot(
-                next_sequence=self.next_sequence, verdicts_until=self.verdicts_until, detector=state, waiting=waiting
+                next_sequence=self.next_sequence,
+                verdicts_until=self.verdicts_until,
+                detector=state,
+                waiting=waiting,
+                scores=scores,
             )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Takes over a snapshot; ValueError, and nothing changed, when it is not of this detector."""
         self.detector.restore(snapshot.detector)
         self.outbox.put(snapshot.waiting)
+        if self._scores is not None:
+            self._scores.put(snapshot.scores)
         self.verdicts_until = snapshot.verdicts_until
         self.pass_to(snapshot.next_sequence)
 
