@@ -116,6 +116,7 @@ class Journal:
             FailedPrecondition: it is another version's.
             apsw.Error: the disk failed.
         """
+        self.distrusted = False  # whether PostgreSQL may lack what is inserted: then it counts as unwritten for readers
         try:
             self._db = connect(path)
             self._db.pragma("secure_delete", 1)  # always, or pages that were split keep copies of what is erased
@@ -190,7 +191,7 @@ class Journal:
 
     def find(self, kind: str, fact_id: str, *, unwritten: bool = False) -> Fact | None:
         """The fact with an id; `unwritten`: only if PostgreSQL does not have it."""
-        condition = "AND state <> 1" if unwritten else ""
+        condition = "AND state <> 1" if unwritten and not self.distrusted else ""
         rows = fetch(
             self._db,
             f"SELECT {_FACT} FROM facts WHERE kind = ? AND id = ? {condition}",  # noqa: S608  a constant
@@ -297,27 +298,22 @@ class Journal:
         finally:
             self._db.execute("COMMIT")
 
+    def _asked(self, wanted: Newest) -> tuple[str, tuple[str | int | float, ...]]:
+        return asked(wanted._replace(unwritten=wanted.unwritten and not self.distrusted))
+
     def newest(self, wanted: Newest, before: tuple[int, str] | None, limit: int) -> list[Fact]:
         """Facts in descending order of (time, id), those before a (time, id) only."""
-        source, values = asked(wanted)
+        source, values = self._asked(wanted)
         if before is not None:
             source += " AND (created_us, id) < (?, ?)"
             values += before
-        rows = fetch(
-            self._db,
-            f"SELECT {_FACT} {source} ORDER BY created_us DESC, id DESC LIMIT ?",
-            (*values, limit),
-        )
-        return [_fact(row) for row in rows]
+        statement = f"SELECT {_FACT} {source} ORDER BY created_us DESC, id DESC LIMIT ?"
+        return [_fact(row) for row in fetch(self._db, statement, (*values, limit))]
 
     def unwritten(self, kind: str) -> list[Fact]:
         """All of a kind that PostgreSQL does not have, in the order in which they came."""
-        rows = fetch(
-            self._db,
-            f"SELECT {_FACT} FROM {UNWRITTEN} WHERE kind = ? AND state <> 1 ORDER BY sequence",  # noqa: S608
-            (kind,),
-        )
-        return [_fact(row) for row in rows]
+        source, values = self._asked(Newest(kind))
+        return [_fact(row) for row in fetch(self._db, f"SELECT {_FACT} {source} ORDER BY sequence", values)]
 
     def last_of_subjects(self, kind: str, number: str) -> list[Fact]:
         """Of each subject the fact of a kind with the highest number under a name in its payload."""
@@ -330,18 +326,18 @@ class Journal:
 
     def count(self, wanted: Newest) -> int:
         """How many there are."""
-        source, values = asked(wanted)
+        source, values = self._asked(wanted)
         ((found,),) = fetch(self._db, f"SELECT count(*) {source}", values)
         return int(found)
 
     def first_ids(self, wanted: Newest, limit: int) -> list[str]:
         """The ids of those that came first: the next to be inserted, or just being so."""
-        source, values = asked(wanted)
+        source, values = self._asked(wanted)
         return [text for (text,) in fetch(self._db, f"SELECT id {source} ORDER BY sequence LIMIT ?", (*values, limit))]
 
     def beginning(self, kind: str, prefix: str, *, unwritten: bool) -> list[Fact]:
         """The facts whose ids begin with a text, in order of their times."""
-        condition = "AND state <> 1" if unwritten else ""
+        condition = "AND state <> 1" if unwritten and not self.distrusted else ""
         rows = fetch(
             self._db,
             f"SELECT {_FACT} FROM facts WHERE kind = ? AND id >= ? AND id < ? {condition} ORDER BY created_us",  # noqa: S608
