@@ -33,6 +33,7 @@ With 102,200 the event loop's longest turn is 9 ms."""
 
 STRAY_AFTER_MS: Final = 120_000
 """The tail must be further than metadata's list by this: a minute and its grace."""
+STRAYS_EVERY_MS: Final = 10_000
 _MINUTE_MS: Final = 60_000
 
 _log = logging.getLogger(__name__)
@@ -133,8 +134,8 @@ class Analysis:
         self.has_place = asyncio.Event()
         self.verdicts_until = 0
         """Up to when verdicts were taken, by metadata's clock; 0: none was followed yet."""
-        self._strays: dict[str, Anomaly] = {}  # open in metadata, and not here when that was asked
-        self._strays_of_ms = 0
+        self._strays: dict[str, tuple[Anomaly, int]] = {}  # open in metadata, and since when that is known
+        self._strays_judged_ms = 0
         self._clock = clock
         self._applying = asyncio.Lock()
 
@@ -191,15 +192,27 @@ class Analysis:
 
     def take_going_on(self, findings: Iterable[Anomaly]) -> None:
         """Notes which findings metadata takes for open; what is not open here once the tail is past now is ended."""
-        self._strays = {finding.id: finding for finding in findings}
-        self._strays_of_ms = self._clock.now_ms()
+        self._strays = {}
+        self.take_open(findings)
+
+    def take_open(self, findings: Iterable[Anomaly]) -> None:
+        """The same of some more of them."""
+        now_ms = self._clock.now_ms()
+        self._strays.update((finding.id, (finding, now_ms)) for finding in findings)
+
+    def take_over(self, finding_ids: Iterable[str]) -> None:
+        """Notes that these do not go on."""
+        for finding_id in finding_ids:
+            self._strays.pop(finding_id, None)
 
     def _end_strays(self, now_ms: int) -> None:
         """Of servers that are heard here; others' are others' findings."""
-        if not self._strays or now_ms < self._strays_of_ms + STRAY_AFTER_MS:
+        if not self._strays or 0 <= now_ms - self._strays_judged_ms < STRAYS_EVERY_MS:
             return
-        here = self.detector.open_ids()
-        for finding in list(self._strays.values()):
+        self._strays_judged_ms, here = now_ms, self.detector.open_ids()
+        for finding, known_ms in list(self._strays.values()):
+            if now_ms < known_ms + STRAY_AFTER_MS:
+                continue
             if finding.id in here or finding.id in self.outbox:
                 del self._strays[finding.id]
             elif self.detector.hears(finding.server_id):
