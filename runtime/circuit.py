@@ -8,7 +8,8 @@ A slow peer is treated as a dead one: what counts is that no answer came within 
 also "no", shows that the peer is there.
 
 What must stay true: while it is open nobody waits and nothing is sent but one trial at a time; a caller that goes away
-proves nothing in either direction. Why it is ours: docs/adr/0004-circuit-breaker.md.
+proves nothing in either direction, nor does the answer to a call from before it was opened: that may have come before
+the outage, and was only looked at since. Why it is ours: docs/adr/0004-circuit-breaker.md.
 """
 
 import asyncio
@@ -101,10 +102,10 @@ class Circuit:
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException:
-            self._answered()
+            self._answered_to(is_trial=is_trial)
             raise
         else:
-            self._answered()
+            self._answered_to(is_trial=is_trial)
         finally:
             if is_trial:
                 self._trial_runs = False
@@ -124,6 +125,10 @@ class Circuit:
             )
         self._trial_runs = True
         return True
+
+    def _answered_to(self, *, is_trial: bool) -> None:
+        if is_trial or self._closed_again_at is None:
+            self._answered()
 
     def _failed(self, text: str) -> None:
         was_open = self._closed_again_at is not None

@@ -151,12 +151,13 @@ class AuditJournal:
         self.end = end
         return answers
 
-    def begin_anew(self) -> None:
+    def begin_anew(self, shipped_through: int) -> None:
         """A new chain for everything that waits: the numbers of this one were given to other events before.
 
-        That is so when the file was put back from a copy. Ids and contents stay.
+        That is so when the file was put back from a copy. Ids and contents stay, so what was shipped is not in it.
         """
         with Transaction(self._db):
+            self._forget(shipped_through)
             rows = fetch(self._db, "SELECT payload, aggregated, bytes FROM events ORDER BY seq")
             self._db.execute("DELETE FROM events")
             writer_id, end = f"{self.writer_id.rpartition('-')[0]}-{secrets.token_hex(8)}", START

@@ -82,6 +82,7 @@ class AuditLog:
         self._fault: OpenManagerError | None = None
         self._ship_fault = ""
         self._shipped_through = 0
+        self._batch_events = BATCH_EVENTS
         self._oldest_us: int | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -219,9 +220,11 @@ class AuditLog:
             self._ship_fault, self._oldest_us = "", None
 
     async def _ship_batch(self) -> bool:
-        batch, end = await self._thread.run(self._journal.waiting, self._shipped_through, BATCH_EVENTS, BATCH_BYTES)
+        batch, end = await self._thread.run(
+            self._journal.waiting, self._shipped_through, self._batch_events, BATCH_BYTES
+        )
         if not batch:
-            self._shipped_through = end
+            self._shipped_through, self._batch_events = end, BATCH_EVENTS
             return False
         self._oldest_us = batch[0].time_us
         try:
@@ -229,9 +232,12 @@ class AuditLog:
         except FailedPrecondition as error:
             if error.reason != CHAIN_BROKEN_REASON:
                 raise
+            if len(batch) > 1:  # the first of them may have been taken before: one by one, for they begin no new chain
+                self._batch_events = 1
+                return True
             log.exception("the audit chain of %s is broken; what waits begins a new one", self.writer_id)
-            await self._thread.run(self._journal.begin_anew)
-            self._shipped_through = 0
+            await self._thread.run(self._journal.begin_anew, self._shipped_through)
+            self._shipped_through, self._batch_events = 0, BATCH_EVENTS
             return True
         self._shipped_through = batch[-1].seq
         return True

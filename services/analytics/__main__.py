@@ -39,7 +39,7 @@ async def analysing(settings: AnalyticsSettings, process: Process[AnalyticsSetti
         process.open_channel(settings.metadata_target) as metadata,
     ):
         scores = ScoreWriter(timeseries, process.clock)
-        analysis = Analysis(detector, Outbox(), process.clock, scores.put)
+        analysis = Analysis(detector, Outbox(), process.clock, scores)
         file = CheckpointFile(process.folder)
         checkpointer = Checkpointer(file, analysis, process.clock, settings.checkpoint_interval_s)
         await checkpointer.restore()

@@ -1,9 +1,9 @@
-"""The state on disk: one file that holds what the detector knows, the findings that metadata lacks, and the sequence
-that comes next.
+"""The state on disk: one file that holds what the detector knows, the findings that metadata lacks, the scores that
+timeseries lacks, and the sequence that comes next.
 
     openmanager-analytics-checkpoint <version> <sha256 of the rest> <bytes of the rest>\\n
     an npz archive: the detector's arrays, each under `detector.<name>`; `about`, JSON as bytes; `waiting` and
-    `open_findings`, a line of JSON for each finding
+    `open_findings`, a line of JSON for each finding; `scores`, one for each minute (earlier versions wrote none)
 
 What must stay true: the file is a whole checkpoint at every moment, also over a power cut (written beside, synced,
 renamed, folder synced); one that cannot be used is set aside and told, and never keeps the service from starting; all
@@ -30,6 +30,7 @@ from runtime import telemetry
 from runtime.clock import Clock
 from services.analytics.core import Analysis, Snapshot
 from services.analytics.detect import DetectorState
+from services.analytics.scores import Scored
 
 FILE_NAME: Final = "checkpoint"
 SET_ASIDE_SUFFIX: Final = ".unusable"
@@ -85,6 +86,7 @@ def write(snapshot: Snapshot, file: BinaryIO) -> None:
         "about": np.frombuffer(orjson.dumps(about), np.uint8),
         "waiting": _lines(snapshot.waiting),
         "open_findings": _lines(detector.open_findings),
+        "scores": _lines([[one.start_ms, one.server_ids, one.scores.tolist()] for one in snapshot.scores]),
         **{_ARRAY_PREFIX + name: array for name, array in detector.arrays.items()},
     }
     file.write(_header("0" * 64, 0))
@@ -134,6 +136,7 @@ def _snapshot(body: memoryview) -> Snapshot:
             name.removeprefix(_ARRAY_PREFIX): archive[name] for name in archive.files if name.startswith(_ARRAY_PREFIX)
         }
         waiting, open_findings = (_findings(archive[name]) for name in ("waiting", "open_findings"))
+        scores = _scores(archive["scores"]) if "scores" in archive.files else ()
     return Snapshot(
         next_sequence=int(about["next_sequence"]),
         verdicts_until=int(about["verdicts_until"]),
@@ -144,12 +147,24 @@ def _snapshot(body: memoryview) -> Snapshot:
             open_findings=open_findings,
         ),
         waiting=waiting,
+        scores=scores,
     )
 
 
-def _lines(findings: Sequence[Anomaly]) -> NDArray[np.uint8]:
+def _lines(values: Sequence[Anomaly] | Sequence[Sequence[Any]]) -> NDArray[np.uint8]:
     """One by one, as to make JSON of them all would hold up the event loop for 20 ms."""
-    return np.frombuffer(b"\n".join([orjson.dumps(finding) for finding in findings]), np.uint8)
+    return np.frombuffer(b"\n".join([orjson.dumps(value) for value in values]), np.uint8)
+
+
+def _scores(lines: NDArray[np.uint8]) -> tuple[Scored, ...]:
+    made = []
+    for line in lines.tobytes().splitlines():
+        start_ms, server_ids, values = orjson.loads(line)
+        scores = np.array(values, np.float64)
+        if scores.shape != (len(server_ids),):
+            raise ValueError("a minute has not a score for each of its servers")
+        made.append(Scored(start_ms=int(start_ms), server_ids=tuple(server_ids), scores=scores))
+    return tuple(made)
 
 
 def _findings(lines: NDArray[np.uint8]) -> tuple[Anomaly, ...]:

@@ -1,10 +1,10 @@
-"""The analysis: a detector, what it found and metadata has not yet, and the place in the tail up to which it has seen
-the rows.
+"""The analysis: a detector, what it found and metadata has not yet, the scores that timeseries has not yet, and the
+place in the tail up to which it has seen the rows.
 
-What must stay true: the three belong together, so a batch is applied while nobody takes a snapshot, and a snapshot is
+What must stay true: the four belong together, so a batch is applied while nobody takes a snapshot, and a snapshot is
 taken while no batch is applied. What takes long is done in a thread, to its end, whoever is cancelled meanwhile: a
-window that was judged and whose findings are lost would be gone for good. A batch that was interrupted comes again, as
-its sequence was not passed, and the detector passes over what it knows of it.
+window that was judged and whose findings or scores are lost would be gone for good. A batch that was interrupted comes
+again, as its sequence was not passed, and the detector passes over what it knows of it.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from fleet.anomaly import Anomaly
 from fleet.model import Rows
@@ -33,6 +33,7 @@ With 102,200 the event loop's longest turn is 9 ms."""
 
 STRAY_AFTER_MS: Final = 120_000
 """The tail must be further than metadata's list by this: a minute and its grace."""
+STRAYS_EVERY_MS: Final = 10_000
 _MINUTE_MS: Final = 60_000
 
 _log = logging.getLogger(__name__)
@@ -87,12 +88,14 @@ class Snapshot:
         next_sequence: the first batch that is not in the state.
         verdicts_until: up to when verdicts are in the state, microseconds since the epoch; 0: none was followed.
         waiting: findings that metadata has not acknowledged, the longest waiting first.
+        scores: those that timeseries has not acknowledged, in the order in which they came.
     """
 
     next_sequence: int
     verdicts_until: int
     detector: DetectorState
     waiting: tuple[Anomaly, ...]
+    scores: tuple[Scored, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,24 +110,32 @@ class Counters:
     skipped_batches: int = 0
 
 
+class ScoreOutbox(Protocol):
+    """Scores on their way to timeseries."""
+
+    def put(self, scored: Iterable[Scored]) -> None:
+        """Takes minutes."""
+
+    def all(self) -> tuple[Scored, ...]:
+        """All that wait, in the order in which they came."""
+
+
 class Analysis:
     """Applies batches in order; see the module."""
 
-    def __init__(
-        self, detector: Detector, outbox: Outbox, clock: Clock, scored: Callable[[Sequence[Scored]], None] | None = None
-    ) -> None:
-        """`scored` takes the scores of the minutes that were judged."""
+    def __init__(self, detector: Detector, outbox: Outbox, clock: Clock, scores: ScoreOutbox | None = None) -> None:
+        """`scores` takes those of the minutes that were judged; None: nobody wants them."""
         self.detector = detector
         self.outbox = outbox
-        self._scored = scored
+        self._scores = scores
         self.counters = Counters()
         self.next_sequence = 0
         """The batch to ask for; 0 while there is no place yet: what comes from now on."""
         self.has_place = asyncio.Event()
         self.verdicts_until = 0
         """Up to when verdicts were taken, by metadata's clock; 0: none was followed yet."""
-        self._strays: dict[str, Anomaly] = {}  # open in metadata, and not here when that was asked
-        self._strays_of_ms = 0
+        self._strays: dict[str, tuple[Anomaly, int]] = {}  # open in metadata, and since when that is known
+        self._strays_judged_ms = 0
         self._clock = clock
         self._applying = asyncio.Lock()
 
@@ -132,13 +143,14 @@ class Analysis:
         """Judges the rows of a batch and goes on to the next; one that was applied before changes nothing."""
         async with self._applying:
             now_ms, count = batch.received_ms, len(batch.rows.server_ids)
-            before = self.detector.unwatched_rows, self.detector.untimely_rows
+            before, minutes = (self.detector.unwatched_rows, self.detector.untimely_rows), self.counters.minutes
             began_s = self._clock.monotonic()
             if self.detector.due(now_ms) > JUDGED_IN_THREAD:
-                await finished(lambda: self.detector.advance(now_ms), self.outbox.put)
+                await finished(lambda: self.detector.advance(now_ms), self._take_judged)
             else:
-                self.outbox.put(self.detector.advance(now_ms))
-            judging_s = self._clock.monotonic() - began_s
+                self._take_judged(self.detector.advance(now_ms))
+            if self.counters.minutes > minutes:
+                self.counters.judged_s += self._clock.monotonic() - began_s
             free_at = self._clock.monotonic() + YIELD_AFTER_S
             for part in batch.parts:
                 self._apply_part(batch, part)
@@ -147,18 +159,20 @@ class Analysis:
                     free_at = self._clock.monotonic() + YIELD_AFTER_S
             self.outbox.put(self.detector.settle(now_ms))
             self._end_strays(now_ms)
-            scores = self.detector.take_scores()
-            if scores:
-                self.counters.minutes += len(scores)
-                self.counters.judged_s += judging_s
-            if self._scored is not None:
-                self._scored(scores)
             self.counters.batches += 1
             self.counters.rows += count
             _rows.add(count)
             _unwatched.add(self.detector.unwatched_rows - before[0])
             _untimely.add(self.detector.untimely_rows - before[1])
             self.pass_to(batch.sequence + 1)
+
+    def _take_judged(self, found: Sequence[Anomaly]) -> None:
+        """What came of the minutes that `advance` has closed, which are not judged again."""
+        self.outbox.put(found)
+        scored = self.detector.take_scores()
+        self.counters.minutes += len(scored)
+        if self._scores is not None:
+            self._scores.put(scored)
 
     def _apply_part(self, batch: Batch, part: Integers) -> None:
         rows = batch.rows
@@ -178,15 +192,27 @@ class Analysis:
 
     def take_going_on(self, findings: Iterable[Anomaly]) -> None:
         """Notes which findings metadata takes for open; what is not open here once the tail is past now is ended."""
-        self._strays = {finding.id: finding for finding in findings}
-        self._strays_of_ms = self._clock.now_ms()
+        self._strays = {}
+        self.take_open(findings)
+
+    def take_open(self, findings: Iterable[Anomaly]) -> None:
+        """The same of some more of them."""
+        now_ms = self._clock.now_ms()
+        self._strays.update((finding.id, (finding, now_ms)) for finding in findings)
+
+    def take_over(self, finding_ids: Iterable[str]) -> None:
+        """Notes that these do not go on."""
+        for finding_id in finding_ids:
+            self._strays.pop(finding_id, None)
 
     def _end_strays(self, now_ms: int) -> None:
         """Of servers that are heard here; others' are others' findings."""
-        if not self._strays or now_ms < self._strays_of_ms + STRAY_AFTER_MS:
+        if not self._strays or 0 <= now_ms - self._strays_judged_ms < STRAYS_EVERY_MS:
             return
-        here = self.detector.open_ids()
-        for finding in list(self._strays.values()):
+        self._strays_judged_ms, here = now_ms, self.detector.open_ids()
+        for finding, known_ms in list(self._strays.values()):
+            if now_ms < known_ms + STRAY_AFTER_MS:
+                continue
             if finding.id in here or finding.id in self.outbox:
                 del self._strays[finding.id]
             elif self.detector.hears(finding.server_id):
@@ -221,16 +247,22 @@ class Analysis:
     async def snapshot(self) -> Snapshot:
         """The state as it is between two batches; copied in a thread, at 20 MB for 10,000 series."""
         async with self._applying:
-            waiting = self.outbox.all()
+            waiting, scores = self.outbox.all(), self._scores.all() if self._scores is not None else ()
             state = await finished(self.detector.state)
             return Snapshot(
-                next_sequence=self.next_sequence, verdicts_until=self.verdicts_until, detector=state, waiting=waiting
+                next_sequence=self.next_sequence,
+                verdicts_until=self.verdicts_until,
+                detector=state,
+                waiting=waiting,
+                scores=scores,
             )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Takes over a snapshot; ValueError, and nothing changed, when it is not of this detector."""
         self.detector.restore(snapshot.detector)
         self.outbox.put(snapshot.waiting)
+        if self._scores is not None:
+            self._scores.put(snapshot.scores)
         self.verdicts_until = snapshot.verdicts_until
         self.pass_to(snapshot.next_sequence)
 

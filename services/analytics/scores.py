@@ -2,7 +2,8 @@
 
 It is written to timeseries only, and neither to the cache nor with a descriptor: a server that fell silent must not
 look alive because it was judged. What must stay true: what is written here is not judged again, nor does it move the
-tail's time; a minute that is judged again after a restart has the same score, so that writing it again changes nothing.
+tail's time; a minute that is judged again after a restart has the same score, so that writing it again changes nothing;
+what waits is in the checkpoint, for its minutes are not judged again.
 """
 
 import asyncio
@@ -70,6 +71,10 @@ class ScoreWriter:
             self._lose(self._taken(), "too many wait for timeseries (MAX_WAITING)")
         if self._waiting:
             self._something.set()
+
+    def all(self) -> tuple[Scored, ...]:
+        """All that wait, oldest first."""
+        return tuple(self._waiting)
 
     def _taken(self) -> Scored:
         one = self._waiting.popleft()

@@ -2,9 +2,11 @@
 
 What must stay true: each verdict is applied once, also over restarts: how far was followed is in the state, and a
 verdict that is not newer is passed over; what was open when this service lost its memory, or found otherwise when it
-read the tail again, is ended once the tail has come so far that it would be open here, too.
+read the tail again, is ended once the tail has come so far that it would be open here, too; so is the silence of a
+server that is heard here, whoever found it: its rows went to another replica for a while, and are missed there now.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from fleet.anomaly import Anomaly, anomaly_from_pb
@@ -13,6 +15,7 @@ from openmanager.fleet.v1 import anomaly_pb2
 from openmanager.metadata.v1 import anomaly_pb2 as pb
 from openmanager.metadata.v1 import anomaly_pb2_grpc
 from runtime.channel import Channel, calling
+from services.analytics import silence
 from services.analytics.core import Analysis, Verdict
 
 _IS_REAL: Final = {anomaly_pb2.ANOMALY_VERDICT_REAL: True, anomaly_pb2.ANOMALY_VERDICT_FALSE: False}
@@ -40,6 +43,7 @@ class VerdictFollower:
                     if not message.snapshot:
                         verdicts = _verdicts(message, after=self._analysis.verdicts_until)
                         await self._analysis.take_verdicts(verdicts, message.version)
+                        self._take_changed([anomaly_from_pb(one) for one in message.anomalies])
                         continue
                     going_on += [anomaly_from_pb(one) for one in message.anomalies]
                     if not message.continues:
@@ -47,6 +51,10 @@ class VerdictFollower:
                         await self._analysis.take_verdicts((), message.version)
         finally:
             call.cancel()
+
+    def _take_changed(self, findings: Sequence[Anomaly]) -> None:
+        self._analysis.take_over(one.id for one in findings if one.end_ms is not None)
+        self._analysis.take_open(one for one in findings if one.end_ms is None and one.detector == silence.DETECTOR)
 
 
 def _verdicts(message: pb.FollowAnomaliesResponse, after: int) -> list[Verdict]:

@@ -146,16 +146,23 @@ class Facts:
 
     async def find(self, kind: str, fact_id: str, *, unwritten: bool = False) -> Fact | None:
         """The fact with an id, if the journal has it; `unwritten`: only if PostgreSQL does not."""
-        return await self._read_thread.run(self._reader.find, kind, fact_id, unwritten=unwritten)
+        return await self.read(lambda journal: journal.find(kind, fact_id, unwritten=unwritten))
 
     async def read(self, work: Callable[[Journal], T]) -> T:
         """Has the journal read; all that `work` reads is of one moment."""
+        distrusted = not self._is_met
 
         def read() -> T:
+            self._reader.distrusted = distrusted
             with self._reader.snapshot():
                 return work(self._reader)
 
         return await self._read_thread.run(read)
+
+    @property
+    def _is_met(self) -> bool:
+        """Whether the database is the one that the journal names, as far as is known, so that it has what is noted."""
+        return self._identity is None or (self._looked and self._database.identity in {None, self._identity})
 
     async def erase(self, kinds: Sequence[str], subject: str, instead: Callable[[list[str]], Fact]) -> int:
         """Deletes all facts about a subject for good; what PostgreSQL has of them, `instead` tells it to delete.
@@ -172,9 +179,13 @@ class Facts:
 
     async def settled(self, kind: str, within_s: float) -> bool:
         """Waits until PostgreSQL has been given what is recorded of a kind now; False: not in time."""
-        waits = await self.read(lambda journal: journal.last_waiting(kind))
+        waits: int | None = 0
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
+                while not self._is_met and self._database.usable:
+                    self._shipped.clear()
+                    await self._shipped.wait()
+                waits = await self.read(lambda journal: journal.last_waiting(kind))
                 while waits is not None and self._database.usable:
                     self._shipped.clear()
                     first = await self.read(lambda journal: journal.first_waiting(kind))
@@ -185,7 +196,7 @@ class Facts:
 
     async def unwritten(self, kind: str) -> list[Fact]:
         """All of a kind that PostgreSQL does not have, in the order in which they came."""
-        return await self._read_thread.run(self._reader.unwritten, kind)
+        return await self.read(lambda journal: journal.unwritten(kind))
 
     async def last_of_subjects(self, kind: str, number: str) -> list[Fact]:
         """Of each subject the fact of a kind with the highest number under a name in its payload."""
@@ -260,6 +271,9 @@ class Facts:
                 is_known = identity in {None, self._identity}
                 for name, run in groupby(batch if is_known else (), key=lambda waiting: waiting.fact.kind):
                     await self._insert(connection, self._kinds.get(name), list(run), outcome)
+                if outcome.inserted:  # where it is with them, which a copy of before them is not
+                    await self._database.identity_of(connection)
+                    position = self._database.lineage.position
         finally:  # without the connection: a failure of our disk says nothing of the database
             await self._note(outcome, position)
         if identity is None or is_known:
@@ -270,6 +284,7 @@ class Facts:
         else:
             log.warning("facts go to %s, before to %s: %d are sent again", identity, self._identity, again)
         self._identity = identity
+        self._shipped.set()
         return True
 
     async def _insert(

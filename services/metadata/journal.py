@@ -116,6 +116,7 @@ class Journal:
             FailedPrecondition: it is another version's.
             apsw.Error: the disk failed.
         """
+        self.distrusted = False  # whether PostgreSQL may lack what is inserted: then it counts as unwritten for readers
         try:
             self._db = connect(path)
             self._db.pragma("secure_delete", 1)  # always, or pages that were split keep copies of what is erased
@@ -143,7 +144,7 @@ class Journal:
 
     @property
     def position(self) -> int:
-        """How far that database was when it was given the last of them."""
+        """How far that database was when it had the last of them."""
         return int(str(self._meta("position") or 0))
 
     @property
@@ -155,16 +156,20 @@ class Journal:
     def append(self, facts: Sequence[Fact], limit_bytes: int) -> list[Fact | OpenManagerError]:
         """Stores facts in one transaction; returns after the sync what is stored under each one's id.
 
-        That is an earlier fact where there is one; or why this one alone was not taken.
+        That is an earlier fact where there is one; or why this one was not taken. Behind one that found no room none
+        of the same kind and subject is taken, for its place may be behind that (audit events).
         """
         answers: list[Fact | OpenManagerError] = []
+        refused: set[tuple[str, str]] = set()
         with Transaction(self._db):
             room = limit_bytes - self.used_bytes
             wanted = sum(fact.bytes for fact in facts)
             while room < wanted and self._make_room():
                 room = limit_bytes - self.used_bytes
             for fact in facts:
-                if room < fact.bytes and self.find(fact.kind, fact.id) is None:
+                about = (fact.kind, fact.subject)
+                if (room < fact.bytes or about in refused) and self.find(fact.kind, fact.id) is None:
+                    refused.add(about)
                     answers.append(_full(limit_bytes))
                     continue
                 self._db.execute(INSERT, (fact.kind, fact.id, fact.subject, fact.created_us, fact.payload))
@@ -186,7 +191,7 @@ class Journal:
 
     def find(self, kind: str, fact_id: str, *, unwritten: bool = False) -> Fact | None:
         """The fact with an id; `unwritten`: only if PostgreSQL does not have it."""
-        condition = "AND state <> 1" if unwritten else ""
+        condition = "AND state <> 1" if unwritten and not self.distrusted else ""
         rows = fetch(
             self._db,
             f"SELECT {_FACT} FROM facts WHERE kind = ? AND id = ? {condition}",  # noqa: S608  a constant
@@ -225,7 +230,7 @@ class Journal:
         return None if rows[0][0] is None else int(str(rows[0][0]))
 
     def note_inserted(self, sequences: Sequence[int], now_ms: int, position: int = 0) -> None:
-        """PostgreSQL has these, and was at that position of its log before (0: it did not say)."""
+        """PostgreSQL has these, and is at that position of its log with them (0: it did not say)."""
         with Transaction(self._db):
             self._note_position(position)
             self._db.executemany(
@@ -293,27 +298,22 @@ class Journal:
         finally:
             self._db.execute("COMMIT")
 
+    def _asked(self, wanted: Newest) -> tuple[str, tuple[str | int | float, ...]]:
+        return asked(wanted._replace(unwritten=wanted.unwritten and not self.distrusted))
+
     def newest(self, wanted: Newest, before: tuple[int, str] | None, limit: int) -> list[Fact]:
         """Facts in descending order of (time, id), those before a (time, id) only."""
-        source, values = asked(wanted)
+        source, values = self._asked(wanted)
         if before is not None:
             source += " AND (created_us, id) < (?, ?)"
             values += before
-        rows = fetch(
-            self._db,
-            f"SELECT {_FACT} {source} ORDER BY created_us DESC, id DESC LIMIT ?",
-            (*values, limit),
-        )
-        return [_fact(row) for row in rows]
+        statement = f"SELECT {_FACT} {source} ORDER BY created_us DESC, id DESC LIMIT ?"
+        return [_fact(row) for row in fetch(self._db, statement, (*values, limit))]
 
     def unwritten(self, kind: str) -> list[Fact]:
         """All of a kind that PostgreSQL does not have, in the order in which they came."""
-        rows = fetch(
-            self._db,
-            f"SELECT {_FACT} FROM {UNWRITTEN} WHERE kind = ? AND state <> 1 ORDER BY sequence",  # noqa: S608
-            (kind,),
-        )
-        return [_fact(row) for row in rows]
+        source, values = self._asked(Newest(kind))
+        return [_fact(row) for row in fetch(self._db, f"SELECT {_FACT} {source} ORDER BY sequence", values)]
 
     def last_of_subjects(self, kind: str, number: str) -> list[Fact]:
         """Of each subject the fact of a kind with the highest number under a name in its payload."""
@@ -326,23 +326,18 @@ class Journal:
 
     def count(self, wanted: Newest) -> int:
         """How many there are."""
-        source, values = asked(wanted)
+        source, values = self._asked(wanted)
         ((found,),) = fetch(self._db, f"SELECT count(*) {source}", values)
         return int(found)
 
     def first_ids(self, wanted: Newest, limit: int) -> list[str]:
         """The ids of those that came first: the next to be inserted, or just being so."""
-        source, values = asked(wanted)
-        rows = fetch(
-            self._db,
-            f"SELECT id {source} ORDER BY sequence LIMIT ?",
-            (*values, limit),
-        )
-        return [text for (text,) in rows]
+        source, values = self._asked(wanted)
+        return [text for (text,) in fetch(self._db, f"SELECT id {source} ORDER BY sequence LIMIT ?", (*values, limit))]
 
     def beginning(self, kind: str, prefix: str, *, unwritten: bool) -> list[Fact]:
         """The facts whose ids begin with a text, in order of their times."""
-        condition = "AND state <> 1" if unwritten else ""
+        condition = "AND state <> 1" if unwritten and not self.distrusted else ""
         rows = fetch(
             self._db,
             f"SELECT {_FACT} FROM facts WHERE kind = ? AND id >= ? AND id < ? {condition} ORDER BY created_us",  # noqa: S608

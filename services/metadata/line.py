@@ -5,6 +5,7 @@ must stay true: an answer comes from a server that takes writes, and says which 
 """
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple
@@ -15,21 +16,27 @@ from opentelemetry import trace
 from services.metadata.driver_errors import CANNOT_SAY, UNAVAILABLE
 
 # The timeline grows by one with every promotion; the name of the file being written says it at once, where
-# pg_control_checkpoint() says the old one until the first checkpoint after the promotion.
-_ASK: Final = """SELECT current_setting('server_version') AS version,
+# pg_control_checkpoint() says the old one until the first checkpoint after the promotion. A table that was made anew,
+# as a dump that is restored in its place does, has the highest number of all.
+_TABLES: Final = ", ".join(
+    f"to_regclass('{name}')"
+    for name in ("ai_interactions", "ai_feedback", "audit_events", "audit_checkpoints", "anomalies", "anomaly_remarks")
+)
+_ASK: Final = f"""SELECT current_setting('server_version') AS version,
     pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on' AS read_only,
     CASE WHEN pg_is_in_recovery() THEN NULL ELSE
         (SELECT system_identifier FROM pg_control_system()) || '-' ||
         substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) || '-' ||
-        (SELECT oid FROM pg_database WHERE datname = current_database()) END AS identity,
+        (SELECT oid FROM pg_database WHERE datname = current_database()) || '-' ||
+        coalesce((SELECT max(oid) FROM pg_class WHERE oid IN ({_TABLES})), 0) END AS identity,
     CASE WHEN pg_is_in_recovery() THEN NULL ELSE
-        pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint END AS position"""
+        pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint END AS position"""  # noqa: S608  constants
 _ASK_LESS: Final = """SELECT current_setting('server_version') AS version,
     current_setting('transaction_read_only') = 'on' AS read_only, NULL AS identity, NULL AS position"""
 
 
 class Answer(NamedTuple):
-    """What a server says of itself; `identity` (system identifier, timeline, database) is None where it cannot.
+    """What a server says of itself; `identity` (system identifier, timeline, database, tables) is None where it cannot.
 
     `position` is how many bytes of write-ahead log it has synced; on one server that never goes back.
     """
@@ -42,8 +49,9 @@ class Answer(NamedTuple):
 class Lineage:
     """Tells an older copy of a database (a snapshot, a folder that was put back) from the database itself.
 
-    It says the same of itself, but has synced less than the database had: from then on its identity has that position
-    behind it, so that all who know identities take it for another one.
+    It says the same of itself, but has synced less than the database had: from then on its identity has something new
+    behind it, so that all who know identities take it for another one. Always another text: the same copy may be put
+    back again, and has then lost what came since the first time.
     """
 
     def __init__(self) -> None:
@@ -67,7 +75,7 @@ class Lineage:
         if answer.identity != self._base:
             self._base, self._copy, self.position = answer.identity, "", answer.position
         elif self._base == before[0] and answer.position < min(before[1], self.position):
-            self._copy, self.position = f"@{answer.position:X}", answer.position
+            self._copy, self.position = f"@{answer.position:X}-{secrets.token_hex(4)}", answer.position
         else:
             self.position = max(self.position, answer.position)
         return answer._replace(identity=self._base + self._copy)

@@ -215,6 +215,7 @@ class FakeTimeSeries:
         self.resent = 0
         """How many batches before what was asked for a stream sends again."""
         self.is_away = False
+        self.turned_away = 0
         self.echoes = False
         """Whether what is written here comes in the tail."""
         self.sets: dict[str, Any] = {}
@@ -237,6 +238,7 @@ class FakeTimeSeries:
     async def Append(self, request: pb.AppendRequest, _context: object) -> pb.AppendResponse:
         """As a sender's, and seen by whoever follows."""
         if self.is_away:
+            self.turned_away += 1
             raise Unavailable("away")
         self.sets.update((one.id, one) for one in request.metric_sets)
         if request.batch.metric_set_id not in self.sets:

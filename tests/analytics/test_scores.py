@@ -12,8 +12,9 @@ from fleet.codec import metric_set_from_pb
 from runtime.channel import Channel
 from runtime.clock import SystemClock
 from runtime.errors import OpenManagerError
-from services.analytics import scores
+from services.analytics import checkpoint, scores
 from services.analytics.core import Analysis
+from services.analytics.fleet_detector import FleetDetector
 from services.analytics.follow import TailFollower
 from services.analytics.outbox import Outbox
 from services.analytics.scores import METRIC, Scored, ScoreWriter
@@ -28,7 +29,8 @@ from tests.analytics.fakes import (
     serving,
     trained_snapshot,
 )
-from tests.analytics.test_checkpoint import fed, found
+from tests.analytics.fakes import written as on_disk
+from tests.analytics.test_checkpoint import batches, fed, found
 from tests.harness import eventually
 
 
@@ -39,7 +41,7 @@ async def judging() -> AsyncIterator[tuple[FakeTimeSeries, Analysis]]:
     fake.echoes = True
     async with serving(fake) as address, Channel(address, secret=SECRET) as channel:
         writer = ScoreWriter(channel, SystemClock())
-        analysis = Analysis(Shown().detector, Outbox(), SystemClock(), writer.put)
+        analysis = Analysis(Shown().detector, Outbox(), SystemClock(), writer)
         analysis.restore(trained_snapshot())
 
         async def again(run: Any) -> None:
@@ -111,3 +113,27 @@ async def test_scores_wait_for_timeseries_and_the_oldest_go_first(
         task.cancel()
         assert [batch.rows[0].time.seconds for batch in fake.written] == [120, 180, 240]
         assert list(fake.written[-1].values) == [0.1, 0.4]
+
+
+async def test_a_batch_that_was_interrupted_by_the_end_costs_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.analytics.core.YIELD_AFTER_S", 0.0)
+    points: list[list[tuple[int, tuple[str, ...], list[float]]]] = []
+    async with Channel("127.0.0.1:1", secret=SECRET) as channel:
+        for is_interrupted in (False, True):
+            writer = ScoreWriter(channel, SystemClock())
+            analysis = Analysis(Shown().detector, Outbox(), SystemClock(), writer)
+            for batch in batches(10):
+                if is_interrupted:
+                    applying = asyncio.create_task(analysis.apply(batch))
+                    await asyncio.sleep(0)
+                    applying.cancel()
+                    await asyncio.wait([applying])
+                    assert applying.cancelled()
+                    left = checkpoint.decode(on_disk(await analysis.snapshot()))
+                    writer = ScoreWriter(channel, SystemClock())
+                    analysis = Analysis(FleetDetector(), Outbox(), SystemClock(), writer)
+                    analysis.restore(left)
+                await analysis.apply(batch)
+            points.append([(one.start_ms, one.server_ids, one.scores.tolist()) for one in writer.all()])
+    assert points[0] == points[1]
+    assert len(points[0]) == 8

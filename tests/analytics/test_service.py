@@ -227,6 +227,26 @@ async def test_findings_wait_for_metadata_also_over_a_restart(tmp_path: Path) ->
         assert len((await from_disk(tmp_path)).outbox) == 0
 
 
+async def test_scores_wait_for_timeseries_also_over_a_restart(tmp_path: Path) -> None:
+    ticks = 30
+    learnt(tmp_path)
+    async with world() as made:
+        fake = made.timeseries
+        fake.is_away = True  # its disk is full, or it takes them more slowly than rows are read after an outage
+        async with running(tmp_path, made.targets):
+            await eventually(lambda: fake.streams == 1)
+            for rows in fleet_ticks(ticks):
+                fake.append(rows)
+            await made.shows(1)
+            await eventually(lambda: fake.turned_away > 0)
+        await eventually(lambda: fake.streams == 0)
+        fake.is_away = False
+        async with running(tmp_path, made.targets):
+            await eventually(lambda: len(fake.written) >= ticks - 2)
+        times = [(row.server_id, row.time.ToMilliseconds()) for batch in fake.written for row in batch.rows]
+        assert sorted(times) == sorted((server, at_ms(tick)) for server in SERVERS for tick in range(ticks - 2))
+
+
 async def test_a_finding_that_metadata_refuses_holds_up_no_other(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

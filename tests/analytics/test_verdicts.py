@@ -213,3 +213,27 @@ async def test_what_is_open_in_metadata_only_is_ended_once_the_tail_has_come_so_
     assert (ended.end_ms, ended.revision) == (120_005, lost.revision + 1)
     assert others.id not in found(analysis), "it may be another analytics that finds it"
     assert here_id in analysis.detector.open_ids()
+
+
+async def test_a_server_that_is_heard_here_is_not_silent_whoever_misses_it() -> None:
+    """Its rows went to another replica while this one was away, and the analytics there waits for more of them."""
+    analysis = await fed(25)
+    ((_, here),) = found(analysis).items()
+    analysis.outbox.acknowledge([here])
+    missed, over, elsewhere = (
+        replace(here, id=finding_id(server, "silence", 5), server_id=server, detector="silence", start_ms=5, peak_ms=5)
+        for server in ("server-1", "server-2", "elsewhere")
+    )
+    departure = replace(missed, id=finding_id("server-1", "departure", 5), detector="departure")
+    cast("ManualClock", analysis._clock).set_now_ms(at_ms(24))
+    async with following(analysis) as fake:
+        fake.to_tell.put_nowait(told(5_000, snapshot=True))
+        changed = (missed, over, elsewhere, departure)
+        fake.to_tell.put_nowait(told(6_000, *(anomaly_to_pb(one) for one in changed)))
+        fake.to_tell.put_nowait(told(7_000, anomaly_to_pb(over.changed(end_ms=50_000))))
+        await eventually(lambda: analysis.verdicts_until == 7_000)
+    for batch in batches(31)[25:]:
+        await analysis.apply(batch)
+    told_since = found(analysis).keys() - {here.id}
+    assert told_since == {missed.id}
+    assert found(analysis)[missed.id].end_ms == 60_005

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from fleet.anomaly import finding_id
+from runtime.clock import ManualClock
 from runtime.errors import InvalidArgument, NotFound, Unavailable
 from services.metadata.anomalies.model import Recorded
 from services.metadata.anomalies.query import AnomalyFilter
 from services.metadata.anomalies.store import AnomalyStore
+from services.metadata.target import DatabaseTarget
 from tests.harness.postgres import PostgresServer
 from tests.metadata.anomaly_parts import (
     EVERYTHING,
@@ -228,3 +230,22 @@ async def test_counts_by_detector(parts: Parts, store: AnomalyStore) -> None:
         ("departure", 4, 2),
         ("silence", 1, 0),
     ]
+
+
+async def test_what_is_said_later_counts_also_after_a_clock_that_was_far_ahead(
+    target: DatabaseTarget, tmp_path: Path
+) -> None:
+    told = anomaly()
+    for days, is_real in ((3, True), (0, False)):
+        folder = tmp_path / str(days)  # the journal remembers a day
+        folder.mkdir()
+        async with opened(target, folder) as parts:
+            clock = ManualClock(NOON_MS + days * 86_400_000)
+            store = await AnomalyStore.opened(parts.database, parts.facts, clock)
+            await store.record([told])
+            await parts.all_inserted()
+            said = await store.remark(told.id, is_real=is_real, author="ada", comment="")
+            assert said.verdict is not None
+            assert said.verdict.is_real is is_real
+            await parts.all_inserted()
+            assert (await store.get(told.id)).verdict == said.verdict

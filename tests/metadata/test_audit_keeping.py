@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from fleet.audit.event import MAX_STATE_BYTES, START, Draft, draft, placed
+from fleet.audit.event import MAX_STATE_BYTES, START, Draft, Event, draft, placed
 from fleet.audit.log import AuditLog
 from openmanager.gateway.v1 import audit_pb2 as public
 from runtime import tasks
 from runtime.clock import ManualClock, SystemClock
-from runtime.errors import FailedPrecondition, Unavailable
+from runtime.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from runtime.limits import MAX_MESSAGE_BYTES
 from services.metadata.audit.checkpoint import CHECKPOINTS_FILE
 from services.metadata.audit.keeper import CHECKPOINT_INTERVAL_S
@@ -248,6 +248,62 @@ async def test_a_journal_that_was_put_back_from_a_copy_begins_a_new_chain_and_lo
     found = await on_one.store.newest(EventFilter(), None, 20)
     assert sorted(event.action for event in found) == list("abcdefg")
     assert await on_one.found() == set()
+
+
+async def test_a_journal_that_was_put_back_with_events_that_were_taken_meanwhile_loses_none_and_doubles_none(
+    on_one: Audit, tmp_path: Path
+) -> None:
+    folder, copy = tmp_path / "gateway", tmp_path / "copy"
+    folder.mkdir()
+    is_away = True
+
+    async def ship(events: Sequence[Event]) -> None:
+        if is_away:
+            raise Unavailable("metadata is away")
+        await on_one.keeper.sink.append(events)
+
+    async def record(actions: Sequence[str]) -> None:
+        log = AuditLog(folder / "audit.db", "gateway", clock=SystemClock(), limit_bytes=1 << 20, ship=ship)
+        async with log:
+            for action in actions:
+                await log.append(draft(time_us=1_790_000_000_000_000, action=action))
+            await eventually(lambda: is_away or log.lag.events == 0)
+
+    await record(["a", "b"])
+    shutil.copytree(folder, copy)
+    is_away = False
+    await record(["c"])
+    shutil.rmtree(folder)
+    shutil.copytree(copy, folder)
+    is_away = True
+    await record(["d", "e"])
+    is_away = False
+    await record(["f"])
+    await on_one.parts.all_inserted()
+    found = await on_one.store.newest(EventFilter(), None, 20)
+    assert sorted(event.action for event in found) == list("abcdef")
+    assert await on_one.found() == set()
+
+
+async def test_a_full_journal_takes_no_event_before_one_that_it_refused(
+    embedded_server: PostgresServer, tmp_path: Path
+) -> None:
+    target = await embedded_server.fresh_database()
+    said = [draft(time_us=1_790_000_000_000_000, action="a", after="x" * size) for size in (10, 30_000, 10)]
+    events: list[Event] = []
+    for one in said:
+        events.append(placed(one, "gateway-1", events[-1].link if events else START))
+    async with auditing(target, embedded_server, tmp_path) as audit:
+        facts = audit.parts.facts
+        facts._limit_bytes = (await facts.backlog()).bytes + 20_000
+        with pytest.raises(ResourceExhausted):
+            await audit.ship(events)
+        await audit.parts.all_inserted()
+        assert await audit.found() == set()
+    async with auditing(target, embedded_server, tmp_path) as audit:
+        await audit.ship(events)
+        await audit.parts.all_inserted()
+        assert await audit.found() == set()
 
 
 async def test_events_that_are_being_taken_were_not_put_in(on_one: Audit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import signal
+import threading
 from pathlib import Path
 from uuid import uuid4
 
@@ -179,6 +180,36 @@ async def test_another_database_gets_what_the_last_one_had(
             page = await parts.store.list_interactions(ALL, page_size=1_000)
             assert [one.query for one in page.items] == [f"{n}" for n in reversed(range(700))]
             assert (page.total_size, page.stale_since) == (700, None)
+
+
+async def test_what_another_database_may_lack_is_read_before_it_is_sent_again(
+    embedded_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await embedded_server.fresh_database(), await embedded_server.fresh_database()
+    async with opened(first, tmp_path) as parts:
+        made = await parts.store.record_interaction(NewInteraction(query="q"))
+        rated = await parts.store.rate_interaction(made.id, 5)
+        await parts.all_inserted()
+    begin, go_on = Journal.begin_identity, threading.Event()
+
+    def slow(self: Journal, identity: str, position: int = 0) -> int:
+        assert go_on.wait(30.0)
+        return begin(self, identity, position)
+
+    monkeypatch.setattr(Journal, "begin_identity", slow)
+    async with opened(second, tmp_path) as parts:
+        try:
+            assert await parts.store.get_interaction(made.id) == rated
+            page = await parts.store.list_interactions(ALL)
+            assert ([one.id for one in page.items], page.stale_since) == ([made.id], None)
+            searching = asyncio.create_task(parts.store.search_interactions("q", ALL))
+            await parts.store.probe()
+            assert not searching.done()
+        finally:
+            go_on.set()
+        assert [one.id for one in (await searching).items] == [made.id]
+        await parts.all_inserted()
+        assert await parts.store.get_interaction(made.id) == rated
 
 
 @pytest.fixture

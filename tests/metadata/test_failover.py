@@ -1,13 +1,14 @@
 """A primary ends and a standby takes over: writes go on there, and what the standby never had is sent again."""
 
 import asyncio
+import os
 import re
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import asyncpg
@@ -15,12 +16,12 @@ import pytest
 
 from fleet.model import ServerDescriptor
 from runtime.errors import Unavailable
-from services.metadata.store import NewInteraction, ServerFilter
+from services.metadata.store import InteractionFilter, NewInteraction, ServerFilter
 from services.metadata.store_connection import MAX_CONNECTIONS, Bounds
 from services.metadata.target import target_of_url
 from tests.harness import eventually
 from tests.harness.fault_proxy import fault_proxy
-from tests.harness.postgres import OWNER, PostgresServer, debian_postgres, standby_of
+from tests.harness.postgres import DEBIAN_BIN, OWNER, PostgresServer, debian_postgres, standby_of
 from tests.metadata.parts import opened
 from tests.metadata.service import Recorder, caught_up, registers, running
 
@@ -153,6 +154,63 @@ async def test_an_older_copy_of_the_database_gets_what_it_lacks(
             await life.enter_async_context(running(data_dir, **settings))
         await has_at_least(primary, name, 6)
         assert sorted(await ids_in(primary, name)) == sorted(recorder.acknowledged)
+
+
+async def test_an_older_copy_that_lacks_nothing_but_the_last_fact_gets_it(
+    primary: PostgresServer, tmp_path: Path
+) -> None:
+    target, older = await primary.fresh_database(), primary.folder / "older"
+    async with opened(target, tmp_path) as parts:
+        await parts.store.record_interaction(NewInteraction(query="before"))
+        await parts.all_inserted()
+    primary.stop()
+    subprocess.run(["cp", "-a", str(primary.data), str(older)], check=True)
+    primary.start()
+    async with opened(target, tmp_path) as parts:
+        await parts.store.record_interaction(NewInteraction(query="after"))
+        await parts.all_inserted()
+    primary.stop()
+    shutil.rmtree(primary.data)
+    older.rename(primary.data)
+    primary.start()
+    async with opened(target, tmp_path) as parts:
+
+        async def both_there() -> bool:
+            return len((await parts.store.list_interactions(InteractionFilter())).items) == 2
+
+        await eventually(both_there)
+
+
+@pytest.mark.fault("PostgreSQL: an older dump is restored into the same database")
+async def test_a_database_that_was_restored_from_a_dump_in_its_place_gets_what_it_lacks(
+    primary: PostgresServer, tmp_path: Path
+) -> None:
+    name = await fresh_name(primary)
+    dump = tmp_path / "dump"
+    async with opened(target_of_url(url(name, primary.password, primary.admin["port"])), tmp_path) as parts:
+
+        async def there(number: int) -> bool:
+            with suppress(Unavailable):
+                await parts.store.probe()  # as the status does every 2 s
+            return len(await ids_in(primary, name)) == number
+
+        await parts.store.record_interaction(NewInteraction(query="before"))
+        await eventually(lambda: there(1))
+        run(primary, "pg_dump", "--format=custom", f"--file={dump}", name)
+        await parts.store.record_interaction(NewInteraction(query="after"))
+        await eventually(lambda: there(2))
+        await parts.all_inserted()
+        how = ("--clean", "--if-exists", "--single-transaction", f"--dbname={name}")
+        await asyncio.to_thread(run, primary, "pg_restore", *how, str(dump))
+        await eventually(lambda: there(2))
+
+
+def run(server: PostgresServer, program: str, *arguments: str) -> None:
+    """A program of PostgreSQL's own, as its superuser."""
+    admin = server.admin
+    place = {"PGHOST": admin["host"], "PGPORT": str(admin["port"]), "PGUSER": admin["user"]}
+    environment = {**os.environ, **place, "PGPASSWORD": server.password}
+    subprocess.run([str(DEBIAN_BIN / program), *arguments], check=True, env=environment)
 
 
 @pytest.mark.fault("PostgreSQL: fail-over, old primary half-open")

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from contextlib import suppress
 
 import pytest
 
@@ -52,6 +53,21 @@ def test_while_it_is_open_nothing_is_sent(circuit: Circuit) -> None:
     assert not sent
     assert is_open_error(refused.value)
     assert 0.5 <= (refused.value.retry_after_s or 0) <= 1.0
+
+
+@pytest.mark.parametrize("answer", [None, InvalidArgument("no")])
+def test_an_answer_to_a_call_from_before_it_was_opened_does_not_close_it(
+    circuit: Circuit, answer: Exception | None
+) -> None:
+    with suppress(InvalidArgument), circuit.attempt():
+        fail(circuit)
+        fail(circuit)
+        assert circuit.state is CircuitState.OPEN
+        if answer is not None:
+            raise answer
+    assert circuit.state is CircuitState.OPEN
+    circuit.reset()
+    assert circuit.state is CircuitState.CLOSED
 
 
 async def test_after_the_pause_one_trial_goes_through_and_its_answer_closes(

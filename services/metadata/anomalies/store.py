@@ -116,8 +116,8 @@ class AnomalyStore:
             self._stored_us = max([self._stored_us, *(fact.created_us for fact in facts)])
             self._wake()
 
-    def _next_us(self) -> int:
-        self._last_us = max(self._clock.now_ms() * 1_000, self._last_us + 1)
+    def _next_us(self, after_us: int = 0) -> int:
+        self._last_us = max(self._clock.now_ms() * 1_000, self._last_us + 1, after_us + 1)
         return self._last_us
 
     async def remark(self, anomaly_id: str, *, is_real: bool | None, author: str, comment: str) -> Recorded:
@@ -135,8 +135,10 @@ class AnomalyStore:
         remarks: list[Remark] = []
 
         def made() -> list[Fact]:
+            # A clock that was ahead for longer than the journal goes back has left later times in PostgreSQL.
+            time_us = self._next_us(known.changed_us)
             remarks.append(
-                Remark(anomaly_id=anomaly_id, author=author, comment=comment, time_us=self._next_us(), is_real=is_real)
+                Remark(anomaly_id=anomaly_id, author=author, comment=comment, time_us=time_us, is_real=is_real)
             )
             return [telling.said_fact(remarks[0], server_id)]
 

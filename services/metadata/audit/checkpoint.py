@@ -200,5 +200,5 @@ class CheckpointFile:
 
 
 def last_of(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
-    """The one with the highest number."""
-    return max(checkpoints, key=lambda one: one.number, default=None)
+    """The one with the highest number, the later one where a failing disk was given it twice."""
+    return max(reversed(checkpoints), key=lambda one: one.number, default=None)

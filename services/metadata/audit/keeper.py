@@ -1,8 +1,9 @@
 """Signs a checkpoint every minute, proves the log when asked to, and lets go of months that are too old.
 
-What must stay true: a checkpoint names only ends whose events are durable; while something is wrong with the log no
-month of it is dropped, nor while a legal hold is on; verifying and dropping never run at once; nothing is found of a
-log that nobody altered, whatever is written and signed while it is read.
+What must stay true: a checkpoint names only ends whose events are durable, and is on our disk once; each that is there
+gets on its way to the database before there is another one; while something is wrong with the log no month of it is
+dropped, nor while a legal hold is on; verifying and dropping never run at once; nothing is found of a log that nobody
+altered, whatever is written and signed while it is read.
 """
 
 import asyncio
@@ -107,6 +108,7 @@ class Keeper:
         """The service's own, where it has one: dropping a month is an event."""
         self._last: Checkpoint | None = None
         self._last_said: Said | None = None
+        self._unsent: Checkpoint | None = None  # the last one, until the journal has it: it may be full
         self._last_at_s = 0.0
         self._signing, self._alone = asyncio.Lock(), asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -119,8 +121,11 @@ class Keeper:
             self._last = await self._from_database()
         self._last_said = None if self._last is None else self._last.said()
         await self.sink.recover(self._last_said)
-        if self._last is not None:  # a death may have come between our disk and the journal
-            await self._facts.record(_fact(self._last, self._clock.now_ms() * 1_000))
+        self._unsent = self._last  # a death may have come between our disk and the journal
+        try:
+            await self._send()
+        except OpenManagerError as failure:  # no reason not to serve
+            log.warning("the last checkpoint of the audit log waits: %s", failure.message)
         for name, work in (("checkpoints", self._sign_all), ("retention", self._drop_all)):
             guarded = run_forever(f"audit-{name}", work, KEEPER_BACKOFF, clock=self._clock)
             self._tasks.append(tasks.start(f"audit-{name}", guarded))
@@ -146,6 +151,7 @@ class Keeper:
     async def sign(self) -> bool:
         """Signs the ends of all chains; False: the last checkpoint has them."""
         async with self._signing:
+            await self._send()
             ends, months = dict(self.sink.ends), tuple(sorted(self.sink.months))
             last = self._last_said
             is_same = last is not None and (dict(last.chains), last.months) == (ends, months)
@@ -155,7 +161,8 @@ class Keeper:
         return True
 
     async def _signed(self, dropped: Sequence[Dropped]) -> Checkpoint:
-        """The next checkpoint, on our disk and on its way to the database."""
+        """The next checkpoint, on our disk and on its way to the database, as the one before it is."""
+        await self._send()
         gone = {one.month for one in dropped}
         last = self._last
         said = Said(
@@ -167,10 +174,30 @@ class Keeper:
             dropped=tuple(dropped),
         )
         checkpoint = self._signer.sign(said)
-        await asyncio.to_thread(self._file.append, checkpoint)
-        self._last, self._last_said, self._last_at_s = checkpoint, said, self._clock.monotonic()
-        await self._facts.record(_fact(checkpoint, said.time_us))
+        await self._keep(checkpoint, said)
+        await self._send()
         return checkpoint
+
+    async def _keep(self, checkpoint: Checkpoint, said: Said) -> None:
+        """Puts it on our disk, to the end, whoever is cancelled meanwhile: else its number would be given again."""
+        writing = asyncio.ensure_future(asyncio.to_thread(self._file.append, checkpoint))
+        cancelled: asyncio.CancelledError | None = None
+        while not writing.done():
+            try:
+                await asyncio.wait([writing])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        writing.result()
+        self._last = self._unsent = checkpoint
+        self._last_said, self._last_at_s = said, self._clock.monotonic()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _send(self) -> None:
+        """Gives the last checkpoint to the journal, if it was not yet; raises as `Facts.record`."""
+        if self._unsent is not None:
+            await self._facts.record(_fact(self._unsent, self._clock.now_ms() * 1_000))
+            self._unsent = None
 
     async def _sign_all(self) -> None:
         while True:
@@ -200,7 +227,8 @@ class Keeper:
             marked = await self._facts.unwritten(AUDIT_CHECKPOINT.name)
             ours = await asyncio.to_thread(self._file.read)
             theirs = await self._store.checkpoints()
-        on_the_way = {int(fact.subject) for fact in marked}
+            unsent = self._unsent
+        on_the_way = {int(fact.subject) for fact in marked} | ({unsent.number} if unsent is not None else set())
         proofs: Proofs = await asyncio.to_thread(judge, ours, theirs, on_the_way, self._signer.public_key, findings)
         months = {month_of(fact.created_us) for fact in waiting}
         judge_months(proofs, await self._store.months(), months, findings)
