@@ -53,8 +53,10 @@ class IngestServicer:
         return message.id
 
     async def _write(self, request: ingest_pb2.WriteMetricsRequest, set_id: str) -> ingest_pb2.WriteMetricsResponse:
-        servers = self._servers_of(request)
+        servers = [descriptor_from_pb(message) for message in request.servers]
+        check_descriptors(servers)
         self._check_scope(request, servers)
+        unknown = self._unknown(request)
         request.ClearField("metrics")
         request.ClearField("servers")
         request.metric_set_id = set_id
@@ -66,7 +68,7 @@ class IngestServicer:
             if not set_id:
                 raise InvalidArgument("name the columns: send metrics with the first batch", field="metrics")
             raise metric_set_unknown(set_id, "metric_set_id")
-        result = await self._writer.write_message(batch, servers)
+        result = await self._writer.write_message(batch, servers, unknown)
         errors = [
             metric_pb2.RowError(row=e.row, field=e.field, reason=e.reason, message=e.message) for e in result.errors
         ]
@@ -82,7 +84,7 @@ class IngestServicer:
         scope = access.scope()
         if scope is None:
             return
-        for index, server in enumerate(servers[: len(request.servers)]):
+        for index, server in enumerate(servers):
             entry = self._state.get(server.server_id)
             environment, role = ("", "") if entry is None else entry.place
             place = (server.environment or environment, server.role or role)
@@ -93,18 +95,14 @@ class IngestServicer:
             if row.server_id not in said and not sees(self._state, row.server_id):
                 raise _out_of_scope(row.server_id, f"rows[{index}].server_id")
 
-    def _servers_of(self, request: ingest_pb2.WriteMetricsRequest) -> Sequence[ServerDescriptor]:
-        described = [descriptor_from_pb(message) for message in request.servers]
-        check_descriptors(described)
+    def _unknown(self, request: ingest_pb2.WriteMetricsRequest) -> Sequence[str]:
+        """Servers with rows that are neither described nor in the fleet: new ones, or deleted ones, or all of them
+        where the cache has begun anew, so nothing is made up of them."""
         if not self._state.known:
-            return described
-        known = {server.server_id for server in described}
-        for row in request.rows:
-            server_id = row.server_id
-            if server_id not in known and server_id not in self._state and not server_id_fault(server_id):
-                known.add(server_id)
-                described.append(ServerDescriptor(server_id=server_id, hostname=server_id))
-        return described
+            return ()
+        said = {server.server_id for server in request.servers}
+        found = {row.server_id for row in request.rows if row.server_id not in self._state} - said
+        return [server_id for server_id in found if not server_id_fault(server_id)]
 
 
 def _out_of_scope(server_id: str, field: str) -> PermissionDenied:
