@@ -150,7 +150,9 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             ),
             bind(transfer_pb2.DESCRIPTOR.services_by_name["ServerTransferService"], ServerTransferServicer(metadata)),
             bind(history_pb2.DESCRIPTOR.services_by_name["HistoryService"], HistoryServicer(timeseries, state, clock)),
-            bind(ingest_pb2.DESCRIPTOR.services_by_name["IngestService"], IngestServicer(writer, state)),
+            bind(
+                ingest_pb2.DESCRIPTOR.services_by_name["IngestService"], IngestServicer(writer, state, registry.places)
+            ),
             bind(storage_pb2.DESCRIPTOR.services_by_name["StorageService"], storage),
             bind(
                 ANALYTICS_SERVICE,
