@@ -24,6 +24,12 @@ def disk_free_bytes(status: status_pb2.StoreStatus) -> float | None:
     return status.disk_free_bytes if is_ours or status.disk_free_bytes else None
 
 
+def attributes_of(status: status_pb2.StoreStatus) -> dict[str, str]:
+    """What tells a store from all others: of several timeseries replicas each has an engine of the same name."""
+    _, _, replica = status.service.partition(" ")
+    return {"store": status.name, "role": status.role} | ({"replica": replica} if replica else {})
+
+
 _GAUGES: tuple[tuple[str, str, str, Read], ...] = (
     ("openmanager.store.up", "1", "1 up, 0.5 degraded, 0 down.", lambda status: _UP.get(status.state, 0.0)),
     ("openmanager.store.lag.points", "{point}", "Points a store lacks.", lambda status: status.lag_points),
@@ -80,14 +86,14 @@ class OperatorMetrics:
 
     def _observer(self, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_options: CallbackOptions) -> Iterable[Observation]:
-            values = ((read(status), {"store": status.name, "role": status.role}) for status in self._last)
+            values = ((read(status), attributes_of(status)) for status in self._last)
             return [Observation(value, labels) for value, labels in values if value is not None]
 
         return observe
 
     def _refused(self, _options: CallbackOptions) -> Iterable[Observation]:
         return [
-            Observation(refusal.points, {"store": status.name, "reason": refusal.reason})
+            Observation(refusal.points, attributes_of(status) | {"reason": refusal.reason})
             for status in self._last
             for refusal in status.refusals
         ]
