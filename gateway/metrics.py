@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from gateway.entry import ServerEntry
 from gateway.servicers.storage import Statuses, StorageServicer
 from gateway.state import FleetState
 from openmanager.fleet.v1 import status_pb2
@@ -58,13 +59,17 @@ _UP: dict[status_pb2.StoreState.ValueType, float] = {
 
 
 class OperatorMetrics:
-    """Keeps the last statuses for the gauges, which are read from another thread."""
+    """Keeps the last statuses and servers for the gauges, which are read from another thread.
+
+    The live state is not to be read there: in the middle of a change a server is in no place of it.
+    """
 
     def __init__(self, storage: StorageServicer, state: FleetState, clock: Clock) -> None:
         self._storage = storage
         self._state = state
         self._clock = clock
         self._last: Statuses = []
+        self._entries: list[ServerEntry] = []
         meter = telemetry.meter("gateway")
         for name, unit, description, read in _GAUGES:
             meter.create_observable_gauge(name, [self._observer(read)], unit=unit, description=description)
@@ -81,6 +86,7 @@ class OperatorMetrics:
     async def refresh(self) -> None:
         """Asks the stores' owners again and again."""
         while True:
+            self._entries = self._state.all() if self._state.known else []
             self._last = await self._storage.statuses()
             await self._clock.sleep(REFRESH_INTERVAL_S)
 
@@ -99,10 +105,8 @@ class OperatorMetrics:
         ]
 
     def _servers(self, _options: CallbackOptions) -> Iterable[Observation]:
-        if not self._state.known:
-            return []
         counts: dict[str, int] = {}
-        for entry in self._state.all():
+        for entry in self._entries:
             name = status_pb2.ServerStatus.Name(entry.status).removeprefix("SERVER_STATUS_").lower()
             if entry.state.in_maintenance:
                 name = "maintenance"

@@ -10,7 +10,8 @@ from gateway.metrics import OperatorMetrics, disk_free_bytes
 from openmanager.fleet.v1 import status_pb2
 from runtime import telemetry
 from runtime.clock import ManualClock
-from tests.gateway.played_fleet import world
+from tests.gateway.played_fleet import CRITICAL, server_state, world
+from tests.harness import eventually
 
 
 class Meter:
@@ -65,6 +66,18 @@ async def test_each_replica_is_told_by_itself(meter: Meter) -> None:
         (1.0, {"store": "engine", "role": "primary", "replica": "b:1"}),
         (1.0, {"store": "postgresql", "role": "embedded"}),
     ]
+
+
+async def test_servers_are_counted_while_the_live_state_changes(meter: Meter) -> None:
+    """Another thread counts them, and in the middle of a change a server is nowhere."""
+    async with world() as w:
+        await refreshed(w.state)
+        assert meter.observed("openmanager.fleet.servers") == []
+        w.cache.send(server_state("a"), server_state("b", status=CRITICAL), snapshot=True)
+        await eventually(lambda: w.state.known)
+        await refreshed(w.state)
+        w.state._entries.pop("a")  # as it is for a moment when it changes
+        assert meter.observed("openmanager.fleet.servers") == [(1, {"status": "critical"}), (1, {"status": "healthy"})]
 
 
 @pytest.mark.parametrize(

@@ -198,8 +198,8 @@ def test_in_maintenance_a_server_is_counted_apart_until_the_window_ends(product:
         made = product.post(windows, {"endTime": time.time() + 600, "reason": "disk"}).json
         assert says() == (True, True)
         assert counts()["maintenance"] == before + 1
-        shown = product.get("/metrics").body.decode()
-        assert re.search(r'^openmanager_fleet_servers\w*{.*status="maintenance"} [1-9]', shown, re.MULTILINE)
+        told = re.compile(r'^openmanager_fleet_servers\w*{.*status="maintenance"} [1-9]', re.MULTILINE)
+        within(30, lambda: told.search(product.get("/metrics").body.decode()))
         assert product.get(f"/v1/servers/{server_id}").json["status"] == "SERVER_STATUS_OFFLINE"
         soon = product.post(f"{windows}/{made['id']}", {"endTime": time.time() + 1.0}, method="PATCH")
         assert soon.status == 200
