@@ -22,6 +22,7 @@ from fleet.codec import descriptor_from_pb, metric_set_from_pb
 from fleet.model import ServerDescriptor
 from gateway.entry import Places, ServerEntry, Sets
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
+from runtime import deadline
 from runtime.channel import Channel, calling
 from runtime.circuit import Circuit
 from runtime.clock import Clock
@@ -112,6 +113,7 @@ class FleetState:
         await asyncio.shield(self._asked)
 
     async def _ask(self) -> None:
+        deadline.current.set(None)  # it is for all readers, not only for the one that began it
         try:
             with self._circuit.attempt():
                 async with calling("cache"):

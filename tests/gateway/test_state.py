@@ -1,6 +1,7 @@
 """The mirror of the live state and what clients see of it: against a cache that is played, over real gRPC."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from gateway import changes, state
 from gateway.entry import ServerEntry
 from openmanager.fleet.v1 import status_pb2
 from openmanager.gateway.v1 import fleet_pb2
+from runtime import deadline
 from runtime.clock import ManualClock
 from runtime.errors import InvalidArgument, NotFound, Unavailable
 from tests.gateway.played_fleet import CRITICAL, HEALTHY, NAN, server_state, world
@@ -58,6 +60,18 @@ async def test_while_the_cache_is_away_the_last_state_is_served() -> None:
         await eventually(lambda: w.state.following)
         w.cache.cut()
         await eventually(lambda: not w.state.following)
+        assert w.ids() == ["a"]
+
+
+async def test_who_has_no_time_left_does_not_keep_the_others_from_what_the_cache_says() -> None:
+    async with world(clock=ManualClock()) as w:
+        w.cache.refuses_watchers = True
+        w.cache.answer = w.cache.message(server_state("a"))
+        for _ in range(3):
+            token = deadline.current.set(deadline.CallDeadline(time.monotonic()))
+            await w.state.refresh()
+            deadline.current.reset(token)
+        await w.state.refresh()
         assert w.ids() == ["a"]
 
 
