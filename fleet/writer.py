@@ -110,6 +110,7 @@ class FleetWriter:
         self._held_metrics = 0
         self._cached_sets: set[str] = set()  # cache has taken them
         self._told: dict[str, ServerDescriptor] = {}
+        self._named: set[str] = set()  # metadata is told that they are there, and no more
         self._rows = PendingRows()
         self._for_cache: dict[str, ServerDescriptor] = {}
         self._for_metadata: dict[str, ServerDescriptor] = {}
@@ -166,9 +167,15 @@ class FleetWriter:
         return None if message is None else len(message.metrics)
 
     async def write_message(
-        self, batch: metric_pb2.MetricBatch, servers: Sequence[ServerDescriptor] = ()
+        self,
+        batch: metric_pb2.MetricBatch,
+        servers: Sequence[ServerDescriptor] = (),
+        unknown: Iterable[str] = (),
     ) -> WriteResult:
         """Writes a batch that is a message already; its set must be held. Raises as ``write`` does.
+
+        `unknown`: servers in it that nobody described and that may be new. The record gets those that it lacks; what
+        it, or anybody, knows of the others stays as it is.
 
         Raises:
             FailedPrecondition: METRIC_SET_UNKNOWN.
@@ -179,6 +186,7 @@ class FleetWriter:
         with _tracer.start_as_current_span("fleet.write", attributes={"openmanager.rows": len(batch.rows)}):
             response = await self._append(batch, news)
             self._follow(batch, news)
+            self._name(unknown)
         self.counters.acknowledged_points += response.accepted_points
         self.counters.rejected_points += response.rejected_points
         return WriteResult(
@@ -219,6 +227,13 @@ class FleetWriter:
         if batch.rows:
             self._rows.add(batch, otel_context.get_current())
         self._rows_waiting.set()
+
+    def _name(self, unknown: Iterable[str]) -> None:
+        for server_id in unknown:
+            if server_id not in self._told and server_id not in self._named:
+                self._named.add(server_id)
+                self._for_metadata.setdefault(server_id, ServerDescriptor(server_id=server_id, hostname=""))
+                self._servers_waiting.set()
 
     async def _feed_cache(self) -> None:
         while True:

@@ -150,7 +150,9 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
             ),
             bind(transfer_pb2.DESCRIPTOR.services_by_name["ServerTransferService"], ServerTransferServicer(metadata)),
             bind(history_pb2.DESCRIPTOR.services_by_name["HistoryService"], HistoryServicer(timeseries, state, clock)),
-            bind(ingest_pb2.DESCRIPTOR.services_by_name["IngestService"], IngestServicer(writer, state)),
+            bind(
+                ingest_pb2.DESCRIPTOR.services_by_name["IngestService"], IngestServicer(writer, state, registry.places)
+            ),
             bind(storage_pb2.DESCRIPTOR.services_by_name["StorageService"], storage),
             bind(
                 ANALYTICS_SERVICE,
@@ -261,11 +263,19 @@ async def _serve_grpc(
         services,
         address_setting="GATEWAY_GRPC_ADDRESS",
         public=True,
-        ready=lambda: state.known and http_listening.is_set(),
+        ready=lambda: not _lacks(settings, state, door) and http_listening.is_set(),
         interception=interception,
         knows=known_to(door.callers, policy),
         share_port=own_number() is not None,
     )
+
+
+def _lacks(settings: GatewaySettings, state: FleetState, door: Door) -> tuple[str, ...]:
+    """What has to be heard of once before this process can do its work."""
+    lacks = [] if state.known else ["the cache has not been reached yet"]
+    if settings.accounts and not door.table.known:
+        lacks.append("who may come in is not known yet: metadata has not been reached")
+    return tuple(lacks)
 
 
 def _caller_of(exchange: Any) -> Caller:
@@ -284,7 +294,8 @@ async def _serve_http(
     listening: asyncio.Event,
 ) -> None:
     def health() -> Health:
-        return Health(ready=state.known, reasons=() if state.known else ("the cache has not been reached yet",))
+        lacks = _lacks(settings, state, door)
+        return Health(ready=not lacks, reasons=lacks)
 
     policy = Policy(services)
     authenticator = telling(exchange_authenticator(policy), door.audit.refused_call, _caller_of)

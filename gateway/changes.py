@@ -13,7 +13,7 @@ is the last part of the fleet's.
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -89,6 +89,8 @@ class _News:
     removed: list[Removal]
     findings: list[Anomaly]
     findings_version: int
+    unseen: Mapping[str, list[Anomaly]]
+    """By server: of those that have come into the reader's sight, who was not told of them before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +185,18 @@ class Changes:
 
     def _what_follows(self, start: _Place | None, wanted: Wanted, removed: list[Removal]) -> _News:
         findings = self._findings.since(0 if start is None else start.findings) or []
+        entries = self._state.changed_after(-1 if start is None else start.servers)
+        came: set[str] = set()
+        if start is not None and not wanted.has_finding(None):
+            came = {entry.id for entry in entries if entry.placed_at > start.servers and wanted.has(entry)}
         return _News(
             epoch=self._state.epoch,
             sequence=self._state.sequence,
-            entries=self._state.changed_after(-1 if start is None else start.servers),
+            entries=entries,
             removed=removed,
             findings=[one for one in findings if wanted.has_finding(self._state.find(one.server_id))],
             findings_version=self._findings.version,
+            unseen=self._findings.of(came) if came else {},
         )
 
     @property
@@ -209,9 +216,10 @@ async def _built(news: _News, place: _Place | None, wanted: Wanted) -> _Message:
     size, after, more, since_s = 0, news.sequence, False, time.monotonic()
     for number, entry in enumerate(news.entries, start=1):
         if wanted.has(entry):
-            part = delimited(_RESPONSE.SERVERS_FIELD_NUMBER, entry.server(wanted.view))
-            parts.append(part)
-            size += len(part)
+            new = [delimited(_RESPONSE.SERVERS_FIELD_NUMBER, entry.server(wanted.view))]
+            new += [_finding(one) for one in news.unseen.get(entry.id, ())]
+            parts += new
+            size += sum(map(len, new))
             since_s = await _turns(since_s)
         elif place is not None and entry.placed_at > place.servers and wanted.may_know(entry.id, entry.places):
             gone.append(entry.id)
@@ -222,7 +230,7 @@ async def _built(news: _News, place: _Place | None, wanted: Wanted) -> _Message:
     findings = 0 if place is None else place.findings
     if not more:  # after all that it is about
         findings = max(findings, news.findings_version)
-        parts += [delimited(_RESPONSE.ANOMALIES_FIELD_NUMBER, one.SerializeToString()) for one in news.findings]
+        parts += [_finding(one) for one in news.findings if one.server_id not in news.unseen]
     head = _RESPONSE(
         version=f"{news.epoch}-{after}" + (f".{findings}" if findings else ""),
         snapshot=place is None,
@@ -232,6 +240,10 @@ async def _built(news: _News, place: _Place | None, wanted: Wanted) -> _Message:
     data = head.SerializeToString() + b"".join(parts)
     known = news.sequence if place is None else max(place.gone, after)
     return _Message(Prepared(data), _Place(after, known, findings), more, is_empty=not parts and not gone)
+
+
+def _finding(anomaly: Anomaly) -> bytes:
+    return delimited(_RESPONSE.ANOMALIES_FIELD_NUMBER, anomaly.SerializeToString())
 
 
 class HasView(Protocol):

@@ -6,7 +6,7 @@ is now, or is told that what he has is void; nothing that is known is newer than
 servers are watched all the same.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -109,6 +109,14 @@ class Findings:
         else:
             found = [one for one in self._known.values() if _version(one) > version]
         return sorted(found, key=_version)
+
+    def of(self, server_ids: Collection[str]) -> dict[str, list[Anomaly]]:
+        """What is known of servers: what goes on, and what has changed lately."""
+        found: dict[str, list[Anomaly]] = {}
+        for one in sorted(self._known.values(), key=_version):
+            if one.server_id in server_ids:
+                found.setdefault(one.server_id, []).append(one)
+        return found
 
     async def watch(
         self, wants: Wants, after_version: str

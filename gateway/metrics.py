@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from gateway.entry import ServerEntry
 from gateway.servicers.storage import Statuses, StorageServicer
 from gateway.state import FleetState
 from openmanager.fleet.v1 import status_pb2
@@ -22,6 +23,12 @@ def disk_free_bytes(status: status_pb2.StoreStatus) -> float | None:
     """None for a disk that we cannot see, of which the status says 0; of our own stores 0 is a full disk."""
     is_ours = status.name == "engine" or status.role == "embedded"
     return status.disk_free_bytes if is_ours or status.disk_free_bytes else None
+
+
+def attributes_of(status: status_pb2.StoreStatus) -> dict[str, str]:
+    """What tells a store from all others: of several timeseries replicas each has an engine of the same name."""
+    _, _, replica = status.service.partition(" ")
+    return {"store": status.name, "role": status.role} | ({"replica": replica} if replica else {})
 
 
 _GAUGES: tuple[tuple[str, str, str, Read], ...] = (
@@ -52,13 +59,17 @@ _UP: dict[status_pb2.StoreState.ValueType, float] = {
 
 
 class OperatorMetrics:
-    """Keeps the last statuses for the gauges, which are read from another thread."""
+    """Keeps the last statuses and servers for the gauges, which are read from another thread.
+
+    The live state is not to be read there: in the middle of a change a server is in no place of it.
+    """
 
     def __init__(self, storage: StorageServicer, state: FleetState, clock: Clock) -> None:
         self._storage = storage
         self._state = state
         self._clock = clock
         self._last: Statuses = []
+        self._entries: list[ServerEntry] = []
         meter = telemetry.meter("gateway")
         for name, unit, description, read in _GAUGES:
             meter.create_observable_gauge(name, [self._observer(read)], unit=unit, description=description)
@@ -75,28 +86,27 @@ class OperatorMetrics:
     async def refresh(self) -> None:
         """Asks the stores' owners again and again."""
         while True:
+            self._entries = self._state.all() if self._state.known else []
             self._last = await self._storage.statuses()
             await self._clock.sleep(REFRESH_INTERVAL_S)
 
     def _observer(self, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_options: CallbackOptions) -> Iterable[Observation]:
-            values = ((read(status), {"store": status.name, "role": status.role}) for status in self._last)
+            values = ((read(status), attributes_of(status)) for status in self._last)
             return [Observation(value, labels) for value, labels in values if value is not None]
 
         return observe
 
     def _refused(self, _options: CallbackOptions) -> Iterable[Observation]:
         return [
-            Observation(refusal.points, {"store": status.name, "reason": refusal.reason})
+            Observation(refusal.points, attributes_of(status) | {"reason": refusal.reason})
             for status in self._last
             for refusal in status.refusals
         ]
 
     def _servers(self, _options: CallbackOptions) -> Iterable[Observation]:
-        if not self._state.known:
-            return []
         counts: dict[str, int] = {}
-        for entry in self._state.all():
+        for entry in self._entries:
             name = status_pb2.ServerStatus.Name(entry.status).removeprefix("SERVER_STATUS_").lower()
             if entry.state.in_maintenance:
                 name = "maintenance"

@@ -22,6 +22,7 @@ from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
 from openmanager.fleet.v1 import details_pb2, metric_pb2, status_pb2
 from openmanager.gateway.v1 import fleet_pb2
 from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
+from runtime import paging
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument, OpenManagerError
@@ -139,6 +140,20 @@ class Registry:
             error.field = "label" if error.field == "labels" else error.field
             raise
         return [DeletedServer(record) for record in response.servers], response.total_size
+
+    async def places(self, server_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Environments and roles that servers have in the record, deleted ones too; of those that are not there,
+        nothing."""
+        found: dict[str, tuple[str, str]] = {}
+        for start in range(0, len(server_ids), paging.MAX_PAGE_SIZE):
+            asked = server_ids[start : start + paging.MAX_PAGE_SIZE]
+            request = metadata_pb2.ListServerRecordsRequest(page_size=len(asked), show_deleted=True, server_ids=asked)
+            async with calling("metadata"):
+                response = await self._records.ListServerRecords(request)
+            found |= {
+                one.descriptor.server_id: (one.descriptor.environment, one.descriptor.role) for one in response.servers
+            }
+        return found
 
     async def show_details(self, server_id: str, details: details_pb2.ServerDetails) -> None:
         """Tells the live state what the record of a server says now, and waits until it shows it."""

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import math
 from bisect import insort
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from itertools import takewhile
 from typing import Final, NamedTuple
@@ -22,6 +22,7 @@ from fleet.codec import descriptor_from_pb, metric_set_from_pb
 from fleet.model import ServerDescriptor
 from gateway.entry import Places, ServerEntry, Sets
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
+from runtime import deadline
 from runtime.channel import Channel, calling
 from runtime.circuit import Circuit
 from runtime.clock import Clock
@@ -32,6 +33,8 @@ ASK_INTERVAL_S: Final = 1.0
 ASK_TIMEOUT_S: Final = 0.5
 MAX_REMOVED: Final = 10_000
 """Removals that are remembered; who is behind by more is given everything anew."""
+MAX_GAPS: Final = 100
+"""Stretches of sequences of which only the end was received; who is in the middle of one is given everything anew."""
 MAX_KEPT_ANSWERS: Final = 512
 MAX_KEPT_BYTES: Final = 32 << 20
 """Of answers about the fleet as it is now, of which JSON of about the same size may be kept too."""
@@ -56,6 +59,7 @@ class FleetState:
         self._ids: list[str] = []  # in order
         self._removed: OrderedDict[str, Removal] = OrderedDict()  # by id, in order of sequence
         self._known_from = 0  # removals up to this sequence may be unknown
+        self._gaps: deque[tuple[int, int]] = deque()  # sequences between which we did not listen, in order
         self._received_s: float | None = None
         self._change = asyncio.Event()
         self._kept: dict[object, Prepared] = {}
@@ -109,6 +113,7 @@ class FleetState:
         await asyncio.shield(self._asked)
 
     async def _ask(self) -> None:
+        deadline.current.set(None)  # it is for all readers, not only for the one that began it
         try:
             with self._circuit.attempt():
                 async with calling("cache"):
@@ -137,7 +142,10 @@ class FleetState:
             entries[server_id] = entry
         if not goes_on:
             self._removed.clear()
+            self._gaps.clear()
             self._known_from = version.sequence
+        elif version.sequence > self.sequence + 1:
+            self._remember_gap(self.sequence, version.sequence)
         self.epoch, self.sequence = version.epoch, version.sequence
         self._entries, self._ids = entries, sorted(entries)
         for server_id in entries:
@@ -173,6 +181,12 @@ class FleetState:
         while len(self._removed) > MAX_REMOVED:
             _, oldest = self._removed.popitem(last=False)
             self._known_from = oldest.sequence
+
+    def _remember_gap(self, start: int, end: int) -> None:
+        """Another gateway's readers may have seen servers, or places of servers, that came and went meanwhile."""
+        self._gaps.append((start, end))
+        if len(self._gaps) > MAX_GAPS:
+            _, self._known_from = self._gaps.popleft()
 
     def _tell(self) -> None:
         self._received_s = self._clock.monotonic()
@@ -229,8 +243,9 @@ class FleetState:
         return list(newest_first)[::-1]
 
     def removed_after(self, sequence: int) -> list[Removal] | None:
-        """The servers that went after a sequence of this epoch, in order; None: not all are known."""
-        if sequence < self._known_from:
+        """The servers that went after a sequence of this epoch, in order; None: not all are known, or not all that a
+        reader has seen who is there."""
+        if sequence < self._known_from or any(start < sequence < end for start, end in self._gaps):
             return None
         newest_first = takewhile(lambda removal: removal.sequence > sequence, reversed(self._removed.values()))
         return list(newest_first)[::-1]

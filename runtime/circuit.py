@@ -7,9 +7,9 @@
 A slow peer is treated as a dead one: what counts is that no answer came within the caller's own time-out. Any answer,
 also "no", shows that the peer is there.
 
-What must stay true: while it is open nobody waits and nothing is sent but one trial at a time; a caller that goes away
-proves nothing in either direction, nor does the answer to a call from before it was opened: that may have come before
-the outage, and was only looked at since. Why it is ours: docs/adr/0004-circuit-breaker.md.
+What must stay true: while it is open nobody waits and nothing is sent but one trial at a time; a caller that goes away,
+or is in a hurry, proves nothing in either direction, nor does the answer to a call from before it was opened: that may
+have come before the outage, and was only looked at since. Why it is ours: docs/adr/0004-circuit-breaker.md.
 """
 
 import asyncio
@@ -19,11 +19,14 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Final
 
+from runtime import deadline
 from runtime.clock import Clock
 from runtime.errors import DeadlineExceeded, OpenManagerError, Unavailable
 from runtime.tasks import Backoff
 
 PAUSES: Final = Backoff(initial_s=0.5, max_s=10.0)
+PATIENT_S: Final = 1.0
+"""A caller who gives less time than this proves nothing by running out of it."""
 FAILURES_TO_OPEN: Final = 2
 """One lost connection is no outage; with a second one every further caller would only wait as long."""
 
@@ -89,14 +92,18 @@ class Circuit:
     @contextmanager
     def attempt(self) -> Iterator[None]:
         """One call of the peer. Unavailable, DeadlineExceeded and TimeoutError are failures, all else is an answer.
+        Running out of time is none where the call that we run for had less than PATIENT_S left.
 
         Raises:
             Unavailable: CIRCUIT_OPEN, at once, with the time until the next trial.
         """
         is_trial = self._enter()
+        left_s = deadline.remaining_s()
         try:
             yield
         except (Unavailable, DeadlineExceeded, TimeoutError) as error:
+            if left_s is not None and left_s < PATIENT_S and not isinstance(error, Unavailable):
+                raise
             self._failed(str(error) or "no answer in time")
             raise
         except (asyncio.CancelledError, GeneratorExit):

@@ -50,11 +50,17 @@ class Documents:
             OSError: with the name.
         """
         whole: list[bytes] | None = None
-        begun = False
+        held, begun = 0, False
         async with contextlib.aclosing(self._lines()) as lines:
             async for line in lines:
                 if whole is not None:
                     whole.append(line)
+                    held += len(line)
+                    if held > MAX_DOCUMENT_BYTES:  # or one bad line at the beginning would have all of a file read
+                        raise BadBody(
+                            f"{self._line}: not JSON, nor the beginning of a document of at most "
+                            f"{MAX_DOCUMENT_BYTES >> 20} MiB"
+                        )
                     continue
                 self._line += 1
                 if not line.strip():

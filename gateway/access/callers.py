@@ -103,7 +103,10 @@ class Callers:
             Unauthenticated: SESSION_ENDED.
             Unavailable: ACCESS_UNKNOWN.
         """
-        found = None if self._table is None else self._table.session(secret)
+        table = self._table
+        if table is not None and not table.known and not self.wants_token:
+            table = None  # the cookie is of an earlier time, of accounts or of another port
+        found = None if table is None else table.session(secret)
         if found is None and self.wants_token:
             raise session_ended()
         return found

@@ -55,6 +55,11 @@ class AccessTable:
         self._used: set[str] = set()
         self._enders: list[Callable[[Over], Awaitable[None]]] = []
 
+    @property
+    def known(self) -> bool:
+        """Whether it was ever received."""
+        return self._callers is not None
+
     def caller(self, secret: str) -> Caller:
         """Who shows this.
 

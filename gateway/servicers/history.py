@@ -134,7 +134,9 @@ class HistoryServicer:
         )
 
     async def _run(self, query: history_pb2.HistoryQuery) -> AsyncIterator[timeseries_pb2.QueryResponse]:
-        request = timeseries_pb2.QueryRequest(query=query)
+        # of several servers one that is in the fleet and has never reported takes nothing from the others
+        exist = all(server_id in self._state for server_id in query.server_ids)
+        request = timeseries_pb2.QueryRequest(query=query, servers_exist=exist)
         with self._named(query, {}):
             async with aclosing(self._readers.stream(lambda stub: stub.Query(request))) as messages:
                 async for message in messages:

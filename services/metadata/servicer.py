@@ -27,6 +27,7 @@ class ServerRegistryServicer:
         filters = ServerFilter(
             environment=request.environment,
             role=request.role,
+            ids=tuple(request.server_ids),
             show_deleted=request.show_deleted,
             only_deleted=request.only_deleted,
             labels=tuple(request.labels.items()),

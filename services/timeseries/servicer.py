@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from fleet.codec import metric_to_pb, timestamp_from_ms
 from fleet.model import Metric
@@ -75,6 +76,11 @@ class TimeSeriesServicer:
         """Streams series as the engine finds them."""
         query = query_of(request.query)
         combination = combination_of(request.query, query)
+        if request.servers_exist and query.server_ids and self._is_here(query, local=request.local):
+            known = tuple(filter(self._engine.knows_server, query.server_ids))
+            if not known:
+                return
+            query = replace(query, server_ids=known)
         async with aclosing(self._responses(query, combination, local=request.local)) as responses:
             async for response in responses:
                 yield response
@@ -151,13 +157,16 @@ class TimeSeriesServicer:
             yield message
 
     def _responses(self, query: EngineQuery, combination: Combination, *, local: bool) -> AsyncGenerator[bytes, None]:
-        if self._reader is not None and not local and not self._reader.is_here(query):
+        if self._reader is not None and not self._is_here(query, local=local):
             return _joined(self._reader, query, combination)
         if not local:  # another replica has looked already
             self._check_names(query.server_ids, query.metrics)
         if combination.changes:
             return combined_responses(combined(self._engine.query(query), query, combination))
         return self._engine.packed(query, query_responses)
+
+    def _is_here(self, query: EngineQuery, *, local: bool) -> bool:
+        return local or self._reader is None or self._reader.is_here(query)
 
     def _check_names(self, server_ids: Iterable[str] | None, metrics: Iterable[str] | None) -> None:
         for server_id in server_ids or ():

@@ -21,6 +21,7 @@ from google.rpc import error_details_pb2, status_pb2
 from client import BadAddress, OpenManagerError, Series
 from client.backoff import Backoff
 from client.channel import endpoint, service_config
+from client.command import documents as documents_module
 from client.command.access import _read
 from client.command.arguments import parse
 from client.command.audit import CSV_COLUMNS
@@ -338,3 +339,12 @@ def test_a_file_that_holds_no_set_up_token_is_told(tmp_path: Path) -> None:
     (tmp_path / "token").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="token holds no set-up token"):
         _read(tmp_path / "token")
+
+
+async def test_a_bad_first_line_has_not_all_of_a_file_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(documents_module, "MAX_DOCUMENT_BYTES", 1_000)
+    lines = [b"\n", b"{broken\n", *[b'{"values": [1]}\n'] * 1_000]
+    (tmp_path / "x").write_bytes(b"".join(lines))
+    with (tmp_path / "x").open("rb") as file, pytest.raises(BadBody, match="2: not JSON, nor the beginning"):
+        async for _ in Documents(file.fileno(), "x").batches():
+            pass

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from opentelemetry.context import Context
 
-from fleet.codec import metric_set_to_pb
+from fleet.codec import metric_set_to_pb, rows_to_pb
 from fleet.model import Metric, MetricSet, Rows, ServerDescriptor, WriteBatch
 from fleet.pending import PendingRows
 from fleet.writer import FleetWriter
@@ -122,6 +122,22 @@ async def test_a_changed_server_is_told_again() -> None:
         await writer.write(batch(2, moved))
         await eventually(lambda: len(stores.registered) == 2 and stores.cached_ticks()[-1:] == [2.0])
     assert stores.appended[1].servers[0].environment == "production"
+
+
+async def test_of_a_server_that_nobody_described_nothing_is_made_up() -> None:
+    stores = Stores()
+    async with writing(stores) as writer:
+        for tick in range(3):
+            writer.hold(SET)
+            await writer.write_message(rows_to_pb(batch(tick).rows), unknown=["s"])
+        await eventually(lambda: stores.cached_ticks()[-1:] == [2.0] and stores.registered)
+        await writer.write_message(rows_to_pb(batch(3, SERVER).rows), [SERVER], ["s"])
+        await eventually(lambda: len(stores.registered) == 2)
+    told = [server for request in (*stores.appended, *stores.updated) for server in request.servers]
+    assert {server.hostname for server in told} == {"host"}
+    named, described = (list(request.servers) for request in stores.registered)
+    assert named == [metric_pb2.ServerDescriptor(server_id="s")], "no hostname: the record keeps the one that it has"
+    assert [server.hostname for server in described] == ["host"]
 
 
 async def test_timeseries_away_is_an_error_and_nothing_is_told_to_the_others() -> None:

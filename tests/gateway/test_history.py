@@ -92,6 +92,23 @@ async def test_who_has_never_reported_has_no_series_and_who_is_unknown_is_not_fo
     assert refused.value.field == "server_id"
 
 
+@pytest.mark.parametrize("fields", [{}, {"across_servers": "SERVER_AGGREGATION_SUM", "step": {"seconds": 60}}])
+async def test_who_has_never_reported_takes_nothing_from_the_others(
+    asked: HistoryServicer, fields: dict[str, Any]
+) -> None:
+    async def found(*server_ids: str) -> list[Any]:
+        request = history_pb2.QueryHistoryRequest(server_ids=server_ids, metrics=["level"], **fields)
+        request.start_time.seconds, request.end_time.seconds = START_S, START_S + 3_600
+        return [
+            series for message in [one async for one in asked.QueryHistory(request, None)] for series in message.series
+        ]
+
+    assert await found("told", "silent") == await found("told") != []
+    assert await found("silent") == []
+    with pytest.raises(NotFound):
+        await found("told", "nobody", "silent")
+
+
 async def test_a_fault_names_the_field_of_the_public_request(asked: HistoryServicer) -> None:
     with pytest.raises(InvalidArgument) as refused:
         await answer(asked, metric=["nope"])

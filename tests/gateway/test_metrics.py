@@ -1,9 +1,83 @@
-"""What `GET /metrics` says of stores."""
+"""What `GET /metrics` says of stores and servers."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
+from opentelemetry.metrics import CallbackOptions, Observation
 
-from gateway.metrics import disk_free_bytes
+from gateway.metrics import OperatorMetrics, disk_free_bytes
 from openmanager.fleet.v1 import status_pb2
+from runtime import telemetry
+from runtime.clock import ManualClock
+from tests.gateway.played_fleet import CRITICAL, server_state, world
+from tests.harness import eventually
+
+
+class Meter:
+    """Asks the callbacks of instruments for what they observe."""
+
+    def __init__(self) -> None:
+        self._callbacks: dict[str, Callable[[CallbackOptions], Iterable[Observation]]] = {}
+
+    def create_observable_gauge(self, name: str, callbacks: Any, **_more: Any) -> None:
+        (self._callbacks[name],) = callbacks
+
+    create_observable_counter = create_observable_gauge
+
+    def observed(self, name: str) -> list[tuple[float, dict[str, Any]]]:
+        return [(one.value, dict(one.attributes or {})) for one in self._callbacks[name](CallbackOptions())]
+
+
+class Stores:
+    async def statuses(self) -> list[status_pb2.StoreStatus]:
+        up, down = status_pb2.STORE_STATE_UP, status_pb2.STORE_STATE_DOWN
+        return [
+            status_pb2.StoreStatus(name="engine", role="primary", service="timeseries a:1", state=down),
+            status_pb2.StoreStatus(name="engine", role="primary", service="timeseries b:1", state=up),
+            status_pb2.StoreStatus(name="postgresql", role="embedded", service="metadata", state=up),
+        ]
+
+
+@pytest.fixture
+def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
+    made = Meter()
+    monkeypatch.setattr(telemetry, "meter", lambda _name: made)
+    return made
+
+
+async def refreshed(state: Any) -> None:
+    """After one round of asking the stores."""
+
+    class Clock(ManualClock):
+        async def sleep(self, _seconds: float) -> None:
+            raise TimeoutError
+
+    metrics = OperatorMetrics(Stores(), state, Clock())  # type: ignore[arg-type]
+    with pytest.raises(TimeoutError):
+        await metrics.refresh()
+
+
+async def test_each_replica_is_told_by_itself(meter: Meter) -> None:
+    async with world() as w:
+        await refreshed(w.state)
+    assert meter.observed("openmanager.store.up") == [
+        (0.0, {"store": "engine", "role": "primary", "replica": "a:1"}),
+        (1.0, {"store": "engine", "role": "primary", "replica": "b:1"}),
+        (1.0, {"store": "postgresql", "role": "embedded"}),
+    ]
+
+
+async def test_servers_are_counted_while_the_live_state_changes(meter: Meter) -> None:
+    """Another thread counts them, and in the middle of a change a server is nowhere."""
+    async with world() as w:
+        await refreshed(w.state)
+        assert meter.observed("openmanager.fleet.servers") == []
+        w.cache.send(server_state("a"), server_state("b", status=CRITICAL), snapshot=True)
+        await eventually(lambda: w.state.known)
+        await refreshed(w.state)
+        w.state._entries.pop("a")  # as it is for a moment when it changes
+        assert meter.observed("openmanager.fleet.servers") == [(1, {"status": "critical"}), (1, {"status": "healthy"})]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Which of several timeseries replicas answers."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -8,9 +10,10 @@ import pytest
 
 from gateway.readers import Readers
 from openmanager.timeseries.v1 import timeseries_pb2
+from runtime import deadline
 from runtime.channel import Channel
 from runtime.clock import ManualClock
-from runtime.errors import InvalidArgument, OpenManagerError, Unavailable
+from runtime.errors import DeadlineExceeded, InvalidArgument, OpenManagerError, Unavailable
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 
@@ -31,6 +34,12 @@ class Replica:
         yield timeseries_pb2.QueryResponse(incomplete=[self.name])
         if self.breaks:
             raise Unavailable("broke off")
+
+    async def QueryOnce(
+        self, _request: timeseries_pb2.QueryOnceRequest, _context: Any
+    ) -> timeseries_pb2.QueryOnceResponse:
+        await asyncio.sleep(60)  # longer than anybody waits
+        return timeseries_pb2.QueryOnceResponse()
 
 
 class Asked:
@@ -69,6 +78,22 @@ async def test_the_first_answers_until_it_is_away_and_again_when_it_is_back(aske
     assert asked.replicas[0].asked == before, "it is not asked each time"
     asked.replicas[0].fails = None
     asked.clock.advance(60)
+    assert await asked.answer() == "first"
+
+
+async def test_callers_in_a_hurry_take_no_replica_away_from_the_others(asked: Asked) -> None:
+    async def hurried(asked: Asked) -> None:
+        call = deadline.CallDeadline(time.monotonic() + 0.2)
+        token = deadline.current.set(call)
+        try:
+            request = timeseries_pb2.QueryOnceRequest()
+            with pytest.raises(DeadlineExceeded):
+                await asked.readers.call(lambda stub: stub.QueryOnce(request))
+        finally:
+            deadline.current.reset(token)
+
+    for _ in range(3):
+        await hurried(asked)
     assert await asked.answer() == "first"
 
 

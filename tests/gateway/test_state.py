@@ -1,6 +1,7 @@
 """The mirror of the live state and what clients see of it: against a cache that is played, over real gRPC."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from gateway import changes, state
 from gateway.entry import ServerEntry
 from openmanager.fleet.v1 import status_pb2
 from openmanager.gateway.v1 import fleet_pb2
+from runtime import deadline
 from runtime.clock import ManualClock
 from runtime.errors import InvalidArgument, NotFound, Unavailable
 from tests.gateway.played_fleet import CRITICAL, HEALTHY, NAN, server_state, world
@@ -61,6 +63,18 @@ async def test_while_the_cache_is_away_the_last_state_is_served() -> None:
         assert w.ids() == ["a"]
 
 
+async def test_who_has_no_time_left_does_not_keep_the_others_from_what_the_cache_says() -> None:
+    async with world(clock=ManualClock()) as w:
+        w.cache.refuses_watchers = True
+        w.cache.answer = w.cache.message(server_state("a"))
+        for _ in range(3):
+            token = deadline.current.set(deadline.CallDeadline(time.monotonic()))
+            await w.state.refresh()
+            deadline.current.reset(token)
+        await w.state.refresh()
+        assert w.ids() == ["a"]
+
+
 async def test_a_slow_watcher_gets_the_latest_and_every_server() -> None:
     async with world() as w:
         w.cache.send(server_state("a", 1, 1, 1, 1), server_state("b", 1, 1, 1, 1), snapshot=True)
@@ -92,6 +106,41 @@ async def test_a_filtered_watcher_sees_a_server_leave() -> None:
             assert [server.id for server in (await watch.next()).servers] == ["b"]
             w.cache.send(removed=("b",))
             assert [one.id for one in (await watch.next()).removed] == ["b"]
+
+
+async def test_who_saw_elsewhere_what_was_missed_here_is_given_everything_anew() -> None:
+    async with world() as w:
+        w.cache.send(server_state("a", environment="y"), server_state("b", environment="x"), snapshot=True)
+        await eventually(lambda: w.state.known)
+        before = w.state.version
+        w.cache.cut()
+        w.cache.skip(1)  # "a" went to x, and
+        w.cache.skip(1)  # "new" came there: another gateway told that
+        seen_elsewhere = f"e-{w.cache.sequence}"
+        w.cache.skip(1)  # "new" is gone
+        w.cache.send(server_state("b", environment="x"), server_state("a", environment="y"), snapshot=True)
+        await eventually(w.caught_up)
+        async with w.watch(environment="x", after_version=seen_elsewhere) as watch:
+            message = await watch.next()
+            assert message.snapshot and set(watch.known) == {"b"}
+        for known in (before, w.state.version):  # who saw all of it here, or how it is now, goes on
+            async with w.watch(environment="x", after_version=known) as watch:
+                w.cache.send(server_state("b", environment="x"))
+                assert not (await watch.next()).snapshot
+
+
+async def test_stretches_that_were_missed_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "MAX_GAPS", 2)
+    async with world() as w:
+        for number in range(1, 6):
+            w.cache.send(server_state("a"), snapshot=True)
+            await eventually(lambda number=number: w.snapshots == number)
+            w.cache.cut()
+            w.cache.skip(5)
+        (newest,) = w.state.all()
+        assert [w.state.removed_after(newest.sequence - back) is None for back in (0, 1, 5, 6, 7, 12, 13)] == [
+            *(False, True, True, False, True, False, True)
+        ]
 
 
 async def test_who_was_cut_off_goes_on_with_the_version_that_he_has() -> None:

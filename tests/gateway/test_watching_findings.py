@@ -85,6 +85,28 @@ async def test_the_fleet_is_watched_with_its_findings() -> None:
         task.cancel()
 
 
+async def test_who_sees_some_servers_is_told_of_one_that_comes_into_sight_what_goes_on_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.changes.MAX_WATCH_MESSAGE_BYTES", 1)  # a message for each server
+    async with gateway() as made:
+        task = await known_to(made)
+        async with made.world.watch(role="web") as watch:
+            told = Told(watch._messages)
+            await told.until("a")
+            made.world.cache.send(server_state("db-1", role="web"), server_state("web-2", role="web"))
+            await told.until("a", "b")
+            made.metadata.tell(anomaly("c", "new", 3))
+            await reached(made, 3)
+            made.world.cache.send(server_state("new", role="web"), server_state("web-1", role="db"))
+            await told.until("a", "b", "c")
+            made.metadata.tell(anomaly("a", "web-1", 4, over=True))  # while it is out of sight
+            await reached(made, 4)
+            made.world.cache.send(server_state("web-1", role="web"))
+            await told.until("b", "c")
+        task.cancel()
+
+
 async def test_a_scope_hides_findings_from_watchers() -> None:
     async with gateway(WEBS) as made:
         task = await known_to(made)

@@ -2,10 +2,12 @@
 
 import asyncio
 import random
+import time
 from contextlib import suppress
 
 import pytest
 
+from runtime import deadline
 from runtime.circuit import Circuit, CircuitState, is_open_error
 from runtime.clock import ManualClock
 from runtime.errors import DeadlineExceeded, InvalidArgument, Unavailable
@@ -36,6 +38,20 @@ def test_two_failures_in_a_row_open_it_and_an_answer_between_does_not(circuit: C
     fail(circuit, DeadlineExceeded("slow"))
     assert circuit.state is CircuitState.OPEN
     assert circuit.last_error == "slow"
+
+
+@pytest.mark.parametrize(("left_s", "after"), [(0.5, CircuitState.CLOSED), (60.0, CircuitState.OPEN)])
+def test_a_caller_in_a_hurry_proves_nothing_by_running_out_of_time(
+    circuit: Circuit, left_s: float, after: CircuitState
+) -> None:
+    token = deadline.current.set(deadline.CallDeadline(time.monotonic() + left_s))
+    for error in (DeadlineExceeded("no time is left"), TimeoutError()):
+        fail(circuit, error)
+    assert circuit.state is after
+    for _ in range(2):
+        fail(circuit, Unavailable("away"))
+    assert circuit.state is CircuitState.OPEN, "that it is away is no matter of time"
+    deadline.current.reset(token)
 
 
 def test_a_refusal_is_an_answer(circuit: Circuit) -> None:

@@ -254,6 +254,23 @@ async def test_an_agent_writes_rows_of_its_servers_and_nothing_else(manager: Man
         assert answer.status == status, (role, answer.body)
 
 
+async def test_an_agent_takes_no_server_over_that_is_not_in_the_live_state(manager: Manager) -> None:
+    assert (await manager.call("/v1/servers", body={"id": "laid-off", "environment": "staging"})).status == 200
+    assert (await manager.call("/v1/servers/laid-off", method="DELETE")).status == 200
+
+    async def write(environment: str) -> Answer:
+        _, secret = await manager.token("AGENT", {"environments": [environment]})
+        rows = [{"serverId": "laid-off", "time": time.time()}]
+        servers = [{"serverId": "laid-off", "environment": environment}]
+        body = {"metrics": [{"name": "cpu_usage"}], "rows": rows, "values": [3.0], "servers": servers}
+        return await manager.call("/v1/metrics:write", body=body, secret=secret)
+
+    assert "OUT_OF_SCOPE" in (await write("production")).body.decode()
+    assert (await write("staging")).status == 200
+    assert (await manager.call("/v1/servers/laid-off:undelete", body={})).json["environment"] == "staging"
+    assert (await manager.call("/v1/servers/laid-off", method="DELETE")).status == 200
+
+
 async def test_callers_at_once_are_never_taken_for_one_another(manager: Manager) -> None:
     """Who calls is known to the code that runs for a call: by gRPC on one connection, and by HTTP."""
     secrets = {role: (await manager.token(role))[1] for role in ("VIEWER", "OPERATOR", "AGENT")}

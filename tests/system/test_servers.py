@@ -122,6 +122,20 @@ def test_the_record_of_a_server_that_began_to_report_is_heard_of(product: Launch
         assert product.post(f"/v1/servers/{server_id}", None, method="DELETE").status == 200
 
 
+def test_rows_of_a_deleted_server_change_nothing_of_its_record(product: Launched) -> None:
+    with kept(product, hostname="real.example.net", environment="lab") as server_id:
+        assert product.post(f"/v1/servers/{server_id}", None, method="DELETE").status == 200
+        new = f"{server_id}-new"  # both are told to the record at once, so that this one says when that was
+        rows = [{"serverId": one, "time": "now"} for one in (server_id, new)]
+        batch = {"metrics": [{"name": "pulse"}], "rows": rows, "values": [1, 1]}
+        assert product.post("/v1/metrics:write", batch).json["acceptedPoints"] == 2
+        assert within(10, lambda: product.get(f"/v1/servers/{new}").json.get("etag"))
+        assert product.get(f"/v1/servers/{new}").json["hostname"] == new
+        restored = product.post(f"/v1/servers/{server_id}:undelete", {}).json
+        assert (restored["hostname"], restored["environment"]) == ("real.example.net", "lab")
+        product.post(f"/v1/servers/{new}", None, method="DELETE")
+
+
 def test_servers_are_found_by_label_and_when_deleted(product: Launched) -> None:
     mark = uuid.uuid4().hex[:8]
     with (
@@ -184,8 +198,8 @@ def test_in_maintenance_a_server_is_counted_apart_until_the_window_ends(product:
         made = product.post(windows, {"endTime": time.time() + 600, "reason": "disk"}).json
         assert says() == (True, True)
         assert counts()["maintenance"] == before + 1
-        shown = product.get("/metrics").body.decode()
-        assert re.search(r'^openmanager_fleet_servers\w*{.*status="maintenance"} [1-9]', shown, re.MULTILINE)
+        told = re.compile(r'^openmanager_fleet_servers\w*{.*status="maintenance"} [1-9]', re.MULTILINE)
+        within(30, lambda: told.search(product.get("/metrics").body.decode()))
         assert product.get(f"/v1/servers/{server_id}").json["status"] == "SERVER_STATUS_OFFLINE"
         soon = product.post(f"{windows}/{made['id']}", {"endTime": time.time() + 1.0}, method="PATCH")
         assert soon.status == 200

@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 
 from gateway.access.callers import Callers
+from gateway.access.table import AccessTable
 from gateway.http.app import Health
 from gateway.http.guard import Guard
+from runtime.channel import Channel
+from runtime.clock import ManualClock
 from runtime.errors import OpenManagerError
 from tests.gateway.http.serving import serving
 
@@ -54,6 +57,14 @@ def refusal(guard: Guard, asked: dict[str, Any]) -> str:
 )
 def test_the_local_administrator_is_let_in(asked: dict[str, Any]) -> None:
     assert refusal(Guard(Callers(None, None)), asked) == ""
+
+
+async def test_an_old_cookie_does_not_shut_the_local_administrator_out_while_metadata_is_away() -> None:
+    asked = scope(cookie="openmanager-session=of-an-earlier-time")
+    async with Channel("127.0.0.1:1") as away:
+        table = AccessTable(away, ManualClock())
+        assert refusal(Guard(Callers(None, table)), asked) == ""
+        assert refusal(Guard(Callers(None, table, accounts=True)), asked) == "ACCESS_UNKNOWN"
 
 
 @pytest.mark.parametrize(
