@@ -33,7 +33,7 @@ from openmanager.timeseries.v1 import timeseries_pb2
 from runtime import tasks, telemetry
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
-from runtime.errors import InvalidArgument, OpenManagerError
+from runtime.errors import InvalidArgument, OpenManagerError, ResourceExhausted
 from runtime.tasks import Backoff, run_forever
 
 MAX_HELD_METRICS = 2_000_000
@@ -41,6 +41,9 @@ MAX_HELD_METRICS = 2_000_000
 
 MAX_REGISTRATIONS = 5_000
 """Servers told to metadata in one call."""
+
+CACHE_LIMITS = frozenset({"MAX_SERVERS", "MAX_LIVE_VALUES"})
+"""At these the cache takes what is said of servers that it has, and refuses new ones."""
 
 _log = logging.getLogger(__name__)
 _FOLLOW_BACKOFF = Backoff(initial_s=0.2, max_s=5.0)
@@ -238,13 +241,14 @@ class FleetWriter:
             token = otel_context.attach(trace)
             try:
                 await self._update_cache(rows, servers)
-            except InvalidArgument as error:  # sent again it would be refused again; the history has the rows
+            except BaseException as error:
+                if not _refuses_for_good(error):
+                    self._rows.give_back(rows, trace)
+                    self._for_cache = servers | self._for_cache
+                    self._rows_waiting.set()
+                    raise
+                # Sent again it would be refused again, and hold up what is behind it; the history has the rows.
                 _log.error("cache refused %d batches and %d servers: %s", len(rows), len(servers), error)
-            except BaseException:
-                self._rows.give_back(rows, trace)
-                self._for_cache = servers | self._for_cache
-                self._rows_waiting.set()
-                raise
             finally:
                 otel_context.detach(token)
             if len(self._rows):
@@ -290,3 +294,10 @@ class FleetWriter:
             for server_id, server in part.items():
                 if self._for_metadata.get(server_id) is server:
                     del self._for_metadata[server_id]
+
+
+def _refuses_for_good(error: BaseException) -> bool:
+    """Whether the cache has said no to what it was sent, and not only for now."""
+    if isinstance(error, ResourceExhausted):
+        return error.metadata.get("limit") in CACHE_LIMITS
+    return isinstance(error, InvalidArgument)

@@ -12,13 +12,14 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
+import numpy as np
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from fleet.model import MetricSet
 from fleet.status import StoreMonitor
 from runtime.circuit import Circuit
 from runtime.clock import Clock
-from runtime.errors import NotFound, OpenManagerError
+from runtime.errors import NotFound, OpenManagerError, ResourceExhausted
 from runtime.tasks import Backoff, cancel, run_forever
 from services.cache.follower import Follower
 from services.cache.metric_sets import MetricSets
@@ -99,20 +100,43 @@ class Cache:
         """Learns sets and applies an update, a slice at a time.
 
         Raises:
-            ResourceExhausted: a bound of the state; slices before the one that reached it stay applied.
+            ResourceExhausted: a bound of the state. What was said of servers that were here is applied all the same:
+                one sender too many must not stop the others.
         """
         for metric_set in new_sets:
             self.sets.add(metric_set)
         changed: dict[str, None] = {}
         ignored = 0
+        full: ResourceExhausted | None = None
         for index, part in enumerate(_slices(update)):
             if index:
                 await asyncio.sleep(0)
-            outcome = self._live.update(part)
+            try:
+                outcome = self._live.update(part)
+            except ResourceExhausted as error:
+                full, outcome = error, self._of_known(part)
             self._publish(outcome.changed)
             changed.update(dict.fromkeys(outcome.changed))
             ignored += outcome.ignored_rows
+        if full is not None:
+            raise full
         return Outcome(changed=tuple(changed), ignored_rows=ignored)
+
+    def _of_known(self, part: Update) -> Outcome:
+        """Applies what is said of servers that are here, where there is room for that."""
+        is_here = [(rows, [self._live.get(one) is not None for one in rows.server_ids]) for _, rows in part.batches]
+        known = replace(
+            part,
+            descriptors=[one for one in part.descriptors if self._live.get(one.server_id) is not None],
+            batches=[
+                (metric_set, rows.select(np.array(keep, np.bool_)))
+                for (metric_set, _), (rows, keep) in zip(part.batches, is_here, strict=True)
+            ],
+        )
+        try:
+            return self._live.update(known)
+        except ResourceExhausted:  # they have more values than before
+            return Outcome()
 
     def remove(self, server_ids: Sequence[str]) -> int:
         """Forgets servers until they are admitted again; returns how many were there."""

@@ -19,7 +19,7 @@ from openmanager.metadata.v1 import metadata_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.channel import Channel
 from runtime.clock import SystemClock
-from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, Unavailable
+from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, ResourceExhausted, Unavailable
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 from tests.harness import eventually
@@ -189,13 +189,17 @@ async def test_stores_that_lost_their_sets_get_them_again() -> None:
     assert stores.updated[-1].servers[0].server_id == "s", "a cache that was restarted knows no servers either"
 
 
-async def test_what_cache_or_metadata_refuse_does_not_block_what_comes_after() -> None:
+@pytest.mark.parametrize(
+    "of_cache",
+    [InvalidArgument("no", field="servers"), ResourceExhausted("full", metadata={"limit": "MAX_SERVERS"})],
+)
+async def test_what_cache_or_metadata_refuse_does_not_block_what_comes_after(of_cache: OpenManagerError) -> None:
     stores = Stores()
-    refusal = InvalidArgument("no", field="servers")
-    stores.fails |= {"cache": refusal, "metadata": refusal}
+    stores.fails |= {"cache": of_cache, "metadata": InvalidArgument("no", field="servers")}
     async with writing(stores) as writer:
         await writer.write(batch(1, SERVER))
         await eventually(lambda: writer.counters.failures["cache"] and writer.counters.failures["metadata"])
+        assert len(writer._rows) == 0, "nothing is sent again before what is behind it"
         stores.fails.clear()
         await writer.write(batch(2, ServerDescriptor(server_id="t", hostname="t")))
         await eventually(lambda: stores.cached_ticks() == [2.0] and stores.registered, within_s=15)
