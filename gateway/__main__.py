@@ -26,6 +26,7 @@ from gateway.findings import Findings
 from gateway.http.app import Health, create_app
 from gateway.http.guard import OPEN_PATHS, Guard
 from gateway.http.server import serve_http
+from gateway.http.streams import is_watch
 from gateway.metrics import OperatorMetrics
 from gateway.notes import Notes
 from gateway.registry import Registry
@@ -86,6 +87,13 @@ _AUDIT = audit_pb2.DESCRIPTOR.services_by_name["AuditService"]
 _LOG_IN = "openmanager.gateway.v1.AccessService.LogIn"
 PATHS_OF_ALL = OPEN_PATHS | web.PATHS | {OPENID_LOGIN_PATH, OPENID_CALLBACK_PATH}
 """Open to everybody: they tell nothing, or are for who is not known yet."""
+WATCHES = frozenset(
+    f"/{service.full_name}/{method.name}"
+    for service in (fleet_pb2.DESCRIPTOR.services_by_name["FleetService"], ANALYTICS_SERVICE)
+    for method in service.methods
+    if is_watch(method)
+)
+"""Who goes on with one of these may hear nothing until something changes."""
 RECONNECT = Backoff(initial_s=0.1, max_s=2.0, healthy_after_s=5.0)
 
 
@@ -114,7 +122,7 @@ async def serve_alone(settings: GatewaySettings, process: Process[GatewaySetting
         state = FleetState(cache, clock)
         findings = Findings(metadata, state, clock)
         admission = Admission(clock, rate=settings.rate_limit)
-        waiting = Waiting(settings.max_waiting_calls, setting="GATEWAY_MAX_WAITING_CALLS")
+        waiting = Waiting(settings.max_waiting_calls, setting="GATEWAY_MAX_WAITING_CALLS", watchers=WATCHES)
         table = AccessTable(metadata, clock)
         audit = Audit(await _audit_log(stack, settings, process, metadata), clock)
         if settings.token is not None:

@@ -58,11 +58,17 @@ def if_match_field(method: MethodDescriptor) -> str:
     return next(marked, "")
 
 
+def is_watch(method: MethodDescriptor) -> bool:
+    """Whether a method tells of changes, for as long as somebody listens."""
+    wanted = method.GetOptions().Extensions[options_pb2.http_stream_format]
+    return bool(wanted == options_pb2.HTTP_STREAM_FORMAT_SERVER_SENT_EVENTS)
+
+
 def framer_of(method: MethodDescriptor) -> Framer:
     """The framing that the method's options ask for."""
-    wanted = method.GetOptions().Extensions[options_pb2.http_stream_format]
-    if wanted == options_pb2.HTTP_STREAM_FORMAT_SERVER_SENT_EVENTS:
+    if is_watch(method):
         return EventFramer(method)
+    wanted = method.GetOptions().Extensions[options_pb2.http_stream_format]
     if wanted == options_pb2.HTTP_STREAM_FORMAT_TEXT:
         return TextFramer()
     return LineFramer(method)

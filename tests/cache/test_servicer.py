@@ -92,6 +92,20 @@ async def serving_redis(redis: RedisServer) -> AsyncIterator[Serving]:
         yield found
 
 
+@pytest.mark.parametrize("senders", [25, 400])
+async def test_one_server_too_many_does_not_stop_those_that_are_here(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, senders: int
+) -> None:
+    monkeypatch.setattr(room, "MAX_SERVERS", 20)
+    await serving.update(tick(20, now_ms() - 1_000, cpu=42))
+    servers = [descriptor(server_id, location="moved") for server_id in ids(senders)]
+    with pytest.raises(ResourceExhausted, match="MAX_SERVERS"):
+        await serving.update(tick(senders, now_ms(), cpu=43), servers=servers)
+    states, _, _ = serving.cache.states()
+    assert {state.server_id for state in states} == set(ids(20))
+    assert {(state.metrics()["cpu_usage"], state.descriptor.location) for state in states} == {(43.0, "moved")}
+
+
 async def test_a_tick_is_read_back_whole(serving: Serving) -> None:
     time_ms = now_ms() - 1_500
     batch = tick(20, time_ms, cpu=42)

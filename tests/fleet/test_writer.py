@@ -209,13 +209,17 @@ async def test_sets_that_are_too_much_for_one_message_do_not_keep_the_cache_from
     assert len(stores.updated) < 10 + 10
 
 
-async def test_what_cache_or_metadata_refuse_does_not_block_what_comes_after() -> None:
+@pytest.mark.parametrize(
+    "of_cache",
+    [InvalidArgument("no", field="servers"), ResourceExhausted("full", metadata={"limit": "MAX_SERVERS"})],
+)
+async def test_what_cache_or_metadata_refuse_does_not_block_what_comes_after(of_cache: OpenManagerError) -> None:
     stores = Stores()
-    refusal = InvalidArgument("no", field="servers")
-    stores.fails |= {"cache": refusal, "metadata": refusal}
+    stores.fails |= {"cache": of_cache, "metadata": InvalidArgument("no", field="servers")}
     async with writing(stores) as writer:
         await writer.write(batch(1, SERVER))
         await eventually(lambda: writer.counters.failures["cache"] and writer.counters.failures["metadata"])
+        assert len(writer._rows) == 0, "nothing is sent again before what is behind it"
         stores.fails.clear()
         await writer.write(batch(2, ServerDescriptor(server_id="t", hostname="t")))
         await eventually(lambda: stores.cached_ticks() == [2.0] and stores.registered, within_s=15)

@@ -2,17 +2,23 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
 from gateway import changes, state
+from gateway.__main__ import WATCHES
 from gateway.entry import ServerEntry
 from openmanager.fleet.v1 import status_pb2
-from openmanager.gateway.v1 import fleet_pb2
+from openmanager.gateway.v1 import fleet_pb2, fleet_pb2_grpc
 from runtime import deadline
+from runtime.channel import Channel
 from runtime.clock import ManualClock
 from runtime.errors import InvalidArgument, NotFound, Unavailable
+from runtime.interception import Interception
+from runtime.server import GrpcServer, bind
+from runtime.waiting import Waiting
 from tests.gateway.played_fleet import CRITICAL, HEALTHY, NAN, server_state, world
 from tests.harness import eventually
 
@@ -73,6 +79,22 @@ async def test_who_has_no_time_left_does_not_keep_the_others_from_what_the_cache
             deadline.current.reset(token)
         await w.state.refresh()
         assert w.ids() == ["a"]
+
+
+async def test_who_goes_on_and_hears_nothing_new_takes_no_place_of_those_who_wait() -> None:
+    async with world() as w, AsyncExitStack() as stack:
+        w.cache.send(server_state("a"), snapshot=True)
+        await eventually(lambda: w.state.known)
+        service = bind("openmanager.gateway.v1.FleetService", w.servicer)
+        server = GrpcServer([service], Interception(waiting=Waiting(1, setting="S", watchers=WATCHES)))
+        channel = await stack.enter_async_context(Channel(await server.start("127.0.0.1:0")))
+        stack.push_async_callback(server.stop, 0)
+        stub = fleet_pb2_grpc.FleetServiceStub(channel.grpc)
+        watch = stub.WatchFleet(fleet_pb2.WatchFleetRequest(after_version=w.state.version))
+        await eventually(lambda: len(w.servicer._changes) == 1)
+        answer = await stub.GetFleetSummary(fleet_pb2.GetFleetSummaryRequest())
+        assert answer.summary.total == 1
+        watch.cancel()
 
 
 async def test_a_slow_watcher_gets_the_latest_and_every_server() -> None:

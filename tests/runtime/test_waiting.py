@@ -78,6 +78,12 @@ async def test_a_stream_waits_until_its_answer_begins() -> None:
             call.cancel()
 
 
+def test_watchers_take_no_place() -> None:
+    waiting = Waiting(1, setting="A_SETTING", watchers=["/pkg.One/Watch"])
+    assert [waiting.enter("/pkg.One/Watch") for _ in range(3)] == ["", "", ""]
+    assert waiting.enter("/pkg.One/Get") == "pkg.One"
+
+
 async def test_services_do_not_share_their_places() -> None:
     waiting = Waiting(1, setting="A_SETTING")
     first = waiting.enter("/pkg.One/Get")
