@@ -1,8 +1,8 @@
 """Which instants a follower has not shipped yet: what a store that only has what was shipped cannot answer.
 
 What must stay true: an acknowledged batch that comes after the sequence asked for is covered by the ranges, also one
-that the journal, over its limit, has let go: it is in blocks by then, which may span more. To look again costs what came
-since the last look, and memory a few numbers a batch that waits.
+that the journal, over its limit, has let go: it is in blocks by then, which may span more. To look again costs what
+came since the last look, and memory a few numbers a batch that waits.
 """
 
 import threading
