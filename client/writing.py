@@ -175,9 +175,15 @@ class Writing:
                     if following is None:
                         break
                     self._unanswered.append(following)
-                request = self._unanswered[sending.waiting]
+                try:
+                    encoded = sending.encoded(self._unanswered[sending.waiting])
+                except OpenManagerError:
+                    while sending.waiting:  # what is wrong with it is not to be taken for the fault of one before it
+                        sending.room.clear()
+                        await sending.room.wait()
+                    raise
                 sending.waiting += 1
-                await stream.write(sending.encoded(request))
+                await stream.write(encoded)
             await stream.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return  # the stream is over; whoever reads it learns why

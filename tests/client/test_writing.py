@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
-from client import Metric, OpenManager, OpenManagerError, WriteMetricsRequest, batch
+from client import Metric, OpenManager, OpenManagerError, WriteMetricsRequest, batch, writing
 from client.backoff import Backoff
 from client.channel import open_channel
 from openmanager.gateway.v1 import ingest_pb2
@@ -251,6 +251,29 @@ async def test_a_source_that_fails_has_its_earlier_batches_written() -> None:
     servicer, answers = FakeIngest(), 0
     async with gateway(servicer) as manager:
         with pytest.raises(ValueError, match="line 3"):
+            async for _answer in manager.writing(source()):
+                answers += 1
+    assert answers == 2
+
+
+async def test_before_a_batch_that_is_too_large_the_earlier_ones_are_acknowledged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writing, "MAX_MESSAGE_BYTES", 1_000)
+    free = asyncio.Event()
+
+    async def slow(_number: int, _request: ingest_pb2.WriteMetricsRequest) -> None:
+        await free.wait()
+
+    def source() -> Any:
+        yield one(1)
+        yield one(2)
+        asyncio.get_running_loop().call_soon(free.set)
+        yield batch([Metric(name="m")], [("a", float(n)) for n in range(3, 103)], [[0.0]] * 100)
+
+    servicer, answers = FakeIngest(slow), 0
+    async with gateway(servicer) as manager:
+        with pytest.raises(OpenManagerError, match="MAX_MESSAGE_BYTES"):
             async for _answer in manager.writing(source()):
                 answers += 1
     assert answers == 2
