@@ -1,5 +1,6 @@
 """The timeseries service over real gRPC: what is checked before anything is kept, and how answers are cut."""
 
+import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -105,6 +106,23 @@ async def test_a_batch_is_acknowledged_and_read_back(tmp_path: Path) -> None:
         found = (await ours.query(metrics=["level"]))[0].series[0]
         assert (found.server_id, found.metric, found.unit) == ("s", "level", "%")
         assert (list(found.times), list(found.values)) == ([START_S, START_S + 10], [1.0, 1.0])
+
+
+async def test_an_acknowledgement_waits_for_all_followers_at_once(tmp_path: Path) -> None:
+    """One after the other, two that are away would take longer than callers wait, and neither would be named."""
+    asked = asyncio.Barrier(2)
+
+    class Waited:
+        async def shipped(self, sequence: int) -> None:
+            assert sequence == 1
+            await asked.wait()
+
+    followers: Any = (Waited(), Waited())
+    async with Engine.open(tmp_path, clock=SystemClock()) as engine:
+        served = TimeSeriesServicer(engine, SystemClock(), followers=followers)
+        request = timeseries_pb2.AppendRequest(batch=rows_to_pb(rows([START_S])), metric_sets=[metric_set_to_pb(SET)])
+        async with asyncio.timeout(15):
+            assert (await served.Append(request, None)).sequence == 1
 
 
 async def test_structural_faults_keep_nothing(tmp_path: Path) -> None:

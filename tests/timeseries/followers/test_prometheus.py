@@ -189,6 +189,18 @@ async def test_only_a_receiver_that_counts_is_written_to_by_2_0(
         await writing.close()
 
 
+async def test_a_probe_of_a_store_that_does_not_speak_2_0_any_more_finds_it_up() -> None:
+    answers = [("204 No", {WRITTEN: "0"}), ("204 No", {WRITTEN: "0"}), ("415 No", {}), ("200 OK", {})]
+    async with played(*answers) as store:
+        probing = backend(store.url)
+        assert [(await probing.probe()).version for _ in range(3)] == [
+            "remote write 2.0",
+            "remote write 2.0",
+            "remote write 1.0",
+        ]
+        await probing.close()
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "said", "after_s"),
     [
