@@ -9,13 +9,20 @@ import pytest
 
 from fleet.access import ADMIN, OPERATOR, VIEWER
 from runtime.clock import ManualClock
-from runtime.errors import InvalidArgument, OpenManagerError, PermissionDenied, ResourceExhausted, Unavailable
+from runtime.errors import (
+    InvalidArgument,
+    NotFound,
+    OpenManagerError,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.metadata.access import attempts, secrets
 from services.metadata.access import sessions as module
 from services.metadata.access.attempts import OF_ACCOUNT, OF_ADDRESS, Attempts
 from services.metadata.access.model import MAX_PASSWORD_BYTES, Scope, Token, User
 from services.metadata.access.sessions import MAX_SESSIONS, Identity, Sessions
-from services.metadata.access.store import AccessStore
+from services.metadata.access.store import AccessStore, changing
 from services.metadata.store_connection import Database
 from tests.harness import eventually
 
@@ -367,3 +374,19 @@ async def test_changes_at_once_do_not_wait_for_each_other_in_a_circle(database: 
             sessions.end(opened.hash),
         )
         await store.update_user(User(name="Grace", role=VIEWER), ["disabled"])
+
+
+async def test_a_token_for_a_user_who_is_being_deleted_does_not_wait_in_a_circle(database: Database) -> None:
+    store = await with_users(database)
+
+    async def waits() -> bool:
+        async with database.connection() as other:
+            waiting = "datname = current_database() AND wait_event_type = 'Lock'"
+            return bool(await other.fetchval(f"SELECT count(*) FROM pg_stat_activity WHERE {waiting}"))
+
+    async with changing(database) as connection:
+        making = asyncio.create_task(store.create_token(Token(name="a", role=VIEWER, user="Grace")))
+        await eventually(waits)
+        await connection.execute("DELETE FROM access_users WHERE name = 'Grace'")
+    with pytest.raises(NotFound):
+        await making

@@ -220,7 +220,7 @@ class AccessStore:
         if token.expire_time is not None and token.expire_time <= datetime.now(UTC):
             raise InvalidArgument("is over already", field="token.expire_time")
         secret, wanted = secrets.new_token(), _uuid(token.id, "token.id") if token.id else None
-        async with self._database.connection() as connection, connection.transaction():
+        async with changing(self._database) as connection:  # it leans on its user, who may be going just now
             user_id = None
             if token.user:
                 found = await connection.fetchrow(f"SELECT id, role FROM access_users WHERE {OF_NAME}", token.user)
