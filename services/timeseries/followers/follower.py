@@ -40,6 +40,8 @@ EVICTED: Final = "EVICTED_UNSHIPPED"
 """The reason of points that went with their day before the store took them."""
 ACKNOWLEDGE_TIMEOUT_S: Final = 8.0
 """How long a batch waits for the store where that is wanted; less than callers wait (10 s)."""
+IDLE_S: Final = 60.0
+"""While there is nothing to ship it is looked so often whether something is to be shipped again."""
 RETRY: Final = Backoff(initial_s=0.1, max_s=5.0)
 
 _log = logging.getLogger(__name__)
@@ -137,6 +139,8 @@ class Follower:
         latency_ms = (self._clock.monotonic() - started_s) * 1_000
         behind = await self.lag()
         degraded = self._last_error if self._failures else ""
+        if not degraded and self._owed is not None:
+            degraded = "it was away and may lack what it took before; that is shipped again within a minute"
         if not degraded and behind.batches_in_blocks:
             degraded = f"{behind.batches_in_blocks} batches behind the journal, catching up from blocks"
         if not degraded and behind.seconds > MAX_LAG_S:
@@ -184,6 +188,7 @@ class Follower:
         self._cursor = await self._engine.cursors.register(self._backend.name)
         self._is_registered = True
         while True:
+            await self._pay_back()
             self._has_gone_back = False
             if self._cursor + 1 < self._engine.first_sequence:
                 await self._go_on_from_blocks(self._engine.first_sequence)
@@ -191,11 +196,17 @@ class Follower:
                 await self._follow_from(self._cursor + 1)
 
     async def _follow_from(self, sequence: int) -> None:
-        """Ships what the journal has from a sequence on; returns when an outage has taken the cursor back."""
+        """Ships what the journal has from a sequence on; returns when an outage has taken the cursor back, or when
+        nothing came for a while."""
         self._descriptors.clear()  # the first batch of a tail brings all that are valid before it
         pending = Portion()
         async with aclosing(self._engine.tail(sequence)) as tail:  # type: ignore[type-var]  # an async generator
-            async for batch in tail:
+            while True:
+                try:
+                    async with asyncio.timeout(IDLE_S):
+                        batch = await anext(tail)
+                except (TimeoutError, StopAsyncIteration):
+                    return
                 if batch.missed and self._cursor + 1 < batch.sequence:
                     await self._flush(pending)  # before what is newer
                     await self._go_on_from_blocks(batch.sequence)
@@ -263,8 +274,7 @@ class Follower:
             self._advanced.set()
             self._advanced = asyncio.Event()
         self._recovered()
-        if self._owed is not None and self._clock.monotonic() >= self._may_go_back_s:
-            await self._go_back()
+        await self._pay_back()
 
     async def _acknowledged(self, part: Sequence[TaggedRows]) -> Receipt:
         while True:
@@ -299,6 +309,11 @@ class Follower:
         self._owed = None
         self._has_gone_back |= cursor < self._cursor  # another outage in the same batch changes nothing of the first
         self._cursor = cursor
+
+    async def _pay_back(self) -> None:
+        """Goes back to where it is owed, if that may be now."""
+        if self._owed is not None and self._clock.monotonic() >= self._may_go_back_s:
+            await self._go_back()
 
     def _note_silence(self, error: OpenManagerError) -> None:
         """A store that died and came back while there was nothing to ship is only seen by its probes."""

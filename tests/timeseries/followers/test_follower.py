@@ -185,11 +185,15 @@ async def test_a_store_that_throttles_and_then_dies_has_what_it_forgot_shipped_a
         assert set(backend.times) == {0, 1, 2}
 
 
-async def test_what_a_store_forgot_when_it_died_twice_within_a_minute_is_shipped_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("news", [{3}, set()], ids=["then more comes", "then nothing comes"])
+async def test_what_a_store_forgot_when_it_died_twice_within_a_minute_is_shipped_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, news: set[int]
+) -> None:
+    monkeypatch.setattr(module, "IDLE_S", 60.0 if news else 0.05)
     backend, clock = PlayedBackend(), ManualClock(NOON_MS)
     async with (
         Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
-        Follower(engine, backend, clock, random.Random(1)),
+        Follower(engine, backend, clock, random.Random(1)) as follower,
     ):
         await engine.append(tick(SET, 0), metric_sets=(SET,))
         await _let_run(clock, lambda: caught_up(engine))
@@ -198,10 +202,13 @@ async def test_what_a_store_forgot_when_it_died_twice_within_a_minute_is_shipped
             await engine.append(tick(SET, number))
             await _let_run(clock, lambda: eventually(lambda: not backend.errors))
             await _let_run(clock, lambda: caught_up(engine))
+        assert "may lack" in (await follower.probe()).degraded
         clock.advance(module.SETTLED_AFTER_S)
-        await engine.append(tick(SET, 3))
-        await _let_run(clock, lambda: eventually(lambda: set(backend.times) == {0, 1, 2, 3}))
+        if news:
+            await engine.append(tick(SET, 3))
+        await _let_run(clock, lambda: eventually(lambda: set(backend.times) == {0, 1, 2} | news))
         await _let_run(clock, lambda: caught_up(engine))
+        assert (await follower.probe()).degraded == ""
 
 
 async def test_what_a_store_forgot_while_there_was_nothing_to_ship_is_shipped_again(tmp_path: Path) -> None:
