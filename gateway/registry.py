@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from fleet.codec import descriptor_from_pb
 from fleet.model import etag_of
 from fleet.validation import check_descriptors
-from fleet.writer import FleetWriter
+from fleet.writer import NO_ROOM, FleetWriter
 from gateway.entry import FULL
 from gateway.state import FleetState
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
@@ -25,7 +25,7 @@ from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
 from runtime import paging
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
-from runtime.errors import InvalidArgument, OpenManagerError
+from runtime.errors import InvalidArgument, OpenManagerError, ResourceExhausted
 
 SHOWN_WITHIN_S = 2.0
 """How long a change waits to be seen in the live state, so that a reader who changed something reads the change."""
@@ -195,20 +195,23 @@ class Registry:
             self._unseeded.set()  # what changes until the stream is there again is told by nobody
 
     async def _seed_once(self) -> bool:
-        """Whether the record itself was asked."""
+        """Whether the record itself was asked, and nothing is left to be told."""
         deleted: list[str] = []
-        is_record = True
+        is_record = fits = True
         async for page in self._pages():
             is_record &= not page.HasField("stale_since")
             deleted += [record.descriptor.server_id for record in page.servers if record.HasField("delete_time")]
-            await self._tell(page.servers)
+            fits &= await self._tell(page.servers)
+        removed = 0
         if deleted and is_record:
             async with calling("cache"):
-                await self._cache.RemoveServers(cache_pb2.RemoveServersRequest(server_ids=deleted))
-        return is_record
+                answer = await self._cache.RemoveServers(cache_pb2.RemoveServersRequest(server_ids=deleted))
+            removed = answer.removed
+        return is_record and (fits or not removed)  # with those gone there may be room
 
-    async def _tell(self, records: Iterable[metadata_pb2.ServerRecord]) -> None:
-        """Tells the cache of servers that the live state lacks, and what it does not know of the others yet."""
+    async def _tell(self, records: Iterable[metadata_pb2.ServerRecord]) -> bool:
+        """Tells the cache of servers that the live state lacks, and what it does not know of the others yet; False: it
+        had no room for some."""
         request = cache_pb2.UpdateServersRequest()
         for record in records:
             server_id = record.descriptor.server_id
@@ -217,9 +220,17 @@ class Registry:
                 continue
             request.servers.append(record.descriptor)
             request.details.add(server_id=server_id, details=record.details)
-        if request.details:
+        if not request.details:
+            return True
+        try:
             async with calling("cache"):
                 await self._cache.UpdateServers(request)
+        except ResourceExhausted as error:
+            if error.metadata.get("limit") not in NO_ROOM:
+                raise
+            _log.error("cache has no room for some servers: %s", error)  # it has taken the others
+            return False
+        return True
 
     async def _pages(self) -> AsyncIterator[metadata_pb2.ListServerRecordsResponse]:
         token = ""

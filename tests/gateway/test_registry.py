@@ -12,7 +12,7 @@ from openmanager.cache.v1 import cache_pb2
 from openmanager.metadata.v1 import metadata_pb2
 from runtime.channel import Channel
 from runtime.clock import ManualClock
-from runtime.errors import InvalidArgument
+from runtime.errors import InvalidArgument, ResourceExhausted
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 from tests.harness import eventually
@@ -23,11 +23,15 @@ class Cache:
         self.told: list[str] = []
         self.recorded: list[str] = []
         self.removed: list[str] = []
+        self.is_full = False
+        """Until servers are removed."""
 
     async def UpdateServers(
         self, request: cache_pb2.UpdateServersRequest, _context: Any
     ) -> cache_pb2.UpdateServersResponse:
         assert not request.admit_removed
+        if self.is_full:
+            raise ResourceExhausted("no room", metadata={"limit": "MAX_SERVERS"})
         self.told += [server.server_id for server in request.servers]
         self.recorded += [recorded.server_id for recorded in request.details]
         return cache_pb2.UpdateServersResponse()
@@ -36,7 +40,8 @@ class Cache:
         self, request: cache_pb2.RemoveServersRequest, _context: Any
     ) -> cache_pb2.RemoveServersResponse:
         self.removed += request.server_ids
-        return cache_pb2.RemoveServersResponse()
+        self.is_full = False
+        return cache_pb2.RemoveServersResponse(removed=len(request.server_ids))
 
 
 class Metadata:
@@ -116,5 +121,19 @@ async def test_nobody_is_taken_out_on_the_word_of_a_copy() -> None:
         clock.advance(ASK_AGAIN_S)
         await eventually(lambda: cache.removed == ["gone"])
         assert cache.told == ["changed", "new", "changed", "new", "restored"]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_cache_without_room_is_made_room_in_and_told_again() -> None:
+    cache, metadata, clock = Cache(), Metadata(), ManualClock()
+    cache.is_full = True
+    async with registry_on(cache, metadata, clock) as registry:
+        task = asyncio.create_task(registry.seed())
+        registry.snapshot_received()
+        await eventually(lambda: cache.removed == ["gone"] and clock.sleepers == 1)
+        assert cache.told == []
+        clock.advance(ASK_AGAIN_S)
+        await eventually(lambda: cache.told == ["changed", "new", "restored"])
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
