@@ -7,7 +7,7 @@ What must stay true:
 * a batch is acknowledged when each of its rows is acknowledged by some replica; a row that one replica may have taken
   before it went away is sent again to another, and is the same point there;
 * a replica is told a server's descriptor and a metric set before the first row that needs them, also when the server
-  comes to it from another one, and when whoever told us of it did so before we were started;
+  comes to it from another one, when whoever told us of it did so before we were started, and when it lost its data;
 * with one replica nothing of this costs anything.
 """
 
@@ -29,6 +29,8 @@ from runtime.clock import Clock
 from runtime.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 
 REMEMBERED_SERVERS = 65_536
+SERVERS_TOGETHER = 5_000
+"""Told in one call without rows."""
 
 Describe = Callable[[str], ServerDescriptor | None]
 """What is known elsewhere of a server."""
@@ -75,12 +77,20 @@ class Replica:
         except FailedPrecondition as error:
             if error.reason != "METRIC_SET_UNKNOWN" or request.metric_sets or metric_set is None:
                 raise
-            request.metric_sets.append(metric_set)  # it has lost its data since it acknowledged the set
+            await self._tell_again()  # it has lost its data since it acknowledged the set
+            request.metric_sets.append(metric_set)
             response = await self._call(request)
         if metric_set is not None:
             self._durable_sets.add(metric_set.id)
         self._told.update((server.server_id, server) for server in servers)
         return response
+
+    async def _tell_again(self) -> None:
+        """Tells of all servers, whose rows would have no tags in the stores that follow; sets come with their rows."""
+        self._durable_sets.clear()
+        told = [descriptor_to_pb(server) for server in self._told.values()]
+        for start in range(0, len(told), SERVERS_TOGETHER):
+            await self._call(timeseries_pb2.AppendRequest(servers=told[start : start + SERVERS_TOGETHER]))
 
     async def _call(self, request: timeseries_pb2.AppendRequest) -> timeseries_pb2.AppendResponse:
         async with calling("timeseries"):

@@ -203,11 +203,20 @@ async def test_a_structural_fault_is_found_before_anything_is_sent(cluster: Clus
     assert [store.calls for store in cluster.stores] == [0, 0, 0]
 
 
-async def test_a_replica_that_lost_its_data_is_told_the_set_again(cluster: Cluster) -> None:
-    await cluster.send(1)
-    for store in cluster.stores:
-        store.known_sets.clear()
-    assert (await cluster.send(2)).accepted_points == 2 * len(SERVERS)
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_replica_that_lost_its_data_is_told_the_set_and_its_servers_again(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet.replicas.SERVERS_TOGETHER", 3)
+    async with running(count) as cluster:
+        await cluster.send(1, news=list(KNOWN.values()))
+        told = [dict(store.told) for store in cluster.stores]
+        assert all(told)
+        for store in cluster.stores:
+            store.known_sets.clear()
+            store.told.clear()
+        assert (await cluster.send(2)).accepted_points == 2 * len(SERVERS)
+        assert [store.told for store in cluster.stores] == told
 
 
 async def test_a_single_replica_is_asked_each_time_whatever_happened_before() -> None:
