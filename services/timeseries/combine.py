@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fleet.model import MetricKind
 from runtime.errors import ResourceExhausted
 from services.timeseries.engine.query import Query, SeriesResult
+from services.timeseries.engine.settings import MAX_TIME_MS, MIN_TIME_MS
 
 MAX_COMBINED_POINTS: Final = 10_000_000
 """Values that percentiles may be taken of, and windows of all metrics together: 80 MB."""
@@ -83,8 +84,8 @@ def combined(results: AsyncIterator[SeriesResult], query: Query, how: Combinatio
 
 
 async def _across(results: AsyncIterator[SeriesResult], query: Query, how: Combination) -> AsyncIterator[SeriesResult]:
-    first = query.start_ms // query.step_ms
-    windows = -(-query.end_ms // query.step_ms) - first
+    first = max(query.start_ms, MIN_TIME_MS) // query.step_ms  # there are no points beyond these
+    windows = -(-min(query.end_ms, MAX_TIME_MS + 1) // query.step_ms) - first
     metrics: dict[str, _Metric] = {}
     points = 0
     async for result in results:

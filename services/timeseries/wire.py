@@ -81,7 +81,7 @@ class Decoded:
         accepted_points: points of those rows.
         rejected_points: points of the others.
         errors: why, as many as an answer lists.
-        endings: what the engine is to be told where some of the rows are old.
+        endings: what the engine is to be told with the rows.
     """
 
     metric_sets: tuple[MetricSet, ...]
@@ -90,11 +90,16 @@ class Decoded:
     accepted_points: int
     rejected_points: int
     errors: tuple[RowError, ...]
-    endings: int | None
+    endings: int
 
 
 class Lateness(Protocol):
     """What the engine says of old rows."""
+
+    @property
+    def endings(self) -> int:
+        """How many days went so far."""
+        ...
 
     @property
     def oldest_ms(self) -> int:
@@ -128,7 +133,7 @@ async def decode(
     """
     large = len(request.batch.rows) > THREAD_ROWS or len(request.batch.values) > THREAD_VALUES or request.metric_sets
     parsed = await asyncio.to_thread(_parse, request, known) if large else _parse(request, known)
-    late, endings = None, None
+    late, endings = None, lateness.endings  # before the age: a day may go right after the look at it
     if parsed.rows is not None and (parsed.rows.times_ms < lateness.aged_ms).any():
         late, endings = await lateness.too_late(parsed.rows.server_ids, parsed.rows.times_ms)
     judge = partial(_judged, parsed, now_ms, lateness.oldest_ms, late, endings)
@@ -166,9 +171,7 @@ def _rows(
     return rows_from_pb(batch, len(metric_set))
 
 
-def _judged(
-    parsed: _Parsed, now_ms: int, oldest_ms: int, late: NDArray[np.bool_] | None, endings: int | None
-) -> Decoded:
+def _judged(parsed: _Parsed, now_ms: int, oldest_ms: int, late: NDArray[np.bool_] | None, endings: int) -> Decoded:
     rows, rejected = parsed.rows, 0
     errors: list[RowError] = []
     if rows is not None:

@@ -94,6 +94,14 @@ async def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         await run([series("a", {FIRST: 1.0}, f"m{index}") for index in range(4)], Combination(across=Across.SUM))
 
 
+@pytest.mark.parametrize("across", [Across.MAX, Across.PERCENTILE])
+async def test_a_range_beyond_all_times_costs_no_windows(across: Across) -> None:
+    """From the year 1 to the year 9999, as a client says that it wants all there is."""
+    query = Query(metrics=("m",), start_ms=-62_135_596_800_000, end_ms=253_402_300_799_000, step_ms=3_600_000)
+    (answer,) = await run([series("a", {0: 1.0, 9_223_369_200_000: 2.0})], Combination(across=across), query)
+    assert (answer.times_ms.tolist(), answer.values.tolist()) == ([0, 9_223_369_200_000], [1.0, 2.0])
+
+
 async def test_without_a_combination_nothing_changes() -> None:
     found = [series("b", {FIRST: 1.0}), series("a", {FIRST: 1.0})]
     assert await run(found, Combination()) == found

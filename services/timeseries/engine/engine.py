@@ -115,7 +115,8 @@ class Engine(Reads):
             rows: the rows, whose arrays must not change until this returns; None: only servers are told.
             metric_sets: sets that may not be known here.
             servers: new or changed servers; they hold for this batch and what follows.
-            endings: what `too_late` gave for these rows; None: none of them is before `aged_ms`.
+            endings: what `too_late` gave for these rows, or, where none of them was before `aged_ms`, the `endings`
+                from before that was looked at; None: nobody looked.
 
         Raises:
             InvalidArgument: the rows do not fit together or to their set, or a time is outside 1970 to 2262.
@@ -255,6 +256,11 @@ class Engine(Reads):
     def aged_ms(self) -> int:
         """Rows before this instant may be too late: ask `too_late`."""
         return self._retention.aged_ms
+
+    @property
+    def endings(self) -> int:
+        """How many partitions went so far: whether what was said of rows may still hold."""
+        return self._store.endings
 
     def held_from_ms(self, step_ms: int) -> int:
         """From which instant on windows of that width are made of all that was ever written here; 0: points."""

@@ -141,7 +141,7 @@ class Scan:
         for server_id, columns in selection.servers:
             cohorts = {cohort.id: cohort for holders in columns.values() for cohort, _ in holders}
             as_points = [(read_from, end_ms)] if rate and any(map(said_gauge, columns.values())) else []
-            unsettled = self._unsettled(cohorts, level, as_points)
+            unsettled = self._unsettled(server_id, cohorts, level, as_points)
             segments = plan((read_from, start_ms, end_ms), level, unsettled)  # no bucket lies across start_ms
             found = self._found(cohorts, segments)
             rows = sum(part.rows for _, of_cohorts in found for part in of_cohorts.values())
@@ -224,18 +224,20 @@ class Scan:
             for name, made in zip(names, self._windows.of_all(shared), strict=True):
                 yield *name, *made
 
-    def _unsettled(self, cohorts: dict[int, Cohort], level: int, as_points: Ranges) -> list[Ranges]:
+    def _unsettled(self, server_id: str, cohorts: dict[int, Cohort], level: int, as_points: Ranges) -> list[Ranges]:
         """For each level the ranges that it has no right buckets for; heads and marks are looked at in one moment.
 
+        Those of all cohorts of the server: while one has rows of a bucket in a head, it is made of none (`upkeep.py`).
         What they span may hold buckets whose points are gone: those are right, and nothing else has them.
         """
         if level == RAW:
             return []
         store = self._store
         with store.lock:
-            by_day = [store.heads.snapshot(cohort, 0, MAX_TIME_MS // DAY_MS) for cohort in cohorts.values()]
+            of_all = store.catalog.cohorts_of[server_id]
+            by_day = [store.heads.snapshot(cohort, 0, MAX_TIME_MS // DAY_MS) for cohort in of_all]
             chunks = [chunk for days in by_day for of_day in days.values() for chunk in of_day]
-            found = unsettled_ranges(chunks, store.tiers, cohorts, as_points)
+            found = unsettled_ranges(chunks, store.tiers, [cohort.id for cohort in of_all], as_points)
         of_server = list(cohorts.values())
         for number, ranges in enumerate(found):
             if number > RAW and store.ended[number - 1]:

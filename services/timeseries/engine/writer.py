@@ -26,8 +26,9 @@ from services.timeseries.engine.catalog import Additions
 from services.timeseries.engine.database import storage_error
 from services.timeseries.engine.journal_reader import JournalRow
 from services.timeseries.engine.roster import Roster, Rosters
-from services.timeseries.engine.settings import MAX_TIME_MS, MIN_TIME_MS
+from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS, MIN_TIME_MS
 from services.timeseries.engine.store import Store
+from services.timeseries.engine.tiers import RAW
 
 _log = logging.getLogger(__name__)
 _ROW_OVERHEAD_BYTES = 64
@@ -41,8 +42,8 @@ def _promise() -> "asyncio.Future[int]":
 class Append:
     """A batch that waits to be committed, made in an event loop; `done` gets its sequence or the reason why not.
 
-    `rows` is None when only sets and servers are told. `endings`: how many partitions had gone when old rows among
-    these were found to be in time; None: there are none.
+    `rows` is None when only sets and servers are told. `endings`: how many partitions had gone when the rows were
+    found to be in time; None: nobody looked.
     """
 
     rows: Rows | None
@@ -101,6 +102,7 @@ class Writer:
         self._taken_bytes = 0
         self.waiting_bytes = 0
         self._rosters = Rosters()
+        self._aged = (0, MIN_TIME_MS)  # of so many endings; rows before this instant may be of a day that went
         self._wake = threading.Condition()
         self._appends: deque[Append] = deque()
         self._jobs: deque[_Job] = deque()
@@ -211,7 +213,7 @@ class Writer:
         _answer([(append, row.sequence) for append, row, _ in staged])
 
     def _stage(self, append: Append, sequence: int, received_ms: int, additions: Additions) -> _Staged:
-        if append.endings not in (None, self._store.endings):
+        if append.endings not in (None, self._store.endings) and self._may_be_gone(append.rows):
             raise Unavailable("days went while the batch was checked: send it again", reason="EVICTED_MEANWHILE")
         for metric_set in append.metric_sets:
             additions.add_set(metric_set)
@@ -235,6 +237,13 @@ class Writer:
             payload=payload,
         )
         return _Staged(append, row, roster)
+
+    def _may_be_gone(self, rows: Rows | None) -> bool:
+        """Whether some rows are of a day whose points went, or of one before it."""
+        store = self._store
+        if self._aged[0] != store.endings:
+            self._aged = store.endings, (max(store.ended[RAW], default=-1) + 1) * DAY_MS
+        return rows is not None and bool(rows.server_ids) and rows.span_ms[0] < self._aged[1]
 
     def _apply(self, additions: Additions, staged: list[_Staged]) -> bool:
         full, heads, now = False, self._store.heads, self._store.clock.monotonic()

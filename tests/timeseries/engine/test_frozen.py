@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
+from fleet.codec import rows_to_pb
+from openmanager.timeseries.v1.timeseries_pb2 import AppendRequest
 from runtime.clock import ManualClock
+from runtime.errors import Unavailable
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
 from services.timeseries.engine.upkeep import Rollups
+from services.timeseries.wire import decode
 from tests.timeseries.engine.model import Model, ask, assert_same, metric_set, rows
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
@@ -79,6 +83,27 @@ async def test_what_comes_while_the_limit_takes_a_day_is_rolled_up_or_it_is_said
         else:
             assert said is None
             await assert_counted(engine, model)
+
+
+async def test_rows_of_a_day_that_goes_before_they_are_journaled_are_judged_again(tmp_path: Path) -> None:
+    """As the limit takes a day that was not old when they were looked at."""
+    model, begin, clock = Model(), TODAY - DAY_MS, ManualClock(TODAY)
+    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+        await append(engine, model, range(begin, begin + HOUR_MS, 60_000))
+        both, of_today = (rows(SET, [("a", time, [1.0]) for time in times]) for times in ([begin + 1, TODAY], [TODAY]))
+        judged = [
+            await decode(AppendRequest(batch=rows_to_pb(batch)), engine.metric_set, clock.now_ms(), engine)
+            for batch in (both, of_today)
+        ]
+        await asyncio.to_thread(engine._retention._evict, engine._store.tiers[0], begin // DAY_MS, force=True)
+        assert not list((tmp_path / "blocks").glob("*.db"))
+        with pytest.raises(Unavailable) as refused:
+            await engine.append(judged[0].rows, endings=judged[0].endings)
+        assert refused.value.reason == "EVICTED_MEANWHILE"
+        await engine.append(judged[1].rows, endings=judged[1].endings)
+        model.append(SET, of_today)
+        query = Query(metrics=None, start_ms=0, end_ms=1 << 62, step_ms=300_000, aggregation=Aggregation.COUNT)
+        assert_same(await ask(engine, query), model.query(query), Aggregation.COUNT)
 
 
 async def test_an_engine_that_closes_takes_no_day_without_its_roll_ups(tmp_path: Path) -> None:

@@ -246,3 +246,29 @@ async def test_rate_is_the_same_on_every_tier_whatever_kind_was_said_first(
         for step in (MINUTE_MS, 5 * MINUTE_MS, HOUR_MS):
             query = Query(metrics=("requests",), start_ms=0, end_ms=NOON, step_ms=step, aggregation=Aggregation.RATE)
             assert_same(await ask(engine, query), model.query(query), Aggregation.RATE)
+
+
+async def test_a_head_of_another_set_hides_no_point_of_a_server(tmp_path: Path) -> None:
+    """As scores that analytics writes of a server: few, so that their head is open while the server's own is closed,
+    and no bucket is made that it has a row of."""
+    model, clock = Model(), ManualClock(NOON)
+    others = metric_set("score")
+    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+
+        async def told(of_set: MetricSet, minutes: range, value: float) -> None:
+            lines = [("a", NOON - HOUR_MS + n * MINUTE_MS, [value] * len(of_set)) for n in minutes]
+            await engine.append(rows(of_set, lines), metric_sets=(of_set,))
+            model.append(of_set, rows(of_set, lines))
+
+        await told(FULL, range(0, 60, 2), 1.0)
+        await engine.maintain(everything=True)
+        await told(others, range(1, 60, 20), 2.0)
+        await told(FULL, range(1, 60), 3.0)
+        await engine.maintain()
+        assert (await engine.status()).head_points == 3, "only the full head is a block"
+        for closed in (False, True):
+            if closed:
+                engine._store.close_heads(lambda: False, everything=True)
+            for metric, step_ms in itertools.product(("cpu_usage", "score"), (5 * MINUTE_MS, HOUR_MS)):
+                query = Query(metrics=(metric,), start_ms=0, end_ms=NOON, step_ms=step_ms, aggregation=Aggregation.SUM)
+                assert_same(await ask(engine, query), model.query(query), Aggregation.SUM)
