@@ -276,8 +276,13 @@ class TestAlone:
     """One replica whose oldest days went, and a store that has them."""
 
     @pytest.fixture
-    async def aged(self, tmp_path: Path) -> AsyncIterator[tuple[Engine, OracleStore, Model, Reader]]:
-        clock = ManualClock(NOON)
+    def clock(self) -> ManualClock:
+        return ManualClock(NOON)
+
+    @pytest.fixture
+    async def aged(
+        self, tmp_path: Path, clock: ManualClock
+    ) -> AsyncIterator[tuple[Engine, OracleStore, Model, Reader]]:
         settings = EngineSettings(
             maintenance_interval_s=1e9,
             journal_keep_s=0.0,
@@ -345,3 +350,42 @@ class TestAlone:
         (result,) = answer.results
         assert result.times_ms[0] >= engine.held_from_ms(0)
         assert result.times_ms[-1] == max(time for time in model.series["a", "cpu_usage"])
+
+    async def test_a_day_that_goes_while_the_store_takes_its_time_is_not_missed(
+        self, aged: tuple[Engine, OracleStore, Model, Reader], clock: ManualClock
+    ) -> None:
+        engine, store, model, reader = aged
+        held_ms = engine.held_from_ms(0)
+
+        async def answer_slowly(query: Query, metrics: Mapping[str, Metric]) -> AsyncIterator[SeriesResult]:
+            async for result in OracleStore.query(store, query, metrics):
+                yield result
+            if engine.held_from_ms(0) == held_ms:
+                clock.advance(86_400)
+                await engine.maintain(everything=True)
+
+        store.query = answer_slowly  # type: ignore[method-assign]
+        query = Query(metrics=("cpu_usage",), start_ms=NOON, end_ms=NOON + 6 * 86_400_000)
+        (result,) = (await reader.read(query)).results
+        assert engine.held_from_ms(0) > held_ms, "a day went"
+        found = {("a", "cpu_usage"): list(zip(result.times_ms.tolist(), result.values.tolist(), strict=True))}
+        assert_same(found, model.query(query))
+
+    async def test_a_day_that_goes_while_it_is_read_is_asked_of_the_store(
+        self, aged: tuple[Engine, OracleStore, Model, Reader], clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine, _, model, reader = aged
+        held_ms = engine.held_from_ms(0)
+
+        async def read_late(this: ThisReplica, query: Query) -> list[SeriesResult]:
+            if engine.held_from_ms(0) == held_ms:
+                clock.advance(86_400)
+                await engine.maintain(everything=True)
+            return [result async for result in engine.query(query)]
+
+        monkeypatch.setattr(ThisReplica, "query", read_late)
+        query = Query(metrics=("cpu_usage",), start_ms=NOON, end_ms=NOON + 6 * 86_400_000)
+        (result,) = (await reader.read(query)).results
+        assert engine.held_from_ms(0) > held_ms, "a day went"
+        found = {("a", "cpu_usage"): list(zip(result.times_ms.tolist(), result.values.tolist(), strict=True))}
+        assert_same(found, model.query(query))
