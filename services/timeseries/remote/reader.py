@@ -1,7 +1,8 @@
 """Answers queries where the history is not all here: what is older lies in an external store, other servers' rows on
 other replicas.
 
-Alone, a replica has all rows of its retention; what is older is asked of the store::
+Alone, a replica has all rows of its retention; what is older is asked of the store, with what of an import of long ago
+that does not have yet::
 
     [start, edge)  the store          [edge, end)  the engine, with its roll-ups
 
@@ -141,7 +142,8 @@ class Reader:
                 found.append(here.pop(0))
                 continue
             try:
-                found.append(await self._asked(part, metrics))
+                unshipped = await self._this.unshipped(part, self._remote.name)  # of an import of long ago
+                found.append(await self._of_store(part, metrics, [unshipped]))
             except (Unavailable, DeadlineExceeded) as error:
                 range_text = f"from {_text(start)} to {_text(end)} only what is held here is shown"
                 answer.incomplete.append(f"{self._away(error)}: {range_text}")

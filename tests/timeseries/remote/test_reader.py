@@ -351,6 +351,29 @@ class TestAlone:
         assert result.times_ms[0] >= engine.held_from_ms(0)
         assert result.times_ms[-1] == max(time for time in model.series["a", "cpu_usage"])
 
+    async def test_what_is_imported_for_long_ago_is_there_before_it_is_shipped(
+        self, aged: tuple[Engine, OracleStore, Model, Reader]
+    ) -> None:
+        engine, _, model, reader = aged
+        await engine.cursors.register(STORE)
+        for days in (1, 20):  # beside what the store has, and where it has nothing
+            batch = rows(SET, [("a", NOON - days * 86_400_000 + second * 1_000, [1.0, 2.0]) for second in range(90)])
+            await engine.append(batch, metric_sets=(SET,))
+            model.append(SET, batch)
+        for aggregation, step in itertools.product(Aggregation, (0, 60_000, 7_777_000)):
+            query = Query(
+                metrics=("requests_total",),
+                start_ms=NOON - 30 * 86_400_000,
+                end_ms=NOON + 6 * 86_400_000,
+                step_ms=step,
+                aggregation=aggregation,
+            )
+            answer = await reader.read(query)
+            (result,) = answer.results
+            found = {("a", "requests_total"): list(zip(result.times_ms.tolist(), result.values.tolist(), strict=True))}
+            assert_same(found, model.query(query), aggregation if step else None)
+            assert answer.incomplete == []
+
     async def test_a_day_that_goes_while_the_store_takes_its_time_is_not_missed(
         self, aged: tuple[Engine, OracleStore, Model, Reader], clock: ManualClock
     ) -> None:
