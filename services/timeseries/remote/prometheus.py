@@ -55,6 +55,8 @@ SLICES: Final = 64
 MAX_POINTS: Final = 10_000_000
 MAX_READ_POINTS: Final = 10_000_000
 MAX_SERIES: Final = 20_000
+_COMPLETE: Final = (("deny_partial_response", "1"), ("partial_response", "false"))
+"""VictoriaMetrics and Thanos then answer with an error where a part of them is away."""
 
 
 class PrometheusHistory:
@@ -199,7 +201,7 @@ class PrometheusHistory:
         the series whose samples came out of order."""
         fields = [("match[]", promql.selector(matchers)), ("start", promql.instant(run.read_from_ms))]
         fields.append(("end", promql.instant(max(run.end_ms, self._clock.now_ms()))))
-        found = await self._ask(run, "GET", f"/api/v1/label/{label}/values", fields)
+        found = await self._ask(run, "GET", f"/api/v1/label/{label}/values", [*fields, *_COMPLETE])
         return sorted(map(str, found or []))
 
     # What it comes to
@@ -366,8 +368,7 @@ class PrometheusHistory:
         """The series of an answer, NaN left out."""
         # nocache and latency_offset: VictoriaMetrics would align the range, and repeat old values in its last 30 s
         exact = [("nocache", "1"), ("latency_offset", "1ms")]
-        complete = [("deny_partial_response", "1"), ("partial_response", "false")]
-        data = await self._ask(run, "POST", path, [*fields, *exact, *complete])
+        data = await self._ask(run, "POST", path, [*fields, *exact, *_COMPLETE])
         found: list[Found] = await self._in_thread(decoded, data)
         return found
 

@@ -4,15 +4,19 @@ What must stay true: an answer that lacks something, since a part of the store i
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
 from runtime.errors import ResourceExhausted, Unavailable
-from services.timeseries.prometheus.client import Answer
+from services.timeseries.prometheus.client import Answer, shown
 from services.timeseries.prometheus.labels import SERVER_ID, key_of
+
+HARMLESS: Final = ("PromQL ", "No StoreAPIs matched", "not implemented")
+"""How warnings begin that tell of nothing that is lacking: of the query's text, of a range in which no part of Thanos
+has anything, and of names, which Prometheus' remote read never tells."""
 
 Points = tuple[NDArray[np.int64], NDArray[np.float64]]
 
@@ -42,12 +46,14 @@ def data_of(answer: Answer) -> Any:
     try:
         found = orjson.loads(answer.data)
         data = found["data"] if status == 200 and found["status"] == "success" else None
-        is_partial = bool(found.get("isPartial"))
+        lacking = ["isPartial"] if found.get("isPartial") else []
+        lacking += [text for text in map(str, found.get("warnings") or ()) if not text.startswith(HARMLESS)]
     except (ValueError, LookupError, TypeError, AttributeError):
         found = data = None
-        is_partial = False
-    if is_partial:
-        raise Unavailable("a part of the store at PROMETHEUS_QUERY_URL is away", reason="STORE_UNAVAILABLE")
+        lacking = []
+    if lacking and status == 200:
+        said = shown(lacking[0].encode())
+        raise Unavailable(f"a part of the store at PROMETHEUS_QUERY_URL is away: {said}", reason="STORE_UNAVAILABLE")
     if found is None or status != 200:
         raise Unavailable(
             f"PROMETHEUS_QUERY_URL is no base of a query API: it answers {status} {answer.text}",

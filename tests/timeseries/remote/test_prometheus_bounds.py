@@ -137,6 +137,12 @@ async def test_a_caller_that_goes_away_stops_the_query(
             "STORE_UNAVAILABLE",
             "a part of the store",
         ),
+        (
+            "200 OK",
+            '{"status":"success","data":{"result":[]},"warnings":["PromQL info: a","remote_read: connection refused"]}',
+            "STORE_UNAVAILABLE",
+            "is away: remote_read: connection refused",
+        ),
         ("503 Away", "starting", "STORE_UNAVAILABLE", "answers 503: starting"),
         ("429 Slow", "too much", "STORE_THROTTLES", "answers 429: too much"),
     ],
@@ -154,4 +160,28 @@ async def test_an_answer_that_is_none_says_what_to_mend(status: str, body: str, 
         with pytest.raises(Unavailable, match=said) as caught:
             await ask(history, Query(metrics=("a",), start_ms=0, end_ms=1), {})
         assert caught.value.reason == reason and "a-secret-token" not in caught.value.message
+    server.close()
+
+
+async def test_a_part_that_is_away_is_no_whole_answer_of_names_either() -> None:
+    """As Thanos does: what is there comes with a warning, or not at all where that is asked for."""
+    whole = True
+
+    async def serve(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await stream.readuntil(b"\r\n\r\n")).decode()
+        size = next((int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:")), 0)
+        request = head.split("\r\n")[0] + (await stream.readexactly(size)).decode()
+        status = 200 if whole or "partial_response=false" not in request else 503
+        data = "[]" if "/label/" in request else '{"result":[]}'
+        body = f'{{"status":"success","data":{data},"warnings":["No StoreAPIs matched for this query"]}}'
+        writer.write(f"HTTP/1.1 {status} -\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with reading([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"]) as history:
+        query = Query(metrics=None, start_ms=0, end_ms=1)
+        assert await ask(history, query, {}) == {}
+        whole = False
+        with pytest.raises(Unavailable, match="answers 503"):
+            await ask(history, query, {})
     server.close()
