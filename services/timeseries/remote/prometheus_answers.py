@@ -3,6 +3,7 @@
 What must stay true: an answer that lacks something, since a part of the store is away, is none; NaN is no value.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +18,11 @@ from services.timeseries.prometheus.labels import SERVER_ID, key_of
 HARMLESS: Final = ("PromQL ", "No StoreAPIs matched", "not implemented")
 """How warnings begin that tell of nothing that is lacking: of the query's text, of a range in which no part of Thanos
 has anything, and of names, which Prometheus' remote read never tells."""
+
+_TOO_LARGE: Final = re.compile(
+    r"too (?:many|large|long)|limit|more than|maximum|exceeds|-search\.max|enough memory", re.IGNORECASE
+)
+"""What stores say of bounds of theirs, in words that they do not use of a part that is away."""
 
 Points = tuple[NDArray[np.int64], NDArray[np.float64]]
 
@@ -41,7 +47,9 @@ def data_of(answer: Answer) -> Any:
             f"PROMETHEUS_QUERY_URL refuses PROMETHEUS_BEARER_TOKEN or PROMETHEUS_TENANT: {status} {answer.text}",
             reason="STORE_REFUSED",
         )
-    if status == 422:
+    if status == 422:  # of all that goes wrong while a query runs
+        if not _TOO_LARGE.search(answer.text):
+            raise Unavailable(f"the store cannot answer: {answer.text}", reason="STORE_UNAVAILABLE")
         raise ResourceExhausted(f"the store does not answer so large a query: {answer.text}", reason="MAX_POINTS")
     try:
         found = orjson.loads(answer.data)

@@ -147,6 +147,12 @@ async def test_a_caller_that_goes_away_stops_the_query(
             "STORE_UNAVAILABLE",
             "is away: remote_read: connection refused",
         ),
+        (  # Thanos, and VictoriaMetrics' cluster, where a part of them is away
+            "422 No",
+            '{"status":"error","errorType":"execution","error":"expanding series: rpc error: connection refused"}',
+            "STORE_UNAVAILABLE",
+            "the store cannot answer: .*connection refused",
+        ),
         ("503 Away", "starting", "STORE_UNAVAILABLE", "answers 503: starting"),
         ("429 Slow", "too much", "STORE_THROTTLES", "answers 429: too much"),
     ],
@@ -198,6 +204,23 @@ async def test_a_part_that_is_away_is_no_whole_answer_of_names_either() -> None:
         whole = False
         with pytest.raises(Unavailable, match="answers 503"):
             await ask(history, query, {})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "query processing would load too many samples into memory in query execution",
+        "the query exceeded the maximum number of chunks (limit: 2000000 chunks) (err-mimir-max-chunks-per-query)",
+        "the query time range exceeds the limit (query length: 9000h0m0s, limit: 768h0m0s)",
+        "cannot select more than -search.maxSamplesPerQuery=1000000000 samples",
+    ],
+)
+async def test_a_query_that_is_too_large_for_the_store_is_no_outage(said: str) -> None:
+    body = json.dumps({"status": "error", "errorType": "execution", "error": said})
+    async with answering(lambda _path, _fields: (422, body)) as url, reading([url]) as history:
+        for _ in range(3):
+            with pytest.raises(ResourceExhausted, match="does not answer so large a query"):
+                await ask(history, Query(metrics=("a",), start_ms=0, end_ms=1), {})
 
 
 @pytest.mark.parametrize("noticed", [True, False])
