@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 from fleet.model import Metric, MetricKind
 from runtime.circuit import Circuit, CircuitState
 from runtime.clock import Clock
-from runtime.errors import ResourceExhausted, Unavailable
+from runtime.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from services.timeseries.engine.aggregate import Aggregation, Windows
 from services.timeseries.engine.query import Query, SeriesResult, check_query
 from services.timeseries.engine.settings import MAX_TIME_MS, MIN_TIME_MS
 from services.timeseries.prometheus.client import Nodes
 from services.timeseries.prometheus.labels import NAME, SERVER_ID, escaped_name, labels_of
 from services.timeseries.remote import promql
+from services.timeseries.remote.history import patiently
 from services.timeseries.remote.prometheus_answers import Found, Points, data_of, decoded, distinct, in_order, joined
 from services.timeseries.remote.prometheus_run import Run, check_rate, windowed
 from services.timeseries.remote.promql import Part, Term
 
 QUERY_TIMEOUT_S: Final = 8.0
-"""For the whole answer of one node to one request. Less than the 10 s that a caller waits by default: one that gave up
-before would tell the circuit nothing."""
+"""For the whole answer of one node to one request."""
 QUERY_THREADS: Final = 4
 MAX_ANSWER_BYTES: Final = 128 << 20
 MAX_STEPS: Final = 10_000
@@ -378,8 +378,9 @@ class PrometheusHistory:
     async def _ask(self, run: Run, method: str, path: str, fields: list[tuple[str, str]]) -> Any:
         try:
             with self._circuit.attempt():
-                return await self._in_thread(self._request, run, method, path, fields)
-        except Unavailable:
+                async with patiently(self.name):
+                    return await self._in_thread(self._request, run, method, path, fields)
+        except (Unavailable, DeadlineExceeded):
             self._edges_until_s = float("-inf")
             raise
 
