@@ -71,9 +71,10 @@ def data_of(answer: Answer) -> Any:
 
 
 def decoded(data: Mapping[str, Any]) -> list[Found]:
+    """The series that have numbers; native histograms, which are none of ours, are left out."""
     found = []
     for series in data["result"]:
-        pairs = series["values"] if "values" in series else [series["value"]]
+        pairs = series["values"] if "values" in series else [series["value"]] if "value" in series else []
         times = np.rint(np.array([pair[0] for pair in pairs], np.float64) * 1_000).astype(np.int64)
         values = np.array([float(pair[1]) for pair in pairs])
         there = ~np.isnan(values)

@@ -206,6 +206,22 @@ async def test_a_part_that_is_away_is_no_whole_answer_of_names_either() -> None:
             await ask(history, query, {})
 
 
+async def test_native_histograms_of_others_are_left_out() -> None:
+    def answer(path: str, fields: str) -> tuple[int, str]:
+        if "/label/" in path:
+            return 200, '{"status":"success","data":["a"]}'
+        own = {"metric": {"__name__": "a", "server_id": "a"}}
+        if "count_over_time" in fields:
+            found = [{"metric": {}, "value": [0, "2"]}]
+        else:
+            histogram = {"count": "1", "sum": "1", "buckets": []}
+            found = [{**own, "values": [[0, "1"]]}, {**own, "histograms": [[0, histogram]]}]
+        return 200, json.dumps({"status": "success", "data": {"result": found}})
+
+    async with answering(answer) as url, reading([url]) as history:
+        assert await ask(history, Query(metrics=None, start_ms=0, end_ms=1), {}) == {("a", "a"): [(0, 1.0)]}
+
+
 @pytest.mark.parametrize(
     "said",
     [
