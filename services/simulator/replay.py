@@ -38,7 +38,7 @@ class Replay:
         Args:
             path: the recording, CSV or gzip of it.
             folder: where its rows are kept sorted; emptied first.
-            header: what ``read_header`` returned for the file.
+            header: what ``read_header`` returned for the file; it may be another one when that is read.
             speed: seconds of the recording in a second; None: as fast as batches are accepted.
             shift: whether times are moved so that the recording ends when it is started; else they are kept.
         """
@@ -116,6 +116,9 @@ class Replay:
         for line in recording.named_lines:
             _log.warning("the recording has a bad line", extra={"line": line})
         self._recording = recording
+        if recording.header != self._header:
+            self._header = recording.header
+            self._batch_rows = max(1, MAX_BATCH_POINTS // len(self._header.metric_set))
         self._blocks = recording.blocks()
         self._block, self._position, self._rows_sent, self._fetching = None, 0, 0, None
         self._offset_ms = self._clock.now_ms() - recording.last_ms if self._shift else 0

@@ -67,6 +67,7 @@ class Simulator:
         self._delivery = Delivery(writer, clock)
         self._delivering: asyncio.Task[None] | None = None
         self._feeding: asyncio.Task[None] | None = None
+        self._wanted = False
         self._feed_error = ""
         self._feed_error_time_ms = 0
 
@@ -92,17 +93,23 @@ class Simulator:
         return self._feeding is not None and not self._feeding.done()
 
     def start(self) -> None:
-        """Starts making ticks; does nothing when it does already."""
+        """Starts making ticks; does nothing when it does already. While it is being stopped it starts after that."""
+        self._wanted = True
         if not self.running:
             self._feed_error = ""
             self._feeding = asyncio.create_task(self._run_feed(), name="simulator-feed")
 
     async def stop(self) -> None:
         """Stops making ticks; does nothing when it has already. What was made is still delivered."""
-        if self._feeding is not None:
-            self._feeding.cancel()
-            await asyncio.gather(self._feeding, return_exceptions=True)
-            self._feeding = None
+        self._wanted = False
+        feeding = self._feeding
+        if feeding is not None:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+            if self._feeding is feeding:  # else it was started again meanwhile
+                self._feeding = None
+                if self._wanted:
+                    self.start()
 
     async def _run_feed(self) -> None:
         try:

@@ -57,6 +57,20 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_recording_that_was_replaced_is_played_under_the_names_of_its_own_columns(stage: Stage) -> None:
+    replay = stage.replay()
+    for header in ("time,server_id,queue_depth,cpu_usage", "time,server_id,cpu_usage,queue_depth,disk_usage"):
+        names = header.split(",")[2:]
+        stage.path.write_text(f"{header}\n{FIRST_S},a," + ",".join(map(str, range(len(names)))) + "\n")
+        stage.writer.batches.clear()
+        await replay.run(stage.delivery)
+        (batch,) = stage.writer.batches
+        assert [metric.name for metric in batch.metric_set.metrics] == names
+        assert batch.rows.metric_set_id == batch.metric_set.id
+        assert batch.rows.values.tolist() == [list(range(len(names)))]
+        assert replay.metric_count == len(names)
+
+
 async def test_shifted_times_end_now(stage: Stage) -> None:
     replay = stage.replay()
     await asyncio.wait_for(replay.run(stage.delivery), 10)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,8 @@ from runtime.clock import ManualClock
 from runtime.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from runtime.process import Process
 from runtime.server import bind
-from services.simulator.delivery import MAX_WAITING_TICKS
-from services.simulator.feed import Mode, TickFeed
+from services.simulator.delivery import MAX_WAITING_TICKS, Delivery
+from services.simulator.feed import Mode, Progress, TickFeed
 from services.simulator.fleet import build_fleet
 from services.simulator.host import HostSource
 from services.simulator.servicer import SimulatorServicer
@@ -70,6 +70,49 @@ async def test_ticks_are_on_the_grid_and_whole(stage: Stage) -> None:
     assert (status.running, status.servers, status.metrics, status.interval_s) == (True, 5, 511, 10.0)
     assert status.counters.acknowledged_points == 5 * 5 * 511
     assert status.counters.last_tick_time_ms == FIRST_MS + 4 * INTERVAL_MS
+
+
+class Lingering:
+    """A feed that takes its time to end, and counts how many of it run."""
+
+    server_count = metric_count = 0
+    interval_s = 0.0
+    progress = Progress()
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.may_end = asyncio.Event()
+        self.ended: Callable[[], object] = lambda: None
+
+    async def run(self, _delivery: Delivery) -> None:
+        self.running += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.may_end.wait()
+            self.running -= 1
+            asyncio.get_running_loop().call_soon(self.ended)
+
+
+@pytest.mark.parametrize("when", ["while it ends", "as it has ended"])
+async def test_a_start_during_a_stop_is_neither_forgotten_nor_lost_sight_of(when: str) -> None:
+    feed = Lingering()
+    async with Simulator(feed, FakeWriter(), ManualClock(), mode=Mode.HOST) as simulator:
+        simulator.start()
+        await eventually(lambda: feed.running == 1)
+        stopping = asyncio.create_task(simulator.stop())
+        await asyncio.sleep(0)
+        if when == "while it ends":
+            simulator.start()
+        else:
+            feed.ended = simulator.start
+        feed.may_end.set()
+        await stopping
+        feed.ended = lambda: None
+        await eventually(lambda: feed.running == 1)
+        assert simulator.running and simulator.status().running
+        await simulator.stop()
+        assert feed.running == 0 and not simulator.running
 
 
 async def test_start_and_stop_are_harmless_when_repeated(stage: Stage) -> None:

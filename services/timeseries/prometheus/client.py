@@ -7,15 +7,17 @@ message holds a token. urllib3's connections are made for threads, so callers ru
 """
 
 import re
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Any, Final
 
 import urllib3
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
 from runtime.errors import Cancelled, ResourceExhausted, Unavailable, clip
@@ -67,6 +69,10 @@ class Nodes:
         if tenant:
             self._headers["X-Scope-OrgID"] = tenant
         self._pool = urllib3.PoolManager(retries=False, maxsize=CONNECTIONS)
+        self._pool.pool_classes_by_scheme = {
+            "http": _bounded(HTTPConnectionPool),
+            "https": _bounded(HTTPSConnectionPool),
+        }
         self._current = 0
 
     @property
@@ -184,7 +190,7 @@ def _read(
 ) -> bytes:
     """The answer, or a little more of it than `max_bytes`."""
     chunks = bytearray()
-    for chunk in response.stream(READ_CHUNK_BYTES):
+    while chunk := response.read1(READ_CHUNK_BYTES):  # what is there; another read waits for all of that
         chunks += chunk
         if len(chunks) > max_bytes:
             break
@@ -193,6 +199,33 @@ def _read(
         if time.monotonic() > ends:
             raise Unavailable(f"{url} does not answer in time", reason="STORE_UNAVAILABLE")
     return bytes(chunks)
+
+
+def _bounded(pool: Any) -> Any:
+    """A pool whose connections wait no longer than their time-out for the head of an answer, which else holds for each
+    part of it that comes."""
+
+    class Bounded(pool.ConnectionCls):  # type: ignore[misc]
+        def getresponse(self) -> Any:
+            ends = time.monotonic() + self.timeout
+            watch = threading.Timer(self.timeout, _shut, (self.sock,))
+            watch.daemon = True
+            watch.start()
+            try:
+                response = super().getresponse()
+            finally:
+                watch.cancel()
+            if time.monotonic() >= ends:  # its head was cut off, and looks whole
+                response.close()
+                raise TimeoutError("no answer in time")
+            return response
+
+    return type(pool.__name__, (pool,), {"ConnectionCls": Bounded})
+
+
+def _shut(one: socket.socket) -> None:
+    with suppress(OSError):  # it is closed already
+        socket.socket.shutdown(one, socket.SHUT_RDWR)  # TLS's own would take the layer away under who is reading
 
 
 def _words(error: Exception) -> str:

@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 from fleet.model import Metric, MetricKind
 from runtime.circuit import Circuit, CircuitState
 from runtime.clock import Clock
-from runtime.errors import ResourceExhausted
+from runtime.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from services.timeseries.engine.aggregate import Aggregation, Windows
 from services.timeseries.engine.query import Query, SeriesResult, check_query
 from services.timeseries.engine.settings import MAX_TIME_MS, MIN_TIME_MS
 from services.timeseries.prometheus.client import Nodes
 from services.timeseries.prometheus.labels import NAME, SERVER_ID, escaped_name, labels_of
 from services.timeseries.remote import promql
+from services.timeseries.remote.history import patiently
 from services.timeseries.remote.prometheus_answers import Found, Points, data_of, decoded, distinct, in_order, joined
 from services.timeseries.remote.prometheus_run import Run, check_rate, windowed
 from services.timeseries.remote.promql import Part, Term
 
 QUERY_TIMEOUT_S: Final = 8.0
-"""For the whole answer of one node to one request. Less than the 10 s that a caller waits by default: one that gave up
-before would tell the circuit nothing."""
+"""For the whole answer of one node to one request."""
 QUERY_THREADS: Final = 4
 MAX_ANSWER_BYTES: Final = 128 << 20
 MAX_STEPS: Final = 10_000
@@ -51,10 +51,14 @@ EXACT_TERMS: Final = 20
 """So many labelled metrics of one name are asked for by labels; of more, all of that name are, and picked here."""
 MAX_AHEAD_MS: Final = 7_200_000
 """No row is further ahead of our clock; it keeps ranges without an end from being asked for by the century."""
+EDGES_KNOWN_S: Final = 5.0
+"""And no longer than until a request fails: less than it takes to put another version in a store's place unnoticed."""
 SLICES: Final = 64
 MAX_POINTS: Final = 10_000_000
 MAX_READ_POINTS: Final = 10_000_000
 MAX_SERIES: Final = 20_000
+_COMPLETE: Final = (("deny_partial_response", "1"), ("partial_response", "false"))
+"""VictoriaMetrics and Thanos then answer with an error where a part of them is away."""
 
 
 class PrometheusHistory:
@@ -87,7 +91,8 @@ class PrometheusHistory:
         self._circuit = Circuit("PROMETHEUS_QUERY_URL", clock)
         self._pool = ThreadPoolExecutor(QUERY_THREADS, "prometheus-query")
         self._max_points, self._max_read_points, self._max_series = max_points, max_read_points, max_series
-        self._closed_left: bool | None = None
+        self._closed_left = False
+        self._edges_until_s = float("-inf")
 
     @property
     def name(self) -> str:
@@ -150,11 +155,14 @@ class PrometheusHistory:
     # What there is
 
     async def _learn_edges(self, run: Run) -> None:
-        """Whether a range includes its left edge, as before Prometheus 3; asked once, with a query of no data."""
-        if self._closed_left is None:
+        """Whether a range includes its left edge, as before Prometheus 3; by a query of no data. Asked again, since the
+        store may have become another version."""
+        if self._clock.monotonic() >= self._edges_until_s:
             fields = [("query", "count_over_time(vector(1)[2s:1s])"), ("time", "2001-01-01T00:00:00Z")]
             found = await self._series(run, "/api/v1/query", fields)
             self._closed_left = bool(found) and bool(found[0].values[-1] == 3)
+            self._edges_until_s = self._clock.monotonic() + EDGES_KNOWN_S
+        run.closed_left = self._closed_left
 
     async def _terms(self, run: Run) -> list[Term]:
         """The metrics that may match, by name; what they bring is looked at again."""
@@ -199,7 +207,7 @@ class PrometheusHistory:
         the series whose samples came out of order."""
         fields = [("match[]", promql.selector(matchers)), ("start", promql.instant(run.read_from_ms))]
         fields.append(("end", promql.instant(max(run.end_ms, self._clock.now_ms()))))
-        found = await self._ask(run, "GET", f"/api/v1/label/{label}/values", fields)
+        found = await self._ask(run, "GET", f"/api/v1/label/{label}/values", [*fields, *_COMPLETE])
         return sorted(map(str, found or []))
 
     # What it comes to
@@ -220,7 +228,7 @@ class PrometheusHistory:
         pieces: dict[tuple[str, str], list[Points]] = {}
         matcher = promql.of_servers(servers)
         requests = (
-            (promql.windows(some, matcher, run.query.aggregation, self._width(part)), part)
+            (promql.windows(some, matcher, run.query.aggregation, run.width(part)), part)
             for some in promql.terms_together(terms, TERMS_TOGETHER, MAX_QUERY_BYTES, matcher)
             for part in self._parts(run, len(some) * len(servers))
         )
@@ -234,7 +242,7 @@ class PrometheusHistory:
         names: dict[tuple[str, str], str] = {}
         matcher = promql.of_servers(servers)
         requests = (
-            (f"last_over_time({promql.ranged([*matchers, matcher], self._width(part))})", part)
+            (f"last_over_time({promql.ranged([*matchers, matcher], run.width(part))})", part)
             for matchers, count in promql.selections(terms, TERMS_TOGETHER, MAX_SERVERS_BYTES)
             for part in self._parts(run, count * len(servers))
         )
@@ -274,9 +282,6 @@ class PrometheusHistory:
         most = min(MAX_STEPS, POINTS_TOGETHER // series, SCANNED_TOGETHER * 10_000 // (series * step_ms))
         return promql.parts(run.start_ms, run.end_ms, step_ms, max(1, most))
 
-    def _width(self, part: Part) -> int:
-        return max(1, part.width_ms - 1) if self._closed_left else part.width_ms
-
     async def _all_evaluated(self, run: Run, requests: Iterable[tuple[str, Part]]) -> AsyncIterator[list[Found]]:
         """The answers in order; some are asked for at once, unless one is to show first that the store is back."""
         waiting = iter(requests)
@@ -307,7 +312,7 @@ class PrometheusHistory:
         matcher = promql.of_servers(servers)
         for some in promql.terms_together(terms, TERMS_TOGETHER, MAX_QUERY_BYTES, matcher):
             for start, end in await self._slices(run, some, matcher, start_ms, end_ms):
-                width = self._width(Part(start, start, end, end - start))
+                width = run.width(Part(start, start, end, end - start))
                 for matchers, _ in promql.selections(some, TERMS_TOGETHER, MAX_SERVERS_BYTES):
                     text = promql.ranged([*matchers, matcher], width)
                     fields = [("query", text), ("time", promql.instant(end - 1))]
@@ -321,7 +326,7 @@ class PrometheusHistory:
     ) -> list[tuple[int, int]]:
         """Cuts a range where points are many; those without any are left out. Counts against the bounds."""
         whole = Part(start_ms, start_ms, end_ms, end_ms - start_ms)
-        counted = await self._evaluated(run, promql.total(terms, servers, self._width(whole)), whole)
+        counted = await self._evaluated(run, promql.total(terms, servers, run.width(whole)), whole)
         points = int(sum(series.values.sum() for series in counted))
         run.read += points
         if not run.query.step_ms and run.read > self._max_points:
@@ -343,7 +348,7 @@ class PrometheusHistory:
             return [(start_ms, end_ms)]
         part = Part(start_ms, start_ms, start_ms + width, width, SLICES)
         counts: dict[int, int] = {}
-        for series in await self._evaluated(run, promql.total(terms, servers, self._width(part)), part):
+        for series in await self._evaluated(run, promql.total(terms, servers, run.width(part)), part):
             for label, count in zip(series.times_ms.tolist(), series.values.tolist(), strict=True):
                 counts[label] = counts.get(label, 0) + int(count)
         found: list[tuple[int, int]] = []
@@ -366,14 +371,18 @@ class PrometheusHistory:
         """The series of an answer, NaN left out."""
         # nocache and latency_offset: VictoriaMetrics would align the range, and repeat old values in its last 30 s
         exact = [("nocache", "1"), ("latency_offset", "1ms")]
-        complete = [("deny_partial_response", "1"), ("partial_response", "false")]
-        data = await self._ask(run, "POST", path, [*fields, *exact, *complete])
+        data = await self._ask(run, "POST", path, [*fields, *exact, *_COMPLETE])
         found: list[Found] = await self._in_thread(decoded, data)
         return found
 
     async def _ask(self, run: Run, method: str, path: str, fields: list[tuple[str, str]]) -> Any:
-        with self._circuit.attempt():
-            return await self._in_thread(self._request, run, method, path, fields)
+        try:
+            with self._circuit.attempt():
+                async with patiently(self.name):
+                    return await self._in_thread(self._request, run, method, path, fields)
+        except (Unavailable, DeadlineExceeded):
+            self._edges_until_s = float("-inf")
+            raise
 
     async def _in_thread(self, work: Any, *arguments: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)

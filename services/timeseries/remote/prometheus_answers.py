@@ -3,16 +3,26 @@
 What must stay true: an answer that lacks something, since a part of the store is away, is none; NaN is no value.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
 from runtime.errors import ResourceExhausted, Unavailable
-from services.timeseries.prometheus.client import Answer
+from services.timeseries.prometheus.client import Answer, shown
 from services.timeseries.prometheus.labels import SERVER_ID, key_of
+
+HARMLESS: Final = ("PromQL ", "No StoreAPIs matched", "not implemented")
+"""How warnings begin that tell of nothing that is lacking: of the query's text, of a range in which no part of Thanos
+has anything, and of names, which Prometheus' remote read never tells."""
+
+_TOO_LARGE: Final = re.compile(
+    r"too (?:many|large|long)|limit|more than|maximum|exceeds|-search\.max|enough memory", re.IGNORECASE
+)
+"""What stores say of bounds of theirs, in words that they do not use of a part that is away."""
 
 Points = tuple[NDArray[np.int64], NDArray[np.float64]]
 
@@ -37,17 +47,21 @@ def data_of(answer: Answer) -> Any:
             f"PROMETHEUS_QUERY_URL refuses PROMETHEUS_BEARER_TOKEN or PROMETHEUS_TENANT: {status} {answer.text}",
             reason="STORE_REFUSED",
         )
-    if status == 422:
+    if status == 422:  # of all that goes wrong while a query runs
+        if not _TOO_LARGE.search(answer.text):
+            raise Unavailable(f"the store cannot answer: {answer.text}", reason="STORE_UNAVAILABLE")
         raise ResourceExhausted(f"the store does not answer so large a query: {answer.text}", reason="MAX_POINTS")
     try:
         found = orjson.loads(answer.data)
         data = found["data"] if status == 200 and found["status"] == "success" else None
-        is_partial = bool(found.get("isPartial"))
+        lacking = ["isPartial"] if found.get("isPartial") else []
+        lacking += [text for text in map(str, found.get("warnings") or ()) if not text.startswith(HARMLESS)]
     except (ValueError, LookupError, TypeError, AttributeError):
         found = data = None
-        is_partial = False
-    if is_partial:
-        raise Unavailable("a part of the store at PROMETHEUS_QUERY_URL is away", reason="STORE_UNAVAILABLE")
+        lacking = []
+    if lacking and status == 200:
+        said = shown(lacking[0].encode())
+        raise Unavailable(f"a part of the store at PROMETHEUS_QUERY_URL is away: {said}", reason="STORE_UNAVAILABLE")
     if found is None or status != 200:
         raise Unavailable(
             f"PROMETHEUS_QUERY_URL is no base of a query API: it answers {status} {answer.text}",
@@ -57,9 +71,10 @@ def data_of(answer: Answer) -> Any:
 
 
 def decoded(data: Mapping[str, Any]) -> list[Found]:
+    """The series that have numbers; native histograms, which are none of ours, are left out."""
     found = []
     for series in data["result"]:
-        pairs = series["values"] if "values" in series else [series["value"]]
+        pairs = series["values"] if "values" in series else [series["value"]] if "value" in series else []
         times = np.rint(np.array([pair[0] for pair in pairs], np.float64) * 1_000).astype(np.int64)
         values = np.array([float(pair[1]) for pair in pairs])
         there = ~np.isnan(values)

@@ -11,11 +11,13 @@ from services.timeseries.engine.query import Query
 from services.timeseries.engine.settings import MIN_TIME_MS
 from services.timeseries.prometheus.labels import name_of
 from services.timeseries.remote.prometheus_answers import Found, Points
+from services.timeseries.remote.promql import Part
 
 
 @dataclass(slots=True)
 class Run:
-    """One query as it runs. `selectors` are the wanted keys and names, None for all."""
+    """One query as it runs. `selectors` are the wanted keys and names, None for all; `closed_left` says whether a range
+    of the store includes its left edge."""
 
     query: Query
     metrics: Mapping[str, Metric]
@@ -23,6 +25,7 @@ class Run:
     end_ms: int
     selectors: frozenset[str] | None
     cancel: threading.Event = field(default_factory=threading.Event)
+    closed_left: bool = False
     read: int = 0
     returned: int = 0
     series: int = 0
@@ -31,6 +34,10 @@ class Run:
     def read_from_ms(self) -> int:
         """Where points are read back from."""
         return max(MIN_TIME_MS, self.start_ms - lookback_ms(self.query.aggregation, self.query.step_ms))
+
+    def width(self, part: Part) -> int:
+        """The range to ask for so that it is a window of the part."""
+        return max(1, part.width_ms - 1) if self.closed_left else part.width_ms
 
     def wants(self, found: Found) -> bool:
         if self.selectors is None:

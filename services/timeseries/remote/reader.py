@@ -1,7 +1,8 @@
 """Answers queries where the history is not all here: what is older lies in an external store, other servers' rows on
 other replicas.
 
-Alone, a replica has all rows of its retention; what is older is asked of the store::
+Alone, a replica has all rows of its retention; what is older is asked of the store, with what of an import of long ago
+that does not have yet::
 
     [start, edge)  the store          [edge, end)  the engine, with its roll-ups
 
@@ -133,18 +134,34 @@ class Reader:
         return parts
 
     async def _of_times(self, query: Query, metrics: Mapping[str, Metric], answer: Answer) -> None:
+        parts, here = await self._held(query)
         found: list[list[SeriesResult]] = []
-        for start, end, is_here in self._parts(query):
+        for start, end, is_here in parts:
             part = replace(query, start_ms=start, end_ms=end)
-            if not is_here:
-                try:
-                    found.append(await self._asked(part, metrics))
-                    continue
-                except (Unavailable, DeadlineExceeded) as error:
-                    range_text = f"from {_text(start)} to {_text(end)} only what is held here is shown"
-                    answer.incomplete.append(f"{self._away(error)}: {range_text}")
-            found.append(await self._this.query(part))
+            if is_here:
+                found.append(here.pop(0))
+                continue
+            try:
+                unshipped = await self._this.unshipped(part, self._remote.name)  # of an import of long ago
+                found.append(await self._of_store(part, metrics, [unshipped]))
+            except (Unavailable, DeadlineExceeded) as error:
+                range_text = f"from {_text(start)} to {_text(end)} only what is held here is shown"
+                answer.incomplete.append(f"{self._away(error)}: {range_text}")
+                found.append(await self._this.query(part))
         answer.results = concatenated(found)
+
+    async def _held(self, query: Query) -> tuple[list[tuple[int, int, bool]], list[list[SeriesResult]]]:
+        """The range as parts, and the answers to those that are here; read anew when a day went meanwhile. Before the
+        store is asked: while that takes its time, a day may go, too."""
+        while True:
+            parts = self._parts(query)
+            here = [
+                await self._this.query(replace(query, start_ms=start, end_ms=end))
+                for start, end, is_here in parts
+                if is_here
+            ]
+            if self._parts(query) == parts:
+                return parts, here
 
     # --- one of several
 

@@ -23,6 +23,7 @@ from services.timeseries.engine.aggregate import lookback_ms
 from services.timeseries.engine.catalog import MetricInfo
 from services.timeseries.engine.query import Query, SeriesResult
 from services.timeseries.engine.unshipped import Ranges
+from services.timeseries.remote.history import patience_s
 
 CALL_TIMEOUT_S: Final = 20.0
 METRICS_KEPT_S: Final = 30.0
@@ -126,7 +127,7 @@ class Peer:
         request = timeseries_pb2.ListMetricsRequest(server_id=server_id, local=True)
         with self._circuit.attempt():
             async with calling(self.name):
-                answer = await self._stub.ListMetrics(request, timeout=CALL_TIMEOUT_S)
+                answer = await self._stub.ListMetrics(request, timeout=_timeout_s())
         return [
             MetricInfo(key=info.key, metric=metric_from_pb(info.metric), servers=info.servers)
             for info in answer.metrics
@@ -134,8 +135,13 @@ class Peer:
 
     async def _asked(self, method: Any, request: Any) -> AsyncIterator[Any]:
         async with calling(self.name):
-            async for answer in method(request, timeout=CALL_TIMEOUT_S):
+            async for answer in method(request, timeout=_timeout_s()):
                 yield answer
+
+
+def _timeout_s() -> float:
+    left_s = patience_s()
+    return CALL_TIMEOUT_S if left_s is None else min(CALL_TIMEOUT_S, left_s)
 
 
 def _message(query: Query) -> history_pb2.HistoryQuery:

@@ -2,7 +2,11 @@
 
 import asyncio
 import dataclasses
-from contextlib import aclosing
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from urllib.parse import unquote_plus
 
 import pytest
 
@@ -137,6 +141,18 @@ async def test_a_caller_that_goes_away_stops_the_query(
             "STORE_UNAVAILABLE",
             "a part of the store",
         ),
+        (
+            "200 OK",
+            '{"status":"success","data":{"result":[]},"warnings":["PromQL info: a","remote_read: connection refused"]}',
+            "STORE_UNAVAILABLE",
+            "is away: remote_read: connection refused",
+        ),
+        (  # Thanos, and VictoriaMetrics' cluster, where a part of them is away
+            "422 No",
+            '{"status":"error","errorType":"execution","error":"expanding series: rpc error: connection refused"}',
+            "STORE_UNAVAILABLE",
+            "the store cannot answer: .*connection refused",
+        ),
         ("503 Away", "starting", "STORE_UNAVAILABLE", "answers 503: starting"),
         ("429 Slow", "too much", "STORE_THROTTLES", "answers 429: too much"),
     ],
@@ -155,3 +171,105 @@ async def test_an_answer_that_is_none_says_what_to_mend(status: str, body: str, 
             await ask(history, Query(metrics=("a",), start_ms=0, end_ms=1), {})
         assert caught.value.reason == reason and "a-secret-token" not in caught.value.message
     server.close()
+
+
+@asynccontextmanager
+async def answering(answer: Callable[[str, str], tuple[int, str]]) -> AsyncIterator[str]:
+    """The address of a store that answers a path and fields with a status and a body."""
+
+    async def serve(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await stream.readuntil(b"\r\n\r\n")).decode()
+        size = next((int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:")), 0)
+        path, _, fields = head.split(" ")[1].partition("?")
+        status, body = answer(path, unquote_plus(fields + (await stream.readexactly(size)).decode()))
+        writer.write(f"HTTP/1.1 {status} -\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_part_that_is_away_is_no_whole_answer_of_names_either() -> None:
+    """As Thanos does: what is there comes with a warning, or not at all where that is asked for."""
+    whole = True
+
+    def answer(path: str, fields: str) -> tuple[int, str]:
+        data = "[]" if "/label/" in path else '{"result":[]}'
+        body = f'{{"status":"success","data":{data},"warnings":["No StoreAPIs matched for this query"]}}'
+        return 200 if whole or "partial_response=false" not in fields else 503, body
+
+    async with answering(answer) as url, reading([url]) as history:
+        query = Query(metrics=None, start_ms=0, end_ms=1)
+        assert await ask(history, query, {}) == {}
+        whole = False
+        with pytest.raises(Unavailable, match="answers 503"):
+            await ask(history, query, {})
+
+
+async def test_native_histograms_of_others_are_left_out() -> None:
+    def answer(path: str, fields: str) -> tuple[int, str]:
+        if "/label/" in path:
+            return 200, '{"status":"success","data":["a"]}'
+        own = {"metric": {"__name__": "a", "server_id": "a"}}
+        if "count_over_time" in fields:
+            found = [{"metric": {}, "value": [0, "2"]}]
+        else:
+            histogram = {"count": "1", "sum": "1", "buckets": []}
+            found = [{**own, "values": [[0, "1"]]}, {**own, "histograms": [[0, histogram]]}]
+        return 200, json.dumps({"status": "success", "data": {"result": found}})
+
+    async with answering(answer) as url, reading([url]) as history:
+        assert await ask(history, Query(metrics=None, start_ms=0, end_ms=1), {}) == {("a", "a"): [(0, 1.0)]}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "query processing would load too many samples into memory in query execution",
+        "the query exceeded the maximum number of chunks (limit: 2000000 chunks) (err-mimir-max-chunks-per-query)",
+        "the query time range exceeds the limit (query length: 9000h0m0s, limit: 768h0m0s)",
+        "cannot select more than -search.maxSamplesPerQuery=1000000000 samples",
+    ],
+)
+async def test_a_query_that_is_too_large_for_the_store_is_no_outage(said: str) -> None:
+    body = json.dumps({"status": "error", "errorType": "execution", "error": said})
+    async with answering(lambda _path, _fields: (422, body)) as url, reading([url]) as history:
+        for _ in range(3):
+            with pytest.raises(ResourceExhausted, match="does not answer so large a query"):
+                await ask(history, Query(metrics=("a",), start_ms=0, end_ms=1), {})
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_a_store_that_became_another_version_is_asked_for_ranges_as_that_has_them(*, noticed: bool) -> None:
+    """Ranges include their left edge before Prometheus 3: taken for one of those, it would leave out what is
+    just there, as are points of whole minutes."""
+    closed_left, away = True, False
+    widths: list[str] = []
+
+    def answer(_path: str, fields: str) -> tuple[int, str]:
+        if away:
+            return 503, "starting"
+        found = []
+        if "vector(1)" in fields:
+            found.append({"metric": {}, "value": [0, "3" if closed_left else "2"]})
+        else:
+            widths.extend(re.findall(r"\[(\w+)\]", fields))
+        return 200, json.dumps({"status": "success", "data": {"result": found}})
+
+    query = Query(
+        metrics=("a",), server_ids=("s",), start_ms=0, end_ms=60_000, step_ms=60_000, aggregation=Aggregation.COUNT
+    )
+    clock = ManualClock()
+    async with answering(answer) as url, reading([url], clock) as history:
+        await ask(history, query, {})
+        assert widths == ["59999ms"]
+        closed_left = False
+        if noticed:
+            away = True
+            with pytest.raises(Unavailable):
+                await ask(history, query, {})
+            away = False
+        else:
+            clock.advance(reader.EDGES_KNOWN_S)
+        await ask(history, query, {})
+        assert widths == ["59999ms", "60000ms"]

@@ -4,8 +4,10 @@ The replicas are real engines. The store is the oracle itself, fed with what was
 be taken away; real stores have tests of their own.
 """
 
+import asyncio
 import itertools
 import random
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from fleet.model import Metric, MetricSet, Rows
+from runtime import deadline
 from runtime.clock import ManualClock
 from runtime.errors import InvalidArgument, Unavailable
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
@@ -266,82 +269,34 @@ async def test_a_guarded_store_that_is_away_is_not_asked_by_everybody(cluster: C
     assert len(cluster.store.asked) > 2
 
 
+async def test_a_store_that_says_nothing_costs_no_caller_the_answer(cluster: Cluster) -> None:
+    """One that is patient for longer than its callers: they hear of it in time, and so does the circuit."""
+
+    async def silence(query: Query, metrics: Mapping[str, Metric]) -> AsyncIterator[SeriesResult]:
+        cluster.store.asked.append(query)
+        await asyncio.Event().wait()
+        async for result in OracleStore.query(cluster.store, query, metrics):
+            yield result
+
+    cluster.store.query = silence  # type: ignore[method-assign]
+    guarded = Guarded(cluster.store, cluster.clock)
+    reader = Reader(cluster.engines[0], guarded, peers=[cluster.neighbour], max_points=1_000_000)
+    query = Query(metrics=("cpu_usage",), start_ms=0, end_ms=NOON + 1_200_000)
+    for _ in range(4):
+        token = deadline.current.set(deadline.CallDeadline(time.monotonic() + 2.5))
+        try:
+            async with asyncio.timeout(20.0):
+                answer = await reader.read(query)
+            left_s = deadline.remaining_s()
+            assert left_s is not None and left_s > 0.0, "in time"
+        finally:
+            deadline.current.reset(token)
+        assert len(answer.results) == 4, "replicas answer"
+        assert "prometheus is away" in answer.incomplete[0]
+    assert len(cluster.store.asked) == 2
+
+
 async def test_rate_of_a_gauge_is_refused_whoever_would_answer(cluster: Cluster) -> None:
     query = Query(metrics=("cpu_usage",), start_ms=NOON, end_ms=NOON + 1, step_ms=60_000, aggregation=Aggregation.RATE)
     with pytest.raises(InvalidArgument, match="cpu_usage is a gauge"):
         await cluster.reader.read(query)
-
-
-class TestAlone:
-    """One replica whose oldest days went, and a store that has them."""
-
-    @pytest.fixture
-    async def aged(self, tmp_path: Path) -> AsyncIterator[tuple[Engine, OracleStore, Model, Reader]]:
-        clock = ManualClock(NOON)
-        settings = EngineSettings(
-            maintenance_interval_s=1e9,
-            journal_keep_s=0.0,
-            raw_retention_s=2 * 86_400,
-            late_grace_s=0.0,
-            sparse_points_a_day=0,
-        )
-        store, model, rng = OracleStore(), Model(), random.Random(3)
-        async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
-            total = 0.0
-            for hour in range(6 * 24):
-                lines = []
-                for minute in range(0, 60, 5):
-                    total += rng.randint(0, 100)
-                    lines.append(("a", NOON + hour * 3_600_000 + minute * 60_000, [rng.random(), total]))
-                batch = rows(SET, lines)
-                await engine.append(batch, metric_sets=(SET,))
-                model.append(SET, batch)
-                store.model.append(SET, batch)
-                clock.advance(3_600)
-                if hour % 24 == 12:
-                    await engine.maintain(everything=True)
-            await engine.maintain(everything=True)
-            yield engine, store, model, Reader(engine, store, max_points=1_000_000)
-
-    async def test_older_than_what_is_held_comes_from_the_store(
-        self, aged: tuple[Engine, OracleStore, Model, Reader]
-    ) -> None:
-        engine, _, model, reader = aged
-        held_ms = engine.held_from_ms(0)
-        assert NOON < held_ms < NOON + 6 * 86_400_000, "the test is about days that went"
-        for aggregation, step in itertools.product(Aggregation, (0, 60_000, 600_000, 7_777_000)):
-            query = Query(
-                metrics=("requests_total",),
-                start_ms=NOON + 1_234_567,
-                end_ms=NOON + 6 * 86_400_000,
-                step_ms=step,
-                aggregation=aggregation,
-            )
-            answer = await reader.read(query)
-            (result,) = answer.results
-            found = {("a", "requests_total"): list(zip(result.times_ms.tolist(), result.values.tolist(), strict=True))}
-            assert_same(found, model.query(query), aggregation if step else None)
-            assert answer.incomplete == []
-
-    async def test_what_is_held_is_not_asked_of_the_store(
-        self, aged: tuple[Engine, OracleStore, Model, Reader]
-    ) -> None:
-        engine, store, _, reader = aged
-        recent = Query(metrics=("cpu_usage",), start_ms=engine.held_from_ms(0), end_ms=NOON + 6 * 86_400_000)
-        assert reader.is_here(recent)
-        store.asked.clear()
-        await reader.read(recent)
-        assert store.asked == []
-
-    async def test_without_the_store_the_rest_is_answered_and_the_answer_says_so(
-        self, aged: tuple[Engine, OracleStore, Model, Reader]
-    ) -> None:
-        engine, store, model, reader = aged
-        store.away = True
-        query = Query(metrics=("cpu_usage",), start_ms=NOON, end_ms=NOON + 6 * 86_400_000)
-        answer = await reader.read(query)
-        (said,) = answer.incomplete
-        assert said.startswith("prometheus is away (connection refused): from 20")
-        (result,) = answer.results
-        assert result.times_ms[0] >= engine.held_from_ms(0)
-        assert result.times_ms[-1] == max(time for time in model.series["a", "cpu_usage"])
