@@ -10,7 +10,7 @@ import gzip
 import math
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import TextIOWrapper
@@ -31,6 +31,7 @@ MAX_EPOCH_S: Final = 253_086_768_000.0
 are milliseconds taken for seconds."""
 MAX_SET_BACK_S: Final = 3_600.0
 """By so much a time may lie before the latest above: local clocks are set back once a year."""
+_UNDECODED: Final = "surrogateescape"
 _NO_VALUE: Final = frozenset(("", "nan", "null", "none", "na", "n/a"))
 
 
@@ -69,6 +70,7 @@ class Recording:
         csv.field_size_limit(MAX_FIELD_CHARACTERS)
         self._reader = csv.reader(self._file, strict=True)
         self._row = 0
+        self._fields: list[str] = []
         try:
             self.metrics = self._header()
         except BadRecordingError:
@@ -79,6 +81,8 @@ class Recording:
         names = [name.strip() for name in self._next() or ()]
         if not names:
             raise BadRecordingError(f"{self.name}: the file is empty")
+        if not _is_utf8(names):
+            raise self._bad("")
         if names.count(TIMESTAMP) != 1:
             raise self._bad(f"there must be one column named {TIMESTAMP}, and there are {names.count(TIMESTAMP)}")
         if not 2 <= len(names) <= MAX_COLUMNS:
@@ -100,23 +104,24 @@ class Recording:
                 continue  # a blank line
             if len(fields) != len(self._names):
                 raise self._bad(f"it has {len(fields)} fields, the header has {len(self._names)}")
-            text = fields.pop(self._time_at).strip()
+            text = fields[self._time_at].strip()
             time_s = self._time(text)
             if self._in_order and time_s < latest_s - MAX_SET_BACK_S:
                 raise self._bad(f"column {TIMESTAMP}: {text} lies before the row above")
             latest_s = max(latest_s, time_s)
-            yield Row(text, time_s, self._values(fields))
+            yield Row(text, time_s, self._values(fields[: self._time_at] + fields[self._time_at + 1 :]))
 
     def _next(self) -> list[str] | None:
         self._row += 1
+        self._fields = []
         try:
-            return next(self._reader, None)
+            fields = next(self._reader, None)
         except csv.Error as error:
             raise self._bad(f"it is no CSV: {error}") from error
-        except UnicodeDecodeError as error:
-            raise self._bad("it is not UTF-8") from error
         except (OSError, EOFError, zlib.error) as error:  # gzip's are all three
             raise self._bad(f"it cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        self._fields = fields or []
+        return fields
 
     def _time(self, text: str) -> float:
         try:
@@ -145,6 +150,8 @@ class Recording:
             raise self._bad(f"column {self.metrics[place]}: {field[:50]!r} is not a number") from error
 
     def _bad(self, what: str) -> BadRecordingError:
+        if not _is_utf8(self._fields):
+            what = "it is not UTF-8"
         return BadRecordingError(f"{self.name}: row {self._row}: {what}")
 
     def close(self) -> None:
@@ -161,16 +168,26 @@ class Recording:
         self.close()
 
 
+def _is_utf8(fields: Sequence[str]) -> bool:
+    """Whether a row is; bytes that are none become surrogates, so that they are found in their row: the file is decoded
+    far ahead of it."""
+    try:
+        "".join(fields).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _opened(name: str) -> TextIO:
     if name == "-":
         if sys.stdin is None:
             raise OSError(errno.EBADF, "the standard input is closed")
         if isinstance(sys.stdin, TextIOWrapper):  # read as files are, whatever the locale
-            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict", newline="")
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors=_UNDECODED, newline="")
         return sys.stdin
     if name.endswith(".gz"):
-        return gzip.open(name, "rt", encoding="utf-8-sig", newline="")
-    return Path(name).open(encoding="utf-8-sig", newline="")
+        return gzip.open(name, "rt", encoding="utf-8-sig", errors=_UNDECODED, newline="")
+    return Path(name).open(encoding="utf-8-sig", errors=_UNDECODED, newline="")
 
 
 def epoch_s(text: str) -> float:
