@@ -51,12 +51,13 @@ class Row:
 class Recording:
     """An open recording; a context manager and an iterator over its rows."""
 
-    def __init__(self, path: Path | str, *, in_order: bool = True) -> None:
+    def __init__(self, path: Path | str, *, in_order: bool = True, metrics: Sequence[str] = ()) -> None:
         """Opens the file ("-" is the standard input) and reads its header.
 
         Args:
             path: of the file.
             in_order: rows must be in order of time.
+            metrics: only these columns are read, in this order, whatever is in the others; all where none is named.
 
         Raises:
             BadRecordingError: it cannot be read, or the header is not one.
@@ -72,12 +73,12 @@ class Recording:
         self._row = 0
         self._fields: list[str] = []
         try:
-            self.metrics = self._header()
+            self.metrics = self._header(tuple(dict.fromkeys(metrics)))
         except BadRecordingError:
             self.close()
             raise
 
-    def _header(self) -> tuple[str, ...]:
+    def _header(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         names = [name.strip() for name in self._next() or ()]
         if not names:
             raise BadRecordingError(f"{self.name}: the file is empty")
@@ -87,14 +88,19 @@ class Recording:
             raise self._bad(f"there must be one column named {TIMESTAMP}, and there are {names.count(TIMESTAMP)}")
         if not 2 <= len(names) <= MAX_COLUMNS:
             raise self._bad(f"there must be 1 to {MAX_COLUMNS} metrics, and there are {len(names) - 1}")
-        seen: set[str] = set()
-        for place, name in enumerate(names, 1):
-            if not name or name in seen:
-                raise self._bad(f"column {place}: " + (f"the name {name} is there twice" if name else "it has no name"))
-            seen.add(name)
-        self._time_at = names.index(TIMESTAMP)
-        self._names = names
-        return tuple(name for name in names if name != TIMESTAMP)
+        places: dict[str, int] = {}
+        for place, name in enumerate(names):
+            if not name or name in places:
+                told = f"the name {name} is there twice" if name else "it has no name"
+                raise self._bad(f"column {place + 1}: {told}")
+            places[name] = place
+        self._width, self._time_at = len(names), places.pop(TIMESTAMP)
+        for name in wanted:
+            if name not in places:
+                raise BadRecordingError(f"{self.name}: there is no column {name}")
+        found = wanted or tuple(places)
+        self._places = [places[name] for name in found]
+        return found
 
     def __iter__(self) -> Iterator[Row]:
         """The rows; raises BadRecordingError at the first that is not one."""
@@ -102,14 +108,14 @@ class Recording:
         while (fields := self._next()) is not None:
             if not any(map(str.strip, fields)):
                 continue  # a blank line
-            if len(fields) != len(self._names):
-                raise self._bad(f"it has {len(fields)} fields, the header has {len(self._names)}")
+            if len(fields) != self._width:
+                raise self._bad(f"it has {len(fields)} fields, the header has {self._width}")
             text = fields[self._time_at].strip()
             time_s = self._time(text)
             if self._in_order and time_s < latest_s - MAX_SET_BACK_S:
                 raise self._bad(f"column {TIMESTAMP}: {text} lies before the row above")
             latest_s = max(latest_s, time_s)
-            yield Row(text, time_s, self._values(fields[: self._time_at] + fields[self._time_at + 1 :]))
+            yield Row(text, time_s, self._values([fields[place] for place in self._places]))
 
     def _next(self) -> list[str] | None:
         self._row += 1

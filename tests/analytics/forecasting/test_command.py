@@ -127,6 +127,21 @@ def test_bad_files_are_told_with_row_and_column(
     assert captured.err.startswith(f"{path}: {where}")
 
 
+def test_what_is_in_the_columns_that_are_not_asked_about_is_no_trouble(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"web-1,{START_S + hour * HOUR_S},{hour % 24},inf" for hour in range(24 * 8)]
+    path = file(tmp_path, "host,timestamp,load,peak\n" + "\n".join(rows) + "\n")
+    assert run("forecast", path, "--metric", "load", "--horizon", "1h") == 0
+    assert capsys.readouterr().out.splitlines()[1].split(",")[:3] == [str(START_S + 24 * 8 * HOUR_S), "load", "0"]
+    assert run("exhaust", path, "--metric", "load", "--limit", "20") == 0
+    assert capsys.readouterr().out.splitlines()[1] == ",,,already past the limit"
+    assert run("exhaust", path, "--metric", "peak", "--limit", "20") == 2
+    assert "row 2: column peak: inf is not finite" in capsys.readouterr().err
+    assert run("forecast", path) == 2
+    assert "row 2: column host: 'web-1' is not a number" in capsys.readouterr().err
+
+
 def test_files_that_are_not_there_or_no_text_are_told(tmp_path: Path) -> None:
     binary = tmp_path / "some.csv"
     binary.write_bytes(b"\xff\xfe\x00\x01\n")
