@@ -189,6 +189,12 @@ def test_words_that_make_no_sense_end_with_2(options: list[str], capsys: pytest.
     assert "usage:" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("text", "limit"), [("-5", -5.0), ("-1e9", -1e9), ("-.5e-3", -0.0005)])
+def test_values_may_be_negative(text: str, limit: float) -> None:
+    options = parser().parse_args(["exhaust", "x", "--metric", "a", "--limit", text, "--growth", "-20%"])
+    assert (options.limit, options.growth) == (limit, -0.2)
+
+
 def test_a_percentage_and_a_counter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(1)
     rows = [
