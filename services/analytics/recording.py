@@ -1,7 +1,7 @@
 """A recording in a file: CSV, packed by gzip or not, with a `timestamp` and a column for each metric, read row by row.
 
-What must stay true: memory does not grow with the file; whatever is wrong is said with its row (the header is row 1)
-and column, and nothing is guessed.
+What must stay true: memory does not grow with the file; whatever is wrong is said with its row (the first is row 1,
+blank ones count) and column, and nothing is guessed.
 """
 
 import csv
@@ -79,9 +79,12 @@ class Recording:
             raise
 
     def _header(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
-        names = [name.strip() for name in self._next() or ()]
-        if not names:
-            raise BadRecordingError(f"{self.name}: the file is empty")
+        names: list[str] = []
+        while not any(names):  # blank lines
+            fields = self._next()
+            if fields is None:
+                raise BadRecordingError(f"{self.name}: the file is empty")
+            names = [name.strip() for name in fields]
         if not _is_utf8(names):
             raise self._bad("")
         if names.count(TIMESTAMP) != 1:

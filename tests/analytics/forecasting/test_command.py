@@ -105,6 +105,9 @@ def test_gaps_disorder_and_compression_are_no_trouble(tmp_path: Path) -> None:
     ("text", "where"),
     [
         ("", "the file is empty"),
+        (" \n\n", "the file is empty"),
+        ("\n\ntimestamp,a\n1,x\n", "row 4: column a: 'x' is not a number"),
+        ("\n,\ntime,a\n1,2\n", "row 3: there must be one column named timestamp"),
         ("time,a\n1,2\n", "row 1: there must be one column named timestamp"),
         ("timestamp\n1\n", "row 1: there must be 1 to"),
         ("timestamp,a,a\n1,2,3\n", "row 1: column 3: the name a is there twice"),
