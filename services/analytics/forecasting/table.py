@@ -42,7 +42,8 @@ class Table:
 
 def rfc3339(time_ms: int) -> str:
     """A time in UTC, to the second."""
-    return datetime.fromtimestamp(time_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    when = datetime.fromtimestamp(time_ms // 1000, UTC).replace(tzinfo=None)
+    return f"{when.isoformat(timespec='seconds')}Z"  # strftime has years before 1000 with fewer digits
 
 
 def read_table(path: Path | str, metrics: Sequence[str] = ()) -> Table:

@@ -241,3 +241,11 @@ def test_the_last_times_that_are_taken_have_dates_after_them(
     path = file(tmp_path, "timestamp,disk_usage\n" + "\n".join(rows))
     assert run("exhaust", path, "--metric", "disk_usage", "--limit", "75") == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("9991-")
+
+
+def test_times_of_early_years_are_written_so_that_they_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file(tmp_path, "timestamp,load\n0987-01-01T00:00:00Z,1\n0987-01-01T00:05:00Z,1\n")
+    assert run("forecast", path, "--horizon", "1h") == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("0987-01-01T01:00:00Z,load,1")
