@@ -1,7 +1,7 @@
 """A recording in a file: CSV, packed by gzip or not, with a `timestamp` and a column for each metric, read row by row.
 
-What must stay true: memory does not grow with the file; whatever is wrong is said with its row (the header is row 1)
-and column, and nothing is guessed.
+What must stay true: memory does not grow with the file; whatever is wrong is said with its row (the first is row 1,
+blank ones count) and column, and nothing is guessed.
 """
 
 import csv
@@ -10,7 +10,7 @@ import gzip
 import math
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import TextIOWrapper
@@ -31,6 +31,7 @@ MAX_EPOCH_S: Final = 253_086_768_000.0
 are milliseconds taken for seconds."""
 MAX_SET_BACK_S: Final = 3_600.0
 """By so much a time may lie before the latest above: local clocks are set back once a year."""
+_UNDECODED: Final = "surrogateescape"
 _NO_VALUE: Final = frozenset(("", "nan", "null", "none", "na", "n/a"))
 
 
@@ -50,12 +51,13 @@ class Row:
 class Recording:
     """An open recording; a context manager and an iterator over its rows."""
 
-    def __init__(self, path: Path | str, *, in_order: bool = True) -> None:
+    def __init__(self, path: Path | str, *, in_order: bool = True, metrics: Sequence[str] = ()) -> None:
         """Opens the file ("-" is the standard input) and reads its header.
 
         Args:
             path: of the file.
             in_order: rows must be in order of time.
+            metrics: only these columns are read, in this order, whatever is in the others; all where none is named.
 
         Raises:
             BadRecordingError: it cannot be read, or the header is not one.
@@ -69,28 +71,39 @@ class Recording:
         csv.field_size_limit(MAX_FIELD_CHARACTERS)
         self._reader = csv.reader(self._file, strict=True)
         self._row = 0
+        self._fields: list[str] = []
         try:
-            self.metrics = self._header()
+            self.metrics = self._header(tuple(dict.fromkeys(metrics)))
         except BadRecordingError:
             self.close()
             raise
 
-    def _header(self) -> tuple[str, ...]:
-        names = [name.strip() for name in self._next() or ()]
-        if not names:
-            raise BadRecordingError(f"{self.name}: the file is empty")
+    def _header(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        names: list[str] = []
+        while not any(names):  # blank lines
+            fields = self._next()
+            if fields is None:
+                raise BadRecordingError(f"{self.name}: the file is empty")
+            names = [name.strip() for name in fields]
+        if not _is_utf8(names):
+            raise self._bad("")
         if names.count(TIMESTAMP) != 1:
             raise self._bad(f"there must be one column named {TIMESTAMP}, and there are {names.count(TIMESTAMP)}")
         if not 2 <= len(names) <= MAX_COLUMNS:
             raise self._bad(f"there must be 1 to {MAX_COLUMNS} metrics, and there are {len(names) - 1}")
-        seen: set[str] = set()
-        for place, name in enumerate(names, 1):
-            if not name or name in seen:
-                raise self._bad(f"column {place}: " + (f"the name {name} is there twice" if name else "it has no name"))
-            seen.add(name)
-        self._time_at = names.index(TIMESTAMP)
-        self._names = names
-        return tuple(name for name in names if name != TIMESTAMP)
+        places: dict[str, int] = {}
+        for place, name in enumerate(names):
+            if not name or name in places:
+                told = f"the name {name} is there twice" if name else "it has no name"
+                raise self._bad(f"column {place + 1}: {told}")
+            places[name] = place
+        self._width, self._time_at = len(names), places.pop(TIMESTAMP)
+        for name in wanted:
+            if name not in places:
+                raise BadRecordingError(f"{self.name}: there is no column {name}")
+        found = wanted or tuple(places)
+        self._places = [places[name] for name in found]
+        return found
 
     def __iter__(self) -> Iterator[Row]:
         """The rows; raises BadRecordingError at the first that is not one."""
@@ -98,25 +111,26 @@ class Recording:
         while (fields := self._next()) is not None:
             if not any(map(str.strip, fields)):
                 continue  # a blank line
-            if len(fields) != len(self._names):
-                raise self._bad(f"it has {len(fields)} fields, the header has {len(self._names)}")
-            text = fields.pop(self._time_at).strip()
+            if len(fields) != self._width:
+                raise self._bad(f"it has {len(fields)} fields, the header has {self._width}")
+            text = fields[self._time_at].strip()
             time_s = self._time(text)
             if self._in_order and time_s < latest_s - MAX_SET_BACK_S:
                 raise self._bad(f"column {TIMESTAMP}: {text} lies before the row above")
             latest_s = max(latest_s, time_s)
-            yield Row(text, time_s, self._values(fields))
+            yield Row(text, time_s, self._values([fields[place] for place in self._places]))
 
     def _next(self) -> list[str] | None:
         self._row += 1
+        self._fields = []
         try:
-            return next(self._reader, None)
+            fields = next(self._reader, None)
         except csv.Error as error:
             raise self._bad(f"it is no CSV: {error}") from error
-        except UnicodeDecodeError as error:
-            raise self._bad("it is not UTF-8") from error
         except (OSError, EOFError, zlib.error) as error:  # gzip's are all three
             raise self._bad(f"it cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        self._fields = fields or []
+        return fields
 
     def _time(self, text: str) -> float:
         try:
@@ -145,6 +159,8 @@ class Recording:
             raise self._bad(f"column {self.metrics[place]}: {field[:50]!r} is not a number") from error
 
     def _bad(self, what: str) -> BadRecordingError:
+        if not _is_utf8(self._fields):
+            what = "it is not UTF-8"
         return BadRecordingError(f"{self.name}: row {self._row}: {what}")
 
     def close(self) -> None:
@@ -161,16 +177,26 @@ class Recording:
         self.close()
 
 
+def _is_utf8(fields: Sequence[str]) -> bool:
+    """Whether a row is; bytes that are none become surrogates, so that they are found in their row: the file is decoded
+    far ahead of it."""
+    try:
+        "".join(fields).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _opened(name: str) -> TextIO:
     if name == "-":
         if sys.stdin is None:
             raise OSError(errno.EBADF, "the standard input is closed")
         if isinstance(sys.stdin, TextIOWrapper):  # read as files are, whatever the locale
-            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict", newline="")
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors=_UNDECODED, newline="")
         return sys.stdin
     if name.endswith(".gz"):
-        return gzip.open(name, "rt", encoding="utf-8-sig", newline="")
-    return Path(name).open(encoding="utf-8-sig", newline="")
+        return gzip.open(name, "rt", encoding="utf-8-sig", errors=_UNDECODED, newline="")
+    return Path(name).open(encoding="utf-8-sig", errors=_UNDECODED, newline="")
 
 
 def epoch_s(text: str) -> float:

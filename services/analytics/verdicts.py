@@ -49,6 +49,7 @@ class VerdictFollower:
                     if not message.continues:
                         self._analysis.take_going_on(going_on)
                         await self._analysis.take_verdicts((), message.version)
+                        going_on = []  # another may come in the same stream, when the database is back
         finally:
             call.cancel()
 

@@ -1,6 +1,7 @@
 """`python -m services.analytics COMMAND` as a process: what all commands have in common."""
 
 import gzip
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,26 @@ def test_the_standard_input_is_read_as_files_are(arguments: list[str], tmp_path:
     assert [done.returncode for done in answers] == [0, 0, 2]
     assert answers[1].stdout == answers[0].stdout
     assert answers[2].stderr.decode().endswith("it is not UTF-8\n")
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("rows", [3, 3_000])
+def test_an_output_that_is_full_is_told_in_one_line(arguments: list[str], rows: int, tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command(*arguments, recording(tmp_path, rows)), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (2, "the standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", [["score", "--per-metric"], ["forecast"]], ids=lambda arguments: arguments[0])
+def test_names_are_written_as_they_are_read_whatever_the_locale(arguments: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "some.csv"
+    path.write_text("timestamp,größe\n1750032000,1\n", encoding="utf-8")
+    narrow = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command(*arguments, path), capture_output=True, env=narrow, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "größe" in done.stdout.decode("utf-8")
 
 
 def test_a_closed_standard_input_is_told_in_one_line() -> None:

@@ -215,6 +215,27 @@ async def test_what_is_open_in_metadata_only_is_ended_once_the_tail_has_come_so_
     assert here_id in analysis.detector.open_ids()
 
 
+async def test_what_ended_between_two_lists_of_a_stream_is_not_ended_again() -> None:
+    """Metadata lists what goes on once more in the same stream, when its database is back."""
+    analysis = await fed(25)
+    ((_, here),) = found(analysis).items()
+    analysis.outbox.acknowledge([here])
+    over, lost = (
+        replace(here, id=finding_id(server, "departure", 5), server_id=server, start_ms=5, peak_ms=60_005)
+        for server in ("server-1", "server-2")
+    )
+    cast("ManualClock", analysis._clock).set_now_ms(at_ms(24))
+    async with following(analysis) as fake:
+        fake.to_tell.put_nowait(told(5_000, *map(anomaly_to_pb, (over, lost)), snapshot=True))
+        fake.to_tell.put_nowait(told(6_000, anomaly_to_pb(over.changed(end_ms=70_000))))
+        fake.to_tell.put_nowait(told(6_000, anomaly_to_pb(lost), snapshot=True))
+        fake.to_tell.put_nowait(told(7_000))
+        await eventually(lambda: analysis.verdicts_until == 7_000)
+    for batch in batches(31)[25:]:
+        await analysis.apply(batch)
+    assert found(analysis).keys() - {here.id} == {lost.id}
+
+
 async def test_a_server_that_is_heard_here_is_not_silent_whoever_misses_it() -> None:
     """Its rows went to another replica while this one was away, and the analytics there waits for more of them."""
     analysis = await fed(25)

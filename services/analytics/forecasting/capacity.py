@@ -220,6 +220,7 @@ def _crossing(fitted: Growth, days: Days, bound: float, levels: Floats, rates: F
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         first = np.where(rates > 0, (bound - fitted.week.max() - levels) / rates, np.inf)
+    first = np.minimum(first, MAX_DAYS_AHEAD + 1)  # days that are no whole numbers any more are as far as too far
     ahead = np.maximum(np.floor(first), 1.0)[:, None] + np.arange(-1, _DAYS_TRIED)  # the first is before it is reached
     ahead = np.where(np.isfinite(ahead), ahead, MAX_DAYS_AHEAD + 1)
     season = fitted.week[(ahead.astype(np.int64) - 1) % 7]
@@ -227,7 +228,8 @@ def _crossing(fitted: Growth, days: Days, bound: float, levels: Floats, rates: F
     rows, day = np.arange(len(levels)), 1 + (path[:, 1:] >= 0).argmax(axis=1)
     reached, over = ahead[rows, day], path[rows, day]
     step = np.maximum(over - path[rows, day - 1], 1e-300)
-    exact = reached - np.clip(over / step, 0.0, 1.0)
+    with np.errstate(over="ignore"):  # so far away a day's step is lost in rounding
+        exact = reached - np.clip(over / step, 0.0, 1.0)
     when = np.where(days.shape_height > OUTRUN * step, reached, exact) - days.peak_age_days
     sure = (over >= 0) & (rates > 0) & (reached <= MAX_DAYS_AHEAD)
     return np.where(sure, np.maximum(when, 0.0), np.inf)

@@ -7,6 +7,7 @@ and exit status 2, before anything is written.
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ EXIT_OK, EXIT_USAGE = 0, 2
 NAMES: Final = ("forecast", "exhaust")
 _COLUMNS: Final = ("timestamp", "metric", "value", "low80", "high80", "low95", "high95")
 _ANSWER: Final = ("date", "low", "high", "reason")
+
+_NEGATIVE: Final = re.compile(r"-\.?\d")
+"""How a value begins that is no option: argparse knows neither -1e9 nor -20% for one."""
 
 _EXAMPLES: Final = """\
 examples:
@@ -73,6 +77,7 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    command._negative_number_matcher = _NEGATIVE
     command.add_argument("file", metavar="FILE.csv", type=Path, help="see below; .gz is read too")
     return command
 

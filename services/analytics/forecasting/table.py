@@ -42,7 +42,8 @@ class Table:
 
 def rfc3339(time_ms: int) -> str:
     """A time in UTC, to the second."""
-    return datetime.fromtimestamp(time_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    when = datetime.fromtimestamp(time_ms // 1000, UTC).replace(tzinfo=None)
+    return f"{when.isoformat(timespec='seconds')}Z"  # strftime has years before 1000 with fewer digits
 
 
 def read_table(path: Path | str, metrics: Sequence[str] = ()) -> Table:
@@ -51,13 +52,8 @@ def read_table(path: Path | str, metrics: Sequence[str] = ()) -> Table:
     Raises:
         BadRecordingError: it cannot be read or understood.
     """
-    with Recording(path, in_order=False) as recording:
-        missing = [name for name in metrics if name not in recording.metrics]
-        if missing:
-            raise BadRecordingError(f"{path}: there is no column {missing[0]}")
-        wanted = list(dict.fromkeys(metrics)) or list(recording.metrics)
-        places = [recording.metrics.index(name) for name in wanted]
-        rows = [(row.text, row.time_s, row.values[places]) for row in recording]
+    with Recording(path, in_order=False, metrics=metrics) as recording:
+        rows = [(row.text, row.time_s, row.values) for row in recording]
     if not rows:
         raise BadRecordingError(f"{path}: there are no rows after the header")
     times_ms = np.array([round(time_s * 1_000) for _, time_s, _ in rows], np.int64)
@@ -66,7 +62,7 @@ def read_table(path: Path | str, metrics: Sequence[str] = ()) -> Table:
     newest = np.append(np.diff(times_ms) > 0, True)
     return Table(
         times_ms=times_ms[newest],
-        metrics=tuple(wanted),
+        metrics=recording.metrics,
         values=values[newest],
         epoch=all(map(_is_number, (text for text, *_ in rows))),
     )

@@ -81,6 +81,8 @@ def run(options: argparse.Namespace) -> int:
     except BrokenPipeError:  # nobody reads the output any more
         raise
     except OSError as error:
+        if options.output is None:  # whoever called tells of the standard output
+            raise
         return _complain(f"{error.filename or options.output}: {error.strerror}")
     return _EXIT_OK
 

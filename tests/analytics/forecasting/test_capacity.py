@@ -114,6 +114,9 @@ def test_no_date_has_a_reason() -> None:
     assert exhaust(times, np.full(len(times), 40.0), 90).reason is Reason.FLAT
     assert exhaust(times, values, 5, falling=True).reason is Reason.FALLING_AWAY
     assert exhaust(times, 40 + (values - 40) / 100, 90).reason is Reason.TOO_FAR
+    for limit in (1e19, 1e300):  # more days away than whole numbers can say
+        assert exhaust(times, values, limit).reason is Reason.TOO_FAR
+        assert exhaust(times, -values, -limit, falling=True).reason is Reason.TOO_FAR
 
 
 def test_growth_that_a_clean_up_takes_back_is_too_uncertain() -> None:

@@ -105,6 +105,9 @@ def test_gaps_disorder_and_compression_are_no_trouble(tmp_path: Path) -> None:
     ("text", "where"),
     [
         ("", "the file is empty"),
+        (" \n\n", "the file is empty"),
+        ("\n\ntimestamp,a\n1,x\n", "row 4: column a: 'x' is not a number"),
+        ("\n,\ntime,a\n1,2\n", "row 3: there must be one column named timestamp"),
         ("time,a\n1,2\n", "row 1: there must be one column named timestamp"),
         ("timestamp\n1\n", "row 1: there must be 1 to"),
         ("timestamp,a,a\n1,2,3\n", "row 1: column 3: the name a is there twice"),
@@ -125,6 +128,21 @@ def test_bad_files_are_told_with_row_and_column(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(f"{path}: {where}")
+
+
+def test_what_is_in_the_columns_that_are_not_asked_about_is_no_trouble(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"web-1,{START_S + hour * HOUR_S},{hour % 24},inf" for hour in range(24 * 8)]
+    path = file(tmp_path, "host,timestamp,load,peak\n" + "\n".join(rows) + "\n")
+    assert run("forecast", path, "--metric", "load", "--horizon", "1h") == 0
+    assert capsys.readouterr().out.splitlines()[1].split(",")[:3] == [str(START_S + 24 * 8 * HOUR_S), "load", "0"]
+    assert run("exhaust", path, "--metric", "load", "--limit", "20") == 0
+    assert capsys.readouterr().out.splitlines()[1] == ",,,already past the limit"
+    assert run("exhaust", path, "--metric", "peak", "--limit", "20") == 2
+    assert "row 2: column peak: inf is not finite" in capsys.readouterr().err
+    assert run("forecast", path) == 2
+    assert "row 2: column host: 'web-1' is not a number" in capsys.readouterr().err
 
 
 def test_files_that_are_not_there_or_no_text_are_told(tmp_path: Path) -> None:
@@ -174,6 +192,12 @@ def test_words_that_make_no_sense_end_with_2(options: list[str], capsys: pytest.
     assert "usage:" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("text", "limit"), [("-5", -5.0), ("-1e9", -1e9), ("-.5e-3", -0.0005)])
+def test_values_may_be_negative(text: str, limit: float) -> None:
+    options = parser().parse_args(["exhaust", "x", "--metric", "a", "--limit", text, "--growth", "-20%"])
+    assert (options.limit, options.growth) == (limit, -0.2)
+
+
 def test_a_percentage_and_a_counter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(1)
     rows = [
@@ -217,3 +241,11 @@ def test_the_last_times_that_are_taken_have_dates_after_them(
     path = file(tmp_path, "timestamp,disk_usage\n" + "\n".join(rows))
     assert run("exhaust", path, "--metric", "disk_usage", "--limit", "75") == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("9991-")
+
+
+def test_times_of_early_years_are_written_so_that_they_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file(tmp_path, "timestamp,load\n0987-01-01T00:00:00Z,1\n0987-01-01T00:05:00Z,1\n")
+    assert run("forecast", path, "--horizon", "1h") == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("0987-01-01T01:00:00Z,load,1")

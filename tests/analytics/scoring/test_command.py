@@ -167,7 +167,10 @@ def test_until_a_time_there_is_no_alarm(tmp_path: Path) -> None:
         ("timestamp,a\n9999-12-31T00:00:00Z,2\n", "row 2: column timestamp: '9999-12-31T00:00:00Z' lies outside"),
         ("timestamp,a\n-62135596801,2\n", "row 2: column timestamp: -62135596801 is no time"),
         ('timestamp,a\n1,"2\n', "it is no CSV"),
-        ("timestamp,a\n1,\xff\n", "it is not UTF-8"),
+        ("timestamp,a\n1,\xff\n", "row 2: it is not UTF-8"),
+        ("timestamp,\xff\n1,2\n", "row 1: it is not UTF-8"),
+        ("timestamp,a\n\xff,2\n", "row 2: it is not UTF-8"),
+        ("timestamp,a\n1,2\n\xff\n", "row 3: it is not UTF-8"),
     ],
 )
 def test_bad_input_is_said_with_its_row_and_column(
@@ -177,6 +180,17 @@ def test_bad_input_is_said_with_its_row_and_column(
     path.write_bytes(text.encode("latin-1"))
     assert run(path) == 2
     assert said in capsys.readouterr().err
+
+
+def test_what_is_not_utf_8_is_said_with_its_row_and_the_rows_before_it_are_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file_of(tmp_path, rows_of(40))
+    path.write_bytes(path.read_bytes() + b"\xe4,1,2,3\n")
+    assert run(path) == 2
+    written = capsys.readouterr()
+    assert len(written.out.splitlines()) == 41
+    assert written.err.endswith("row 42: it is not UTF-8\n")
 
 
 def test_commands_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
