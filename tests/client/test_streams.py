@@ -71,3 +71,10 @@ def test_an_export_replaces_a_file_and_nothing_else(address: str, tmp_path: Path
     reader.join(30)
     os.close(holder)
     assert pipe.is_fifo() and read[0].startswith("id,hostname,")
+
+
+def test_nobody_becomes_a_user_without_a_password_because_nothing_came_in(address: str, product: Launched) -> None:
+    done = called(address, "user", "create", "passwordless", "--role", "viewer", stdin="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no password of passwordless was given" in done.stderr
+    assert "passwordless" not in [user["name"] for user in product.get("/v1/users").json["users"]]
