@@ -10,6 +10,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from client.api import OpenManager
@@ -54,6 +55,7 @@ _RUN: Final[Mapping[str, Callable[[OpenManager, Namespace], Awaitable[int]]]] = 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a command; returns the exit status."""
+    _open_standard_streams()
     options = parse(arguments)
     try:
         if options.command == "completion":
@@ -75,6 +77,13 @@ def main(arguments: Sequence[str]) -> int:
         complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return exits.FAILED
     return result
+
+
+def _open_standard_streams() -> None:
+    """Those that the caller has closed lead to nothing; else what is opened next would get their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  it stays open
 
 
 def _local(options: Namespace) -> int:
@@ -101,6 +110,9 @@ def _run(options: Namespace) -> int:
         return exits.of(error)
     except (exits.UsageError, BadAddress) as error:
         complain(str(error))
+        return exits.USAGE
+    except UnicodeEncodeError as error:  # what a shell gave as other bytes, on its way into a message
+        complain(f"{error.object!r} is not UTF-8")
         return exits.USAGE
     except exits.CommandFailed as error:
         complain(str(error))

@@ -49,12 +49,15 @@ async def _set_up(manager: OpenManager, options: Namespace) -> int:
 
 
 def _password(name: str) -> str:
-    """Asked for twice, or one line of standard input."""
-    if not sys.stdin.isatty():
-        return sys.stdin.readline().rstrip("\n")
-    password = getpass.getpass(f"Password of {name}: ")
-    if getpass.getpass("The same again: ") != password:
-        raise exits.UsageError("the two passwords differ")
+    """Asked for twice, or one line of standard input; never empty, which the gateway takes for a user without one."""
+    if sys.stdin.isatty():
+        password = getpass.getpass(f"Password of {name}: ")
+        if getpass.getpass("The same again: ") != password:
+            raise exits.UsageError("the two passwords differ")
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    if not password:
+        raise exits.UsageError(f"no password of {name} was given, on the terminal or as a line of standard input")
     return password
 
 

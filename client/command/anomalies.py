@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 from argparse import Namespace
 from contextlib import aclosing
 from typing import Any, Final
@@ -13,7 +14,7 @@ from client.command import exits
 from client.command.fleet import as_json
 from client.command.tables import Column, table
 from client.command.terminal import Terminal, clean, complain
-from client.command.values import number_text, time_text
+from client.command.values import age_text, number_text, time_text
 from openmanager.fleet.v1 import anomaly_pb2 as pb
 from openmanager.gateway.v1.analytics_pb2 import ListAnomaliesResponse
 
@@ -116,9 +117,19 @@ def _row(one: pb.Anomaly) -> tuple[str, ...]:
 
 def _what(one: pb.Anomaly) -> str:
     if one.detector == _SILENCE:
-        return f"silent for {one.value:.0f} s" if math.isfinite(one.value) else "silent"
+        return _silence(one)
     others = len(one.contributions) - 1
     return (one.metric or one.detector) + (f" and {others} more" if others > 0 else "")
+
+
+def _silence(one: pb.Anomaly) -> str:
+    """For how long: what was found when it began stays as it is until it ends."""
+    if not math.isfinite(one.value):
+        return "silent"
+    goes_on = one.HasField("peak_time") and not one.HasField("end_time")
+    since_s = max(0.0, time.time() - one.peak_time.ToMilliseconds() / 1_000) if goes_on else 0.0
+    seconds = one.value + since_s
+    return f"silent for {seconds:.0f} s" if seconds < 120 else f"silent for {age_text(seconds)}"
 
 
 def _show(terminal: Terminal, one: pb.Anomaly) -> None:

@@ -16,7 +16,7 @@ from client.api import OpenManager
 from client.command import exits
 from client.command.fleet import as_json
 from client.command.spreadsheet import cell
-from client.command.terminal import Terminal, clean
+from client.command.terminal import Terminal, clean, in_utf8
 from client.command.values import time_text
 from openmanager.fleet.v1.audit_pb2 import AuditEvent
 from openmanager.gateway.v1.audit_pb2 import AuditFindingKind, AuditProof
@@ -71,7 +71,7 @@ def _show(terminal: Terminal, proof: AuditProof) -> None:
 
 async def _export(manager: OpenManager, options: Namespace) -> int:
     as_csv = options.format == "csv"
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.writer(in_utf8(sys.stdout), lineterminator="\n")
     if as_csv:
         writer.writerow(CSV_COLUMNS)
     async with aclosing(audit.export(manager, start=options.start, end=options.end)) as lines:

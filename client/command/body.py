@@ -25,6 +25,8 @@ _NAMES: Final = {
     "metric_set_id": "metric_set_id",
 }
 _SPECIAL: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_DECIMAL: Final = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
+_SECONDS: Final = re.compile(r"-?\d{1,15}(\.\d{1,12})?", re.ASCII)
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT.*(Z|[+-]\d\d:\d\d)")
 _KIND: Final = "METRIC_KIND_"
 
@@ -90,6 +92,8 @@ def _number(value: Any, where: str) -> float:
         return float(value)
     if isinstance(value, str) and value in _SPECIAL:
         return _SPECIAL[value]
+    if isinstance(value, str) and _DECIMAL.fullmatch(value) and math.isfinite(float(value)):
+        return float(value)
     raise BadBody(f'{where}: {_shown(value)} is not a number, "NaN" or null')
 
 
@@ -97,6 +101,8 @@ def _add_row(request: WriteMetricsRequest, row: Any, where: str) -> None:
     if not isinstance(row, dict):
         raise BadBody(f'{where}: not a JSON object such as {{"serverId": "web-01", "time": "2026-11-22T10:00:00Z"}}')
     added = request.rows.add()
+    if "serverId" in row and "server_id" in row:
+        raise BadBody(f"{where}.server_id: given twice")
     for key, value in row.items():
         if key in {"serverId", "server_id"}:
             if not isinstance(value, str):
@@ -111,13 +117,16 @@ def _add_row(request: WriteMetricsRequest, row: Any, where: str) -> None:
 
 
 def _set_time(into: Any, value: Any, where: str) -> None:
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise BadBody(f"{where}: {_shown(value)} is no time such as 2026-11-22T10:00:00Z")
+    text = str(value).strip()
     try:
-        if isinstance(value, str) and _RFC3339.fullmatch(value):
-            into.FromJsonString(value)
-        elif isinstance(value, str | int | float) and not isinstance(value, bool):
-            into.CopyFrom(timestamp(moment_s(str(value).strip())))
+        if _RFC3339.fullmatch(text.upper()):
+            into.FromJsonString(text.upper())
+        elif _SECONDS.fullmatch(text):  # on a command line -5 is 5 s ago, and eight digits are a date; here neither is
+            into.CopyFrom(timestamp(float(text)))
         else:
-            raise BadBody(f"{where}: {_shown(value)} is no time such as 2026-11-22T10:00:00Z")
+            into.CopyFrom(timestamp(moment_s(text)))
     except (ValueError, argparse.ArgumentTypeError):
         raise BadBody(
             f"{where}: {_shown(value)} is no time: 2026-11-22T10:00:00Z, -1h, now, or seconds since the epoch"
@@ -125,10 +134,10 @@ def _set_time(into: Any, value: Any, where: str) -> None:
 
 
 def _metric(metric: Any) -> Any:
-    """With the kind's whole name: `gauge` is one too."""
+    """With the kind's whole name, or its number: `gauge` is one too."""
     if isinstance(metric, dict) and isinstance(metric.get("kind"), str):
-        kind = metric["kind"].upper()
-        return metric | {"kind": kind if kind.startswith(_KIND) else _KIND + kind}
+        kind = metric["kind"].strip().upper().replace("-", "_")
+        return metric | {"kind": int(kind) if kind.isdecimal() else kind if kind.startswith(_KIND) else _KIND + kind}
     return metric
 
 
@@ -145,6 +154,8 @@ def _server(server: Any, where: str) -> Any:
 
 
 def _parse(value: Any, message: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise BadBody(f"{where}: {_shown(value)} is not a JSON object")
     try:
         json_format.ParseDict(value, message)
     except (json_format.ParseError, TypeError, ValueError, AttributeError) as error:

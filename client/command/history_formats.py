@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from client.command.spreadsheet import cell
+from client.command.terminal import in_utf8
 from client.history import Floats, Series
 
 _CSV_ROWS = 10_000
@@ -39,7 +40,7 @@ class CsvWriter:
 
     def begin(self) -> None:
         """Writes the header."""
-        sys.stdout.write("time,server_id,metric,value,unit\n")
+        in_utf8(sys.stdout).write("time,server_id,metric,value,unit\n")
 
     def add(self, series: Series) -> None:
         """Writes the points; what does not change from row to row is quoted once."""

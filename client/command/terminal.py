@@ -4,6 +4,7 @@ What must stay true: no escape sequence is written where no terminal reads it, n
 outside never reaches a terminal with control characters in it.
 """
 
+import io
 import os
 import shutil
 import sys
@@ -42,6 +43,13 @@ class Terminal:
         """Writes a line; what cannot be shown becomes a question mark."""
         encoding = self.out.encoding or "utf-8"
         self.out.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+
+
+def in_utf8(out: TextIO) -> TextIO:
+    """The same output for what programs read, which is UTF-8 whatever a terminal here could show."""
+    if isinstance(out, io.TextIOWrapper):
+        out.reconfigure(encoding="utf-8")
+    return out
 
 
 def complain(text: str) -> None:

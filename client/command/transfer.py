@@ -1,19 +1,21 @@
 """`openmanager servers export FILE` and `import FILE`: the record of the servers as a file, out and in.
 
-What must stay true: a file that is there is only replaced by a whole export; of an import every row that was refused is
-named, and the last line says whether anything was recorded.
+What must stay true: a file that is there is only replaced by a whole export, and nothing but a file is replaced; of an
+import every row that was refused is named, and the last line says whether anything was recorded.
 """
 
 import contextlib
 import os
+import stat
 import sys
 from argparse import Namespace
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO, cast
 
 from client.api import OpenManager
 from client.command import exits
-from client.command.terminal import Terminal, complain
+from client.command.terminal import Terminal, complain, in_utf8
 
 SHOWN_ROWS: Final = 100
 MAX_FILE_BYTES: Final = 15 << 20
@@ -31,14 +33,17 @@ async def _export(manager: OpenManager, options: Namespace) -> int:
     parts = manager.export_servers(_format(options), environment=options.export_environment, role=options.export_role)
     progress = _Progress()
     if options.file == "-":
-        async with contextlib.aclosing(parts):
-            async for text in parts:
-                sys.stdout.write(text)
+        await _write(parts, in_utf8(sys.stdout))
         return exits.OK
-    whole = Path(options.file)
+    whole = _replaced(Path(options.file))
+    if whole is None:
+        with _open(Path(options.file), "w") as file:
+            await _write(parts, file)
+        return exits.OK
     draft = whole.with_name(f".{whole.name}.{os.getpid()}.part")
     try:
-        with draft.open("x", encoding="utf-8", newline="") as file:
+        with _open(draft, "x") as file:
+            _keep_mode(whole, draft)
             async with contextlib.aclosing(parts):
                 async for text in parts:
                     file.write(text)
@@ -48,6 +53,28 @@ async def _export(manager: OpenManager, options: Namespace) -> int:
         draft.unlink(missing_ok=True)
         progress.clear()
     return exits.OK
+
+
+def _replaced(path: Path) -> Path | None:
+    """The file that an export takes the place of, where there is a link the one it leads to. None: there is a pipe or a
+    device, which is written to."""
+    return None if path.exists() and not path.is_file() else Path(os.path.realpath(path))
+
+
+def _open(path: Path, mode: str) -> TextIO:
+    return cast("TextIO", path.open(mode, encoding="utf-8", newline=""))
+
+
+def _keep_mode(whole: Path, draft: Path) -> None:
+    """Who may read the file may read the next one, and nobody else."""
+    if whole.exists():
+        draft.chmod(stat.S_IMODE(whole.stat().st_mode))
+
+
+async def _write(parts: AsyncGenerator[str, None], out: TextIO) -> None:
+    async with contextlib.aclosing(parts):
+        async for text in parts:
+            out.write(text)
 
 
 async def _import(manager: OpenManager, options: Namespace) -> int:

@@ -128,8 +128,8 @@ class Endpoint:
             message = await asyncio.to_thread(self._read, exchange, query, body)
         else:
             message = self._read(exchange, query, body)
-        if self._last_id and not getattr(message, self._last_id) and (seen := exchange.header(b"last-event-id")):
-            setattr(message, self._last_id, seen)
+        if self._last_id and (seen := exchange.header(b"last-event-id")):
+            setattr(message, self._last_id, seen)  # the query is older: who reconnects repeats his address
         if self._if_match and not getattr(message, self._if_match):
             setattr(message, self._if_match, exchange.wanted_etag())
         return message

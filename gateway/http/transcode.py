@@ -120,7 +120,7 @@ class RequestReader:
                 raise InvalidArgument(self._unknown(name), reason="PARAMETER_UNKNOWN", field=name or "query")
             if parameter.path not in given:
                 given.add(parameter.path)
-                if parameter.path == _UPDATE_MASK:
+                if parameter.path == _UPDATE_MASK and text:
                     message.ClearField(_UPDATE_MASK)
             elif not parameter.field.is_repeated:
                 raise InvalidArgument("given more than once", field=parameter.path)

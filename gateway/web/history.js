@@ -16,7 +16,10 @@ export function drawAggregation() {
 export async function readHistory() {
   const mine = server;
   const { metric } = mine;
-  if (!metric) return;
+  if (!metric) {
+    text($("plot-summary"), "It has reported no metric yet.");
+    return;
+  }
   const range = RANGES[mine.range];
   const how = aggregation();
   const asked = [metric, mine.range, how].join(" ");
@@ -35,7 +38,8 @@ export async function readHistory() {
     mine.series = null;
     mine.incomplete = "";
     text($("plot-summary"), error.message);
-    $("plot").replaceChildren();
+    forgetPlot($("plot"));
+    text($("plot-reading"), "");
     $("plot").classList.remove("busy");
     return;
   }
@@ -84,7 +88,8 @@ export function choose(change) {
 
 export function forgetHistory() {
   forgetPlot($("plot"));
-  for (const id of ["plot-title", "plot-summary", "plot-reading"]) text($(id), "");
+  text($("plot-title"), "History");
+  for (const id of ["plot-summary", "plot-reading"]) text($(id), "");
 }
 
 export function setUpHistory() {

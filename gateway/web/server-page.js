@@ -21,6 +21,8 @@ export function openServer(id, parameters) {
   $("server-body").hidden = true;
   $("metric-filter").value = "";
   $("plot-controls").elements.range.value = server.range;
+  forgetHistory(); // another server's curve is not his, also while his own is long in coming or there is none
+  metricRows.forEach((row) => { row.shows = undefined; }); // a metric of the same name may have another unit here
   drawFound();
   document.title = `${id} – OpenManager`;
   show("server");

@@ -3,7 +3,10 @@
 import asyncio
 import math
 import re
+import time
 from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from openmanager.fleet.v1 import anomaly_pb2
 from openmanager.gateway.v1 import analytics_pb2 as pb
@@ -15,6 +18,12 @@ def finding(number: int, detector: str, metric: str = "", **fields: Any) -> anom
         id=f"{number:032x}", server_id=f"web-{number}", detector=detector, metric=metric, score=0.5, **fields
     )
     made.start_time.seconds = 1_796_000_000
+    return made
+
+
+def at(ahead_s: float) -> Timestamp:
+    made = Timestamp()
+    made.FromMilliseconds(round((time.time() + ahead_s) * 1_000))
     return made
 
 
@@ -43,6 +52,8 @@ async def test_what_was_found_is_said_for_each_detector() -> None:
     told = {
         "silent for 93 s": finding(1, "silence", value=92.6),
         "silent": finding(2, "silence", value=math.nan),
+        "silent for 2h": finding(6, "silence", value=40.0, peak_time=at(-7_190)),
+        "silent for 3h": finding(7, "silence", value=10_800.0, peak_time=at(-86_400), end_time=at(-86_400)),
         "disk_usage": finding(3, "prediction", "disk_usage"),
         "prediction": finding(4, "prediction"),  # that it falls again and again has no metric
         "cpu_usage and 1 more": finding(5, "departure", "cpu_usage", contributions=parts),

@@ -117,6 +117,23 @@ def test_a_server_that_there_is_not(product: Launched, browser: Browser) -> None
         assert "There is no server ../nothing" in page.text("#server-error")
 
 
+def test_a_server_without_metrics_shows_no_history_of_another_one(product: Launched, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(f"http://{product.http_address}/#/servers/web-01")
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#plot .curve')")
+        assert product.post("/v1/servers", {"id": "silent-1"}).status == 200
+        try:
+            page.value("location.hash = '#/servers/silent-1'")
+            page.within(SHOWN_WITHIN_S, "document.querySelector('#about').textContent.includes('never')")
+            page.within(SHOWN_WITHIN_S, "document.querySelector('#plot-summary').textContent.includes('no metric')")
+        finally:
+            assert product.post("/v1/servers/silent-1", None, method="DELETE").status == 200
+        assert page.text("#plot-title") == "History"
+        assert page.value("document.querySelector('#plot svg')") is None
+        press = "document.querySelector('#plot').dispatchEvent(new KeyboardEvent('keydown', {key: 'Home'}))"
+        assert page.value(f"({press}, document.querySelector('#plot-reading').textContent)") == ""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_telephone_and_says_what_everything_is(product: Launched, browser: Browser, scheme: str) -> None:
     with browser.page(400, 800, prefers_color_scheme=scheme) as page:

@@ -163,6 +163,8 @@ def test_update_mask_defaults_to_the_fields_of_the_body() -> None:
     assert list(request.update_mask.paths) == ["hostname", "role"]
     given = read("UpdateServer", "updateMask=role", body={"hostname": "h"}, values=("a",))
     assert list(given.update_mask.paths) == ["role"]
+    empty = read("UpdateServer", "update_mask=", body={"location": ""}, values=("a",))
+    assert list(empty.update_mask.paths) == ["location"]
 
 
 def test_the_body_cannot_contradict_the_path() -> None:
