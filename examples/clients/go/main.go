@@ -125,7 +125,8 @@ func list(ctx context.Context, fleet gatewayv1.FleetServiceClient) (string, erro
 	return "", errors.New("no server reports cpu_usage: start the simulator, or write some")
 }
 
-// watch ends with the first message after the snapshot; the end of its context ends the stream.
+// watch ends with the first message after the snapshot, which of a large fleet comes in several; the end of its context
+// ends the stream.
 func watch(ctx context.Context, fleet gatewayv1.FleetServiceClient) error {
 	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
 	defer cancel()
@@ -133,16 +134,22 @@ func watch(ctx context.Context, fleet gatewayv1.FleetServiceClient) error {
 	if err != nil {
 		return err
 	}
-	for {
+	for whole, count := false, 0; ; {
 		message, err := stream.Recv()
 		if err != nil {
 			return err
 		}
-		if !message.Snapshot {
+		if message.Snapshot {
+			whole, count = false, 0
+		}
+		if whole {
 			fmt.Printf("%d servers changed, %d left\n", len(message.Servers), len(message.Removed))
 			return nil
 		}
-		fmt.Printf("watching %d servers\n", len(message.Servers))
+		count += len(message.Servers)
+		if whole = !message.Continues; whole {
+			fmt.Printf("watching %d servers\n", count)
+		}
 	}
 }
 

@@ -52,15 +52,19 @@ async function list(fleet) {
   return server.id;
 }
 
-// Ends with the first message after the snapshot.
+// Ends with the first message after the snapshot, which of a large fleet comes in several.
 async function watch(fleet) {
   const stream = fleet.watchFleet({}, metadata, within(WATCH_MS));
+  let [isWhole, count] = [false, 0];
   for await (const message of stream) {
-    if (!message.snapshot) {
+    if (message.snapshot) [isWhole, count] = [false, 0];
+    if (isWhole) {
       console.log(`${message.servers.length} servers changed, ${message.removed.length} left`);
       break;
     }
-    console.log(`watching ${message.servers.length} servers`);
+    count += message.servers.length;
+    isWhole = !message.continues;
+    if (isWhole) console.log(`watching ${count} servers`);
   }
   stream.on("error", () => {}); // a cancelled stream reports itself as an error
   stream.cancel();

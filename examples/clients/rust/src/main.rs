@@ -136,15 +136,24 @@ async fn list(fleet: &mut FleetServiceClient<Service>) -> Result<String, Failure
     Err("no server reports cpu_usage: start the simulator, or write some".into())
 }
 
-/// Ends with the first message after the snapshot; dropping the stream cancels it.
+/// Ends with the first message after the snapshot, which of a large fleet comes in several; dropping the stream cancels
+/// it.
 async fn watch(fleet: &mut FleetServiceClient<Service>) -> Result<(), Failure> {
     let mut stream = fleet.watch_fleet(request(WatchFleetRequest::default(), WATCH)).await?.into_inner();
+    let (mut whole, mut count) = (false, 0);
     while let Some(message) = stream.message().await? {
-        if !message.snapshot {
+        if message.snapshot {
+            (whole, count) = (false, 0);
+        }
+        if whole {
             println!("{} servers changed, {} left", message.servers.len(), message.removed.len());
             return Ok(());
         }
-        println!("watching {} servers", message.servers.len());
+        count += message.servers.len();
+        whole = !message.continues;
+        if whole {
+            println!("watching {count} servers");
+        }
     }
     Err("the gateway ended the stream".into())
 }

@@ -120,17 +120,27 @@ public final class Client {
     throw new IllegalStateException("no server reports cpu_usage: start the simulator, or write some");
   }
 
-  /** Ends with the first message after the snapshot. */
+  /** Ends with the first message after the snapshot, which of a large fleet comes in several. */
   private static void watch(FleetServiceBlockingV2Stub fleet) throws StatusException, InterruptedException {
     BlockingClientCall<?, WatchFleetResponse> stream =
         fleet.withDeadlineAfter(WATCH_S, SECONDS).watchFleet(WatchFleetRequest.getDefaultInstance());
+    boolean whole = false;
+    int count = 0;
     for (WatchFleetResponse message = stream.read(); message != null; message = stream.read()) {
-      if (!message.getSnapshot()) {
+      if (message.getSnapshot()) {
+        whole = false;
+        count = 0;
+      }
+      if (whole) {
         System.out.printf("%d servers changed, %d left%n", message.getServersCount(), message.getRemovedCount());
         stream.cancel("seen enough", null);
         return;
       }
-      System.out.printf("watching %d servers%n", message.getServersCount());
+      count += message.getServersCount();
+      whole = !message.getContinues();
+      if (whole) {
+        System.out.printf("watching %d servers%n", count);
+      }
     }
     throw new IllegalStateException("the gateway ended the stream");
   }
