@@ -28,7 +28,7 @@ READ_CHUNK_BYTES: Final = 1 << 16
 MAX_ERROR_BYTES: Final = 300
 CONNECTIONS: Final = 4
 """Kept open to a node."""
-_OBJECT: Final = re.compile(r"^(?:<[^>]*>|\w+ConnectionPool\([^)]*\)): ")
+_OBJECT: Final = re.compile(r"^(?:<[^>]*>|\w+\([^)]*\)): ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
