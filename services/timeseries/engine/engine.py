@@ -213,18 +213,13 @@ class Engine(Reads):
 
     async def _keep_up(self, *, everything: bool) -> None:
         async with self._keeping_up:
-            failed: Exception | None = None
             try:
                 await self._loop.run_in_executor(self._upkeep, partial(self._upkeep_once, everything=everything))
                 await self._sweep()
-            except Exception as error:
-                if self._closing.is_set():
-                    raise
-                failed = error  # told below: on a full disk, where this may well fail, the limit is what helps
-            await self._loop.run_in_executor(self._upkeep, self._retention.keep_limit)
+            finally:  # also on a full disk, where these may well fail and the limit is what helps
+                if not self._closing.is_set():
+                    await self._loop.run_in_executor(self._upkeep, self._retention.keep_limit)
             self._signal(False)
-            if failed is not None:
-                raise failed
 
     def _upkeep_once(self, *, everything: bool) -> None:
         self._retention.end_lost()

@@ -50,23 +50,28 @@ async def aged(tmp_path: Path, clock: ManualClock) -> AsyncIterator[tuple[Engine
         yield engine, store, model, Reader(engine, store, max_points=1_000_000)
 
 
+async def answers_like(reader: Reader, model: Model, start_ms: int, aggregation: Aggregation, step_ms: int) -> None:
+    """The reader gives what the model does, and all of it."""
+    query = Query(
+        metrics=("requests_total",),
+        start_ms=start_ms,
+        end_ms=NOON + 6 * 86_400_000,
+        step_ms=step_ms,
+        aggregation=aggregation,
+    )
+    answer = await reader.read(query)
+    (result,) = answer.results
+    found = {("a", "requests_total"): list(zip(result.times_ms.tolist(), result.values.tolist(), strict=True))}
+    assert_same(found, model.query(query), aggregation if step_ms else None)
+    assert answer.incomplete == []
+
+
 async def test_older_than_what_is_held_comes_from_the_store(aged: tuple[Engine, OracleStore, Model, Reader]) -> None:
     engine, _, model, reader = aged
     held_ms = engine.held_from_ms(0)
     assert NOON < held_ms < NOON + 6 * 86_400_000, "the test is about days that went"
     for aggregation, step in itertools.product(Aggregation, (0, 60_000, 600_000, 7_777_000)):
-        query = Query(
-            metrics=("requests_total",),
-            start_ms=NOON + 1_234_567,
-            end_ms=NOON + 6 * 86_400_000,
-            step_ms=step,
-            aggregation=aggregation,
-        )
-        answer = await reader.read(query)
-        (result,) = answer.results
-        found = {("a", "requests_total"): list(zip(result.times_ms.tolist(), result.values.tolist(), strict=True))}
-        assert_same(found, model.query(query), aggregation if step else None)
-        assert answer.incomplete == []
+        await answers_like(reader, model, NOON + 1_234_567, aggregation, step)
 
 
 async def test_what_is_held_is_not_asked_of_the_store(aged: tuple[Engine, OracleStore, Model, Reader]) -> None:
@@ -102,18 +107,7 @@ async def test_what_is_imported_for_long_ago_is_there_before_it_is_shipped(
         await engine.append(batch, metric_sets=(SET,))
         model.append(SET, batch)
     for aggregation, step in itertools.product(Aggregation, (0, 60_000, 7_777_000)):
-        query = Query(
-            metrics=("requests_total",),
-            start_ms=NOON - 30 * 86_400_000,
-            end_ms=NOON + 6 * 86_400_000,
-            step_ms=step,
-            aggregation=aggregation,
-        )
-        answer = await reader.read(query)
-        (result,) = answer.results
-        found = {("a", "requests_total"): list(zip(result.times_ms.tolist(), result.values.tolist(), strict=True))}
-        assert_same(found, model.query(query), aggregation if step else None)
-        assert answer.incomplete == []
+        await answers_like(reader, model, NOON - 30 * 86_400_000, aggregation, step)
 
 
 async def test_a_day_that_goes_while_the_store_takes_its_time_is_not_missed(
