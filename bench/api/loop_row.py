@@ -97,10 +97,11 @@ def _drain(stream: Any) -> None:
 
 
 def judged(found: Found) -> list[Judged]:
-    """The longest of all; as remarks the median of the parts' and that of 99 of 100 slices: a slow turn comes again and
-    again, a machine that errs does not."""
+    """The median of the parts' longest. In each part everything is asked a hundred times and more, so what takes long
+    takes long in most of them, while the machine's own milliseconds come where they like: callbacks that do nothing
+    were noted with up to 15 ms. Beside it, as remarks, the longest of all and that of 99 of 100 slices."""
     work = f"longest turn of the gateway's loop, {found['rounds']:,} rounds of every read, ticks and watchers beside"
     slices = f"{SHARE:.0%} of {found['slices']:,} slices of {timed.SLICE_S * 1e3:g} ms"
     parts = found["longest"]
-    remark = f"median of {len(parts)} parts {statistics.median(parts):.2f}; {found['usual']:.2f} ms in {slices}"
-    return [within(ROW, work, "ms of processor", max(parts), LIMIT_MS, remark=remark)]
+    remark = f"of {len(parts)} parts the median; the longest {max(parts):.2f}; {found['usual']:.2f} ms in {slices}"
+    return [within(ROW, work, "ms of processor", statistics.median(parts), LIMIT_MS, remark=remark)]
