@@ -100,11 +100,11 @@ class _Servicer:
     def __init__(self) -> None:
         self._answer = Prepared(ready_answer())
 
-    def GetServer_at_once(self, _request: Any) -> Prepared:
+    def GetServer_at_once(self, _request: Any, _who: Any) -> Prepared:
         return self._answer
 
     async def GetServer(self, request: Any, _context: Any) -> Prepared:
-        return self.GetServer_at_once(request)
+        return self.GetServer_at_once(request, None)
 
 
 async def serve(endpoint: str | None) -> None:

@@ -26,7 +26,7 @@ class ServerEntry:
     """A server as it was at `version`; `placed_at` is the sequence at which it came to its environment and role, and
     `places` are those that it had in this epoch."""
 
-    __slots__ = ("_answers", "_noted", "_servers", "_sets", "epoch", "id", "placed_at", "places", "state")
+    __slots__ = ("_answers", "_noted", "_servers", "_sets", "epoch", "has_notes", "id", "placed_at", "places", "state")
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class ServerEntry:
         self.id = state.descriptor.server_id
         self.state = state
         self.epoch = epoch
+        self.has_notes: bool = state.details.has_notes  # of its record, the notes are not here; asked at every read
         self.placed_at: int = state.sequence
         self.places: Places = places | {self.place}
         if before is not None and before.epoch == epoch:
@@ -80,11 +81,6 @@ class ServerEntry:
     def revision(self) -> int:
         """Of its record; 0: not known."""
         return self.state.details.revision
-
-    @property
-    def has_notes(self) -> bool:
-        """Whether its record has notes, which are not here."""
-        return self.state.details.has_notes
 
     def has_labels(self, wanted: Sequence[tuple[str, str | None]]) -> bool:
         """Whether it has all of these; None: whatever the value is."""

@@ -4,8 +4,10 @@ A servicer's attributes are named as the methods: `async def Method(self, reques
 generator for a streamed answer. A response may be `bytes`, an already serialized message, or `Prepared`, one that is
 shared: they are sent as they are. A method the servicer lacks is UNIMPLEMENTED.
 
-Beside a unary method there may be `def Method_at_once(self, request) -> Prepared | None`, which answers from memory
-where it can (None: it cannot): a call that it answers needs no deadline and none of what belongs to waiting.
+Beside a unary method there may be `def Method_at_once(self, request, who) -> Prepared | None`. It answers from memory
+where it can (None: it cannot): a call that it answers needs no deadline and none of what belongs to waiting. `who` is
+the caller, as authentication found him; nobody is the current one yet. Such a method leaves its requests as they are,
+since they are remembered.
 
 A call's place in a trace begins and ends here (runtime.tracing); health calls have none.
 
@@ -19,7 +21,7 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -31,6 +33,7 @@ from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N81
 from google.protobuf.message import DecodeError, Message
 
 from runtime import tracing
+from runtime.caller import Caller
 from runtime.errors import (
     STATUS_DETAILS_KEY,
     InvalidArgument,
@@ -40,10 +43,13 @@ from runtime.errors import (
     status_code,
     to_status,
 )
-from runtime.interception import Interception, NotAnswered
+from runtime.interception import AtOnce, Interception, NotAnswered
 from runtime.limits import MAX_MESSAGE_BYTES
 from runtime.prepared import Prepared
 
+REMEMBERED_REQUESTS: Final = 1_024
+REMEMBERED_BYTES: Final = 256
+"""Of methods that answer from memory so many requests of at most this size are kept decoded: 0.1 us instead of 0.5."""
 _NO_RESPONSES: Final[tuple[bytes, ...]] = ()
 
 
@@ -54,7 +60,7 @@ class Bound:
     service: str
     handlers: "dict[str, grpc.RpcMethodHandler[Any, Any]]"
     """Method name -> grpc.RpcMethodHandler."""
-    at_once: "Mapping[str, Callable[[Any], Prepared | None]]" = field(default_factory=dict)
+    at_once: "Mapping[str, AtOnce[Any, Prepared]]" = field(default_factory=dict)
     """Method name -> what answers it from memory, where the servicer has such."""
     missing: tuple[str, ...] = ()
     """Methods the servicer does not have."""
@@ -78,13 +84,14 @@ def bind(service: str | ServiceDescriptor, servicer: object) -> Bound:
             behaviour = _unimplemented_stream if streams else _unimplemented
         elif inspect.isasyncgenfunction(behaviour) != streams:
             raise TypeError(f"{where} must be an async {'generator' if streams else 'function without yield'}")
+        ready = getattr(servicer, f"{method.name}_at_once", None)
         handlers[method.name] = _raw_handler(
             behaviour,
             message_factory.GetMessageClass(method.input_type),
             client_streaming=method.client_streaming,
             server_streaming=streams,
+            kept=ready is not None,
         )
-        ready = getattr(servicer, f"{method.name}_at_once", None)
         if ready is not None:
             if streams or method.client_streaming or inspect.iscoroutinefunction(ready):
                 raise TypeError(f"{where}_at_once must be a plain function beside a unary method")
@@ -109,7 +116,12 @@ async def _unimplemented_stream(_request: object, _context: object) -> AsyncGene
 
 
 def _raw_handler(
-    behaviour: Callable[..., Any], request_class: type[Message], *, client_streaming: bool, server_streaming: bool
+    behaviour: Callable[..., Any],
+    request_class: type[Message],
+    *,
+    client_streaming: bool,
+    server_streaming: bool,
+    kept: bool,
 ) -> Any:
     factory = {
         (False, False): grpc.unary_unary_rpc_method_handler,
@@ -117,19 +129,23 @@ def _raw_handler(
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[client_streaming, server_streaming]
-    decode = _stream_decoder(request_class) if client_streaming else _decoder(request_class)
+    decode = _stream_decoder(request_class) if client_streaming else _decoder(request_class, kept=kept)
     return factory(behaviour, request_deserializer=decode)  # responses are serialized inside interception: see _encode
 
 
-def _decoder(request_class: type[Message]) -> Callable[[bytes], Message | OpenManagerError]:
-    """gRPC would answer an exception of a deserializer with its text, so a fault is handed on as a value."""
+def _decoder(request_class: type[Message], *, kept: bool = False) -> Callable[[bytes], Message | OpenManagerError]:
+    """gRPC would answer an exception of a deserializer with its text, so a fault is handed on as a value.
+
+    `kept`: small requests are remembered, as readers ask the same again and again.
+    """
     name = request_class.DESCRIPTOR.full_name
+    known = lru_cache(REMEMBERED_REQUESTS)(request_class.FromString) if kept else request_class.FromString
 
     def decode(raw: bytes) -> Message | OpenManagerError:
         if len(raw) > MAX_MESSAGE_BYTES:
             return _too_large("request", len(raw))
         try:
-            return request_class.FromString(raw)
+            return known(raw) if len(raw) <= REMEMBERED_BYTES else request_class.FromString(raw)
         except DecodeError:
             return InvalidArgument(f"the request is not a serialized {name}", reason="UNDECODABLE")
 
@@ -154,6 +170,10 @@ def _encode(response: Message | bytes | Prepared) -> bytes:
         raw = response.data
     else:
         raw = response if isinstance(response, bytes) else response.SerializeToString()
+    return _sized(raw)
+
+
+def _sized(raw: bytes) -> bytes:
     if len(raw) > MAX_MESSAGE_BYTES:
         raise _too_large("response", len(raw))
     return raw
@@ -195,9 +215,7 @@ def intercepted(bound: Bound, interception: Interception) -> dict[str, Any]:
     }
 
 
-def _wrapped(
-    method: str, raw: Any, at_once: Callable[[Any], Prepared | None] | None, interception: Interception
-) -> Any:
+def _wrapped(method: str, raw: Any, at_once: AtOnce[Any, Prepared] | None, interception: Interception) -> Any:
     if raw.response_streaming:
         factory = (
             grpc.stream_stream_rpc_method_handler if raw.request_streaming else grpc.unary_stream_rpc_method_handler
@@ -215,12 +233,12 @@ def _wrapped(
     return factory(behaviour, request_deserializer=raw.request_deserializer)
 
 
-def _ready(at_once: Callable[[Any], Prepared | None]) -> Callable[[Any], bytes | None]:
-    def ready(request: Any) -> bytes | None:
+def _ready(at_once: AtOnce[Any, Prepared]) -> AtOnce[Any, bytes]:
+    def ready(request: Any, who: Caller | None) -> bytes | None:
         if isinstance(request, OpenManagerError):
             return None
-        response = at_once(request)
-        return None if response is None else _encode(response)
+        response = at_once(request, who)
+        return None if response is None else _sized(response.data)
 
     return ready
 
@@ -228,7 +246,7 @@ def _ready(at_once: Callable[[Any], Prepared | None]) -> Callable[[Any], bytes |
 def _answered_at_once(
     interception: Interception,
     method: str,
-    ready: Callable[[Any], bytes | None],
+    ready: AtOnce[Any, bytes],
     behaviour: Callable[[Any, Any], Awaitable[Any]],
 ) -> Callable[[Any, Any], Awaitable[bytes]]:
     otherwise = _answered(partial(interception.unary, at_once=ready), method, behaviour)

@@ -10,8 +10,8 @@ What must stay true: what leaves is an OpenManagerError or CancelledError, never
 unknown error goes to the log once, with the id that the caller gets; every unary call ends within its deadline; it is
 one layer of plain code, because every wrapper in a chain of interceptors costs 2-5 % of the calls a second.
 
-A method that can often answer from memory may say so by a plain function (`AtOnce`), which is asked before anything
-that is only needed by calls that wait: a deadline, whom to cancel.
+A method that can often answer from memory may say so by a plain function (`AtOnce`), which is told who calls and asked
+before anything that is only needed by calls that wait: a deadline, whom to cancel, a current caller.
 """
 
 import asyncio
@@ -71,8 +71,9 @@ class CallContext(Protocol):
 Authenticator = Callable[[str, CallContext], Caller | None]
 """Given the method's path ("/pkg.Service/Method") and the call, says who calls (None: a process of ours); raises
 Unauthenticated or PermissionDenied. What it needs to know it has in memory: it waits for nothing."""
-AtOnce = Callable[[Request], Response | None]
-"""Answers a request from memory, or with None: then the method is to be called. It waits for nothing."""
+AtOnce = Callable[[Request, Caller | None], Response | None]
+"""Given a request and who sends it (None: nobody was asked, or a process of ours), answers from memory, or with None:
+then the method is to be called. It waits for nothing."""
 
 
 def metadata_value(context: CallContext, name: str) -> str | None:
@@ -119,11 +120,11 @@ def service_secret_authenticator(secret: str) -> Authenticator:
 
 
 class NotAnswered(NamedTuple):
-    """What is known of a call that was not answered at once: nothing, or who calls, who is current, or what failed."""
+    """What is known of a call that was not answered at once: nothing, or who calls, or what failed."""
 
     started: float
     asked: bool = False
-    who: Token[Caller | None] | None = None
+    who: Caller | None = None
     failure: Exception | None = None
 
 
@@ -155,17 +156,15 @@ class Interception:
         started = time.monotonic()
         if _access.isEnabledFor(logging.DEBUG):  # then it has a line, with its place in a trace
             return NotAnswered(started)
-        who: Token[Caller | None] | None = None
+        who: Caller | None = None
         try:
             if self._authenticator is not None:
-                who = caller.current.set(self._authenticator(method, context))
-            response = answer(request)
+                who = self._authenticator(method, context)
+            response = answer(request, who)
         except Exception as error:
             return NotAnswered(started, True, who, error)
         if response is None:
             return NotAnswered(started, True, who)
-        if who is not None:
-            caller.current.reset(who)
         if telemetry.metrics_enabled():
             durations.record(method, "OK", time.monotonic() - started)
         return response
@@ -185,17 +184,19 @@ class Interception:
         """
         started, peer = time.monotonic() if tried is None else tried.started, ""
         failure: OpenManagerError | None = None
-        who: Token[Caller | None] | None = None if tried is None else tried.who
+        current: Token[Caller | None] | None = None
         try:
+            who = None if tried is None else tried.who
+            if self._authenticator is not None:
+                if tried is None or not tried.asked:
+                    who = self._authenticator(method, context)
+                current = caller.current.set(who)
             if tried is not None and tried.failure is not None:
                 raise tried.failure
-            if tried is None or not tried.asked:
-                if self._authenticator is not None:
-                    who = caller.current.set(self._authenticator(method, context))
-                if at_once is not None:
-                    response = at_once(request)
-                    if response is not None:
-                        return response
+            if at_once is not None and (tried is None or not tried.asked):
+                response = at_once(request, who)
+                if response is not None:
+                    return response
             peer = context.peer()
             place = "" if self._waiting is None else self._waiting.enter(method)
             try:
@@ -213,8 +214,8 @@ class Interception:
             raise failure from error
         finally:
             _record(method, peer, context, started, failure)
-            if who is not None:
-                caller.current.reset(who)
+            if current is not None:
+                caller.current.reset(current)
 
     async def _in_time(
         self, handler: Callable[[Request, Any], Awaitable[Response]], request: Request, context: Any, started: float

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Final
 
 from bench.api.checks import GET_SERVER, GrpcReader, checking
@@ -45,6 +46,8 @@ def first_reply(front: Gateway) -> tuple[str, bytes]:
 
 def measure(bench: Bench) -> Found:
     """Calls a second."""
+    size = replace(bench.size, rounds=bench.size.rounds * 3, seconds=bench.size.seconds / 2)  # as in `http_rows`
+    bench = replace(bench, size=size)
     with ExitStack() as stack:
         front = stack.enter_context(gateway(bench.inner, "gateway-grpc"))
         server_id, reply = first_reply(front)

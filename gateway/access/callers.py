@@ -132,8 +132,11 @@ def grpc_authenticator(callers: Callers, policy: Policy, admission: Admission) -
     """The check before every gRPC call: who it is, whether he may, and whether now."""
 
     counts, has_proxies = admission.counts, callers.origin.has_proxies  # asked here once: each is a call of Python
+    quick = frozenset() if counts or has_proxies else policy.open_to(TOKEN_HOLDER)
 
     def authenticate(method: str, context: CallContext) -> Caller:
+        if _at_the_door.get() is TOKEN_HOLDER and method in quick:  # as nearly always: what follows would say the same
+            return TOKEN_HOLDER
         if policy.rule(method).open_to_all:
             caller = ANYBODY
         else:

@@ -1,6 +1,7 @@
 """What each role may call: read from the options that stand beside each RPC in the protos."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from google.protobuf.descriptor_pool import Default as default_pool  # noqa: N813  a function, named as a class
@@ -51,6 +52,16 @@ class Policy:
             raise PermissionDenied(
                 f"this is about all servers, and {caller.name} sees some only", reason="SCOPE_TOO_NARROW"
             )
+
+    def open_to(self, caller: Caller) -> frozenset[str]:
+        """The methods that a caller may call because of who he is, and not because all may."""
+        found = set()
+        for method, rule in self._rules.items():
+            if not rule.open_to_all:
+                with suppress(PermissionDenied):
+                    self.check(method, caller)
+                    found.add(method)
+        return frozenset(found)
 
     def check_page(self, caller: Caller) -> None:
         """Raises PermissionDenied for who may not read what is about the whole fleet: metrics, the web page."""

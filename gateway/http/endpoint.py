@@ -25,7 +25,9 @@ from gateway.http.exchange import DISCONNECT_WATCH_AFTER_S, Exchange
 from gateway.http.routes import REMEMBERED_PATHS, Route
 from gateway.http.streams import Framer, framer_of, if_match_field, last_id_field
 from gateway.http.transcode import RequestReader
+from runtime.caller import Caller
 from runtime.clock import Clock
+from runtime.interception import AtOnce
 from runtime.prepared import Prepared
 
 DECODE_IN_THREAD_BYTES: Final = 16 << 10
@@ -41,7 +43,7 @@ class Endpoint:
         self,
         route: Route,
         behaviour: Callable[..., Any],
-        at_once: Callable[[Any], Prepared | None] | None,
+        at_once: AtOnce[Any, Prepared] | None,
         clock: Clock,
     ) -> None:
         """Takes a route.
@@ -73,18 +75,18 @@ class Endpoint:
             self._field = ""
             self._encode = encoder_of(output)
 
-    def ready(self, values: tuple[str, ...]) -> Prepared | None:
-        """What the method has in memory for a path and no query."""
-        return None if self._at_once is None else self._at_once(self._of_path(values))
+    def ready(self, values: tuple[str, ...], who: Caller | None) -> Prepared | None:
+        """What the method has in memory for a path and no query, for who calls."""
+        return None if self._at_once is None else self._at_once(self._of_path(values), who)
 
-    def from_memory(self, exchange: Exchange) -> Answer | None:
+    def from_memory(self, exchange: Exchange, who: Caller | None) -> Answer | None:
         """The answer of a method that has it in memory; None: the method is to be called."""
         query: bytes = exchange.scope["query_string"]
         response = None
         if not query:
-            response = self.ready(exchange.values)
+            response = self.ready(exchange.values, who)
         elif self._at_once is not None:
-            response = self._at_once(self._read(exchange, query, b""))
+            response = self._at_once(self._read(exchange, query, b""), who)
         if response is None:
             return None
         if response.etag and exchange.has(response.etag):

@@ -61,7 +61,7 @@ class Shortcut:
             if (endpoint.rpc, caller.may) not in self._allowed:
                 self._policy.check(endpoint.rpc, caller)
                 self._allowed.add((endpoint.rpc, caller.may))
-            response = endpoint.ready(values)
+            response = endpoint.ready(values, caller)
         except OpenManagerError:
             return None
         body = None if response is None else response.forms.get(endpoint)

@@ -288,7 +288,7 @@ async def test_a_view_or_status_that_there_is_not_is_refused_and_nothing_is_kept
         refusals = [lambda: w.page(**asked)]
         if "view" in asked:
             request = fleet_pb2.GetServerRequest(id="a", **asked)
-            assert w.servicer.GetServer_at_once(request) is None
+            assert w.servicer.GetServer_at_once(request, None) is None
             refusals.append(lambda: w.servicer.GetServer(request, w.context))
             refusals.append(lambda: anext(w.servicer.WatchFleet(fleet_pb2.WatchFleetRequest(**asked), w.context)))
         for refused in refusals:

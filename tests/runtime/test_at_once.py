@@ -10,6 +10,7 @@ import pytest
 from runtime import caller, durations, telemetry
 from runtime.caller import Caller
 from runtime.errors import InvalidArgument, PermissionDenied
+from runtime.handlers import REMEMBERED_BYTES
 from runtime.interception import CallContext, Interception
 from runtime.limits import MAX_MESSAGE_BYTES
 from runtime.prepared import Prepared
@@ -25,7 +26,7 @@ class Remembering(EchoServicer):
         super().__init__()
         self.asked: list[Any] = []
 
-    def Get_at_once(self, request: Any) -> Prepared | None:
+    def Get_at_once(self, request: Any, _who: Caller | None) -> Prepared | None:
         self.asked.append(request.text)
         if request.text == "large":
             return Prepared(b"x" * (MAX_MESSAGE_BYTES + 1))
@@ -49,6 +50,17 @@ async def test_what_is_in_memory_is_answered_and_everything_else_by_the_method()
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_small_requests_are_remembered_and_what_is_none_is_refused_each_time() -> None:
+    decode = bind(SERVICE, Remembering()).handlers["Get"].request_deserializer
+    small, large = Echo(text="known").SerializeToString(), Echo(text="x" * REMEMBERED_BYTES).SerializeToString()
+    assert decode(small) is decode(bytes(bytearray(small))) and decode(small).text == "known"
+    assert decode(large) is not decode(large) and decode(large) == decode(large)
+    refused = [decode(b"\xff\xff") for _ in range(2)]
+    assert all(isinstance(error, InvalidArgument) for error in refused) and refused[0] is not refused[1]
+    other = bind(SERVICE, EchoServicer()).handlers["Get"].request_deserializer
+    assert other(small) is not other(small)  # its method may do with it as it likes
+
+
 async def test_who_is_not_let_in_is_not_answered_from_memory() -> None:
     def refuse(_method: str, _context: CallContext) -> None:
         raise PermissionDenied("nobody")
@@ -68,9 +80,9 @@ async def test_who_calls_is_asked_once_and_known_to_the_method(level: int, caplo
     current: list[Caller | None] = []
 
     class Telling(Remembering):
-        def Get_at_once(self, request: Any) -> Prepared | None:
-            current.append(caller.current.get())
-            return super().Get_at_once(request)
+        def Get_at_once(self, request: Any, who: Caller | None) -> Prepared | None:
+            current.append(who)
+            return super().Get_at_once(request, who)
 
         async def Get(self, request: Any, context: Any) -> Any:
             current.append(caller.current.get())
@@ -101,11 +113,11 @@ async def test_who_calls_is_asked_once_and_known_to_the_method(level: int, caplo
 
 def test_only_a_plain_function_beside_a_unary_method_will_do() -> None:
     class Waits(EchoServicer):
-        async def Get_at_once(self, _request: Any) -> Prepared | None:
+        async def Get_at_once(self, _request: Any, _who: Caller | None) -> Prepared | None:
             return None
 
     class Streams(EchoServicer):
-        def Watch_at_once(self, _request: Any) -> Prepared | None:
+        def Watch_at_once(self, _request: Any, _who: Caller | None) -> Prepared | None:
             return None
 
     for wrong in (Waits(), Streams()):

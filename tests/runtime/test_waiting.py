@@ -33,7 +33,7 @@ class Holding(EchoServicer):
         await self.free.wait()
         return request
 
-    def Get_at_once(self, request: Any) -> Prepared | None:
+    def Get_at_once(self, request: Any, _who: Any) -> Prepared | None:
         return Prepared(Echo(text="memory").SerializeToString()) if request.text == "known" else None
 
 

@@ -65,7 +65,7 @@ class Servicer:
 class Quick(Servicer):
     """Has it in memory."""
 
-    def GetServer_at_once(self, request: fleet_pb2.GetServerRequest) -> Prepared | None:
+    def GetServer_at_once(self, request: fleet_pb2.GetServerRequest, _who: Any) -> Prepared | None:
         self.at_once += 1
         return self.held if request.id == "shared" else None
 
