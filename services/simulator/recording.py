@@ -162,8 +162,8 @@ class Recording:
         if len(self.named_lines) < MAX_NAMED_LINES:
             self.named_lines.append(f"line {line}: {reason}")
 
-    def blocks(self) -> Iterator[Block]:
-        """Yields all rows in the order of time."""
+    def blocks(self, *, after_rows: int = 0) -> Iterator[Block]:
+        """Yields all rows in the order of time, but for the blocks that the first `after_rows` rows were."""
         runs = [np.memmap(path, dtype=_row_type(self.header), mode="r") for path in self.runs]
         at = [0] * len(runs)
         ahead = max(1, MERGE_ROWS // max(1, len(runs)))
@@ -178,6 +178,9 @@ class Recording:
                 taken = int(np.searchsorted(part["time"], limit, side="right"))
                 parts.append(part[:taken])
                 at[index] += taken
+            if after_rows > 0:
+                after_rows -= sum(map(len, parts))
+                continue
             merged = np.concatenate(parts)
             merged = merged[np.argsort(merged["time"], kind="stable")]
             yield Block(
