@@ -180,7 +180,9 @@ class FleetWriter:
         Raises:
             FailedPrecondition: METRIC_SET_UNKNOWN.
         """
-        if batch.rows and batch.metric_set_id not in self._sets:
+        if batch.metric_set_id in self._sets:
+            self._sets.move_to_end(batch.metric_set_id)
+        elif batch.rows:
             raise metric_set_unknown(batch.metric_set_id, "metric_set_id")
         news = [server for server in servers if self._told.get(server.server_id) != server]
         with _tracer.start_as_current_span("fleet.write", attributes={"openmanager.rows": len(batch.rows)}):

@@ -259,6 +259,18 @@ async def test_the_held_sets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert held == sets[-5:]
 
 
+async def test_a_set_that_a_stream_names_by_its_id_alone_is_used_and_not_let_go_for_newer_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fleet.writer.MAX_HELD_METRICS", 10)
+    stores = Stores()
+    async with writing(stores) as writer:
+        writer.hold(SET)
+        for index in range(20):
+            await writer.write(batch(index, metric_set=MetricSet((Metric(name=f"m{index}"), Metric(name="b")))))
+            await writer.write_message(rows_to_pb(batch(index).rows))
+
+
 async def test_many_writers_at_once() -> None:
     stores = Stores()
     async with writing(stores) as writer:
