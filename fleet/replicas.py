@@ -27,6 +27,7 @@ from runtime.channel import Channel, calling
 from runtime.circuit import Circuit, CircuitState
 from runtime.clock import Clock
 from runtime.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from runtime.limits import MAX_MESSAGE_BYTES
 
 REMEMBERED_SERVERS = 65_536
 SERVERS_TOGETHER = 5_000
@@ -73,17 +74,24 @@ class Replica:
         if metric_set is not None and metric_set.id not in self._durable_sets:
             request.metric_sets.append(metric_set)
         try:
-            response = await self._call(request)
+            response = await self._send(request)
         except FailedPrecondition as error:
             if error.reason != "METRIC_SET_UNKNOWN" or request.metric_sets or metric_set is None:
                 raise
             await self._tell_again()  # it has lost its data since it acknowledged the set
             request.metric_sets.append(metric_set)
-            response = await self._call(request)
+            response = await self._send(request)
         if metric_set is not None:
             self._durable_sets.add(metric_set.id)
         self._told.update((server.server_id, server) for server in servers)
         return response
+
+    async def _send(self, request: timeseries_pb2.AppendRequest) -> timeseries_pb2.AppendResponse:
+        """Sends the rows, after what they need where both are too much for one message."""
+        if (request.metric_sets or request.servers) and request.ByteSize() > MAX_MESSAGE_BYTES:
+            await self._call(timeseries_pb2.AppendRequest(metric_sets=request.metric_sets, servers=request.servers))
+            request = timeseries_pb2.AppendRequest(batch=request.batch)
+        return await self._call(request)
 
     async def _tell_again(self) -> None:
         """Tells of all servers, whose rows would have no tags in the stores that follow; sets come with their rows."""

@@ -219,6 +219,24 @@ async def test_a_replica_that_lost_its_data_is_told_the_set_and_its_servers_agai
         assert [store.told for store in cluster.stores] == told
 
 
+@pytest.mark.parametrize("count", [1, 3])
+async def test_rows_that_leave_no_room_for_their_set_in_a_message_follow_it(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a set of 100,000 metrics and a batch as large as one may be: a sender sends them one after the other."""
+    limit = batch(1).ByteSize() + 10
+    monkeypatch.setattr("runtime.handlers.MAX_MESSAGE_BYTES", limit)
+    monkeypatch.setattr("fleet.replicas.MAX_MESSAGE_BYTES", limit)
+    async with running(count) as cluster:
+        for tick in (1, 2):
+            news = [KNOWN[server_id] for server_id in SERVERS[tick::10]]
+            assert (await cluster.send(tick, news)).accepted_points == 2 * len(SERVERS)
+            for store in cluster.stores:
+                store.known_sets.clear()
+        only = ["server-05"] * len(SERVERS)  # all of it goes to one of them
+        assert (await cluster.send(3, list(KNOWN.values())[:2], only)).accepted_points == 2 * len(SERVERS)
+
+
 async def test_a_single_replica_is_asked_each_time_whatever_happened_before() -> None:
     async with running(1) as cluster:
         cluster.stores[0].fails = Unavailable("away")
