@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.model import MetricSet, RowError, Rows, ServerDescriptor
+from fleet.model import NO_TIME_MS, MetricSet, RowError, Rows, ServerDescriptor
 from openmanager.fleet.v1 import metric_pb2
 from runtime.errors import FailedPrecondition, InvalidArgument
 
@@ -135,6 +135,8 @@ def row_faults(
         if bad_id[row]:
             name, reason = "server_id", "BAD_SERVER_ID"
             message = server_id_fault(rows.server_ids[row])
+        elif times[row] == NO_TIME_MS:
+            name, reason, message = "time", "TIME_MISSING", "the row has no time"
         elif out_of_range[row]:
             name, reason = "time", "TIME_OUT_OF_RANGE"
             message = "the time lies outside 1970-01-01 to 2262-04-11"
