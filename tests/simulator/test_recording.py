@@ -68,6 +68,20 @@ def test_many_runs_merge_into_one_order(tmp_path: Path, monkeypatch: pytest.Monk
     assert largest <= 60
 
 
+def test_of_many_columns_fewer_rows_are_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording_module, "CHUNK_CELLS", 10 * 42)
+    monkeypatch.setattr(recording_module, "MERGE_CELLS", 24 * 40)
+    head = "time,server_id," + ",".join(f"m{column}" for column in range(40)) + "\n"
+    lines = [f"{1000 + 60 * step},s{server}" + f",{step}" * 40 + "\n" for step in range(8) for server in range(15)]
+    recording = _read(tmp_path, head + "".join(lines))
+    assert [path.stat().st_size for path in recording.runs] == [10 * (8 + 4 + 8 * 40)] * 12
+    assert recording.interval_ms == 60_000, "no chunk has a server twice"
+    assert [row[0] for row in _rows(recording)] == sorted(
+        1000 * (1000 + 60 * step) for step in range(8) for _ in range(15)
+    )
+    assert max(len(block) for block in recording.blocks()) <= 24
+
+
 def test_bad_lines_are_counted_and_named_and_never_fatal(tmp_path: Path) -> None:
     bad = [
         "yesterday,a,1,2",
