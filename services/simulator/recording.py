@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.model import Metric, MetricKind, MetricSet
-from fleet.validation import server_id_fault
+from fleet.validation import MAX_NAME_BYTES, MAX_SET_METRICS, server_id_fault
 from runtime.errors import Cancelled, InvalidArgument
 
 CHUNK_ROWS: Final = 100_000
@@ -108,9 +108,15 @@ def _parse_header(reader: "Iterator[list[str]]") -> Header:
     columns = tuple(column for column, name in enumerate(names) if name not in {"time", "server_id"})
     if not columns:
         raise _bad_header("there is no column of a metric beside 'time' and 'server_id'")
+    if len(columns) > MAX_SET_METRICS:
+        raise _bad_header(f"there are {len(columns)} metrics; at most {MAX_SET_METRICS} are taken (MAX_SET_METRICS)")
+    seen: set[str] = set()
     for column, name in enumerate(names):
-        if names.index(name) != column:
-            raise _bad_header(f"the column {name!r} is there twice")
+        if name in seen:
+            raise _bad_header(f"the column {name[:80]!r} is there twice")
+        seen.add(name)
+        if len(name) > MAX_NAME_BYTES:
+            raise _bad_header(f"column {column + 1}, {name[:80]!r}..., is a name of over {MAX_NAME_BYTES} bytes")
         if not _METRIC_NAME.fullmatch(name):
             raise _bad_header(
                 f"column {column + 1}, {name[:80]!r}, is not the name of a metric (letters, digits and _)"

@@ -134,7 +134,10 @@ def test_a_file_cut_short_is_played_as_far_as_it_goes(tmp_path: Path) -> None:
         ("time,server_id,cpu_usage,cpu_usage", "'cpu_usage' is there twice"),
         ("time,server_id,cpu usage", "column 3, 'cpu usage'"),
         ("", "'time' is missing"),
+        ("time,server_id,a," + "b" * 256, "column 4, 'bbb.* is a name of over 255 bytes"),
+        ("time,server_id" + "".join(f",m{column}" for column in range(100_001)), "100001 metrics; at most 100000"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_a_wrong_header_names_the_column(tmp_path: Path, head: str, words: str) -> None:
     path = tmp_path / "wrong.csv"
