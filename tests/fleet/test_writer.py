@@ -186,7 +186,7 @@ async def test_stores_that_lost_their_sets_get_them_again() -> None:
         stores.cached_sets.clear()
         await writer.write(batch(2, SERVER))
         await eventually(lambda: stores.cached_ticks() == [1.0, 2.0], within_s=15)
-    assert stores.updated[-1].servers[0].server_id == "s", "a cache that was restarted knows no servers either"
+    assert stores.updated[-1].servers_again[0].server_id == "s", "a cache that was restarted knows no servers either"
 
 
 async def test_sets_that_are_too_much_for_one_message_do_not_keep_the_cache_from_being_told(
