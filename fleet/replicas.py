@@ -26,12 +26,15 @@ from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
 from runtime.channel import Channel, calling
 from runtime.circuit import Circuit, CircuitState
 from runtime.clock import Clock
-from runtime.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from runtime.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted, Unavailable
 from runtime.limits import MAX_MESSAGE_BYTES
 
 REMEMBERED_SERVERS = 65_536
 SERVERS_TOGETHER = 5_000
 """Told in one call without rows."""
+
+FULL = frozenset({"DISK_FULL", "HEADS_FULL"})
+"""Reasons for which a replica takes no rows, and keeps nothing of those that it is sent, until somebody makes room."""
 
 Describe = Callable[[str], ServerDescriptor | None]
 """What is known elsewhere of a server."""
@@ -137,7 +140,8 @@ class Replicas:
 
         Raises:
             InvalidArgument: a structural fault; nothing was kept.
-            Unavailable, DeadlineExceeded: no replica takes some of the rows; others may be kept. Send all again.
+            Unavailable, DeadlineExceeded, ResourceExhausted: no replica takes some of the rows; others may be kept.
+                Send all again.
         """
         if len(self._replicas) == 1:
             return await self._replicas[0].append(batch, metric_set, news)
@@ -172,7 +176,7 @@ class Replicas:
             error: BaseException | None = None
             for (number, (rows, described)), answer in zip(chosen, answers, strict=True):
                 if isinstance(answer, BaseException):
-                    if not isinstance(answer, Unavailable | DeadlineExceeded):
+                    if not _another_may_take_it(answer):
                         raise answer
                     failed.add(number)
                     error = answer
@@ -216,6 +220,13 @@ class Replicas:
             return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
         return tuple(sorted(range(len(self._replicas)), key=weight, reverse=True))
+
+
+def _another_may_take_it(error: BaseException) -> bool:
+    """Whether it is this replica alone that cannot take rows: it is away, or its disk or memory is full."""
+    if isinstance(error, ResourceExhausted):
+        return error.reason in FULL
+    return isinstance(error, Unavailable | DeadlineExceeded)
 
 
 def _selected(

@@ -14,7 +14,7 @@ from openmanager.fleet.v1 import metric_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.channel import Channel
 from runtime.clock import ManualClock
-from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, Unavailable
+from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, ResourceExhausted, Unavailable
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 
@@ -161,6 +161,30 @@ async def test_a_replica_that_is_away_is_left_alone_until_a_trial_succeeds(clust
     cluster.clock.advance(60)
     await cluster.send(4)
     assert {cluster.holders(name, 4)[0] for name in SERVERS} == {0, 1, 2}, "it has its servers back"
+
+
+@pytest.mark.parametrize("reason", ["DISK_FULL", "HEADS_FULL"])
+async def test_rows_of_a_replica_that_is_full_go_to_the_next(cluster: Cluster, reason: str) -> None:
+    await cluster.send(1)
+    cluster.stores[1].fails = ResourceExhausted("full", reason=reason)
+    for tick in (2, 3, 4):
+        assert (await cluster.send(tick)).accepted_points == 2 * len(SERVERS)
+        assert {cluster.holders(name, tick)[0] for name in SERVERS} == {0, 2}
+    for store in (cluster.stores[0], cluster.stores[2]):
+        store.fails = ResourceExhausted("full", reason=reason)
+    with pytest.raises(ResourceExhausted, match="full"):
+        await cluster.send(5)
+    for store in cluster.stores:
+        store.fails = None
+    await cluster.send(5)
+    assert [cluster.holders(name, 5) for name in SERVERS] == [cluster.holders(name, 1) for name in SERVERS]
+
+
+async def test_a_replica_with_too_much_to_do_holds_its_senders_back_and_burdens_no_other(cluster: Cluster) -> None:
+    await cluster.send(1)
+    cluster.stores[1].fails = ResourceExhausted("so many wait", reason="TOO_MANY_WAITING")
+    with pytest.raises(ResourceExhausted, match="so many wait"):
+        await cluster.send(2)
 
 
 async def test_nobody_acknowledges_what_no_replica_takes(cluster: Cluster) -> None:
