@@ -228,7 +228,7 @@ class FleetWriter:
             self._for_metadata[server.server_id] = server
             self._servers_waiting.set()
         if batch.rows:
-            self._rows.add(batch, otel_context.get_current())
+            self._rows.add(batch, otel_context.get_current(), self._clock.now_ms())
         self._rows_waiting.set()
 
     def _name(self, unknown: Iterable[str]) -> None:
@@ -251,7 +251,7 @@ class FleetWriter:
             except InvalidArgument as error:  # sent again it would be refused again; the history has the rows
                 _log.error("cache refused %d batches and %d servers: %s", len(rows), len(servers), error)
             except BaseException:
-                self._rows.give_back(rows, trace)
+                self._rows.give_back(rows, trace, self._clock.now_ms())
                 self._for_cache = servers | self._for_cache
                 self._again_for_cache = again | self._again_for_cache
                 self._rows_waiting.set()
