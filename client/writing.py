@@ -203,7 +203,7 @@ class _Stream:
         self._relied: set[int] = set()
 
     def encoded(self, request: ingest_pb2.WriteMetricsRequest) -> ingest_pb2.WriteMetricsRequest:
-        """The request, without the metrics when the one before it on this stream had the same."""
+        """The request, without the metrics when those of the one before it on this stream are the same."""
         if request.ByteSize() > MAX_MESSAGE_BYTES:
             raise OpenManagerError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -211,6 +211,8 @@ class _Stream:
                 reason="MESSAGE_TOO_LARGE",
             )
         if not request.metrics:
+            if request.metric_set_id:
+                self._last = None  # what leaves its metrics out now has the columns of this id
             return request
         key = _key(request)
         if key != self._last:
@@ -245,6 +247,7 @@ class _Source:
         self._iterator = aiter(self._batches)
         self._taking: asyncio.Task[ingest_pb2.WriteMetricsRequest | None] | None = None
         self._metrics: Sequence[metric_pb2.Metric] = ()
+        self._set_id = ""
         self.ended = False
         self.fault: Exception | None = None
 
@@ -267,10 +270,10 @@ class _Source:
         except Exception as fault:
             self.fault, self.ended = fault, True
             return None
-        if request.metrics:
-            self._metrics = tuple(request.metrics)
-        elif not request.metric_set_id and self._metrics:
-            whole = ingest_pb2.WriteMetricsRequest(metrics=self._metrics)
+        if request.metrics or request.metric_set_id:
+            self._metrics, self._set_id = tuple(request.metrics), request.metric_set_id
+        elif self._metrics or self._set_id:
+            whole = ingest_pb2.WriteMetricsRequest(metrics=self._metrics, metric_set_id=self._set_id)
             whole.MergeFrom(request)
             return whole
         return request

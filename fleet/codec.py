@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
-from fleet.model import Metric, MetricKind, MetricSet, Rows, ServerDescriptor, ServerDetails
+from fleet.model import NO_TIME_MS, Metric, MetricKind, MetricSet, Rows, ServerDescriptor, ServerDetails
 from openmanager.fleet.v1 import details_pb2, metric_pb2
 
 _PACKED_VALUES_TAG = metric_pb2.MetricBatch.VALUES_FIELD_NUMBER << 3 | 2  # wire type 2: length-delimited
@@ -136,7 +136,8 @@ def descriptor_to_pb(descriptor: ServerDescriptor) -> metric_pb2.ServerDescripto
 
 
 def rows_from_pb(message: metric_pb2.MetricBatch, metric_count: int) -> Rows:
-    """Decodes rows; the structure must have been checked (``fleet.validation.check_batch``).
+    """Decodes rows; the structure must have been checked (``fleet.validation.check_batch``). A row without a time gets
+    ``NO_TIME_MS``, for which ``fleet.validation.row_faults`` refuses it: it was not measured in 1970.
 
     Args:
         message: the batch.
@@ -146,7 +147,8 @@ def rows_from_pb(message: metric_pb2.MetricBatch, metric_count: int) -> Rows:
     for row in message.rows:  # once: each look at a message inside another makes an object
         time = row.time
         server_ids.append(row.server_id)
-        times_ms.append(time.seconds * 1000 + time.nanos // 1_000_000)
+        time_ms = time.seconds * 1000 + time.nanos // 1_000_000
+        times_ms.append(time_ms if time_ms or row.HasField("time") else NO_TIME_MS)
     return Rows(
         metric_set_id=message.metric_set_id,
         server_ids=tuple(server_ids),

@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 HEADLINE_METRICS = ("cpu_usage", "memory_usage", "disk_usage")
 """Percentages, 0 to 100: what the BASIC view shows and what the health rules judge."""
 
+NO_TIME_MS = -(1 << 63) + 1
+"""Stands for the time of a row that has none; no row is taken with it."""
+
 _FEW_ROWS = 100
 """For fewer numbers Python's min and max are faster than numpy's, which take 1.4 us for any."""
 

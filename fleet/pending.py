@@ -1,14 +1,17 @@
 """The rows that wait for the cache: a latest-wins slot for each sender's group of servers.
 
-While the cache keeps up, a batch passes through as it is. While it is away, a newer batch of the same set and servers
-replaces the older one, so an outage of any length costs the memory of one tick. The bound on values only matters when
-senders regroup their servers all the time; what it drops is counted, and the history has it all the same.
+While the cache keeps up, a batch passes through as it is. While it is away, a batch of the same set and servers
+replaces the one before, unless all of its rows are older (a back-fill beside what is measured now), so an outage of any
+length costs the memory of one tick. The bound on values only matters when senders regroup their servers all the time;
+what it drops is counted, and the history has it all the same.
 """
 
 from collections.abc import Sequence
 
 from opentelemetry.context import Context
 
+from fleet.codec import ms_from_timestamp
+from fleet.validation import MAX_AHEAD_MS
 from openmanager.fleet.v1 import metric_pb2
 
 MAX_WAITING_VALUES = 25_000_000
@@ -29,10 +32,16 @@ class PendingRows:
         self._values = 0
         self.dropped_batches = 0
 
-    def add(self, batch: metric_pb2.MetricBatch, context: Context) -> None:
-        """Puts a batch into its slot; it is the newest, and ``context`` its trace."""
-        self._context = context
+    def add(self, batch: metric_pb2.MetricBatch, context: Context, now_ms: int) -> None:
+        """Puts a batch into its slot, if what is there is not later; ``context`` is its trace.
+
+        `now_ms`: our clock. What lies too far ahead of it is not taken for later: the cache refuses it.
+        """
         key = _key(batch)
+        waiting = self._slots.get(key)
+        if waiting is not None and _is_later(waiting, batch, now_ms):
+            return
+        self._context = context
         self._remove(key)
         self._put(key, batch)
         while self._values > MAX_WAITING_VALUES and len(self._slots) > 1:
@@ -51,15 +60,17 @@ class PendingRows:
             self._remove(key)
         return taken, self._context
 
-    def give_back(self, batches: Sequence[metric_pb2.MetricBatch], context: Context) -> None:
+    def give_back(self, batches: Sequence[metric_pb2.MetricBatch], context: Context, now_ms: int) -> None:
         """Puts batches back that could not be delivered, unless a newer one has taken the slot."""
         newer = self._slots
         self._slots, self._values = {}, 0
         for batch in batches:
             self._put(_key(batch), batch)
         for key, batch in newer.items():
-            self._remove(key)
-            self._put(key, batch)
+            waiting = self._slots.get(key)
+            if waiting is None or not _is_later(waiting, batch, now_ms):
+                self._remove(key)
+                self._put(key, batch)
         if not newer:
             self._context = context
 
@@ -74,6 +85,14 @@ class PendingRows:
         batch = self._slots.pop(key, None)
         if batch is not None:
             self._values -= len(batch.values)
+
+
+def _is_later(waiting: metric_pb2.MetricBatch, batch: metric_pb2.MetricBatch, now_ms: int) -> bool:
+    """Whether no row of a batch is news beside the same server's row that waits, and some are older."""
+    theirs, ours = ([ms_from_timestamp(row.time) for row in one.rows] for one in (waiting, batch))
+    return theirs != ours and all(
+        our <= their <= now_ms + MAX_AHEAD_MS for our, their in zip(ours, theirs, strict=True)
+    )
 
 
 def _key(batch: metric_pb2.MetricBatch) -> _Key:

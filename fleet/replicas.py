@@ -26,11 +26,15 @@ from openmanager.timeseries.v1 import timeseries_pb2, timeseries_pb2_grpc
 from runtime.channel import Channel, calling
 from runtime.circuit import Circuit, CircuitState
 from runtime.clock import Clock
-from runtime.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from runtime.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted, Unavailable
+from runtime.limits import MAX_MESSAGE_BYTES
 
 REMEMBERED_SERVERS = 65_536
 SERVERS_TOGETHER = 5_000
 """Told in one call without rows."""
+
+FULL = frozenset({"DISK_FULL", "HEADS_FULL"})
+"""Reasons for which a replica takes no rows, and keeps nothing of those that it is sent, until somebody makes room."""
 
 Describe = Callable[[str], ServerDescriptor | None]
 """What is known elsewhere of a server."""
@@ -73,17 +77,24 @@ class Replica:
         if metric_set is not None and metric_set.id not in self._durable_sets:
             request.metric_sets.append(metric_set)
         try:
-            response = await self._call(request)
+            response = await self._send(request)
         except FailedPrecondition as error:
             if error.reason != "METRIC_SET_UNKNOWN" or request.metric_sets or metric_set is None:
                 raise
             await self._tell_again()  # it has lost its data since it acknowledged the set
             request.metric_sets.append(metric_set)
-            response = await self._call(request)
+            response = await self._send(request)
         if metric_set is not None:
             self._durable_sets.add(metric_set.id)
         self._told.update((server.server_id, server) for server in servers)
         return response
+
+    async def _send(self, request: timeseries_pb2.AppendRequest) -> timeseries_pb2.AppendResponse:
+        """Sends the rows, after what they need where both are too much for one message."""
+        if (request.metric_sets or request.servers) and request.ByteSize() > MAX_MESSAGE_BYTES:
+            await self._call(timeseries_pb2.AppendRequest(metric_sets=request.metric_sets, servers=request.servers))
+            request = timeseries_pb2.AppendRequest(batch=request.batch)
+        return await self._call(request)
 
     async def _tell_again(self) -> None:
         """Tells of all servers, whose rows would have no tags in the stores that follow; sets come with their rows."""
@@ -129,7 +140,8 @@ class Replicas:
 
         Raises:
             InvalidArgument: a structural fault; nothing was kept.
-            Unavailable, DeadlineExceeded: no replica takes some of the rows; others may be kept. Send all again.
+            Unavailable, DeadlineExceeded, ResourceExhausted: no replica takes some of the rows; others may be kept.
+                Send all again.
         """
         if len(self._replicas) == 1:
             return await self._replicas[0].append(batch, metric_set, news)
@@ -164,7 +176,7 @@ class Replicas:
             error: BaseException | None = None
             for (number, (rows, described)), answer in zip(chosen, answers, strict=True):
                 if isinstance(answer, BaseException):
-                    if not isinstance(answer, Unavailable | DeadlineExceeded):
+                    if not _another_may_take_it(answer):
                         raise answer
                     failed.add(number)
                     error = answer
@@ -208,6 +220,13 @@ class Replicas:
             return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
         return tuple(sorted(range(len(self._replicas)), key=weight, reverse=True))
+
+
+def _another_may_take_it(error: BaseException) -> bool:
+    """Whether it is this replica alone that cannot take rows: it is away, or its disk or memory is full."""
+    if isinstance(error, ResourceExhausted):
+        return error.reason in FULL
+    return isinstance(error, Unavailable | DeadlineExceeded)
 
 
 def _selected(

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.model import MetricSet, RowError, Rows, ServerDescriptor
+from fleet.model import NO_TIME_MS, MetricSet, RowError, Rows, ServerDescriptor
 from openmanager.fleet.v1 import metric_pb2
 from runtime.errors import FailedPrecondition, InvalidArgument
 
@@ -135,6 +135,8 @@ def row_faults(
         if bad_id[row]:
             name, reason = "server_id", "BAD_SERVER_ID"
             message = server_id_fault(rows.server_ids[row])
+        elif times[row] == NO_TIME_MS:
+            name, reason, message = "time", "TIME_MISSING", "the row has no time"
         elif out_of_range[row]:
             name, reason = "time", "TIME_OUT_OF_RANGE"
             message = "the time lies outside 1970-01-01 to 2262-04-11"
@@ -170,8 +172,10 @@ def server_id_fault(server_id: str) -> str:
         return "the server id is empty"
     if len(server_id) > MAX_SERVER_ID_CHARACTERS:
         return f"the server id is longer than {MAX_SERVER_ID_CHARACTERS} characters"
-    if "/" in server_id or not server_id.isprintable():
-        return "the server id has a '/' or a control character"
+    if "/" in server_id:
+        return "the server id has a '/'"
+    if not server_id.isprintable():
+        return f"the server id has {_unprintable(server_id)}"
     if server_id in _DOT_SEGMENTS:
         return "the server id is '.' or '..', which every client of HTTP takes out of a path"
     return ""
@@ -193,7 +197,7 @@ def check_descriptors(descriptors: Iterable[ServerDescriptor], field: str = "ser
             if len(text) > limit:
                 raise InvalidArgument(f"{name} is longer than {limit} characters", field=f"{where}.{name}")
             if text and not text.isprintable():
-                raise InvalidArgument(f"{name} has a control character", field=f"{where}.{name}")
+                raise InvalidArgument(f"{name} has {_unprintable(text)}", field=f"{where}.{name}")
         if not 0 <= descriptor.report_interval_ms <= MAX_REPORT_INTERVAL_MS:
             raise InvalidArgument("report_interval lies outside 0 s to 1 day", field=f"{where}.report_interval")
 
@@ -204,4 +208,11 @@ def _check_text(text: str, field: str, limit_bytes: int, *, required: bool = Fal
     if len(text.encode()) > limit_bytes:
         raise InvalidArgument(f"the text is longer than {limit_bytes} bytes", field=field)
     if text and not text.isprintable():
-        raise InvalidArgument("the text has a control character", field=field)
+        raise InvalidArgument(f"the text has {_unprintable(text)}", field=field)
+
+
+def _unprintable(text: str) -> str:
+    """Names the first character that nobody could see, by its number and where it is."""
+    place, bad = next((place, one) for place, one in enumerate(text) if not one.isprintable())
+    before = f"after {text[max(0, place - 20) : place]!r}" if place else "at its beginning"
+    return f"a character that cannot be shown, U+{ord(bad):04X}, {before}"

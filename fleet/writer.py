@@ -113,6 +113,7 @@ class FleetWriter:
         self._named: set[str] = set()  # metadata is told that they are there, and no more
         self._rows = PendingRows()
         self._for_cache: dict[str, ServerDescriptor] = {}
+        self._again_for_cache: dict[str, ServerDescriptor] = {}  # it may have lost them
         self._for_metadata: dict[str, ServerDescriptor] = {}
         self._rows_waiting = asyncio.Event()
         self._servers_waiting = asyncio.Event()
@@ -180,7 +181,9 @@ class FleetWriter:
         Raises:
             FailedPrecondition: METRIC_SET_UNKNOWN.
         """
-        if batch.rows and batch.metric_set_id not in self._sets:
+        if batch.metric_set_id in self._sets:
+            self._sets.move_to_end(batch.metric_set_id)
+        elif batch.rows:
             raise metric_set_unknown(batch.metric_set_id, "metric_set_id")
         news = [server for server in servers if self._told.get(server.server_id) != server]
         with _tracer.start_as_current_span("fleet.write", attributes={"openmanager.rows": len(batch.rows)}):
@@ -225,7 +228,7 @@ class FleetWriter:
             self._for_metadata[server.server_id] = server
             self._servers_waiting.set()
         if batch.rows:
-            self._rows.add(batch, otel_context.get_current())
+            self._rows.add(batch, otel_context.get_current(), self._clock.now_ms())
         self._rows_waiting.set()
 
     def _name(self, unknown: Iterable[str]) -> None:
@@ -241,14 +244,16 @@ class FleetWriter:
             self._rows_waiting.clear()
             rows, trace = self._rows.take()
             servers, self._for_cache = self._for_cache, {}
+            again, self._again_for_cache = self._again_for_cache, {}
             token = otel_context.attach(trace)
             try:
-                await self._update_cache(rows, servers)
+                await self._update_cache(rows, servers, again)
             except InvalidArgument as error:  # sent again it would be refused again; the history has the rows
                 _log.error("cache refused %d batches and %d servers: %s", len(rows), len(servers), error)
             except BaseException:
-                self._rows.give_back(rows, trace)
+                self._rows.give_back(rows, trace, self._clock.now_ms())
                 self._for_cache = servers | self._for_cache
+                self._again_for_cache = again | self._again_for_cache
                 self._rows_waiting.set()
                 raise
             finally:
@@ -256,8 +261,13 @@ class FleetWriter:
             if len(self._rows):
                 self._rows_waiting.set()
 
-    async def _update_cache(self, rows: Sequence[metric_pb2.MetricBatch], servers: dict[str, ServerDescriptor]) -> None:
-        for request in self._requests(rows, servers):
+    async def _update_cache(
+        self,
+        rows: Sequence[metric_pb2.MetricBatch],
+        servers: dict[str, ServerDescriptor],
+        again: dict[str, ServerDescriptor],
+    ) -> None:
+        for request in self._requests(rows, servers, again):
             try:
                 async with calling("cache"):
                     await self._cache.UpdateServers(request)
@@ -265,25 +275,29 @@ class FleetWriter:
                 self.counters.failed("cache", error)
                 if error.reason == "METRIC_SET_UNKNOWN":  # cache was restarted: it may know no server either
                     self._cached_sets.clear()
-                    self._for_cache = self._told | self._for_cache
+                    self._again_for_cache = dict(self._told)
                 if error.metadata.get("limit") not in NO_ROOM:
                     raise
                 _log.error("cache has no room for some servers: %s", error)  # it has taken the others
             self._cached_sets |= {metric_set.id for metric_set in request.metric_sets} & self._sets.keys()
 
     def _requests(
-        self, rows: Sequence[metric_pb2.MetricBatch], servers: dict[str, ServerDescriptor]
+        self,
+        rows: Sequence[metric_pb2.MetricBatch],
+        servers: dict[str, ServerDescriptor],
+        again: dict[str, ServerDescriptor],
     ) -> Iterator[cache_pb2.UpdateServersRequest]:
         """What the cache is to be told: one request, or more where they would be too large, in which a set comes with
         the rows that use it. Each is answered before the next is made."""
         request, size = cache_pb2.UpdateServersRequest(), 0
-        for server in servers.values():
-            message = descriptor_to_pb(server)
-            if size + message.ByteSize() > MAX_REQUEST_BYTES:
-                yield request
-                request, size = cache_pb2.UpdateServersRequest(), 0
-            request.servers.append(message)
-            size += message.ByteSize()
+        for name, told in (("servers_again", again), ("servers", servers)):
+            for server in told.values():
+                message = descriptor_to_pb(server)
+                if size + message.ByteSize() > MAX_REQUEST_BYTES:
+                    yield request
+                    request, size = cache_pb2.UpdateServersRequest(), 0
+                getattr(request, name).append(message)
+                size += message.ByteSize()
         sent: set[str] = set()  # with this request
         for batch in rows:
             metric_set = self._sets.get(batch.metric_set_id)

@@ -3,19 +3,20 @@
 The record (metadata) is the truth about which servers there are; the cache is the truth about how they are. What must
 stay true: a change is refused when the record cannot take it; once the record has it, cache and history are told as
 well as can be now, ``seed`` tells the cache the rest whenever its whole state was received anew (it may have started
-empty), and ``follow_records`` what others change. While the record's database is away its copy may not know of what was
-restored last, so nothing is taken out of the live state on its word.
+empty), and the record of servers that only the live state knows, and ``follow_records`` what others change. While the
+record's database is away its copy may not know of what was restored last, so nothing is taken out of the live state on
+its word, and nothing recorded.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from fleet.codec import descriptor_from_pb
 from fleet.model import etag_of
 from fleet.validation import check_descriptors
-from fleet.writer import NO_ROOM, FleetWriter
+from fleet.writer import MAX_REGISTRATIONS, NO_ROOM, FleetWriter
 from gateway.entry import FULL
 from gateway.state import FleetState
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
@@ -171,7 +172,8 @@ class Registry:
         self._unseeded.set()
 
     async def seed(self) -> None:
-        """Tells the cache of recorded servers that it lacks, and of deleted ones, whenever there may be some."""
+        """Tells the cache of recorded servers that it lacks, and of deleted ones, and the record of servers that it
+        lacks, whenever there may be some."""
         while True:
             await self._unseeded.wait()
             self._unseeded.clear()
@@ -197,8 +199,10 @@ class Registry:
     async def _seed_once(self) -> bool:
         """Whether the record itself was asked, and nothing is left to be told."""
         deleted: list[str] = []
+        recorded: set[str] = set()
         is_record = fits = True
         async for page in self._pages():
+            recorded.update(record.descriptor.server_id for record in page.servers)
             is_record &= not page.HasField("stale_since")
             deleted += [record.descriptor.server_id for record in page.servers if record.HasField("delete_time")]
             fits &= await self._tell(page.servers)
@@ -207,7 +211,22 @@ class Registry:
             async with calling("cache"):
                 answer = await self._cache.RemoveServers(cache_pb2.RemoveServersRequest(server_ids=deleted))
             removed = answer.removed
+        if is_record:
+            await self._record_all_but(recorded)
         return is_record and (fits or not removed)  # with those gone there may be room
+
+    async def _record_all_but(self, recorded: Container[str]) -> None:
+        """Has servers of the live state recorded that the record lacks: who was to tell it of them, and had told the
+        cache, was stopped while it was away, and those who send rows of them do not describe them again."""
+        entries = self._state.all() if self._state.known else []
+        lacking = [entry.state.descriptor for entry in entries if not entry.revision and entry.id not in recorded]
+        for start in range(0, len(lacking), MAX_REGISTRATIONS):
+            part = lacking[start : start + MAX_REGISTRATIONS]
+            try:
+                async with calling("metadata"):
+                    await self._records.RegisterServers(metadata_pb2.RegisterServersRequest(servers=part))
+            except InvalidArgument as error:  # told again they would be refused again
+                _log.error("metadata refused %d servers: %s", len(part), error)
 
     async def _tell(self, records: Iterable[metadata_pb2.ServerRecord]) -> bool:
         """Tells the cache of servers that the live state lacks, and what it does not know of the others yet; False: it

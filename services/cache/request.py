@@ -42,6 +42,8 @@ async def decode_update(
     }
     descriptors = [descriptor_from_pb(message) for message in request.servers]
     check_descriptors(descriptors)
+    told_before = [descriptor_from_pb(message) for message in request.servers_again]
+    check_descriptors(told_before, "servers_again")
     batches, refused_rows = [], 0
     for index, batch in enumerate(request.batches):
         metric_set = new_sets.get(batch.metric_set_id) or sets.get(batch.metric_set_id)
@@ -52,6 +54,7 @@ async def decode_update(
         refused_rows += refused
     update = Update(
         descriptors=descriptors,
+        told_before=told_before,
         batches=batches,
         admit_removed=request.admit_removed,
         details={recorded.server_id: details_from_pb(recorded.details) for recorded in request.details},

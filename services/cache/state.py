@@ -47,11 +47,13 @@ class Update:
     """What a sender tells: servers, and rows each with the set that names its columns. Checked already.
 
     Attributes:
+        told_before: of servers of which nobody has told us; of others it is ignored.
         admit_removed: takes servers back that were removed.
         details: what is recorded of servers, by id; of those that are not there it is ignored.
     """
 
     descriptors: Sequence[ServerDescriptor] = ()
+    told_before: Sequence[ServerDescriptor] = ()
     batches: Sequence[tuple[MetricSet, Rows]] = ()
     admit_removed: bool = False
     details: Mapping[str, ServerDetails] = field(default_factory=dict)
@@ -101,7 +103,8 @@ class LiveState:
 
     def update(self, update: Update) -> Outcome:
         """Applies rows and descriptors; one new state, and sequence number, for each server that changed."""
-        described = {descriptor.server_id: descriptor for descriptor in update.descriptors}
+        described = {one.server_id: one for one in update.told_before if not self._is_described(one.server_id)}
+        described.update((descriptor.server_id, descriptor) for descriptor in update.descriptors)
         lives: dict[str, tuple[int, int]] = {}
         if update.admit_removed:
             lives = self._admit(
@@ -270,6 +273,10 @@ class LiveState:
             self._removed.pop(server_id, None)
             lives[server_id] = (max(now_ms, known.life + 1), known.stamp + 1) if known else (now_ms, now_ms)
         return lives
+
+    def _is_described(self, server_id: str) -> bool:
+        state = self._states.get(server_id)
+        return state is not None and state.described > 0
 
     def _is_known(self, descriptor: ServerDescriptor) -> bool:
         state = self._states.get(descriptor.server_id)

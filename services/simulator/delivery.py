@@ -47,12 +47,14 @@ class Parcel:
         batches: what is left to write of it, in order.
         span: covers the tick from its making to its acknowledgement.
         rows: how many rows it has in all.
+        refused: whether some of it was given up, since timeseries said that it is wrong.
     """
 
     time_ms: int
     batches: deque[WriteBatch]
     span: Span
     rows: int
+    refused: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -175,6 +177,7 @@ class Delivery:
                 except InvalidArgument as error:
                     self._failed(error)
                     self.counters.refused_batches += 1
+                    parcel.refused = True
                     _log.error("a batch is given up: it was refused", extra={"error": str(error)})
                 except OpenManagerError as error:
                     self._failed(error)
@@ -190,9 +193,10 @@ class Delivery:
             finished = self._waiting.popleft()
             assert finished is parcel, "a tick being written was given up"
             self._changed.notify_all()
-        self.counters.acknowledged_ticks += 1
-        self.counters.acknowledged_rows += parcel.rows
-        self.counters.last_tick_time_ms = parcel.time_ms
+        if not parcel.refused:
+            self.counters.acknowledged_ticks += 1
+            self.counters.acknowledged_rows += parcel.rows
+            self.counters.last_tick_time_ms = parcel.time_ms
         parcel.span.end()
 
     def _accepted(self, result: WriteResult) -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -60,8 +60,22 @@ class HostSource:
             location="local",
             report_interval_ms=interval_ms,
         )
-        self._cpu = _CpuMeter()
-        self._rates = _RateMeter()
+        self._parts: Mapping[str, Callable[[], Iterator[Sample]]] = {
+            "processors": _CpuMeter().samples,
+            "context switches and interrupts": _cpu_stats,
+            "load": _load,
+            "memory": _memory,
+            "swap": _swap,
+            "file systems": _filesystems,
+            "rates of disks": _RateMeter(_disk_bytes).samples,
+            "rates of interfaces": _RateMeter(_network_bytes).samples,
+            "disks": _disks,
+            "interfaces": _interfaces,
+            "processes": _processes,
+            "time since boot": _uptime,
+            "sensors": _sensors,
+        }
+        self._lacking: dict[str, str] = {}  # why, of the parts that could not be measured last
         self._set = MetricSet(())
 
     @property
@@ -86,20 +100,28 @@ class HostSource:
         return [WriteBatch(metric_set=self._set, rows=rows, servers=(self._server,))]
 
     def measure(self) -> list[Sample]:
-        """Returns every metric once, with its value now; blocking."""
+        """Returns every metric once, with its value now; blocking. What cannot be measured is left out, and the
+        log says which part that is when it begins, changes and ends."""
         samples: dict[str, Sample] = {}
-        for part in (self._cpu.samples, _memory, _filesystems, self._devices, _machine, _sensors):
+        for name, part in self._parts.items():
             try:
                 for sample in part():
                     samples.setdefault(sample[0].key, sample)
-            except (psutil.Error, OSError, NotImplementedError, RuntimeError) as error:
-                _log.warning("part of the machine cannot be measured", extra={"error": str(error)})
+            except Exception as error:  # what psutil does not understand of a system comes as anything
+                self._tell_lacking(name, f"{type(error).__name__}: {error}")
+            else:
+                self._tell_lacking(name, "")
         return list(samples.values())
 
-    def _devices(self) -> Iterator[Sample]:
-        yield from self._rates.samples()
-        yield from _disks()
-        yield from _interfaces()
+    def _tell_lacking(self, part: str, why: str) -> None:
+        if why == self._lacking.get(part, ""):
+            return
+        if why:
+            self._lacking[part] = why
+            _log.warning("part of the machine cannot be measured", extra={"part": part, "error": why})
+        else:
+            del self._lacking[part]
+            _log.info("part of the machine can be measured again", extra={"part": part})
 
 
 class _CpuMeter:
@@ -119,11 +141,6 @@ class _CpuMeter:
         for core, core_times in enumerate(psutil.cpu_times(percpu=True)[:MAX_LABELLED]):
             yield _gauge("cpu_core_usage", "%", self._usage(str(core), core_times)[0], core=str(core))
         yield _gauge("cpu_cores", "1", psutil.cpu_count() or 1)
-        stats = psutil.cpu_stats()
-        yield _counter("context_switches", "1", stats.ctx_switches)
-        yield _counter("interrupts", "1", stats.interrupts)
-        for name, load in zip(("1m", "5m", "15m"), os.getloadavg(), strict=True):
-            yield _gauge(f"load_{name}", "1", round(load, 2))
 
     def _usage(self, name: str, times: "psutil._ntuples.scputimes") -> tuple[float, float]:
         parts = times._asdict()
@@ -139,25 +156,31 @@ class _CpuMeter:
         return _percent(busy), _percent(100.0 * (iowait - last_iowait) / passed)
 
 
+def _cpu_stats() -> Iterator[Sample]:
+    stats = psutil.cpu_stats()
+    yield _counter("context_switches", "1", stats.ctx_switches)
+    yield _counter("interrupts", "1", stats.interrupts)
+
+
+def _load() -> Iterator[Sample]:
+    for name, load in zip(("1m", "5m", "15m"), os.getloadavg(), strict=True):
+        yield _gauge(f"load_{name}", "1", round(load, 2))
+
+
 def _percent(value: float) -> float:
     return round(min(100.0, max(0.0, value)), 2)
 
 
 class _RateMeter:
-    """Bytes a second of all disks and interfaces together, since the last call; none at the first."""
+    """Bytes a second of totals, since the last call; none at the first."""
 
-    def __init__(self) -> None:
+    def __init__(self, totals: Callable[[], dict[str, float]]) -> None:
+        self._totals = totals
         self._last: dict[str, float] = {}
         self._last_s = 0.0
 
     def samples(self) -> Iterator[Sample]:
-        disk, net = psutil.disk_io_counters(), psutil.net_io_counters()
-        now = {
-            "disk_read_bytes_per_second": float(disk.read_bytes) if disk else 0.0,
-            "disk_write_bytes_per_second": float(disk.write_bytes) if disk else 0.0,
-            "network_receive_bytes_per_second": float(net.bytes_recv) if net else 0.0,
-            "network_transmit_bytes_per_second": float(net.bytes_sent) if net else 0.0,
-        }
+        now = self._totals()
         now_s = time.monotonic()
         passed_s = now_s - self._last_s
         for name, total in now.items():
@@ -167,12 +190,33 @@ class _RateMeter:
         self._last, self._last_s = now, now_s
 
 
+def _disk_bytes() -> dict[str, float]:
+    """Of all disks together."""
+    disk = psutil.disk_io_counters()
+    return {
+        "disk_read_bytes_per_second": float(disk.read_bytes) if disk else 0.0,
+        "disk_write_bytes_per_second": float(disk.write_bytes) if disk else 0.0,
+    }
+
+
+def _network_bytes() -> dict[str, float]:
+    """Of all interfaces together."""
+    net = psutil.net_io_counters()
+    return {
+        "network_receive_bytes_per_second": float(net.bytes_recv) if net else 0.0,
+        "network_transmit_bytes_per_second": float(net.bytes_sent) if net else 0.0,
+    }
+
+
 def _memory() -> Iterator[Sample]:
     memory = psutil.virtual_memory()
     yield _gauge("memory_usage", "%", _percent(100.0 * (1.0 - memory.available / memory.total)))
     for part, amount in memory._asdict().items():
         if part != "percent":
             yield _gauge(f"memory_{part}_bytes", "By", amount)
+
+
+def _swap() -> Iterator[Sample]:
     swap = psutil.swap_memory()
     yield _gauge("swap_usage", "%", _percent(100.0 * swap.used / swap.total if swap.total else 0.0))
     yield _gauge("swap_total_bytes", "By", swap.total)
@@ -226,8 +270,11 @@ def _interfaces() -> Iterator[Sample]:
         yield _counter("network_transmit_drops", "1", io.dropout, interface=interface)
 
 
-def _machine() -> Iterator[Sample]:
+def _processes() -> Iterator[Sample]:
     yield _gauge("process_count", "1", len(psutil.pids()))
+
+
+def _uptime() -> Iterator[Sample]:
     boot_s = psutil.boot_time()
     yield _gauge("boot_time_seconds", "s", round(boot_s))
     yield _gauge("uptime_seconds", "s", round(time.time() - boot_s))

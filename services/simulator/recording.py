@@ -23,13 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.model import Metric, MetricKind, MetricSet
-from fleet.validation import server_id_fault
+from fleet.validation import MAX_NAME_BYTES, MAX_SET_METRICS, server_id_fault
 from runtime.errors import Cancelled, InvalidArgument
 
 CHUNK_ROWS: Final = 100_000
-"""Rows that are parsed and sorted at once."""
+"""Rows that are parsed and sorted at once ..."""
+CHUNK_CELLS: Final = 4_000_000
+"""... but for those of many columns: a cell takes 90 bytes meanwhile, so 100,000 rows of 511 would take 4.6 GB."""
 MERGE_ROWS: Final = 200_000
-"""Rows held while merging, over all runs."""
+"""Rows held while merging, over all runs ..."""
+MERGE_CELLS: Final = 8_000_000
+"""... but for those of many columns: three times 64 MB."""
 MAX_NAMED_LINES: Final = 20
 """How many bad lines are named; all are counted."""
 MAX_SERVERS: Final = 100_000
@@ -104,9 +108,15 @@ def _parse_header(reader: "Iterator[list[str]]") -> Header:
     columns = tuple(column for column, name in enumerate(names) if name not in {"time", "server_id"})
     if not columns:
         raise _bad_header("there is no column of a metric beside 'time' and 'server_id'")
+    if len(columns) > MAX_SET_METRICS:
+        raise _bad_header(f"there are {len(columns)} metrics; at most {MAX_SET_METRICS} are taken (MAX_SET_METRICS)")
+    seen: set[str] = set()
     for column, name in enumerate(names):
-        if names.index(name) != column:
-            raise _bad_header(f"the column {name!r} is there twice")
+        if name in seen:
+            raise _bad_header(f"the column {name[:80]!r} is there twice")
+        seen.add(name)
+        if len(name) > MAX_NAME_BYTES:
+            raise _bad_header(f"column {column + 1}, {name[:80]!r}..., is a name of over {MAX_NAME_BYTES} bytes")
         if not _METRIC_NAME.fullmatch(name):
             raise _bad_header(
                 f"column {column + 1}, {name[:80]!r}, is not the name of a metric (letters, digits and _)"
@@ -162,11 +172,12 @@ class Recording:
         if len(self.named_lines) < MAX_NAMED_LINES:
             self.named_lines.append(f"line {line}: {reason}")
 
-    def blocks(self) -> Iterator[Block]:
-        """Yields all rows in the order of time."""
+    def blocks(self, *, after_rows: int = 0) -> Iterator[Block]:
+        """Yields all rows in the order of time, but for the blocks that the first `after_rows` rows were."""
         runs = [np.memmap(path, dtype=_row_type(self.header), mode="r") for path in self.runs]
         at = [0] * len(runs)
-        ahead = max(1, MERGE_ROWS // max(1, len(runs)))
+        held = min(MERGE_ROWS, MERGE_CELLS // len(self.header.columns))
+        ahead = max(1, held // max(1, len(runs)))
         while any(position < len(run) for position, run in zip(at, runs, strict=True)):
             # Up to the earliest time at which some run's next part ends, all runs are known.
             ends = [
@@ -178,6 +189,9 @@ class Recording:
                 taken = int(np.searchsorted(part["time"], limit, side="right"))
                 parts.append(part[:taken])
                 at[index] += taken
+            if after_rows > 0:
+                after_rows -= sum(map(len, parts))
+                continue
             merged = np.concatenate(parts)
             merged = merged[np.argsort(merged["time"], kind="stable")]
             yield Block(
@@ -199,6 +213,7 @@ class RecordingReader:
         self._path = path
         self._folder = folder
         self._indexes: dict[str, int] = {}
+        self._times_ms, self._servers = np.empty(0, np.int64), np.empty(0, np.int32)  # while the interval is not known
         self._given_up = threading.Event()
 
     def give_up(self) -> None:
@@ -221,6 +236,7 @@ class RecordingReader:
                 if self._given_up.is_set():
                     raise Cancelled("reading the recording was given up")
                 self._take(recording, lines, rows)
+                del lines, rows  # they are not to be there beside the next ones
         if not recording.rows:
             named = f"; {recording.named_lines[0]}" if recording.named_lines else ""
             raise InvalidArgument(f"there is no row that can be read{named}", field="SIMULATOR_REPLAY_FILE")
@@ -236,8 +252,10 @@ class RecordingReader:
         first, last = int(run["time"][0]), int(run["time"][-1])
         recording.first_ms = min(first, recording.first_ms) if recording.rows else first
         recording.last_ms = max(last, recording.last_ms) if recording.rows else last
-        if not recording.interval_ms:
-            recording.interval_ms = _usual_interval(run["time"], run["server"])
+        if not recording.interval_ms:  # a chunk may be too short for a server to be in it twice
+            self._times_ms = np.concatenate((self._times_ms, run["time"]))[-CHUNK_ROWS:]
+            self._servers = np.concatenate((self._servers, run["server"]))[-CHUNK_ROWS:]
+            recording.interval_ms = _usual_interval(self._times_ms, self._servers)
         recording.rows += len(run)
         path = self._folder / f"run-{len(recording.runs):05d}"
         assert run.dtype == _row_type(header)
@@ -293,8 +311,9 @@ class RecordingReader:
 
 
 def _chunks(reader: "csv._reader", recording: Recording) -> Iterator[tuple[list[int], list[list[str]]]]:  # type: ignore[name-defined]
-    """Yields line numbers and rows of the right width, ``CHUNK_ROWS`` at a time."""
+    """Yields line numbers and rows of the right width, as many as are parsed at once."""
     width = recording.header.width
+    at_once = max(1, min(CHUNK_ROWS, CHUNK_CELLS // width))
     lines: list[int] = []
     rows: list[list[str]] = []
     more = True
@@ -304,7 +323,7 @@ def _chunks(reader: "csv._reader", recording: Recording) -> Iterator[tuple[list[
                 if len(row) == width:
                     rows.append(row)
                     lines.append(reader.line_num)
-                    if len(rows) == CHUNK_ROWS:
+                    if len(rows) == at_once:
                         yield lines, rows
                         lines, rows = [], []
                 elif row:

@@ -87,13 +87,13 @@ class Replay:
         if recording is None or self._finished:
             recording = await self._load()
         told_s = self._clock.monotonic()
-        await self._advance()
+        await self._advance(recording)
         played_from_ms = int(self._block.times_ms[self._position]) if self._block else 0
         played_since_s = self._clock.monotonic()
         while self._block is not None:
             due = await self._due_rows(self._block, played_from_ms, played_since_s)
             await self._send(delivery, self._block, due)
-            await self._advance()
+            await self._advance(recording)
             if self._clock.monotonic() - told_s >= PROGRESS_LOG_S:
                 told_s = self._clock.monotonic()
                 _log.info("replaying", extra={"rows": self._rows_sent, "percent": self._percent(recording)})
@@ -101,13 +101,19 @@ class Replay:
         _log.info("the recording was played", extra={"rows": self._rows_sent, "bad_lines": recording.bad_lines})
         self._finished = True  # started once more, it is played once more
 
-    async def _advance(self) -> None:
-        """Goes to the next block where this one is played. Stopped while it is fetched, the next start has it."""
+    async def _advance(self, recording: Recording) -> None:
+        """Goes to the next block where this one is played. Stopped while it is fetched, the next start has it; where
+        that fails, the next start fetches it again."""
         if self._block is not None and self._position < len(self._block):
             return
         if self._fetching is None:
             self._fetching = asyncio.create_task(asyncio.to_thread(next, self._blocks, None), name="replay-fetch")
-        self._block, self._position = await asyncio.shield(self._fetching), 0
+        try:
+            self._block, self._position = await asyncio.shield(self._fetching), 0
+        except Exception:
+            self._fetching = None
+            self._blocks = recording.blocks(after_rows=self._rows_sent)  # a generator that failed has ended
+            raise
         self._fetching = None
 
     async def _load(self) -> Recording:

@@ -290,6 +290,23 @@ async def test_a_batch_without_metrics_has_those_before_it_on_every_stream() -> 
     assert not bare.metrics, "the caller's message is the caller's"
 
 
+async def test_each_batch_has_the_columns_that_it_means_where_some_name_a_set_by_its_id() -> None:
+    """Told by the rules of the wire: the metrics, else the id, else what the request before it has."""
+    servicer = FakeIngest()
+    named, bare = one(2), one(3)
+    for request in (named, bare):
+        del request.metrics[:]
+    named.metric_set_id = "x"
+    batches = [one(1, "m"), named, one(4, "m"), one(5, "m"), one(6, "other"), named, bare, one(7, "other"), bare]
+    async with gateway(servicer) as manager:
+        await manager.write(*batches)
+    meant, columns = [], ""
+    for request in servicer.streams[0]:
+        columns = ",".join(metric.name for metric in request.metrics) or request.metric_set_id or columns
+        meant.append(columns)
+    assert meant == ["m", "x", "m", "m", "other", "x", "x", "other", "other"]
+
+
 async def test_a_gateway_without_tls_where_tls_is_wanted() -> None:
     async with gateway(FakeIngest()) as manager:
         address = f"https://{manager.address}"

@@ -75,6 +75,16 @@ def test_a_time_that_no_int64_holds_in_ms_is_the_fault_of_its_row_alone(seconds:
     assert [(error.row, error.reason) for error in errors] == [(0, "TIME_OUT_OF_RANGE")]
 
 
+def test_a_row_without_a_time_stays_one_on_its_way_to_a_replica() -> None:
+    batch = metric_pb2.MetricBatch(metric_set_id="s", values=[1.0])
+    batch.rows.add(server_id="a")
+    for _ in range(2):
+        rows = codec.rows_from_pb(batch, 1)
+        _, errors = row_faults(rows, 1_750_000_000_000)
+        assert [(error.field, error.reason) for error in errors] == [("rows[0].time", "TIME_MISSING")]
+        batch = codec.rows_to_pb(rows)
+
+
 def test_sets_and_servers_round_trip() -> None:
     metric_set = MetricSet((Metric(name="a", unit="By", kind=MetricKind.COUNTER, labels=(("k", "v"), ("l", "w"))),))
     message = codec.metric_set_to_pb(metric_set)

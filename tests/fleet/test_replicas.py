@@ -14,7 +14,7 @@ from openmanager.fleet.v1 import metric_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
 from runtime.channel import Channel
 from runtime.clock import ManualClock
-from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, Unavailable
+from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, ResourceExhausted, Unavailable
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 
@@ -163,6 +163,30 @@ async def test_a_replica_that_is_away_is_left_alone_until_a_trial_succeeds(clust
     assert {cluster.holders(name, 4)[0] for name in SERVERS} == {0, 1, 2}, "it has its servers back"
 
 
+@pytest.mark.parametrize("reason", ["DISK_FULL", "HEADS_FULL"])
+async def test_rows_of_a_replica_that_is_full_go_to_the_next(cluster: Cluster, reason: str) -> None:
+    await cluster.send(1)
+    cluster.stores[1].fails = ResourceExhausted("full", reason=reason)
+    for tick in (2, 3, 4):
+        assert (await cluster.send(tick)).accepted_points == 2 * len(SERVERS)
+        assert {cluster.holders(name, tick)[0] for name in SERVERS} == {0, 2}
+    for store in (cluster.stores[0], cluster.stores[2]):
+        store.fails = ResourceExhausted("full", reason=reason)
+    with pytest.raises(ResourceExhausted, match="full"):
+        await cluster.send(5)
+    for store in cluster.stores:
+        store.fails = None
+    await cluster.send(5)
+    assert [cluster.holders(name, 5) for name in SERVERS] == [cluster.holders(name, 1) for name in SERVERS]
+
+
+async def test_a_replica_with_too_much_to_do_holds_its_senders_back_and_burdens_no_other(cluster: Cluster) -> None:
+    await cluster.send(1)
+    cluster.stores[1].fails = ResourceExhausted("so many wait", reason="TOO_MANY_WAITING")
+    with pytest.raises(ResourceExhausted, match="so many wait"):
+        await cluster.send(2)
+
+
 async def test_nobody_acknowledges_what_no_replica_takes(cluster: Cluster) -> None:
     for store in cluster.stores:
         store.fails = Unavailable("away")
@@ -217,6 +241,24 @@ async def test_a_replica_that_lost_its_data_is_told_the_set_and_its_servers_agai
             store.told.clear()
         assert (await cluster.send(2)).accepted_points == 2 * len(SERVERS)
         assert [store.told for store in cluster.stores] == told
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_rows_that_leave_no_room_for_their_set_in_a_message_follow_it(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a set of 100,000 metrics and a batch as large as one may be: a sender sends them one after the other."""
+    limit = batch(1).ByteSize() + 10
+    monkeypatch.setattr("runtime.handlers.MAX_MESSAGE_BYTES", limit)
+    monkeypatch.setattr("fleet.replicas.MAX_MESSAGE_BYTES", limit)
+    async with running(count) as cluster:
+        for tick in (1, 2):
+            news = [KNOWN[server_id] for server_id in SERVERS[tick::10]]
+            assert (await cluster.send(tick, news)).accepted_points == 2 * len(SERVERS)
+            for store in cluster.stores:
+                store.known_sets.clear()
+        only = ["server-05"] * len(SERVERS)  # all of it goes to one of them
+        assert (await cluster.send(3, list(KNOWN.values())[:2], only)).accepted_points == 2 * len(SERVERS)
 
 
 async def test_a_single_replica_is_asked_each_time_whatever_happened_before() -> None:

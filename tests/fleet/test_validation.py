@@ -56,6 +56,24 @@ def test_values_must_be_rows_times_metrics() -> None:
     assert refused.value.field == "values"
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Disque\u00a0dur", "U+00A0, after 'Disque'"),
+        ("\u200bweb", "U+200B, at its beginning"),
+        ("a" * 50 + "\n", f"U+000A, after {'a' * 20!r}"),
+    ],
+)
+def test_a_character_that_nobody_sees_is_told_by_its_number_and_place(text: str, words: str) -> None:
+    assert words in validation.server_id_fault(text)
+    with pytest.raises(InvalidArgument) as refused:
+        validation.check_metric_set(MetricSet((Metric(name="a", labels=(("mount", text),)),)), "metrics")
+    assert (refused.value.field, words in refused.value.message) == ("metrics[0].labels", True)
+    with pytest.raises(InvalidArgument) as refused:
+        validation.check_descriptors([ServerDescriptor(server_id="a", hostname="a", location=text)])
+    assert (refused.value.field, words in refused.value.message) == ("servers[0].location", True)
+
+
 def test_row_faults_name_row_field_and_reason() -> None:
     rows = rows_of(
         ("ok", NOW_MS),

@@ -177,6 +177,19 @@ async def test_cache_and_metadata_away_refuse_nothing_and_catch_up_with_the_late
     assert stores.updated[0].servers[0].server_id == "s"
 
 
+async def test_what_is_filled_in_while_the_cache_is_away_does_not_hide_what_is_now() -> None:
+    stores = Stores()
+    stores.fails["cache"] = Unavailable("away")
+    async with writing(stores) as writer:
+        await writer.write(batch(5, SERVER))
+        await eventually(lambda: writer.counters.failures["cache"])
+        for tick in (6, 1, 2):
+            await writer.write(batch(tick, SERVER))
+        stores.fails.clear()
+        await eventually(lambda: stores.cached_ticks()[-1:] == [6.0], within_s=15)
+    assert set(stores.cached_ticks()) <= {5.0, 6.0}
+
+
 async def test_stores_that_lost_their_sets_get_them_again() -> None:
     stores = Stores()
     async with writing(stores) as writer:
@@ -186,7 +199,7 @@ async def test_stores_that_lost_their_sets_get_them_again() -> None:
         stores.cached_sets.clear()
         await writer.write(batch(2, SERVER))
         await eventually(lambda: stores.cached_ticks() == [1.0, 2.0], within_s=15)
-    assert stores.updated[-1].servers[0].server_id == "s", "a cache that was restarted knows no servers either"
+    assert stores.updated[-1].servers_again[0].server_id == "s", "a cache that was restarted knows no servers either"
 
 
 async def test_sets_that_are_too_much_for_one_message_do_not_keep_the_cache_from_being_told(
@@ -259,6 +272,18 @@ async def test_the_held_sets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert held == sets[-5:]
 
 
+async def test_a_set_that_a_stream_names_by_its_id_alone_is_used_and_not_let_go_for_newer_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fleet.writer.MAX_HELD_METRICS", 10)
+    stores = Stores()
+    async with writing(stores) as writer:
+        writer.hold(SET)
+        for index in range(20):
+            await writer.write(batch(index, metric_set=MetricSet((Metric(name=f"m{index}"), Metric(name="b")))))
+            await writer.write_message(rows_to_pb(batch(index).rows))
+
+
 async def test_many_writers_at_once() -> None:
     stores = Stores()
     async with writing(stores) as writer:
@@ -276,8 +301,8 @@ def message(server_id: str, value: float, values: int = 1) -> metric_pb2.MetricB
 def test_pending_rows_keep_the_latest_of_each_group() -> None:
     pending = PendingRows()
     for value in range(3):
-        pending.add(message("a", value), Context())
-        pending.add(message("b", value), Context())
+        pending.add(message("a", value), Context(), 0)
+        pending.add(message("b", value), Context(), 0)
     taken, _ = pending.take()
     assert [rows.values[0] for rows in taken] == [2.0, 2.0]
     assert len(pending) == 0
@@ -285,18 +310,41 @@ def test_pending_rows_keep_the_latest_of_each_group() -> None:
 
 def test_what_is_given_back_does_not_replace_what_is_newer() -> None:
     pending = PendingRows()
-    pending.add(message("a", 1), Context())
-    pending.add(message("b", 1), Context())
+    pending.add(message("a", 1), Context(), 0)
+    pending.add(message("b", 1), Context(), 0)
     taken, context = pending.take()
-    pending.add(message("a", 2), Context())
-    pending.give_back(taken, context)
+    pending.add(message("a", 2), Context(), 0)
+    pending.give_back(taken, context, 0)
     again, _ = pending.take()
     assert sorted((rows.rows[0].server_id, rows.values[0]) for rows in again) == [("a", 2.0), ("b", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("times_s", "waits"),
+    [
+        ([(100, 100), (50, 50)], 0),
+        ([(100, 100), (50, 100)], 0),
+        ([(100, 100), (50, 101)], 1),
+        ([(100, 100), (100, 100)], 1),
+        ([(100, 100), (110, 110), (90, 105)], 1),
+        ([(9_000, 9_000), (100, 100)], 1),
+    ],
+    ids=["back-fill", "partly", "news of one", "corrected", "three", "too far ahead"],
+)
+def test_older_rows_do_not_replace_later_ones_that_wait(times_s: list[tuple[int, int]], waits: int) -> None:
+    pending = PendingRows()
+    for value, times in enumerate(times_s):
+        rows = metric_pb2.MetricBatch(metric_set_id=SET.id, values=[value] * 2 * len(SET))
+        for server_id, time_s in zip(("a", "b"), times, strict=True):
+            rows.rows.add(server_id=server_id).time.seconds = time_s
+        pending.add(rows, Context(), 200_000)
+    (taken,), _ = pending.take()
+    assert taken.values[0] == waits
 
 
 def test_pending_rows_are_bounded_and_the_loss_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fleet.pending.MAX_WAITING_VALUES", 25)
     pending = PendingRows()
     for index in range(5):
-        pending.add(message(f"s{index}", 1, values=10), Context())
+        pending.add(message(f"s{index}", 1, values=10), Context(), 0)
     assert (len(pending), pending.dropped_batches) == (2, 3)

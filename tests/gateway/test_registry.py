@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from gateway.entry import ServerEntry
 from gateway.registry import ASK_AGAIN_S, Registry
 from openmanager.cache.v1 import cache_pb2
+from openmanager.fleet.v1 import details_pb2, metric_pb2
 from openmanager.metadata.v1 import metadata_pb2
 from runtime.channel import Channel
 from runtime.clock import ManualClock
@@ -49,6 +51,7 @@ class Metadata:
 
     def __init__(self) -> None:
         self.is_away = False
+        self.registered: list[tuple[str, str]] = []
         self.servers = {"known": False, "changed": False, "new": False, "gone": True, "restored": False}
 
     async def ListServerRecords(
@@ -68,12 +71,31 @@ class Metadata:
             response.stale_since.seconds = 1
         return response
 
+    async def RegisterServers(
+        self, request: metadata_pb2.RegisterServersRequest, _context: Any
+    ) -> metadata_pb2.RegisterServersResponse:
+        assert not self.is_away
+        self.registered += [(server.server_id, server.environment) for server in request.servers]
+        return metadata_pb2.RegisterServersResponse()
+
 
 class State:
-    """Knows two servers, of each the first revision of its record."""
+    """Knows two servers, of each the first revision of its record, and two of which it knows no record."""
+
+    known = True
 
     def revision(self, server_id: str) -> int | None:
-        return 1 if server_id in {"known", "changed"} else None
+        return {"known": 1, "changed": 1, "unrecorded": 0, "restored": 0}.get(server_id)
+
+    def all(self) -> list[ServerEntry]:
+        states = [
+            cache_pb2.ServerState(
+                descriptor=metric_pb2.ServerDescriptor(server_id=server_id, environment="production"),
+                details=details_pb2.ServerDetails(revision=self.revision(server_id)),
+            )
+            for server_id in ("changed", "known", "restored", "unrecorded")
+        ]
+        return [ServerEntry(state, {}, "epoch", None) for state in states]
 
 
 @asynccontextmanager
@@ -121,6 +143,23 @@ async def test_nobody_is_taken_out_on_the_word_of_a_copy() -> None:
         clock.advance(ASK_AGAIN_S)
         await eventually(lambda: cache.removed == ["gone"])
         assert cache.told == ["changed", "new", "changed", "new", "restored"]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_server_that_only_the_live_state_knows_is_recorded_once_the_record_is_back() -> None:
+    """Its agent described it while the record was away, and the gateway that was to tell of it was restarted."""
+    cache, metadata, clock = Cache(), Metadata(), ManualClock()
+    metadata.is_away = True
+    async with registry_on(cache, metadata, clock) as registry:
+        task = asyncio.create_task(registry.seed())
+        registry.snapshot_received()
+        await eventually(lambda: clock.sleepers == 1)
+        assert metadata.registered == [], "the copy may not know of it"
+        metadata.is_away = False
+        clock.advance(ASK_AGAIN_S)
+        await eventually(lambda: metadata.registered)
+        assert metadata.registered == [("unrecorded", "production")]
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 

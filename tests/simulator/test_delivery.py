@@ -136,11 +136,13 @@ async def test_a_refused_batch_is_given_up_and_the_rest_goes_on(bench: Bench) ->
     bench.writer.error = InvalidArgument("values are not rows x metrics", field="values")
     await bench.delivery.put(_tick(0))
     await bench.delivery.drained()
+    counters = bench.delivery.counters
+    assert (counters.acknowledged_ticks, counters.last_tick_time_ms) == (0, 0), "nobody has acknowledged it"
     bench.writer.error = None
     await bench.delivery.put(_tick(1))
     await bench.delivery.drained()
     assert bench.writer.times_ms == [1]
-    assert bench.delivery.counters.refused_batches == 1
+    assert (counters.acknowledged_ticks, counters.last_tick_time_ms, counters.refused_batches) == (1, 1, 1)
     assert "values" in bench.delivery.counters.last_error
 
 

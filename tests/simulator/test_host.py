@@ -2,6 +2,7 @@
 
 import socket
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -84,11 +85,42 @@ async def test_an_interface_that_comes_and_goes_changes_the_set(monkeypatch: pyt
     assert after.metric_set == before.metric_set
 
 
-async def test_a_part_that_cannot_be_measured_leaves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
-        raise OSError("no such device")
+@pytest.mark.parametrize(
+    ("function", "answer", "part", "lacks", "error"),
+    [
+        ("virtual_memory", OSError("no such device"), "memory", "memory_usage", "OSError: no such device"),
+        ("cpu_stats", ValueError("what is this line?"), "context switches and interrupts", "interrupts", "ValueError"),
+        ("cpu_stats", SimpleNamespace(ctx_switches=None, interrupts=1), "context switches and interrupts", "", "TypeE"),
+        ("swap_memory", KeyError("SwapTotal:"), "swap", "swap_usage", "KeyError"),
+        ("disk_io_counters", ValueError("15 fields"), "disks", "disk_read_bytes_per_second", "ValueError: 15 fields"),
+    ],
+)
+async def test_a_part_that_cannot_be_measured_leaves_the_rest_and_is_named_once(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    function: str,
+    answer: object,
+    part: str,
+    lacks: str,
+    error: str,
+) -> None:
+    caplog.set_level("INFO")
+    source = HostSource(interval_ms=1_000)
+    await source.batches(0, 0)
 
-    monkeypatch.setattr(psutil, "virtual_memory", broken)
-    (batch,) = await HostSource(interval_ms=1_000).batches(0, 0)
-    assert "cpu_usage" in batch.metric_set.keys
-    assert "memory_usage" not in batch.metric_set.keys
+    def broken(**_: object) -> object:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with monkeypatch.context() as broken_psutil:
+        broken_psutil.setattr(psutil, function, broken)
+        for tick in (1, 2):
+            (batch,) = await source.batches(tick, tick * 1_000)
+    assert {"cpu_usage", "load_1m", "network_receive_bytes_per_second", "uptime_seconds"} <= set(batch.metric_set.keys)
+    assert lacks not in batch.metric_set.keys
+    named = [vars(record)["error"] for record in caplog.records if vars(record).get("part") == part]
+    assert len(named) == 1 and named[0].startswith(error)
+    (after,) = await source.batches(3, 3_000)
+    assert set(after.metric_set.keys) >= set(batch.metric_set.keys) | ({lacks} if lacks else set())
+    assert caplog.messages[-1] == "part of the machine can be measured again"

@@ -68,6 +68,20 @@ def test_many_runs_merge_into_one_order(tmp_path: Path, monkeypatch: pytest.Monk
     assert largest <= 60
 
 
+def test_of_many_columns_fewer_rows_are_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording_module, "CHUNK_CELLS", 10 * 42)
+    monkeypatch.setattr(recording_module, "MERGE_CELLS", 24 * 40)
+    head = "time,server_id," + ",".join(f"m{column}" for column in range(40)) + "\n"
+    lines = [f"{1000 + 60 * step},s{server}" + f",{step}" * 40 + "\n" for step in range(8) for server in range(15)]
+    recording = _read(tmp_path, head + "".join(lines))
+    assert [path.stat().st_size for path in recording.runs] == [10 * (8 + 4 + 8 * 40)] * 12
+    assert recording.interval_ms == 60_000, "no chunk has a server twice"
+    assert [row[0] for row in _rows(recording)] == sorted(
+        1000 * (1000 + 60 * step) for step in range(8) for _ in range(15)
+    )
+    assert max(len(block) for block in recording.blocks()) <= 24
+
+
 def test_bad_lines_are_counted_and_named_and_never_fatal(tmp_path: Path) -> None:
     bad = [
         "yesterday,a,1,2",
@@ -120,7 +134,10 @@ def test_a_file_cut_short_is_played_as_far_as_it_goes(tmp_path: Path) -> None:
         ("time,server_id,cpu_usage,cpu_usage", "'cpu_usage' is there twice"),
         ("time,server_id,cpu usage", "column 3, 'cpu usage'"),
         ("", "'time' is missing"),
+        ("time,server_id,a," + "b" * 256, "column 4, 'bbb.* is a name of over 255 bytes"),
+        ("time,server_id" + "".join(f",m{column}" for column in range(100_001)), "100001 metrics; at most 100000"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_a_wrong_header_names_the_column(tmp_path: Path, head: str, words: str) -> None:
     path = tmp_path / "wrong.csv"

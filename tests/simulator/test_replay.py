@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runtime.clock import ManualClock
@@ -110,6 +111,30 @@ async def test_speed_is_kept(stage: Stage, speed: float, step_s: float) -> None:
         stage.clock.advance(step_s * 0.4)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("blocks_before", [0, 2])
+async def test_rows_that_cannot_be_fetched_once_are_fetched_at_the_next_start(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, blocks_before: int
+) -> None:
+    monkeypatch.setattr(recording_module, "MERGE_ROWS", 30)
+    concatenate, fetches = np.concatenate, iter(range(1_000))
+
+    def fails_once(parts: list[np.ndarray]) -> np.ndarray:
+        if next(fetches) == blocks_before:
+            raise MemoryError("no room for the rows")
+        return concatenate(parts)
+
+    monkeypatch.setattr(recording_module.np, "concatenate", fails_once)
+    async with Simulator(stage.replay(shift=False), stage.writer, stage.clock, mode=Mode.REPLAY) as simulator:
+        simulator.start()
+        await eventually(lambda: not simulator.running)
+        assert simulator.status().last_error == "no room for the rows"
+        simulator.start()
+        await eventually(lambda: not simulator.running)
+        assert simulator.status().last_error == ""
+    assert len(stage.rows) == len(set(stage.rows)) == 3 * STEPS
+    assert [row[0] for row in stage.rows] == sorted(row[0] for row in stage.rows)
 
 
 async def test_stopping_keeps_the_place(stage: Stage) -> None:

@@ -152,6 +152,20 @@ async def test_row_faults_are_counted_and_the_rest_is_kept(tmp_path: Path) -> No
         assert list(found[0].series[0].times) == [START_S, START_S + 1]
 
 
+@pytest.mark.parametrize("count", [3, wire.THREAD_ROWS * 2])
+async def test_a_row_without_a_time_is_refused_and_not_kept_as_one_of_1970(tmp_path: Path, count: int) -> None:
+    async with service(tmp_path) as ours:
+        batch = rows_to_pb(rows([START_S + second for second in range(count)]))
+        batch.rows[1].ClearField("time")
+        batch.rows[0].time.Clear()  # given: the epoch itself
+        response = await ours.append(batch, metric_sets=[metric_set_to_pb(SET)])
+        assert (response.accepted_points, response.rejected_points) == (2 * (count - 1), 2)
+        (error,) = response.errors
+        assert (error.row, error.field, error.reason) == (1, "rows[1].time", "TIME_MISSING")
+        found = await ours.query(metrics=["level"], start_time={"seconds": 0})
+        assert list(found[0].series[0].times) == [0, *range(START_S + 2, START_S + count)]
+
+
 async def test_at_most_a_hundred_errors_are_listed_and_all_are_counted(tmp_path: Path) -> None:
     async with service(tmp_path) as ours:
         batch = rows_to_pb(rows([4_000_000_000 + second for second in range(2_000)]))
