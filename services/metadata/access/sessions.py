@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import asyncpg
 
-from fleet.access import ADMIN
 from runtime.clock import Clock
 from runtime.errors import OpenManagerError, PermissionDenied, ResourceExhausted, Unauthenticated
 from services.metadata import checks
@@ -30,6 +29,7 @@ from services.metadata.access.model import (
     check_role,
 )
 from services.metadata.access.store import (
+    ADMINISTRATES,
     ADMINISTRATORS,
     CREDENTIAL,
     LIVE,
@@ -61,7 +61,7 @@ _END: Final = """DELETE FROM access_tokens AS t USING access_users AS u
     WHERE t.hash = $1 AND t.is_session AND u.id = t.user_id RETURNING u.name"""
 _SEEN: Final = f"""UPDATE access_users SET role = new.role,
     updated_at = CASE WHEN access_users.role = new.role THEN updated_at ELSE now() END
-    FROM (SELECT id, CASE WHEN $3 = 0 OR (role = {ADMIN} AND NOT disabled AND ({ADMINISTRATORS}) = 1)
+    FROM (SELECT id, CASE WHEN $3 = 0 OR ({ADMINISTRATES} AND ({ADMINISTRATORS}) = 1)
         THEN role ELSE $3 END AS role FROM access_users WHERE issuer = $1 AND subject = $2) AS new
     WHERE access_users.id = new.id RETURNING access_users.id"""
 _BIND: Final = f"""UPDATE access_users SET issuer = $2, subject = $3, updated_at = now()
