@@ -84,6 +84,21 @@ async def test_bad_questions_are_refused_by_name(
     assert refused.value.field == field
 
 
+async def test_a_rule_of_dashes_may_be_searched_for(parts: Parts) -> None:
+    made = await parts.store.record_interaction(NewInteraction(query="the disk"))
+    for words, is_found in (
+        (f"disk {'-' * 80} the", True),
+        (f"{'-' * 33}disk", False),
+        (f"the{' -! (' * 33} full", True),
+        (f"the {'- ' * 34}full", False),
+        (f'"the {"-" * 40} disk"', True),
+        (f"the{'-' * 33}disk", True),  # within a word they are no more than a space
+        ("-" * 1_000, False),
+    ):
+        page = await parts.store.search_interactions(words, ALL)
+        assert [one.id for one in page.items] == [made.id] * is_found, words
+
+
 async def test_texts_of_any_words_are_kept_and_their_beginnings_found(parts: Parts) -> None:
     """A tsvector has a limit of its own, at which PostgreSQL would refuse what was acknowledged."""
     rng = random.Random(3)
