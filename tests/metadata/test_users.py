@@ -6,7 +6,7 @@ from fleet.access import ADMIN, OPERATOR, VIEWER
 from runtime.clock import ManualClock
 from runtime.errors import FailedPrecondition
 from services.metadata.access.model import Scope, Token, User
-from services.metadata.access.sessions import Identity, Sessions
+from services.metadata.access.sessions import MAX_SESSIONS, Identity, Sessions
 from services.metadata.access.store import AccessStore
 from services.metadata.store_connection import Database
 
@@ -47,3 +47,15 @@ async def test_a_scope_that_restricts_nothing_is_none(database: Database) -> Non
     assert [one.scope for one in (await store.known()).credentials] == [None]
     with pytest.raises(FailedPrecondition):
         await store.delete_user("Ada")
+
+
+async def test_a_log_in_after_the_clock_was_set_back_ends_the_oldest_session_and_not_itself(
+    database: Database,
+) -> None:
+    store, sessions = AccessStore(database), Sessions(database, ManualClock(), lifetime_s=3_600.0)
+    ada = Identity(issuer="https://id.example", subject="1", name="Ada", role=ADMIN)
+    opened = [(await sessions.by_identity(ada))[1].id for _ in range(MAX_SESSIONS)]
+    async with database.connection() as connection:
+        await connection.execute("UPDATE access_tokens SET created_at = created_at + interval '30 minutes'")
+    _, new = await sessions.by_identity(ada)
+    assert {one.id for one in (await store.known()).credentials} == {*opened[1:], new.id}
