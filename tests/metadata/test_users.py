@@ -4,7 +4,7 @@ import pytest
 
 from fleet.access import ADMIN, OPERATOR, VIEWER
 from runtime.clock import ManualClock
-from runtime.errors import FailedPrecondition
+from runtime.errors import FailedPrecondition, InvalidArgument
 from services.metadata.access.model import Scope, Token, User
 from services.metadata.access.sessions import MAX_SESSIONS, Identity, Sessions
 from services.metadata.access.store import AccessStore
@@ -47,6 +47,15 @@ async def test_a_scope_that_restricts_nothing_is_none(database: Database) -> Non
     assert [one.scope for one in (await store.known()).credentials] == [None]
     with pytest.raises(FailedPrecondition):
         await store.delete_user("Ada")
+
+
+async def test_a_role_that_is_none_is_told_also_where_it_is_not_what_changes(database: Database) -> None:
+    store = AccessStore(database)
+    await store.create_user(User(name="Ada", role=ADMIN), "")
+    for role in (17, -1, 1 << 20):
+        with pytest.raises(InvalidArgument) as refused:
+            await store.update_user(User(name="Ada", role=role), ["disabled"])
+        assert refused.value.field == "user.role"
 
 
 async def test_a_log_in_after_the_clock_was_set_back_ends_the_oldest_session_and_not_itself(

@@ -163,7 +163,7 @@ class AccessStore:
         for name in fields:
             if name not in UPDATABLE:
                 raise InvalidArgument(f"{name} cannot be updated; {', '.join(UPDATABLE)} can", field="update_mask")
-        if "role" in fields:
+        if "role" in fields or user.role:
             check_role(user.role, "user.role")
         scope = _stored(user.scope, "user.scope")
         checks.check_text(user.name, "user.name")
