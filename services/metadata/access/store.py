@@ -286,6 +286,11 @@ class AccessStore:
         async with self._database.connection() as connection:
             await connection.execute("UPDATE access_tokens SET last_used_at = now() WHERE id = ANY ($1)", wanted)
 
+    @property
+    def identity(self) -> str | None:
+        """Of which database a revision is: another one may have the same with other content."""
+        return self._database.identity
+
     async def revision(self) -> int:
         """Grows with every change."""
         async with self._database.connection() as connection:
