@@ -185,12 +185,17 @@ class LocalInteractions:
     async def erase_session(self, session_id: str) -> Erased:
         checks.check_session(session_id)
         size, last, is_known = 0, None, False
-        waiting = await self._facts.read(lambda journal: erasing.unwritten(journal.db, interactions.KIND, session_id))
+        waiting, kept_us = await self._facts.read(
+            lambda journal: (
+                erasing.unwritten(journal.db, interactions.KIND, session_id),
+                erasing.last_us(journal.db, interactions.KIND, session_id),
+            )
+        )
         with suppress(Unavailable):
             size, last = await self._interactions.size_of_session(session_id, waiting, within_s=KNOWN_WITHIN_S)
             is_known = True
         # Whatever the clock did since: later than all of it.
-        self._last_us = max(self._next_us(), 0 if last is None else microseconds_of(last) + 1)
+        self._last_us = max(self._next_us(), kept_us + 1, 0 if last is None else microseconds_of(last) + 1)
         erased_us = self._last_us
         erased = await self._facts.erase(
             interactions.PERSONAL, session_id, lambda ids: interactions.erasure_fact(session_id, erased_us, ids)
