@@ -45,7 +45,7 @@ class LocalInteractions:
         self._interactions = PostgresInteractions(database)
         self._known_ids = Known(self._interactions, KNOWN_WITHIN_S)
         self._exports = Exports(database)
-        self._embeddings = Embeddings(database)
+        self._embeddings = Embeddings(database, self._some_wait)
         self._own_database = database
         self._facts = facts
         self._clock = clock
@@ -209,6 +209,9 @@ class LocalInteractions:
         before_us = self._clock.now_ms() * 1_000 - int(older_than_s * 1e6)
         await self._facts.forget(interactions.PERSONAL, before_us)
         return await self._interactions.forget(instant_of(before_us))
+
+    async def _some_wait(self) -> bool:
+        return await self._facts.read(lambda journal: journal.first_waiting(interactions.KIND)) is not None
 
     async def _all_settled(self) -> None:
         """For what only PostgreSQL answers: it must have what was recorded before."""
