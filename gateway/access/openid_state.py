@@ -19,6 +19,9 @@ from runtime.errors import Unauthenticated
 
 MAX_AGE_S: Final = 600
 """How long somebody may take at the provider."""
+MAX_AHEAD_S: Final = 60
+"""How much the clock of the gateway that began a log-in may be ahead of that which ends it. A provider that knows the
+browser sends it back at once."""
 _SECRET_BYTES: Final = 32
 _DIGEST_BYTES: Final = 32
 _PERSON: Final = b"openmgr-openid"
@@ -68,7 +71,7 @@ class Seal:
         except (ValueError, binascii.Error):
             raise Unauthenticated("no log-in has begun here", reason="OPENID_STATE_INVALID") from None
         state, nonce, verifier, began_ms = orjson.loads(body)
-        if not 0 <= now_ms - began_ms <= MAX_AGE_S * 1_000:
+        if not -MAX_AHEAD_S * 1_000 <= now_ms - began_ms <= MAX_AGE_S * 1_000:
             raise Unauthenticated("the log-in has taken too long", reason="OPENID_STATE_INVALID")
         return Attempt(state=state, nonce=nonce, verifier=verifier, began_ms=began_ms)
 

@@ -158,19 +158,18 @@ class AccessTable:
 
     async def follow(self) -> None:
         """Mirrors metadata until the subscription breaks."""
+        callers: dict[bytes, tuple[Caller, float]] = {}
         async with calling("metadata"):
             async for message in self._stub.WatchAccess(access_pb2.WatchAccessRequest()):
+                for one in message.credentials:
+                    ends_ms = ms_from_timestamp(one.expire_time) if one.HasField("expire_time") else math.inf
+                    callers[one.hash] = (_caller(one), ends_ms)
+                if message.continues:
+                    continue
                 if message.HasField("stale_since"):
                     _log.warning("who may come in is as it was known before the metadata database went away")
-                self._take(
-                    {
-                        one.hash: (
-                            _caller(one),
-                            ms_from_timestamp(one.expire_time) if one.HasField("expire_time") else math.inf,
-                        )
-                        for one in message.credentials
-                    }
-                )
+                self._take(callers)
+                callers = {}
 
     def _take(self, callers: dict[bytes, tuple[Caller, float]]) -> None:
         self._callers = callers

@@ -5,6 +5,7 @@ names the field.
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
@@ -28,6 +29,8 @@ MAX_LATENCY_MS = 86_400_000
 MAX_EMBEDDING = 2_000
 """Numbers; pgvector has no index for more."""
 MAX_SEARCH_CHARACTERS = 1_000
+_MANY_NOTS = re.compile(r"""(?<![^\s"!&|()])(?:-[\s!&|()]*){33,}""")
+"""More minus signs in a row than PostgreSQL keeps open ("tsquery stack too small"), and what it passes over there."""
 MAX_REGISTERED_SERVERS = 20_000
 MAX_FILTER_IDS = 1_000
 MIN_RATING, MAX_RATING = 1, 5
@@ -200,7 +203,8 @@ def check_embedding(embedding: Sequence[float]) -> None:
 
 
 def check_words(words: str) -> str:
-    """Returns what to search for: not nothing."""
+    """Returns what to search for: not nothing. A rule of dashes in it is as many times "not", two of which are none."""
     if not words.strip():
         raise InvalidArgument("is empty", field="query")
-    return check_text(words, "query", max_characters=MAX_SEARCH_CHARACTERS)
+    check_text(words, "query", max_characters=MAX_SEARCH_CHARACTERS)
+    return _MANY_NOTS.sub(lambda nots: " -" if nots[0].count("-") % 2 else " ", words)

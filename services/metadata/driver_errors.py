@@ -29,6 +29,9 @@ UNAVAILABLE: Final = (
     asyncpg.UndefinedTableError,
     asyncpg.InterfaceError,
 )
+GIVEN_UP: Final = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
+"""Two of them that are answers all the same: the server gave up on one statement, as a rule since somebody holds a lock
+on its table (VACUUM FULL). Of the database as a whole that says nothing."""
 DISK_FULL: Final = asyncpg.DiskFullError
 """One of them, but of inserting only: it reads all the same."""
 ABORTED: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)

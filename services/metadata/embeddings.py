@@ -10,7 +10,7 @@ being made, answers are right and only slower.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -30,7 +30,8 @@ also be the most that is found."""
 _SIZE: Final = "SELECT cardinality(embedding) FROM ai_embeddings LIMIT 1"
 _EXTENSION: Final = """SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'vector') AS here,
     EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector') AS installed"""
-_INDEX_STATE: Final = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
+_INDEX_STATE: Final = """SELECT indisvalid AND pg_get_indexdef(indexrelid) LIKE $2 FROM pg_index
+    WHERE indexrelid = to_regclass($1)"""
 _QUOTED_COLUMNS: Final = ", ".join(f"kept.{name.strip()}" for name in COLUMNS.split(","))
 
 log = logging.getLogger(__name__)
@@ -39,23 +40,33 @@ log = logging.getLogger(__name__)
 class Embeddings:
     """The embeddings in a `Database`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, waits: Callable[[], Awaitable[bool]]) -> None:
+        """`waits`: whether some may be on their way there."""
         self._database = database
+        self._waits = waits
         self._size: int | None = None
         self._indexing: asyncio.Task[None] | None = None
-        self._indexed: set[str | None] = set()  # in which databases
+        self._indexed: set[tuple[str | None, int]] = set()  # in which databases, of which size
 
     async def check_size(self, embedding: Sequence[float], *, within_s: float | None = None) -> None:
         """Raises InvalidArgument for another size than that of the first; Unavailable: none is known, nor asked."""
         if self._size is None:
-            async with self._database.connection(within_s=within_s) as connection:
-                size = await connection.fetchval(_SIZE)
-            self._size = self._size or size
+            self._size = await self._kept(within_s) or self._size
+        elif self._size != len(embedding):
+            with suppress(Unavailable):  # what is known holds
+                if await self._kept(within_s) is None and not await self._waits():
+                    self._size = None  # those that had it are all erased
         if self._size not in {None, len(embedding)}:
             raise InvalidArgument(
                 f"has {len(embedding)} numbers; the first that was recorded has {self._size}, and so must all",
                 field="embedding",
             )
+
+    async def _kept(self, within_s: float | None) -> int | None:
+        """The size of those that are kept; None: there is none."""
+        async with self._database.connection(within_s=within_s) as connection:
+            size: int | None = await connection.fetchval(_SIZE)
+        return size
 
     async def check_new(self, embedding: Sequence[float], *, within_s: float) -> None:
         """The same for one that is to be recorded: it may be the first, also as far as one knows without PostgreSQL."""
@@ -83,7 +94,7 @@ class Embeddings:
 
     def _make_index(self, size: int) -> None:
         """Begins to make the index, if it is not known to be there."""
-        if self._database.identity not in self._indexed and (self._indexing is None or self._indexing.done()):
+        if (self._database.identity, size) not in self._indexed and (self._indexing is None or self._indexing.done()):
             self._indexing = tasks.start("embeddings-index", self._index(size))
 
     async def _index(self, size: int) -> None:
@@ -92,14 +103,14 @@ class Embeddings:
         try:
             async with self._database.connection() as connection:
                 identity = self._database.identity
-                state = await connection.fetchval(_INDEX_STATE, INDEX)
+                state = await connection.fetchval(_INDEX_STATE, INDEX, f"%= {size})%")
                 if state is None or not state:
                     await connection.execute("SET statement_timeout = 0")
-                    if state is not None:  # what was left of one that was not finished
+                    if state is not None:  # what was left of one that was not finished, or of another size
                         await connection.execute(f"DROP INDEX CONCURRENTLY {INDEX}", timeout=INDEX_WITHIN_S)
                     await connection.execute(statement, timeout=INDEX_WITHIN_S)
                     log.info("made the index of embeddings with %d numbers", size)
-            self._indexed.add(identity)
+            self._indexed.add((identity, size))
         except OpenManagerError as error:
             log.warning("the index of embeddings is not made, which the next search tries again: %s", error.message)
 

@@ -37,6 +37,12 @@ def unwritten(db: apsw.Connection, kind: str, subject: str) -> list[str]:
     return [str(text) for (text,) in fetch(db, statement, (kind, subject))]
 
 
+def last_us(db: apsw.Connection, kind: str, subject: str) -> int:
+    """When the last of the facts about a subject happened, also of those that PostgreSQL has; 0: there is none."""
+    ((found,),) = fetch(db, "SELECT max(created_us) FROM facts WHERE kind = ? AND subject = ?", (kind, subject))
+    return 0 if found is None else int(str(found))
+
+
 def forget(db: apsw.Connection, kinds: Sequence[str], before_us: int) -> None:
     """Deletes what PostgreSQL has and what happened before a time."""
     which = ", ".join("?" * len(kinds))

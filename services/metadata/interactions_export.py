@@ -5,11 +5,14 @@ BATCH_ROWS of them are here (3 MiB each at most); the other callers keep their c
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Final
 
-from runtime.errors import ResourceExhausted
+import asyncpg
+
+from runtime.errors import Aborted, ResourceExhausted
 from services.metadata.interaction_query import in_postgres
 from services.metadata.personal import redacted
 from services.metadata.store import Example, InteractionFilter
@@ -49,17 +52,37 @@ class Exports:
         statement = f"""SELECT query, coalesce(correction, response) AS answer FROM ai_interactions
             WHERE query <> '' AND coalesce(correction, response) <> '' AND {in_postgres(filters, values)}
             ORDER BY created_at, id"""  # noqa: S608  of constant pieces
-        async with (
-            self._database.connection() as connection,
-            connection.transaction(readonly=True),  # its one cursor is one snapshot
-        ):
+        async with self._database.connection() as connection, _snapshot(connection):
             await connection.execute(
                 f"SET LOCAL statement_timeout = '{BATCH_WITHIN_S:.0f}s';"
-                f" SET LOCAL idle_in_transaction_session_timeout = '{READER_WITHIN_S}s'"
+                f" SET LOCAL idle_in_transaction_session_timeout = '{READER_WITHIN_S + 1}s'"
             )
             cursor = await connection.cursor(statement, *values)
             while rows := await cursor.fetch(BATCH_ROWS, timeout=BATCH_WITHIN_S):
+                given_s = time.monotonic()
                 yield rows
+                if time.monotonic() - given_s >= READER_WITHIN_S:
+                    raise Aborted(
+                        f"nothing of the export was taken for {READER_WITHIN_S} s, so it was ended: begin it again",
+                        reason="EXPORT_TOO_SLOW",
+                    )
+
+
+@asynccontextmanager
+async def _snapshot(connection: Any) -> AsyncIterator[None]:
+    """A transaction, whose one cursor is one snapshot."""
+    transaction = connection.transaction(readonly=True)
+    await transaction.start()
+    try:
+        yield
+    except Aborted:
+        with suppress(asyncpg.InterfaceError):  # PostgreSQL has ended it, a second later, and the pool has it back
+            connection.terminate()
+        raise
+    except BaseException:
+        await transaction.rollback()
+        raise
+    await transaction.rollback()
 
 
 def _examples(rows: list[Any], redact: bool) -> list[Example]:

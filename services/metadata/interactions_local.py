@@ -45,7 +45,7 @@ class LocalInteractions:
         self._interactions = PostgresInteractions(database)
         self._known_ids = Known(self._interactions, KNOWN_WITHIN_S)
         self._exports = Exports(database)
-        self._embeddings = Embeddings(database)
+        self._embeddings = Embeddings(database, self._some_wait)
         self._own_database = database
         self._facts = facts
         self._clock = clock
@@ -185,12 +185,17 @@ class LocalInteractions:
     async def erase_session(self, session_id: str) -> Erased:
         checks.check_session(session_id)
         size, last, is_known = 0, None, False
-        waiting = await self._facts.read(lambda journal: erasing.unwritten(journal.db, interactions.KIND, session_id))
+        waiting, kept_us = await self._facts.read(
+            lambda journal: (
+                erasing.unwritten(journal.db, interactions.KIND, session_id),
+                erasing.last_us(journal.db, interactions.KIND, session_id),
+            )
+        )
         with suppress(Unavailable):
             size, last = await self._interactions.size_of_session(session_id, waiting, within_s=KNOWN_WITHIN_S)
             is_known = True
         # Whatever the clock did since: later than all of it.
-        self._last_us = max(self._next_us(), 0 if last is None else microseconds_of(last) + 1)
+        self._last_us = max(self._next_us(), kept_us + 1, 0 if last is None else microseconds_of(last) + 1)
         erased_us = self._last_us
         erased = await self._facts.erase(
             interactions.PERSONAL, session_id, lambda ids: interactions.erasure_fact(session_id, erased_us, ids)
@@ -204,6 +209,9 @@ class LocalInteractions:
         before_us = self._clock.now_ms() * 1_000 - int(older_than_s * 1e6)
         await self._facts.forget(interactions.PERSONAL, before_us)
         return await self._interactions.forget(instant_of(before_us))
+
+    async def _some_wait(self) -> bool:
+        return await self._facts.read(lambda journal: journal.first_waiting(interactions.KIND)) is not None
 
     async def _all_settled(self) -> None:
         """For what only PostgreSQL answers: it must have what was recorded before."""

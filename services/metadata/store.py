@@ -344,6 +344,7 @@ class MetadataStore(Protocol):
         Raises:
             InvalidArgument: a bad filter.
             ResourceExhausted: TOO_MANY_EXPORTS at once.
+            Aborted: EXPORT_TOO_SLOW; it was not read for a while.
             Unavailable: the database is away, or lacks what was recorded before (CATCHING_UP).
         """
         ...

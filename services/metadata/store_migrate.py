@@ -68,24 +68,39 @@ async def migrate(connection: Any, migrations: Sequence[Migration]) -> int:
 
     Raises:
         FailedPrecondition: the server is too old, the schema is newer than ``migrations`` or was made by other files,
-            or a step failed; the schema is as it was before that step.
+            the role has not the rights, or a step failed; the schema is as it was before that step.
         asyncpg and OS exceptions: the connection broke.
     """
     major = connection.get_server_version().major
     if major < MIN_SERVER_VERSION:
         raise FailedPrecondition(f"PostgreSQL {major} is too old: {MIN_SERVER_VERSION} is the oldest that works")
     async with _alone(connection):
+        applied = await _applied(connection)
+        _check(applied, migrations)
+        for migration in migrations[len(applied) :]:
+            await _apply(connection, migration)
+    return len(migrations)
+
+
+async def _applied(connection: Any) -> Sequence[Any]:
+    """The rows of schema_version, which is made where it is missing."""
+    try:
         # Looked up first: the role may be allowed to use the table but not to make one.
         if await connection.fetchval("SELECT to_regclass('schema_version')") is None:
             await connection.execute(
                 "CREATE TABLE schema_version (version integer PRIMARY KEY, name text NOT NULL, "
                 "applied_at timestamptz NOT NULL DEFAULT now(), checksum text NOT NULL)"
             )
-        applied = await connection.fetch("SELECT version, name, checksum FROM schema_version ORDER BY version")
-        _check(applied, migrations)
-        for migration in migrations[len(applied) :]:
-            await _apply(connection, migration)
-    return len(migrations)
+        found: Sequence[Any] = await connection.fetch(
+            "SELECT version, name, checksum FROM schema_version ORDER BY version"
+        )
+    except (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidSchemaNameError) as error:
+        raise FailedPrecondition(
+            f"the role in DATABASE_URL can neither use nor make the tables ({error}): have it own the database, or "
+            "grant it CREATE and USAGE on the schema",
+            reason="MIGRATION_FAILED",
+        ) from error
+    return found
 
 
 @asynccontextmanager

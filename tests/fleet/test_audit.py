@@ -223,6 +223,21 @@ async def test_refused_calls_of_a_minute_are_one_event(tmp_path: Path) -> None:
     assert counts == {("eve", 200, minute, ""), ("mallory", 100, minute, "")}
 
 
+async def test_calls_that_were_refused_while_the_clock_was_ahead_are_events_once_it_is_right(tmp_path: Path) -> None:
+    sink, clock = Sink(), ManualClock()
+    async with opened(tmp_path, sink, clock) as log:
+        right_ms = clock.now_ms()
+        clock.set_now_ms(right_ms + 365 * 86_400_000)
+        ahead = clock.now_ms() * 1_000 // MINUTE_US * MINUTE_US
+        log.count(refused(clock))
+        clock.set_now_ms(right_ms)
+        log.count(refused(clock))
+        await until_over(clock)
+        await eventually(lambda: len(sink.events) == 2)
+    assert {event.time_us for event in sink.events} > {ahead}
+    assert sink.whole() and {event.count for event in sink.events} == {1}
+
+
 async def test_a_flood_of_refused_calls_is_bounded_and_displaces_no_change(tmp_path: Path) -> None:
     sink, clock = Sink(), ManualClock()
     sink.away = True

@@ -219,6 +219,14 @@ async def test_a_log_in_takes_at_most_ten_minutes(provider: FakeProvider) -> Non
         assert (await openid.finish(query, carried)).name == "ada"
 
 
+async def test_a_gateway_whose_clock_is_a_little_behind_ends_what_another_began(provider: FakeProvider) -> None:
+    async with client(provider) as one, client(provider) as other:
+        url, carried = await one.begin()
+        query = provider.log_in(url)
+        provider.clock.advance(-2.0)
+        assert (await other.finish(query, carried)).name == "ada"
+
+
 async def test_neither_a_code_nor_a_cookie_is_good_twice(provider: FakeProvider) -> None:
     async with client(provider) as openid:
         url, carried = await openid.begin()

@@ -32,6 +32,7 @@ class Record:
     def __init__(self) -> None:
         self.now = Known(revision=1, credentials=(ADA,))
         self.is_away = False
+        self.identity = "one"
 
     async def revision(self) -> int:
         return (await self.known()).revision
@@ -69,6 +70,23 @@ async def test_who_is_let_in_no_more_is_told_also_when_the_disk_is_full(
         following.cancel()
         await asyncio.wait({following})
     assert _on_disk(tmp_path) == (2, ())
+
+
+async def test_another_database_with_as_many_changes_is_told_and_kept(tmp_path: Path) -> None:
+    record = Record()
+    feed = AccessFeed(tmp_path, cast("AccessStore", record), SystemClock())
+    following = asyncio.create_task(feed.follow())
+    try:
+        async with aclosing(feed.watch()) as told:
+            assert (await anext(told)).credentials == (ADA,)
+            await eventually(lambda: (tmp_path / "access.json").exists() and _on_disk(tmp_path) == (1, (ADA,)))
+            record.now, record.identity = Known(revision=1, credentials=()), "another"
+            feed.changed()
+            assert (await asyncio.wait_for(anext(told), 10)).credentials == ()
+            await eventually(lambda: _on_disk(tmp_path) == (1, ()))
+    finally:
+        following.cancel()
+        await asyncio.wait({following})
 
 
 def _on_disk(folder: Path) -> tuple[int, tuple[Credential, ...]]:

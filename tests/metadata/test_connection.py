@@ -223,6 +223,18 @@ async def test_a_slow_statement_ends_and_its_connection_stays_usable(
             assert connection.get_server_pid() == before
 
 
+async def test_statements_that_wait_for_a_lock_in_vain_are_no_outage(database: Database) -> None:
+    async with database.connection() as other, other.transaction():
+        await other.execute("LOCK TABLE ai_interactions")  # as VACUUM FULL does
+        for bound in ("statement_timeout", "statement_timeout", "lock_timeout", "lock_timeout"):
+            with pytest.raises(Unavailable, match="could not do this in time"):
+                async with database.connection() as connection, connection.transaction():
+                    await connection.execute(f"SET LOCAL {bound} = '100ms'")
+                    await connection.execute("SELECT FROM ai_interactions")
+        assert database.usable
+        assert await answers(PostgresStore(database))
+
+
 async def test_unknown_failures_are_logged_and_hidden_from_callers(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:

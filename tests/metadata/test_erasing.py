@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from runtime.clock import SystemClock
 from runtime.errors import InvalidArgument, NotFound
 from services.metadata.journal import Journal
 from services.metadata.store import InteractionFilter, MetadataStore, NewInteraction
@@ -183,6 +184,29 @@ async def test_a_clock_that_was_set_back_erases_all_the_same(parts: Parts) -> No
         await connection.execute("UPDATE ai_interactions SET created_at = $1", made.create_time + timedelta(days=3))
     assert (await parts.store.erase_session("s0")).interactions == 1
     assert await counts(parts) == (0, 0, 0)
+
+
+class Ahead(SystemClock):
+    """Of a machine whose clock is wrong."""
+
+    def now_ms(self) -> int:
+        return super().now_ms() + 3 * 86_400_000
+
+
+async def test_a_clock_that_was_set_back_erases_all_the_same_once_the_database_is_back(
+    own_server: PostgresServer, tmp_path: Path
+) -> None:
+    target = await own_server.fresh_database()
+    async with opened(target, tmp_path, clock=Ahead()) as parts:
+        await fill(parts.store)
+        await parts.all_inserted()
+    async with opened(target, tmp_path) as parts:
+        own_server.stop(signal.SIGQUIT)
+        assert (await parts.store.erase_session("s0")).pending
+        own_server.start()
+        await parts.all_inserted()
+        assert await counts(parts) == (10, 20, 10)
+        assert await sessions_in(parts) == ["s1"] * 10
 
 
 async def test_what_is_too_old_goes_and_is_not_sent_again(

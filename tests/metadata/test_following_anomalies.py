@@ -9,6 +9,7 @@ import pytest
 from runtime.clock import ManualClock
 from services.metadata.anomalies.model import Recorded
 from services.metadata.anomalies.store import AnomalyStore, Told
+from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
 from tests.metadata.anomaly_parts import (
     NOON_MS,
@@ -100,6 +101,34 @@ async def test_a_clock_that_was_set_back_hides_nothing_from_followers(
         await follower.close()
         earlier = ManualClock(NOON_MS - 3_600_000)
         restarted = await AnomalyStore.opened(parts.database, parts.facts, earlier)
+        again = Follower(restarted, follower.version)
+        await again.take()
+        await restarted.record([anomaly(minute=1)])
+        await again.until(lambda: anomaly(minute=1).id in again.known)
+        await again.close()
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+async def test_a_clock_that_was_set_back_for_longer_than_the_journal_goes_back_hides_nothing_from_followers(
+    own_server: PostgresServer, tmp_path: Path, *, is_away: bool
+) -> None:
+    target = await own_server.fresh_database()
+    (tmp_path / "later").mkdir()
+    async with opened(target, tmp_path) as parts:
+        store = await AnomalyStore.opened(parts.database, parts.facts, ManualClock(NOON_MS))
+        await store.record([anomaly()])
+        follower = Follower(store)
+        await follower.take()
+        await follower.close()
+        await parts.all_inserted()
+    if is_away:
+        own_server.stop()
+    async with opened(target, tmp_path / "later") as parts:  # whose journal has nothing of it any more
+        restarted = await AnomalyStore.opened(parts.database, parts.facts, ManualClock(NOON_MS - 3_600_000))
+        if is_away:
+            own_server.start()
+            await parts.all_inserted()
+            await eventually(lambda: parts.database.usable)
         again = Follower(restarted, follower.version)
         await again.take()
         await restarted.record([anomaly(minute=1)])

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import InvalidArgument, ResourceExhausted, Unavailable
+from runtime.errors import Aborted, InvalidArgument, ResourceExhausted, Unavailable
 from services.metadata import interactions_export
 from services.metadata.personal import redacted
 from services.metadata.store import Example, InteractionFilter, MetadataStore, NewInteraction
+from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
 from tests.metadata.parts import Parts, opened
 
@@ -146,6 +147,37 @@ async def test_few_exports_run_at_once_and_those_that_were_left_count_no_more(pa
         caller.cancel()
     await asyncio.gather(*callers, return_exceptions=True)
     assert len(await exported(parts.store)) == 40
+
+
+async def test_a_reader_who_stops_is_told_so_and_not_that_the_database_is_away(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interactions_export, "READER_WITHIN_S", 1)
+    for number in range(2 * interactions_export.BATCH_ROWS):
+        await parts.store.record_interaction(NewInteraction(query=f"q{number}", response="r"))
+
+    before_s = 0.0
+
+    async def is_late() -> bool:
+        return time.monotonic() - before_s > 1.0
+
+    async def is_left() -> bool:
+        async with parts.database.connection() as connection:
+            mine = "datname = current_database() AND state = 'idle in transaction'"
+            return not await connection.fetchval(f"SELECT count(*) FROM pg_stat_activity WHERE {mine}")
+
+    for enough in (is_left, is_left, is_late):  # PostgreSQL has ended it, or will
+        async with aclosing(parts.store.export_interactions(ALL)) as examples:
+            await anext(examples)
+            before_s = time.monotonic()
+            await eventually(enough)
+            with pytest.raises(Aborted) as told:
+                async for _example in examples:
+                    pass
+        assert told.value.reason == "EXPORT_TOO_SLOW"
+    assert parts.database.circuit.last_error == ""
+    monkeypatch.undo()
+    assert len(await exported(parts.store)) == 2 * interactions_export.BATCH_ROWS
 
 
 async def test_without_the_database_there_is_no_learning_set(own_server: PostgresServer, tmp_path: Path) -> None:

@@ -194,6 +194,24 @@ async def test_a_role_that_may_not_create_tables_can_use_a_migrated_schema(
     await admin.close()
 
 
+@pytest.mark.parametrize(
+    "setup",
+    [
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC, pg_database_owner",  # of a role that owns nothing, since 15
+        "REVOKE ALL ON SCHEMA public FROM PUBLIC, pg_database_owner",
+        "DROP SCHEMA public",
+        "CREATE TABLE schema_version (version integer, name text, checksum text)",
+    ],
+)
+async def test_a_role_without_rights_is_told_what_it_lacks(embedded_server: PostgresServer, setup: str) -> None:
+    target = await embedded_server.fresh_database()
+    await embedded_server.execute(setup, database=target.options["database"])
+    with pytest.raises(FailedPrecondition, match=r"the role in DATABASE_URL .*(permission denied|no schema)") as failed:
+        async with Database(target, clock=SystemClock()):
+            pass
+    assert failed.value.reason == "MIGRATION_FAILED"
+
+
 async def test_pgvector_beside_us_changes_nothing(embedded_server: PostgresServer) -> None:
     target = await embedded_server.fresh_database()
     admin = await asyncpg.connect(**(embedded_server.admin | {"database": target.options["database"]}))

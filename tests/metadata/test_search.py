@@ -84,6 +84,21 @@ async def test_bad_questions_are_refused_by_name(
     assert refused.value.field == field
 
 
+async def test_a_rule_of_dashes_may_be_searched_for(parts: Parts) -> None:
+    made = await parts.store.record_interaction(NewInteraction(query="the disk"))
+    for words, is_found in (
+        (f"disk {'-' * 80} the", True),
+        (f"{'-' * 33}disk", False),
+        (f"the{' -! (' * 33} full", True),
+        (f"the {'- ' * 34}full", False),
+        (f'"the {"-" * 40} disk"', True),
+        (f"the{'-' * 33}disk", True),  # within a word they are no more than a space
+        ("-" * 1_000, False),
+    ):
+        page = await parts.store.search_interactions(words, ALL)
+        assert [one.id for one in page.items] == [made.id] * is_found, words
+
+
 async def test_texts_of_any_words_are_kept_and_their_beginnings_found(parts: Parts) -> None:
     """A tsvector has a limit of its own, at which PostgreSQL would refuse what was acknowledged."""
     rng = random.Random(3)
@@ -156,7 +171,7 @@ async def test_the_nearest_are_found_with_and_without_the_index(
 
         async def indexed() -> bool:
             async with parts.database.connection() as connection:
-                return bool(await connection.fetchval(_INDEX_STATE, INDEX))
+                return bool(await connection.fetchval(_INDEX_STATE, INDEX, "%= 8)%"))
 
         await eventually(indexed)
         await right(60)
@@ -180,6 +195,43 @@ async def test_the_nearest_are_found_with_and_without_the_index(
     async with opened(target, tmp_path) as parts:  # after a restart, too
         with pytest.raises(InvalidArgument):
             await parts.store.record_interaction(NewInteraction(embedding=(1.0,)))
+
+
+async def test_once_all_are_erased_embeddings_may_have_another_size(
+    embedded_server: PostgresServer, tmp_path: Path
+) -> None:
+    target = await embedded_server.fresh_database()
+    await embedded_server.execute("CREATE EXTENSION vector", database=target.options["database"])
+    async with opened(target, tmp_path) as parts:
+        store = parts.store
+
+        async def indexed(size: int) -> bool:
+            async with parts.database.connection() as connection:
+                return bool(await connection.fetchval(_INDEX_STATE, INDEX, f"%= {size})%"))
+
+        for size in (3, 2):
+            embedding, other = (1.0,) * size, (1.0,) * (size + 5)
+            made = await store.record_interaction(NewInteraction(session_id="s", embedding=embedding))
+            with pytest.raises(InvalidArgument, match=f"the first that was recorded has {size}"):
+                await store.record_interaction(NewInteraction(embedding=other))
+            assert [one.id for one, _ in await store.similar_interactions(embedding)] == [made.id]
+            await eventually(lambda size=size: indexed(size))  # type: ignore[misc]
+            with pytest.raises(InvalidArgument):
+                await store.similar_interactions(other)
+            await store.erase_session("s")
+            await parts.all_inserted()
+
+
+async def test_while_the_database_is_away_embeddings_have_the_size_that_is_known(
+    own_server: PostgresServer, tmp_path: Path
+) -> None:
+    async with opened(await own_server.fresh_database(), tmp_path) as parts:
+        await parts.store.record_interaction(NewInteraction(embedding=(1.0,)))
+        own_server.stop(signal.SIGQUIT)
+        with pytest.raises(InvalidArgument):
+            await parts.store.record_interaction(NewInteraction(embedding=(1.0, 2.0)))
+        await parts.store.record_interaction(NewInteraction(embedding=(2.0,)))
+        own_server.start()
 
 
 async def test_without_pgvector_embeddings_are_kept_and_the_way_to_it_is_told(

@@ -41,7 +41,8 @@ class AccessFeed:
         self._news = asyncio.Event()
         self.known: Known | None = _read(self._path)
         """None: nothing was ever known."""
-        self._copied = None if self.known is None else self.known.revision
+        self._identity: str | None = None
+        self._copied: Known | None = None
 
     def changed(self) -> None:
         """Something was changed by this process: it is looked at now."""
@@ -52,8 +53,7 @@ class AccessFeed:
         while True:
             self._wake.clear()
             try:
-                if self.known is None or self.known.stale_since or await self._store.revision() != self.known.revision:
-                    self._tell(await self._store.known())
+                await self._look()
                 await self._copy()
             except Unavailable:
                 if self.known is not None and self.known.stale_since is None:
@@ -65,6 +65,18 @@ class AccessFeed:
             finally:
                 wait.cancel()
                 pause.cancel()
+
+    async def _look(self) -> None:
+        """Tells what is known now, if it is something else."""
+        known, identity = self.known, self._store.identity
+        if (
+            known is None
+            or known.stale_since is not None
+            or identity != self._identity
+            or await self._store.revision() != known.revision
+        ):
+            self._tell(await self._store.known())
+            self._identity = identity
 
     async def watch(self) -> AsyncGenerator[Known, None]:
         """What is known, again whenever that changes."""
@@ -80,14 +92,14 @@ class AccessFeed:
     async def _copy(self) -> None:
         """Writes what is known to disk, and again until it is there."""
         known = self.known
-        if known is None or known.stale_since is not None or known.revision == self._copied:
+        if known is None or known.stale_since is not None or known is self._copied:
             return
         try:
             await asyncio.to_thread(_write, self._path, known, instant_of(self._clock.now_ms() * 1_000))
         except OSError as error:
             log.error("who may come in is told, but cannot be kept for an outage: %s", error)  # noqa: TRY400
         else:
-            self._copied = known.revision
+            self._copied = known
 
     def _tell(self, known: Known) -> None:
         self.known = known

@@ -27,8 +27,10 @@ class Scope:
 
     @classmethod
     def of(cls, stored: Any) -> Self | None:
-        """From what is stored; None: every server."""
-        return None if stored is None else cls(**{name: tuple(found) for name, found in stored.items()})
+        """From what is stored; None: every server, also where what is stored restricts nothing."""
+        return (
+            cls(**{name: tuple(found) for name, found in stored.items()}) if stored and any(stored.values()) else None
+        )
 
     def stored(self) -> dict[str, list[str]]:
         """As it is stored."""

@@ -27,6 +27,9 @@ ACCESS: Final = "openmanager.gateway.v1.AccessService"
 SESSIONS: Final = "openmanager.access.v1.SessionService"
 FEED: Final = "openmanager.access.v1.AccessFeedService"
 MAX_USES: Final = 10_000
+PART_BYTES: Final = 8 << 20
+"""A message of the feed ends before it is larger; it may hold 16 MiB, and a scope of 30,000 entries may take much of
+that, in each token and session of its user."""
 
 
 class AccessServicer:
@@ -118,10 +121,15 @@ class AccessFeedServicer:
     ) -> AsyncGenerator[feed_pb2.WatchAccessResponse, None]:
         async with aclosing(self._feed.watch()) as changes:
             async for known in changes:
-                yield feed_pb2.WatchAccessResponse(
-                    credentials=map(_credential, known.credentials),
-                    stale_since=_time(known.stale_since),
-                )
+                part, size = feed_pb2.WatchAccessResponse(stale_since=_time(known.stale_since)), 0
+                for one in map(_credential, known.credentials):
+                    size += one.ByteSize()
+                    if part.credentials and size > PART_BYTES:
+                        part.continues = True
+                        yield part
+                        part, size = feed_pb2.WatchAccessResponse(stale_since=part.stale_since), one.ByteSize()
+                    part.credentials.append(one)
+                yield part
 
     async def ReportTokenUse(
         self, request: feed_pb2.ReportTokenUseRequest, _context: object

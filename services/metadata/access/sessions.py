@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import asyncpg
 
-from fleet.access import ADMIN
 from runtime.clock import Clock
 from runtime.errors import OpenManagerError, PermissionDenied, ResourceExhausted, Unauthenticated
 from services.metadata import checks
@@ -30,6 +29,7 @@ from services.metadata.access.model import (
     check_role,
 )
 from services.metadata.access.store import (
+    ADMINISTRATES,
     ADMINISTRATORS,
     CREDENTIAL,
     LIVE,
@@ -54,14 +54,16 @@ _ACCOUNT: Final = f"""SELECT lower($1) AS name, u.id, u.password_hash FROM (SELE
 _NEW: Final = """INSERT INTO access_tokens (name, role, hash, user_id, expires_at, is_session)
     SELECT 'session', role, $2, id, now() + $3 * interval '1 second', true FROM access_users
     WHERE id = $1 AND NOT disabled AND ($4::text IS NULL OR password_hash = $4) RETURNING id"""
+# But the new one, which is not the newest where the clock was ahead when the others began.
 _MAKE_ROOM: Final = """DELETE FROM access_tokens WHERE is_session AND (expires_at <= now() OR id IN (
-    SELECT id FROM access_tokens WHERE is_session AND user_id = $1 ORDER BY created_at DESC, id OFFSET $2))"""
+    SELECT id FROM access_tokens WHERE is_session AND user_id = $1 AND id <> $3
+    ORDER BY created_at DESC, id OFFSET $2))"""
 _CREDENTIAL: Final = f"SELECT {CREDENTIAL} FROM {TOKENS} WHERE t.id = $1 AND {LIVE}"
 _END: Final = """DELETE FROM access_tokens AS t USING access_users AS u
     WHERE t.hash = $1 AND t.is_session AND u.id = t.user_id RETURNING u.name"""
 _SEEN: Final = f"""UPDATE access_users SET role = new.role,
     updated_at = CASE WHEN access_users.role = new.role THEN updated_at ELSE now() END
-    FROM (SELECT id, CASE WHEN $3 = 0 OR (role = {ADMIN} AND NOT disabled AND ({ADMINISTRATORS}) = 1)
+    FROM (SELECT id, CASE WHEN $3 = 0 OR ({ADMINISTRATES} AND ({ADMINISTRATORS}) = 1)
         THEN role ELSE $3 END AS role FROM access_users WHERE issuer = $1 AND subject = $2) AS new
     WHERE access_users.id = new.id RETURNING access_users.id"""
 _BIND: Final = f"""UPDATE access_users SET issuer = $2, subject = $3, updated_at = now()
@@ -161,7 +163,8 @@ class Sessions:
         secret = secrets.new_session()
         async with changing(self._database) as connection:
             made = await connection.fetchval(_NEW, user_id, secrets.digest(secret), self._lifetime_s, kept)
-            await connection.execute(_MAKE_ROOM, user_id, MAX_SESSIONS)
+            if made is not None:
+                await connection.execute(_MAKE_ROOM, user_id, MAX_SESSIONS - 1, made)
             row: asyncpg.Record | None = await connection.fetchrow(_CREDENTIAL, made)
         if row is None:  # disabled, deleted or given another password meanwhile
             raise _failed()

@@ -51,7 +51,10 @@ _UPDATE_USER: Final = f"""UPDATE access_users SET
     scope = CASE WHEN 'scope' = ANY ($5) THEN $3::jsonb ELSE scope END,
     disabled = CASE WHEN 'disabled' = ANY ($5) THEN $4 ELSE disabled END,
     updated_at = now() WHERE {OF_NAME} RETURNING {_USER}"""
-ADMINISTRATORS: Final = f"SELECT count(*) FROM access_users WHERE role = {ADMIN} AND NOT disabled"
+_EVERYTHING: Final = """'{"environments": [], "server_roles": [], "server_ids": []}'::jsonb"""
+ADMINISTRATES: Final = f"role = {ADMIN} AND NOT disabled AND coalesce(scope, {_EVERYTHING}) = {_EVERYTHING}"
+"""Who may do something about users: that is about all servers, so nobody with a scope."""
+ADMINISTRATORS: Final = f"SELECT count(*) FROM access_users WHERE {ADMINISTRATES}"
 _CREATE_TOKEN: Final = """INSERT INTO access_tokens (name, role, scope, hash, user_id, expires_at, id)
     VALUES ($1, $2, $3::jsonb, $4, $5, $6, coalesce($7, gen_random_uuid())) ON CONFLICT (id) DO NOTHING RETURNING id"""
 _GET_TOKEN: Final = f"SELECT {_TOKEN} FROM {TOKENS} WHERE t.id = $1"
@@ -160,7 +163,7 @@ class AccessStore:
         for name in fields:
             if name not in UPDATABLE:
                 raise InvalidArgument(f"{name} cannot be updated; {', '.join(UPDATABLE)} can", field="update_mask")
-        if "role" in fields:
+        if "role" in fields or user.role:
             check_role(user.role, "user.role")
         scope = _stored(user.scope, "user.scope")
         checks.check_text(user.name, "user.name")
@@ -283,6 +286,11 @@ class AccessStore:
         async with self._database.connection() as connection:
             await connection.execute("UPDATE access_tokens SET last_used_at = now() WHERE id = ANY ($1)", wanted)
 
+    @property
+    def identity(self) -> str | None:
+        """Of which database a revision is: another one may have the same with other content."""
+        return self._database.identity
+
     async def revision(self) -> int:
         """Grows with every change."""
         async with self._database.connection() as connection:
@@ -326,7 +334,9 @@ def _uuid(text: str, field: str = "id") -> UUID:
 
 
 def _stored(scope: Scope | None, field: str) -> str | None:
-    return None if scope is None else orjson.dumps(scope.checked(field).stored()).decode()
+    if scope is None or Scope.of(scope.checked(field).stored()) is None:
+        return None
+    return orjson.dumps(scope.stored()).decode()
 
 
 def _scope(text: str | None) -> Scope | None:

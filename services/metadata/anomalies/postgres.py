@@ -23,6 +23,7 @@ _COUNT: Final = """SELECT detector, count(*) AS found, count(*) FILTER (WHERE en
         count(acknowledged_at) AS acknowledged, count(*) FILTER (WHERE is_real) AS said_real,
         count(*) FILTER (WHERE NOT is_real) AS said_false
     FROM anomalies_judged WHERE started_at >= $1 GROUP BY detector ORDER BY detector"""
+_LAST: Final = "SELECT greatest((SELECT max(told_at) FROM anomalies), (SELECT max(said_at) FROM anomaly_remarks))"
 
 
 class PostgresAnomalies:
@@ -57,6 +58,12 @@ class PostgresAnomalies:
         """The first that changed after a time, in that order, without those with some ids."""
         async with self._database.connection() as connection:
             return [_recorded(row) for row in await connection.fetch(_CHANGED, instant_of(after_us), but, limit)]
+
+    async def last_us(self, *, within_s: float) -> int:
+        """When something was told or said last; 0: never."""
+        async with self._database.connection(within_s=within_s) as connection:
+            last = await connection.fetchval(_LAST)
+        return 0 if last is None else microseconds_of(last)
 
     async def count(self, start_us: int) -> list[dict[str, Any]]:
         """For each detector how many findings began at a time or later, and what was said of them."""

@@ -10,6 +10,7 @@ between the two questions is in both answers and not in none; parts of a finding
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar
 
@@ -82,7 +83,7 @@ class AnomalyStore:
 
     @classmethod
     async def opened(cls, database: Database, facts: Facts, clock: Clock) -> Self:
-        """A store whose times go on after those in the journal."""
+        """A store whose times go on after those in the journal, and in PostgreSQL as soon as it answers."""
         store = cls(database, facts, clock)
 
         def newest(journal: Journal) -> list[Fact]:
@@ -91,7 +92,15 @@ class AnomalyStore:
 
         times = [fact.created_us for fact in await facts.read(newest)]
         store._last_us = store._stored_us = max([clock.now_ms() * 1_000, *times])
+        await store._go_on()
         return store
+
+    async def _go_on(self) -> None:
+        """A clock that was ahead for longer than the journal goes back left later times in PostgreSQL, and followers
+        who have come so far: what is told from now on is news for them if its time is later still."""
+        with suppress(Unavailable):
+            last_us = await self._postgres.last_us(within_s=KNOWN_WITHIN_S)
+            self._last_us, self._stored_us = max(self._last_us, last_us), max(self._stored_us, last_us)
 
     async def record(self, anomalies: Sequence[Anomaly]) -> None:
         """Keeps findings durably as they are now; one that is known as it is, or as it was later, stays.
@@ -211,6 +220,7 @@ class AnomalyStore:
             change, stored_us = self._change, self._stored_us
             if is_partial and returns != self._returns:
                 returns, is_partial = self._returns, False
+                await self._go_on()
                 async for told in self._going_on(version):
                     is_partial = told.is_partial
                     yield told
