@@ -70,7 +70,7 @@ class Findings:
                 if message.snapshot and not self.version:
                     continue
                 if not self.version:
-                    self._complete_from = after
+                    self._complete_from = min(after, message.version)  # nothing has changed in between
                 self._take(waiting, message.version)
                 waiting = []
                 if filled:  # with findings that are older than what watchers have: they are given all that go on

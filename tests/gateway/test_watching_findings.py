@@ -176,6 +176,22 @@ async def test_a_version_is_the_same_at_gateways_that_started_at_different_times
             task.cancel()
 
 
+async def test_a_gateway_that_starts_long_after_the_last_change_goes_on_from_there() -> None:
+    last_us = -7_200_000_000
+    async with gateway() as made:
+        task = await followed(made)
+        made.metadata.tell(anomaly("a", "web-1", last_us), snapshot=True, version=NOW_US + last_us)
+        made.metadata.tell(version=NOW_US + last_us)
+        await reached(made, last_us)
+        async with made.world.watch() as watch, asyncio.timeout(20.0):
+            told = Told(watch._messages)
+            await told.until("a")
+            made.metadata.tell(anomaly("b", "web-2", 1))
+            message = await told.next()
+            assert (message.snapshot, [one.id[0] for one in message.anomalies]) == (False, ["b"])
+        task.cancel()
+
+
 async def told_once(made: Gateway, version_us: int, *messages: dict[str, Any], until: str) -> list[str]:
     """What a watcher with a version is told of while metadata tells these, one after the other."""
     told: list[str] = []

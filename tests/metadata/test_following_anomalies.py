@@ -87,6 +87,25 @@ async def test_followers_miss_nothing(parts: Parts, store: AnomalyStore) -> None
     await other.close()
 
 
+async def test_who_has_all_there_is_is_told_so_however_long_ago_the_last_change_was(
+    parts: Parts, store: AnomalyStore
+) -> None:
+    """A gateway that starts asks for the last hour, and knows what goes on once it is told up to when."""
+    await store.record([anomaly()])
+    last_us = (await store.get(anomaly().id)).changed_us
+    for later_us in (0, 1, 3_600_000_000):
+        follower = Follower(store, last_us + later_us)
+        async with asyncio.timeout(20.0):
+            assert (await follower.take()).is_snapshot
+            told = await follower.take()
+        assert (told.is_snapshot, told.version, told.findings) == (False, last_us, [])
+        if later_us < 2:
+            await follower.close()
+    await store.record([anomaly("web-2")])
+    await follower.until(lambda: anomaly("web-2").id in follower.known)
+    await follower.close()
+
+
 async def test_a_clock_that_was_set_back_hides_nothing_from_followers(
     own_server: PostgresServer, tmp_path: Path
 ) -> None:

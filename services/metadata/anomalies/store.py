@@ -206,7 +206,9 @@ class AnomalyStore:
         Raises:
             Unavailable: OLDER_UNAVAILABLE, what changed since is in PostgreSQL only.
         """
-        version, is_partial, returns = after_us or self._stored_us, True, -1
+        # nothing is newer than what was stored last, so a later version has all there is, too, and is told so
+        version, is_partial, returns = min(after_us or self._stored_us, self._stored_us), True, -1
+        is_told = not after_us
         while True:
             change, stored_us = self._change, self._stored_us
             if is_partial and returns != self._returns:
@@ -217,11 +219,12 @@ class AnomalyStore:
             changed = await self._changed(version)
             if changed:
                 version = changed[-1].changed_us
-            elif stored_us > version:  # what was stored by then was read, and none of it is news
-                version = stored_us
+            elif stored_us > version or not is_told:  # what was stored by then was read, and none of it is news
+                version = max(version, stored_us)
             else:
                 await change.wait()
                 continue
+            is_told = True
             yield Told(version=version, findings=changed)
 
     async def _going_on(self, version: int) -> AsyncGenerator[Told, None]:
