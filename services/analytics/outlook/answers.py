@@ -13,7 +13,6 @@ from fleet.codec import duration_from_ms, timestamp_from_ms
 from openmanager.fleet.v1 import outlook_pb2 as pb
 from services.analytics.forecasting.capacity import Exhaustion, Reason
 from services.analytics.forecasting.grid import HOUR_MS
-from services.analytics.forecasting.profiles import DAY, MIN_PROFILE_DAYS
 from services.analytics.forecasting.robust import Floats
 from services.analytics.forecasting.steps import TimedForecasts
 from services.analytics.forecasting.trend import Trend, YearOverYear
@@ -51,7 +50,7 @@ def trend_message(
     if message.HasField("slope_per_day"):
         message.significance = found.significance
         message.direction = _DIRECTIONS[found.direction]
-    if found.end_ms - found.start_ms >= MIN_PROFILE_DAYS * DAY * HOUR_MS:
+    if found.has_profile:
         message.daily.extend(found.daily.tolist())
         message.weekly.extend(found.weekly.tolist())
     for change in found.changes:

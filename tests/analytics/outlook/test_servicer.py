@@ -125,6 +125,17 @@ async def test_gaps_count_as_not_covered() -> None:
         assert not found.HasField("year_over_year")
 
 
+async def test_a_day_with_a_gap_behind_it_has_no_profile_of_zeros() -> None:
+    async with on_histories() as parts:
+        day = 50 + 20 * np.sin(2 * np.pi * hours_of(1) / 24)
+        parts.fake.keep(WEB, "m", [*day, *[math.nan] * 36, day[12]])
+        found = await trend(parts)
+        assert (list(found.daily), list(found.weekly)) == ([], [])
+        parts.fake.keep(WEB, "m", [*day, *[math.nan] * 36, *day[12:]])
+        found = await trend(parts)
+        assert (len(found.daily), len(found.weekly)) == (24, 168)
+
+
 async def test_of_a_young_series_what_is_not_known_is_absent() -> None:
     async with on_histories() as parts:
         parts.fake.keep(WEB, "m", [41.0])
