@@ -31,7 +31,7 @@ _DIRECTIONS: Final = {0: pb.TREND_DIRECTION_NONE, 1: pb.TREND_DIRECTION_RISING, 
 
 
 def trend_message(
-    measured: Measurements, window: tuple[int, int], found: Trend | None, year: YearOverYear | None
+    measured: Measurements, window: tuple[int, int], found: Trend | None, year: YearOverYear | None, now_ms: int
 ) -> pb.Trend:
     """The answer; `found` None: nothing was measured in the window."""
     start_ms, end_ms = window
@@ -39,7 +39,7 @@ def trend_message(
     if found is None:
         return message
     message.data_start_time.CopyFrom(timestamp_from_ms(found.start_ms))
-    message.data_end_time.CopyFrom(timestamp_from_ms(found.end_ms))
+    message.data_end_time.CopyFrom(timestamp_from_ms(min(found.end_ms, end_ms, now_ms)))
     if measured.resolution_ms:
         message.resolution.CopyFrom(duration_from_ms(measured.resolution_ms))
     inside = np.isfinite(measured.values) & (measured.times_ms >= start_ms)
@@ -82,7 +82,7 @@ def capacity_message(
         **_of(measured), limit=limit, falling=falling, growth=growth, compute_time=timestamp_from_ms(now_ms)
     )
     if measured.data_end_ms is not None:
-        message.data_end_time.CopyFrom(timestamp_from_ms(measured.data_end_ms))
+        message.data_end_time.CopyFrom(timestamp_from_ms(min(measured.data_end_ms, now_ms)))
     if found is None:
         message.reason = pb.CAPACITY_REASON_SILENT
         return message
