@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fleet.access import Scope
 from gateway import findings as findings_module
 from openmanager.fleet.v1 import anomaly_pb2
 from openmanager.gateway.v1 import analytics_pb2 as pb
@@ -119,6 +120,78 @@ async def test_a_scope_hides_findings_from_watchers() -> None:
         stream.cancel()
         assert await made.refused(_first_of(made.stub), server_id="db-1") == ("SERVER_NOT_FOUND", "server_id")
         assert await made.refused(_first_of(made.stub), after_version="x") == ("INVALID_ARGUMENT", "after_version")
+        task.cancel()
+
+
+class Going:
+    """A watcher of findings alone, and what goes on as far as he knows."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.version = ""
+        self.open: set[str] = set()
+
+    async def take(self) -> pb.WatchAnomaliesResponse:
+        message: pb.WatchAnomaliesResponse = await self._stream.read()
+        self.version = message.version
+        if message.snapshot:
+            self.open.clear()
+        for one in message.anomalies:
+            (self.open.discard if one.HasField("end_time") else self.open.add)(one.id[0])
+        return message
+
+    async def until(self, *ids: str) -> None:
+        async with asyncio.timeout(20.0):
+            while self.open != set(ids):
+                await self.take()
+
+    def close(self) -> None:
+        self._stream.cancel()
+
+
+@pytest.mark.parametrize("scope", [None, WEBS])
+async def test_who_watches_findings_of_some_servers_knows_what_goes_on_at_those_that_come_and_go(
+    scope: Scope | None,
+) -> None:
+    async with gateway(scope) as made:
+        task = await known_to(made)
+        wanted = pb.WatchAnomaliesRequest() if scope else pb.WatchAnomaliesRequest(role="web")
+        watcher = Going(made.stub.WatchAnomalies(wanted))
+        await watcher.until("a")
+        made.world.cache.send(server_state("db-1", role="web"))
+        await watcher.until("a", "b")
+        made.world.cache.send(server_state("web-1", role="db"))
+        await watcher.until("b")
+        made.metadata.tell(anomaly("a", "web-1", 3, over=True), anomaly("c", "web-2", 4))
+        await watcher.until("b", "c")
+        watcher.close()
+        made.world.cache.send(server_state("db-1", role="db"), server_state("web-1", role="web"))
+        made.metadata.tell(anomaly("c", "web-2", 5, over=True), anomaly("d", "web-1", 6))
+        await reached(made, 6)
+        assert await made.world.state.until(made.world.caught_up, 20.0)
+        wanted.after_version = watcher.version
+        again = Going(made.stub.WatchAnomalies(wanted))
+        again.open = {"b", "c"}
+        message = await again.take()  # what began and ended meanwhile is not passed over
+        assert (message.snapshot, [one.id[0] for one in message.anomalies]) == (False, ["c", "d"])
+        await again.until("d")
+        again.close()
+        task.cancel()
+
+
+async def test_who_watches_findings_of_some_servers_is_told_nothing_while_they_stay_where_they_are() -> None:
+    async with gateway(WEBS) as made:
+        task = await known_to(made)
+        watcher = Going(made.stub.WatchAnomalies(pb.WatchAnomaliesRequest()))
+        await watcher.until("a")
+        for _ in range(3):
+            made.world.cache.send(server_state("web-1", role="web", environment="production"))
+            made.world.cache.send(server_state("new", role="web"))
+            assert await made.world.state.until(made.world.caught_up, 20.0)
+        made.metadata.tell(anomaly("c", "web-2", 4))
+        message = await watcher.take()
+        assert (message.snapshot, [one.id[0] for one in message.anomalies]) == (False, ["c"])
+        watcher.close()
         task.cancel()
 
 
