@@ -1,13 +1,19 @@
 """Who follows the findings misses nothing."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from fleet.codec import us_from_timestamp
+from openmanager.metadata.v1 import anomaly_pb2 as pb
 from runtime.clock import ManualClock
+from runtime.limits import MAX_MESSAGE_BYTES
 from services.metadata.anomalies.model import Recorded
+from services.metadata.anomalies.servicer import AnomalyStoreServicer
 from services.metadata.anomalies.store import AnomalyStore, Told
 from tests.harness.postgres import PostgresServer
 from tests.metadata.anomaly_parts import (
@@ -104,6 +110,29 @@ async def test_who_has_all_there_is_is_told_so_however_long_ago_the_last_change_
     await store.record([anomaly("web-2")])
     await follower.until(lambda: anomaly("web-2").id in follower.known)
     await follower.close()
+
+
+@pytest.mark.parametrize("is_snapshot", [True, False])
+async def test_large_findings_are_told_in_parts_that_go_over_the_wire(is_snapshot: bool) -> None:
+    part = replace(anomaly().contributions[0], metric="m" * 100_000)
+    large = [
+        Recorded(anomaly=anomaly(minute=minute, contributions=(part,) * 10), told_us=1_000 + minute)
+        for minute in range(24)
+    ]
+
+    class Played:
+        async def follow(self, _after_us: int) -> AsyncGenerator[Told, None]:
+            yield Told(version=1_023, findings=large, is_snapshot=is_snapshot, continues=is_snapshot)
+
+    servicer = AnomalyStoreServicer(cast("AnomalyStore", Played()))
+    messages = [one async for one in servicer.FollowAnomalies(pb.FollowAnomaliesRequest(), None)]
+    assert len(messages) > 1 and max(one.ByteSize() for one in messages) < MAX_MESSAGE_BYTES
+    assert [one.id for message in messages for one in message.anomalies] == [
+        known.anomaly.id for known in large if known.anomaly is not None
+    ]
+    for message in messages:
+        assert (message.snapshot, message.continues) == (is_snapshot, is_snapshot)
+        assert message.version == (1_023 if is_snapshot else us_from_timestamp(message.anomalies[-1].update_time))
 
 
 async def test_a_clock_that_was_set_back_hides_nothing_from_followers(
