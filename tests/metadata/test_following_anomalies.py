@@ -1,6 +1,7 @@
 """Who follows the findings misses nothing."""
 
 import asyncio
+import signal
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from fleet.codec import us_from_timestamp
 from openmanager.metadata.v1 import anomaly_pb2 as pb
 from runtime.clock import ManualClock
+from runtime.errors import Unavailable
 from runtime.limits import MAX_MESSAGE_BYTES
 from services.metadata.anomalies.model import Recorded
 from services.metadata.anomalies.servicer import AnomalyStoreServicer
@@ -133,6 +135,32 @@ async def test_large_findings_are_told_in_parts_that_go_over_the_wire(is_snapsho
     for message in messages:
         assert (message.snapshot, message.continues) == (is_snapshot, is_snapshot)
         assert message.version == (1_023 if is_snapshot else us_from_timestamp(message.anomalies[-1].update_time))
+
+
+async def test_after_a_quiet_day_followers_are_told_what_is_found_while_postgresql_is_away(
+    own_server: PostgresServer, tmp_path: Path
+) -> None:
+    target = await own_server.fresh_database()
+    async with opened(target, tmp_path) as parts:
+        clock = ManualClock(NOON_MS)
+        store = await AnomalyStore.opened(parts.database, parts.facts, clock)
+        start = store.follow(0)
+        began_us = (await anext(start)).version
+        await start.aclose()
+        clock.advance(3_600)
+        await store.record([anomaly()])
+        last_us = (await store.get(anomaly().id)).changed_us
+        await parts.all_inserted()
+        clock.advance(25 * 3_600)
+        own_server.stop(signal.SIGQUIT)
+        await store.record([anomaly("web-2")])
+        follower = Follower(store, last_us)
+        await follower.until(lambda: anomaly("web-2").id in follower.known and follower.version > last_us)
+        await follower.close()
+        behind = Follower(store, began_us)
+        with pytest.raises(Unavailable) as refused:  # what changed an hour later may have left the journal
+            await behind.until(lambda: behind.version > began_us)
+        assert refused.value.reason == "OLDER_UNAVAILABLE"
 
 
 async def test_a_clock_that_was_set_back_hides_nothing_from_followers(
