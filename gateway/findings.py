@@ -26,7 +26,8 @@ KNOWN_FOR_S: Final = 3_600
 """A gateway that starts asks for what changed since so long, for watchers that another one had."""
 MAX_WATCHERS: Final = 1_000
 AHEAD_MS: Final = 60_000
-"""A version may be so far ahead of our clock, since clocks differ. Who has one further ahead would hear of nothing."""
+"""A version may be so far ahead of our clock and of what metadata has told, since gateways are not equally far. Who has
+one further ahead would hear of nothing."""
 
 _NOT_YET: Final = ("", 0)
 Anomaly = anomaly_pb2.Anomaly
@@ -100,7 +101,7 @@ class Findings:
     def since(self, version: int) -> list[Anomaly] | None:
         """What changed after a version, in that order; after 0, what goes on. None: it is not known any more, or the
         version is of a time to come, of a clock that was wrong."""
-        if version > (self._clock.now_ms() + AHEAD_MS) * 1_000:
+        if version > max(self.version, (self._clock.now_ms() + AHEAD_MS) * 1_000):
             return None
         if not self.version or version >= self.version:
             return []

@@ -383,6 +383,26 @@ async def test_a_version_of_a_time_to_come_is_void() -> None:
         task.cancel()
 
 
+async def test_metadata_whose_clock_is_ahead_of_ours_does_not_make_what_watchers_have_void() -> None:
+    hour_us = 3_600_000_000
+    async with gateway() as made:
+        task = await known_to(made)
+        made.metadata.tell(anomaly("c", "web-2", hour_us))
+        await reached(made, hour_us)
+        findings = made.world.findings.watch(lambda _: True, "")
+        async with made.world.watch() as watch, aclosing(findings) as alone, asyncio.timeout(20.0):
+            told = Told(watch._messages)
+            await told.until("a", "b", "c")
+            assert (await anext(alone)).snapshot
+            made.world.cache.send(server_state("web-1", role="db"))
+            message = await told.next()
+            assert (message.snapshot, [one.id for one in message.servers]) == (False, ["web-1"])
+            made.metadata.tell(anomaly("d", "web-1", hour_us + 1))
+            for heard in (await told.next(), await anext(alone)):
+                assert (heard.snapshot, [one.id[0] for one in heard.anomalies]) == (False, ["d"])
+        task.cancel()
+
+
 async def test_servers_are_watched_while_metadata_is_away() -> None:
     async with gateway() as made:
         async with made.world.watch() as watch:
