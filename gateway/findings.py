@@ -59,16 +59,16 @@ class Findings:
         """
         after = self.version or (self._clock.now_ms() - KNOWN_FOR_S * 1_000) * 1_000
         waiting: list[Anomaly] = []
+        partial: bool | None = None  # whether the snapshot that waits is
         newest = 0  # of what waits: the snapshot has changes that come once more behind it, in their place
         async with calling("metadata"):
             async for message in self._stub.FollowAnomalies(metadata_pb2.FollowAnomaliesRequest(after_version=after)):
                 waiting += message.anomalies
                 newest = max([newest, *map(_version, message.anomalies)])
+                if message.snapshot and not message.continues:
+                    partial = message.partial
                 if message.continues or message.version < newest:
                     continue
-                filled = message.snapshot and self._lacks and not message.partial
-                if message.snapshot:
-                    self._lacks = message.partial
                 # of a snapshot it is the version that was asked for: a first one no other gateway knows
                 if message.snapshot and not self.version:
                     continue
@@ -76,6 +76,9 @@ class Findings:
                     self._complete_from = min(after, message.version)  # nothing has changed in between
                 self._take(waiting, message.version)
                 waiting = []
+                filled = self._lacks and partial is False
+                if partial is not None:
+                    self._lacks, partial = partial, None
                 if filled:  # with findings that are older than what watchers have: they are given all that go on
                     self.version += 1
                     self._complete_from = self.version

@@ -363,6 +363,29 @@ async def test_what_a_partial_snapshot_lacked_is_told_to_all_when_it_is_known() 
         task.cancel()
 
 
+async def test_what_a_partial_snapshot_lacked_is_told_to_all_also_when_findings_come_meanwhile() -> None:
+    async with gateway() as made:
+        task = await followed(made)
+        made.metadata.tell(anomaly("b", "web-1", 1), snapshot=True, partial=True)
+        made.metadata.tell(version=NOW_US + 2)
+        await reached(made, 2)
+        async with aclosing(made.world.findings.watch(lambda _: True, "")) as alone, asyncio.timeout(20.0):
+            assert [one.id[0] for one in (await anext(alone)).anomalies] == ["b"]
+            older, newer = anomaly("a", "web-2", -100_000_000_000), anomaly("d", "web-2", 9)
+            for _ in range(2):
+                made.metadata.tell(older, anomaly("b", "web-1", 1), newer, snapshot=True, version=NOW_US + 2)
+                if len(made.metadata.followed_from) == 1:  # the stream breaks in between, once
+                    made.metadata.cut()
+                    await eventually(lambda: made.metadata.followed_from[1:])
+            made.metadata.tell(newer)
+            message = await anext(alone)
+            assert (message.snapshot, [one.id[0] for one in message.anomalies]) == (True, ["a", "b", "d"])
+            made.metadata.tell(anomaly("c", "web-2", 12))
+            message = await anext(alone)
+            assert (message.snapshot, [one.id[0] for one in message.anomalies]) == (False, ["c"])
+        task.cancel()
+
+
 async def test_a_version_of_a_time_to_come_is_void() -> None:
     async with gateway() as made:
         task = await known_to(made)
