@@ -26,8 +26,10 @@ KNOWN_FOR_S: Final = 3_600
 """A gateway that starts asks for what changed since so long, for watchers that another one had."""
 MAX_WATCHERS: Final = 1_000
 AHEAD_MS: Final = 60_000
-"""A version may be so far ahead of our clock, since clocks differ. Who has one further ahead would hear of nothing."""
+"""A version may be so far ahead of our clock and of what metadata has told, since gateways are not equally far. Who has
+one further ahead would hear of nothing."""
 
+_NOT_YET: Final = ("", 0)
 Anomaly = anomaly_pb2.Anomaly
 Wants = Callable[[str], bool]
 """Whether a watcher wants findings of a server."""
@@ -45,6 +47,7 @@ class Findings:
         self._lacks = False
         """Whether findings of a day ago and before may be missing."""
         self._watchers = 0
+        self._moved: tuple[object, bool] = (None, False)
         self.version = 0
         """The time of the last change, microseconds since the Unix epoch; 0: metadata was never reached."""
 
@@ -56,23 +59,26 @@ class Findings:
         """
         after = self.version or (self._clock.now_ms() - KNOWN_FOR_S * 1_000) * 1_000
         waiting: list[Anomaly] = []
+        partial: bool | None = None  # whether the snapshot that waits is
         newest = 0  # of what waits: the snapshot has changes that come once more behind it, in their place
         async with calling("metadata"):
             async for message in self._stub.FollowAnomalies(metadata_pb2.FollowAnomaliesRequest(after_version=after)):
                 waiting += message.anomalies
                 newest = max([newest, *map(_version, message.anomalies)])
+                if message.snapshot and not message.continues:
+                    partial = message.partial
                 if message.continues or message.version < newest:
                     continue
-                filled = message.snapshot and self._lacks and not message.partial
-                if message.snapshot:
-                    self._lacks = message.partial
                 # of a snapshot it is the version that was asked for: a first one no other gateway knows
                 if message.snapshot and not self.version:
                     continue
                 if not self.version:
-                    self._complete_from = after
+                    self._complete_from = min(after, message.version)  # nothing has changed in between
                 self._take(waiting, message.version)
                 waiting = []
+                filled = self._lacks and partial is False
+                if partial is not None:
+                    self._lacks, partial = partial, None
                 if filled:  # with findings that are older than what watchers have: they are given all that go on
                     self.version += 1
                     self._complete_from = self.version
@@ -98,7 +104,7 @@ class Findings:
     def since(self, version: int) -> list[Anomaly] | None:
         """What changed after a version, in that order; after 0, what goes on. None: it is not known any more, or the
         version is of a time to come, of a clock that was wrong."""
-        if version > (self._clock.now_ms() + AHEAD_MS) * 1_000:
+        if version > max(self.version, (self._clock.now_ms() + AHEAD_MS) * 1_000):
             return None
         if not self.version or version >= self.version:
             return []
@@ -119,9 +125,16 @@ class Findings:
         return found
 
     async def watch(
-        self, wants: Wants, after_version: str
+        self, wants: Wants, after_version: str, *, by_place: bool = False
     ) -> AsyncGenerator[analytics_pb2.WatchAnomaliesResponse, None]:
         """Yields what goes on, then what changes, until it is closed.
+
+        Args:
+            wants: whose findings; asked anew for each.
+            after_version: what the watcher has.
+            by_place: what he wants depends on where servers are: when one of which something goes on has come to its
+                place or has left the fleet, he is given all that goes on, anew; so he is where he goes on with a
+                version, after what changed, as nobody knows where servers were then.
 
         Raises:
             InvalidArgument: field after_version.
@@ -129,6 +142,7 @@ class Findings:
             Unavailable: metadata was never reached.
         """
         version = _parsed(after_version)
+        looked = _NOT_YET if version else self._looked
         if not self.version:
             raise Unavailable("the findings have not been received from metadata yet", retry_after_s=1.0)
         with self._counted():
@@ -136,14 +150,45 @@ class Findings:
                 reached, found = self.version, self.since(version)
                 if found is None:
                     version, found = 0, self.since(0)
+                is_whole = not version
+                if is_whole:
+                    looked = self._looked
                 shown = [one for one in found or () if wants(one.server_id)]
-                if shown or not version:
-                    yield analytics_pb2.WatchAnomaliesResponse(
-                        version=str(reached), snapshot=not version, anomalies=shown
-                    )
+                if shown or is_whole:
+                    yield analytics_pb2.WatchAnomaliesResponse(version=str(reached), snapshot=is_whole, anomalies=shown)
                 version = max(version, reached)  # another gateway may have been further
                 while version >= self.version:
+                    if by_place and self._moved_since(looked):
+                        looked = self._looked
+                        shown = [one for one in self.since(0) or () if wants(one.server_id)]
+                        yield analytics_pb2.WatchAnomaliesResponse(version=str(version), snapshot=True, anomalies=shown)
+                        continue
+                    looked = self._looked
                     await self._state.changed()
+
+    @property
+    def _looked(self) -> tuple[str, int]:
+        """A state of the fleet."""
+        return self._state.epoch, self._state.sequence
+
+    def _moved_since(self, looked: tuple[str, int]) -> bool:
+        """Whether a server of which something goes on has come to its place, or has left the fleet, since a state; kept
+        for the next one, as most watchers looked last at the same."""
+        asked = looked, self._looked, self.version
+        if self._moved[0] != asked:
+            self._moved = asked, looked != self._looked and self._has_moved(*looked)
+        return self._moved[1]
+
+    def _has_moved(self, epoch: str, sequence: int) -> bool:
+        removed = self._state.removed_after(sequence) if epoch == self._state.epoch else None
+        if removed is None:
+            return True
+        gone = {one.id for one in removed}
+        for server_id in {one.server_id for one in self._known.values() if not one.HasField("end_time")}:
+            entry = self._state.find(server_id)
+            if server_id in gone if entry is None else entry.placed_at > sequence:
+                return True
+        return False
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

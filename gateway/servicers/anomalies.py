@@ -150,7 +150,8 @@ class AnomalyServicer:
         def wants(server_id: str) -> bool:
             return request.server_id in {"", server_id} and wanted.has_finding(self._state.find(server_id))
 
-        async with aclosing(self._findings.watch(wants, request.after_version)) as messages:
+        by_place = not wanted.has_finding(None)
+        async with aclosing(self._findings.watch(wants, request.after_version, by_place=by_place)) as messages:
             async for message in messages:
                 yield message
 

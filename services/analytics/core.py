@@ -18,6 +18,7 @@ from fleet.anomaly import Anomaly
 from fleet.model import Rows
 from runtime import telemetry
 from runtime.clock import Clock
+from services.analytics import silence
 from services.analytics.detect import Detector, DetectorState, SetColumns
 from services.analytics.outbox import Outbox
 from services.analytics.scores import Scored
@@ -34,6 +35,8 @@ With 102,200 the event loop's longest turn is 9 ms."""
 STRAY_AFTER_MS: Final = 120_000
 """The tail must be further than metadata's list by this: a minute and its grace."""
 STRAYS_EVERY_MS: Final = 10_000
+SILENT_FOR_MS: Final = 8 * 86_400_000
+"""Whoever found a server silent forgets it after a week and ends that at the next hour, so no silence is older."""
 _MINUTE_MS: Final = 60_000
 
 _log = logging.getLogger(__name__)
@@ -206,7 +209,8 @@ class Analysis:
             self._strays.pop(finding_id, None)
 
     def _end_strays(self, now_ms: int) -> None:
-        """Of servers that are heard here; others' are others' findings."""
+        """Of servers that are heard here; others' are others' findings, but for silence that nobody waits any longer to
+        end: of a server that was gone for good when its detector lost its memory."""
         if not self._strays or 0 <= now_ms - self._strays_judged_ms < STRAYS_EVERY_MS:
             return
         self._strays_judged_ms, here = now_ms, self.detector.open_ids()
@@ -215,7 +219,9 @@ class Analysis:
                 continue
             if finding.id in here or finding.id in self.outbox:
                 del self._strays[finding.id]
-            elif self.detector.hears(finding.server_id):
+            elif self.detector.hears(finding.server_id) or (
+                finding.detector == silence.DETECTOR and now_ms >= finding.start_ms + SILENT_FOR_MS
+            ):
                 end_ms = max(finding.start_ms, finding.peak_ms + _MINUTE_MS)
                 self.outbox.put([finding.changed(end_ms=end_ms)])
                 del self._strays[finding.id]

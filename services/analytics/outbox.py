@@ -14,7 +14,7 @@ from fleet.anomaly import Anomaly, anomaly_to_pb
 from openmanager.metadata.v1 import anomaly_pb2, anomaly_pb2_grpc
 from runtime import telemetry
 from runtime.channel import Channel, calling
-from runtime.errors import InvalidArgument
+from runtime.errors import InvalidArgument, ResourceExhausted
 
 MAX_WAITING: Final = 10_000
 """Some 10 MB; a fleet of 20,000 quiet servers finds as many in two weeks."""
@@ -95,7 +95,9 @@ class Reporter:
         try:
             async with calling("metadata"):
                 await self._stub.RecordAnomalies(request)
-        except InvalidArgument as error:
+        except (InvalidArgument, ResourceExhausted) as error:
+            if isinstance(error, ResourceExhausted) and error.reason != "MESSAGE_TOO_LARGE":
+                raise
             if len(findings) == 1:
                 self._outbox.lose(findings[0], f"metadata refuses it: {error}")
                 return

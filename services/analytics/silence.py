@@ -7,7 +7,8 @@ is usual of it. A server is silent after 3 intervals, a quarter of one for what 
 
 What must stay true: silence is measured by the tail's time, and only while others go on: after a hole in the tail that
 is longer than the servers before it explain, everybody's silence is measured from its end; a row that comes again is
-not heard; nothing is judged twice within a second.
+not heard (an older one is, where the newest one's time lies ahead, for that clock is wrong); nothing is judged twice
+within a second.
 """
 
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ STEADY_RATIO: Final = 2.5
 REST_MS: Final = 1_800_000
 """A server has no new finding of silence within this time after the last one ended."""
 
+AHEAD_MS: Final = 10_000
+"""A row's time that is further ahead of the tail's is of a clock that is wrong."""
 PATIENT: Final = 1.1
 MAX_PATIENCE: Final = 20.0
 
@@ -118,7 +121,10 @@ class SilenceWatch:
         """Takes rows of servers, each at most once; returns the findings that end with them."""
         self._make_room(int(servers.max(initial=-1)) + 1)
         state = self._state
-        is_new = times_ms > state.row_ms[servers]
+        newest_ms = state.row_ms[servers]
+        # who is set right after it was ahead would else be silent until it comes to where it was
+        was_ahead = (newest_ms > now_ms + AHEAD_MS) & (times_ms != newest_ms)
+        is_new = (times_ms > newest_ms) | was_ahead
         if not is_new.all():
             servers, times_ms = servers[is_new], times_ms[is_new]
         before_ms, row_ms = state.heard_ms[servers], state.row_ms[servers]

@@ -3,7 +3,8 @@
 What must stay true: each verdict is applied once, also over restarts: how far was followed is in the state, and a
 verdict that is not newer is passed over; what was open when this service lost its memory, or found otherwise when it
 read the tail again, is ended once the tail has come so far that it would be open here, too; so is the silence of a
-server that is heard here, whoever found it: its rows went to another replica for a while, and are missed there now.
+server that is heard here, whoever found it: its rows went to another replica for a while, and are missed there now; and
+so is silence that is older than any detector lets it become, for its server is gone and nobody would end it.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,12 @@
 """Findings on their way to metadata: the last of each, in the order in which they wait, and none forgotten."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from fleet.anomaly import Anomaly
+from fleet.anomaly import Anomaly, Contribution
 from openmanager.metadata.v1 import anomaly_pb2
 from runtime.channel import Channel
 from services.analytics.outbox import Outbox, Reporter
@@ -14,6 +15,8 @@ from tests.harness import eventually
 from tests.harness.findings import finding
 
 A, B, C = (finding(server_id, 60_000) for server_id in "abc")
+
+PART = Contribution(metric="m", value=1.0, expected_low=0.0, expected_high=1.0, score=0.5)
 
 
 async def test_the_last_of_each_waits_and_an_end_is_never_undone() -> None:
@@ -47,6 +50,21 @@ async def test_beyond_the_bound_the_longest_waiting_goes_and_is_told(caplog: pyt
     outbox.put([C])
     assert [one.server_id for one in outbox.all()] == ["a", "c"]
     assert "a finding of b is lost" in caplog.text
+
+
+async def test_findings_that_are_too_large_together_are_told_one_after_the_other() -> None:
+    """A metric's labels may be 64 KiB, and a finding names ten metrics."""
+    fake, outbox = FakeMetadata(), Outbox()
+    large = [
+        replace(A, id=f"{number:032}", contributions=(replace(PART, metric="m" * 100_000),) * 10)
+        for number in range(24)
+    ]
+    async with serving(fake) as address, Channel(address, secret=SECRET) as channel:
+        reporting = asyncio.create_task(Reporter(channel, outbox).run())
+        outbox.put(large)
+        await eventually(lambda: len(outbox) == 0 or reporting.done())
+        assert fake.kept == {one.id: one for one in large}
+        reporting.cancel()
 
 
 async def test_metadata_is_told_again_of_what_changed_on_the_way() -> None:

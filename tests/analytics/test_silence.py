@@ -175,3 +175,23 @@ def test_rows_that_come_again_do_not_keep_a_server_alive() -> None:
         fleet.play(1)
         fleet.send("b", fleet.time_ms(19), fleet.time_ms(fleet.tick))
     assert len(fleet.found) == 1
+
+
+def test_a_server_whose_clock_was_ahead_is_heard_once_it_is_right() -> None:
+    fleet = Fleet(a=always)
+    for ahead_ms in (3_000_000, 60_000):
+        for tick in range(90):
+            fleet.play(1)
+            time_ms = fleet.time_ms(fleet.tick - 1)
+            fleet.send("b", time_ms + (ahead_ms if tick < 40 else 0), time_ms + 20)
+    assert fleet.found == {}
+
+
+def test_a_server_whose_clock_is_ahead_all_the_time_has_the_interval_that_it_sends_at() -> None:
+    fleet = Fleet(a=always)
+    for tick in range(60):
+        fleet.play(1)
+        if tick < 30:
+            fleet.send("b", fleet.time_ms(tick) + 3_000_000, fleet.time_ms(tick) + 20)
+    (found,) = fleet.found.values()
+    assert (found.server_id, found.start_ms, found.expected_high) == ("b", fleet.time_ms(30) + 20, 30.0)

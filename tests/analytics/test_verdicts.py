@@ -241,20 +241,44 @@ async def test_a_server_that_is_heard_here_is_not_silent_whoever_misses_it() -> 
     analysis = await fed(25)
     ((_, here),) = found(analysis).items()
     analysis.outbox.acknowledge([here])
+    at = at_ms(20)
     missed, over, elsewhere = (
-        replace(here, id=finding_id(server, "silence", 5), server_id=server, detector="silence", start_ms=5, peak_ms=5)
+        replace(
+            here, id=finding_id(server, "silence", at), server_id=server, detector="silence", start_ms=at, peak_ms=at
+        )
         for server in ("server-1", "server-2", "elsewhere")
     )
-    departure = replace(missed, id=finding_id("server-1", "departure", 5), detector="departure")
+    departure = replace(missed, id=finding_id("server-1", "departure", at), detector="departure")
     cast("ManualClock", analysis._clock).set_now_ms(at_ms(24))
     async with following(analysis) as fake:
         fake.to_tell.put_nowait(told(5_000, snapshot=True))
         changed = (missed, over, elsewhere, departure)
         fake.to_tell.put_nowait(told(6_000, *(anomaly_to_pb(one) for one in changed)))
-        fake.to_tell.put_nowait(told(7_000, anomaly_to_pb(over.changed(end_ms=50_000))))
+        fake.to_tell.put_nowait(told(7_000, anomaly_to_pb(over.changed(end_ms=at + 50_000))))
         await eventually(lambda: analysis.verdicts_until == 7_000)
     for batch in batches(31)[25:]:
         await analysis.apply(batch)
     told_since = found(analysis).keys() - {here.id}
     assert told_since == {missed.id}
-    assert found(analysis)[missed.id].end_ms == 60_005
+    assert found(analysis)[missed.id].end_ms == at + 60_000
+
+
+async def test_silence_of_a_server_that_is_gone_does_not_go_on_for_ever_where_who_found_it_lost_its_memory() -> None:
+    analysis = await fed(25)
+    ((_, here),) = found(analysis).items()
+    analysis.outbox.acknowledge([here])
+    start_ms = at_ms(0)
+    gone = replace(
+        here, id=finding_id("gone", "silence", start_ms), server_id="gone", detector="silence", start_ms=start_ms
+    )
+    departure = replace(gone, id=finding_id("gone", "departure", start_ms), detector="departure")
+    analysis.take_going_on([gone, departure])
+    (batch,) = batches(26)[25:]
+    ended_on: list[int] = []
+    for day in range(1, 10):
+        await analysis.apply(replace(batch, sequence=100 + day, received_ms=start_ms + day * 86_400_000))
+        if gone.id in found(analysis) and not ended_on:
+            ended_on.append(day)
+    assert ended_on == [8], "whoever else has found it ends it after a week"
+    assert found(analysis)[gone.id].end_ms == max(gone.start_ms, gone.peak_ms + 60_000)
+    assert departure.id not in found(analysis)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fleet.access import Scope
 from gateway import findings as findings_module
 from openmanager.fleet.v1 import anomaly_pb2
 from openmanager.gateway.v1 import analytics_pb2 as pb
@@ -122,6 +123,78 @@ async def test_a_scope_hides_findings_from_watchers() -> None:
         task.cancel()
 
 
+class Going:
+    """A watcher of findings alone, and what goes on as far as he knows."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.version = ""
+        self.open: set[str] = set()
+
+    async def take(self) -> pb.WatchAnomaliesResponse:
+        message: pb.WatchAnomaliesResponse = await self._stream.read()
+        self.version = message.version
+        if message.snapshot:
+            self.open.clear()
+        for one in message.anomalies:
+            (self.open.discard if one.HasField("end_time") else self.open.add)(one.id[0])
+        return message
+
+    async def until(self, *ids: str) -> None:
+        async with asyncio.timeout(20.0):
+            while self.open != set(ids):
+                await self.take()
+
+    def close(self) -> None:
+        self._stream.cancel()
+
+
+@pytest.mark.parametrize("scope", [None, WEBS])
+async def test_who_watches_findings_of_some_servers_knows_what_goes_on_at_those_that_come_and_go(
+    scope: Scope | None,
+) -> None:
+    async with gateway(scope) as made:
+        task = await known_to(made)
+        wanted = pb.WatchAnomaliesRequest() if scope else pb.WatchAnomaliesRequest(role="web")
+        watcher = Going(made.stub.WatchAnomalies(wanted))
+        await watcher.until("a")
+        made.world.cache.send(server_state("db-1", role="web"))
+        await watcher.until("a", "b")
+        made.world.cache.send(server_state("web-1", role="db"))
+        await watcher.until("b")
+        made.metadata.tell(anomaly("a", "web-1", 3, over=True), anomaly("c", "web-2", 4))
+        await watcher.until("b", "c")
+        watcher.close()
+        made.world.cache.send(server_state("db-1", role="db"), server_state("web-1", role="web"))
+        made.metadata.tell(anomaly("c", "web-2", 5, over=True), anomaly("d", "web-1", 6))
+        await reached(made, 6)
+        assert await made.world.state.until(made.world.caught_up, 20.0)
+        wanted.after_version = watcher.version
+        again = Going(made.stub.WatchAnomalies(wanted))
+        again.open = {"b", "c"}
+        message = await again.take()  # what began and ended meanwhile is not passed over
+        assert (message.snapshot, [one.id[0] for one in message.anomalies]) == (False, ["c", "d"])
+        await again.until("d")
+        again.close()
+        task.cancel()
+
+
+async def test_who_watches_findings_of_some_servers_is_told_nothing_while_they_stay_where_they_are() -> None:
+    async with gateway(WEBS) as made:
+        task = await known_to(made)
+        watcher = Going(made.stub.WatchAnomalies(pb.WatchAnomaliesRequest()))
+        await watcher.until("a")
+        for _ in range(3):
+            made.world.cache.send(server_state("web-1", role="web", environment="production"))
+            made.world.cache.send(server_state("new", role="web"))
+            assert await made.world.state.until(made.world.caught_up, 20.0)
+        made.metadata.tell(anomaly("c", "web-2", 4))
+        message = await watcher.take()
+        assert (message.snapshot, [one.id[0] for one in message.anomalies]) == (False, ["c"])
+        watcher.close()
+        task.cancel()
+
+
 def _first_of(stub: Any) -> Any:
     async def ask(**request: Any) -> None:
         await stub.WatchAnomalies(pb.WatchAnomaliesRequest(**request)).read()
@@ -174,6 +247,22 @@ async def test_a_version_is_the_same_at_gateways_that_started_at_different_times
             )
         for task in tasks:
             task.cancel()
+
+
+async def test_a_gateway_that_starts_long_after_the_last_change_goes_on_from_there() -> None:
+    last_us = -7_200_000_000
+    async with gateway() as made:
+        task = await followed(made)
+        made.metadata.tell(anomaly("a", "web-1", last_us), snapshot=True, version=NOW_US + last_us)
+        made.metadata.tell(version=NOW_US + last_us)
+        await reached(made, last_us)
+        async with made.world.watch() as watch, asyncio.timeout(20.0):
+            told = Told(watch._messages)
+            await told.until("a")
+            made.metadata.tell(anomaly("b", "web-2", 1))
+            message = await told.next()
+            assert (message.snapshot, [one.id[0] for one in message.anomalies]) == (False, ["b"])
+        task.cancel()
 
 
 async def told_once(made: Gateway, version_us: int, *messages: dict[str, Any], until: str) -> list[str]:
@@ -274,6 +363,29 @@ async def test_what_a_partial_snapshot_lacked_is_told_to_all_when_it_is_known() 
         task.cancel()
 
 
+async def test_what_a_partial_snapshot_lacked_is_told_to_all_also_when_findings_come_meanwhile() -> None:
+    async with gateway() as made:
+        task = await followed(made)
+        made.metadata.tell(anomaly("b", "web-1", 1), snapshot=True, partial=True)
+        made.metadata.tell(version=NOW_US + 2)
+        await reached(made, 2)
+        async with aclosing(made.world.findings.watch(lambda _: True, "")) as alone, asyncio.timeout(20.0):
+            assert [one.id[0] for one in (await anext(alone)).anomalies] == ["b"]
+            older, newer = anomaly("a", "web-2", -100_000_000_000), anomaly("d", "web-2", 9)
+            for _ in range(2):
+                made.metadata.tell(older, anomaly("b", "web-1", 1), newer, snapshot=True, version=NOW_US + 2)
+                if len(made.metadata.followed_from) == 1:  # the stream breaks in between, once
+                    made.metadata.cut()
+                    await eventually(lambda: made.metadata.followed_from[1:])
+            made.metadata.tell(newer)
+            message = await anext(alone)
+            assert (message.snapshot, [one.id[0] for one in message.anomalies]) == (True, ["a", "b", "d"])
+            made.metadata.tell(anomaly("c", "web-2", 12))
+            message = await anext(alone)
+            assert (message.snapshot, [one.id[0] for one in message.anomalies]) == (False, ["c"])
+        task.cancel()
+
+
 async def test_a_version_of_a_time_to_come_is_void() -> None:
     async with gateway() as made:
         task = await known_to(made)
@@ -291,6 +403,26 @@ async def test_a_version_of_a_time_to_come_is_void() -> None:
         async with made.world.watch(after_version=f"{before}.{next_year}") as watch:
             again = Told(watch._messages)
             await again.until("a", "b")
+        task.cancel()
+
+
+async def test_metadata_whose_clock_is_ahead_of_ours_does_not_make_what_watchers_have_void() -> None:
+    hour_us = 3_600_000_000
+    async with gateway() as made:
+        task = await known_to(made)
+        made.metadata.tell(anomaly("c", "web-2", hour_us))
+        await reached(made, hour_us)
+        findings = made.world.findings.watch(lambda _: True, "")
+        async with made.world.watch() as watch, aclosing(findings) as alone, asyncio.timeout(20.0):
+            told = Told(watch._messages)
+            await told.until("a", "b", "c")
+            assert (await anext(alone)).snapshot
+            made.world.cache.send(server_state("web-1", role="db"))
+            message = await told.next()
+            assert (message.snapshot, [one.id for one in message.servers]) == (False, ["web-1"])
+            made.metadata.tell(anomaly("d", "web-1", hour_us + 1))
+            for heard in (await told.next(), await anext(alone)):
+                assert (heard.snapshot, [one.id[0] for one in heard.anomalies]) == (False, ["d"])
         task.cancel()
 
 

@@ -71,6 +71,13 @@ def season_profiles(history: Floats) -> tuple[Floats, Floats]:
     return by_day, _centred(np.tile(daily, (1, WEEK // DAY)) + shrunk)
 
 
+def has_profile(history: Floats) -> bool:
+    """Whether any hour of the day was measured on as many days as the daily profile of some series takes: else it is
+    zeros, which say nothing."""
+    days = days_of(history[:, -PROFILE_DAYS * DAY :])
+    return bool((np.count_nonzero(~np.isnan(days), axis=1) >= MIN_PROFILE_DAYS).any())
+
+
 def _levels_around(medians: Floats) -> Floats:
     """For each day the median of the daily medians around it."""
     side = LEVEL_DAYS // 2

@@ -15,7 +15,7 @@ import numpy as np
 from services.analytics.forecasting.changes import noise_of, pieces_of
 from services.analytics.forecasting.daily import repeated, week_of
 from services.analytics.forecasting.grid import HOUR_MS, hourly
-from services.analytics.forecasting.profiles import DAY, WEEK, daily_medians, season_profiles
+from services.analytics.forecasting.profiles import DAY, WEEK, daily_medians, has_profile, season_profiles
 from services.analytics.forecasting.robust import Floats, Integers, mann_kendall, mean, median, slopes_with_interval
 
 MAX_POINTS: Final = 400
@@ -75,6 +75,7 @@ class Trend:
         significance: Mann-Kendall's statistic in standard deviations, autocorrelation considered.
         daily: shape (24,), what each hour of the day (UTC) is away from the day's median.
         weekly: shape (168,), the same for the hours of the week from Monday 00:00 UTC.
+        has_profile: whether there was enough for these two; else they are zeros.
         changes: where level or rate changed, oldest first.
         year: None without measurements of both years.
     """
@@ -89,6 +90,7 @@ class Trend:
     significance: float
     daily: Floats
     weekly: Floats
+    has_profile: bool
     changes: tuple[Change, ...]
     year: YearOverYear | None
 
@@ -122,6 +124,7 @@ def trend(times_ms: Integers, values: Floats) -> Trend:
         significance=significance,
         daily=np.roll(daily[0, :DAY], first_hour % DAY),
         weekly=np.roll(weekly[0], (first_hour + MONDAY_HOURS) % WEEK),
+        has_profile=has_profile(history),
         changes=_changes(medians, hours.end_ms) if len(medians) >= MIN_DAYS else (),
         year=_year(medians),
     )

@@ -13,7 +13,6 @@ from fleet.codec import duration_from_ms, timestamp_from_ms
 from openmanager.fleet.v1 import outlook_pb2 as pb
 from services.analytics.forecasting.capacity import Exhaustion, Reason
 from services.analytics.forecasting.grid import HOUR_MS
-from services.analytics.forecasting.profiles import DAY, MIN_PROFILE_DAYS
 from services.analytics.forecasting.robust import Floats
 from services.analytics.forecasting.steps import TimedForecasts
 from services.analytics.forecasting.trend import Trend, YearOverYear
@@ -32,7 +31,7 @@ _DIRECTIONS: Final = {0: pb.TREND_DIRECTION_NONE, 1: pb.TREND_DIRECTION_RISING, 
 
 
 def trend_message(
-    measured: Measurements, window: tuple[int, int], found: Trend | None, year: YearOverYear | None
+    measured: Measurements, window: tuple[int, int], found: Trend | None, year: YearOverYear | None, now_ms: int
 ) -> pb.Trend:
     """The answer; `found` None: nothing was measured in the window."""
     start_ms, end_ms = window
@@ -40,7 +39,7 @@ def trend_message(
     if found is None:
         return message
     message.data_start_time.CopyFrom(timestamp_from_ms(found.start_ms))
-    message.data_end_time.CopyFrom(timestamp_from_ms(found.end_ms))
+    message.data_end_time.CopyFrom(timestamp_from_ms(min(found.end_ms, end_ms, now_ms)))
     if measured.resolution_ms:
         message.resolution.CopyFrom(duration_from_ms(measured.resolution_ms))
     inside = np.isfinite(measured.values) & (measured.times_ms >= start_ms)
@@ -51,7 +50,7 @@ def trend_message(
     if message.HasField("slope_per_day"):
         message.significance = found.significance
         message.direction = _DIRECTIONS[found.direction]
-    if found.end_ms - found.start_ms >= MIN_PROFILE_DAYS * DAY * HOUR_MS:
+    if found.has_profile:
         message.daily.extend(found.daily.tolist())
         message.weekly.extend(found.weekly.tolist())
     for change in found.changes:
@@ -83,7 +82,7 @@ def capacity_message(
         **_of(measured), limit=limit, falling=falling, growth=growth, compute_time=timestamp_from_ms(now_ms)
     )
     if measured.data_end_ms is not None:
-        message.data_end_time.CopyFrom(timestamp_from_ms(measured.data_end_ms))
+        message.data_end_time.CopyFrom(timestamp_from_ms(min(measured.data_end_ms, now_ms)))
     if found is None:
         message.reason = pb.CAPACITY_REASON_SILENT
         return message

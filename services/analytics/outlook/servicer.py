@@ -41,13 +41,14 @@ class OutlookServicer:
 
     async def GetTrend(self, request: pb.GetTrendRequest, _context: object) -> pb.GetTrendResponse:
         arguments.check_named(request)
-        window = arguments.window_of(request, self._clock.now_ms())
+        now_ms = self._clock.now_ms()
+        window = arguments.window_of(request, now_ms)
         year_before_ms = window[1] - (YEAR_DAYS + COMPARED_DAYS + 1) * DAY_MS
         read_from_ms = min(window[1], max(0, min(window[0], year_before_ms // HOUR_MS * HOUR_MS)))
         async with self._workers.place():
             metric = await self._source.metric(request.server_id, request.metric)
             measured = await self._source.read(request.server_id, metric, read_from_ms, window[1])
-            return pb.GetTrendResponse(trend=await self._workers.run(partial(trend_of, measured, window)))
+            return pb.GetTrendResponse(trend=await self._workers.run(partial(trend_of, measured, window, now_ms)))
 
     async def ForecastCapacity(
         self, request: pb.ForecastCapacityRequest, _context: object
@@ -78,13 +79,13 @@ class OutlookServicer:
             return pb.ForecastMetricResponse(forecast=answer)
 
 
-def trend_of(measured: Measurements, window: tuple[int, int]) -> outlook_pb2.Trend:
+def trend_of(measured: Measurements, window: tuple[int, int], now_ms: int) -> outlook_pb2.Trend:
     """The trend of what lies in the window; what lies before it is for the year before."""
     inside = np.isfinite(measured.values) & (measured.times_ms >= window[0])
     if not inside.any():
-        return trend_message(measured, window, None, None)
+        return trend_message(measured, window, None, None, now_ms)
     found = trend(measured.times_ms[inside], measured.values[inside])
-    return trend_message(measured, window, found, year_over_year(measured.times_ms, measured.values))
+    return trend_message(measured, window, found, year_over_year(measured.times_ms, measured.values), now_ms)
 
 
 def capacity_from(now_ms: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 from fleet.validation import MAX_SERVER_ID_CHARACTERS
 from runtime import paging
-from runtime.errors import InvalidArgument
+from runtime.errors import InvalidArgument, ResourceExhausted
 from services.metadata import checks
 from services.metadata.anomalies.model import Recorded
 from services.metadata.anomalies.telling import MAX_DETECTOR_CHARACTERS, MAX_METRIC_BYTES, check_id
@@ -45,14 +45,16 @@ class AnomalyFilter:
     server_ids: tuple[str, ...] | None = None
 
     def checked(self) -> Self:
-        """Itself; raises InvalidArgument naming the field."""
+        """Itself; raises InvalidArgument naming the field, ResourceExhausted (MAX_SERVERS)."""
         checks.check_text(self.server_id, "server_id", max_characters=MAX_SERVER_ID_CHARACTERS)
         checks.check_text(self.detector, "detector", max_characters=MAX_DETECTOR_CHARACTERS)
         checks.check_text(self.metric, "metric", max_bytes=MAX_METRIC_BYTES)
         if not 0.0 <= self.min_score <= 1.0:
             raise InvalidArgument("lies outside of 0 to 1", field="min_score")
         if self.server_ids is not None and len(self.server_ids) > MAX_SERVERS:
-            raise InvalidArgument(f"are more than {MAX_SERVERS} (MAX_SERVERS)", field="server_ids")
+            raise ResourceExhausted(  # it is the gateway that says which servers those of a role are
+                f"more than {MAX_SERVERS} servers (MAX_SERVERS): name an environment or a role", reason="MAX_SERVERS"
+            )
         if self.start_us is not None and self.end_us is not None and self.end_us < self.start_us:
             raise InvalidArgument("the end lies before the start", field="end_time")
         for field, edge_us in (("start_time", self.start_us), ("end_time", self.end_us)):

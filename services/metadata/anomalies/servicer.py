@@ -3,22 +3,25 @@
 Who says something of a finding is told by the gateway (`runtime.caller`).
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fleet.anomaly import anomaly_from_pb
+from fleet.codec import us_from_timestamp
 from openmanager.fleet.v1 import anomaly_pb2
 from openmanager.metadata.v1 import anomaly_pb2 as pb
 from runtime import caller
 from runtime.errors import InvalidArgument
 from runtime.interception import CallContext
 from services.metadata.anomalies.query import AnomalyFilter
-from services.metadata.anomalies.store import BATCH, AnomalyStore
+from services.metadata.anomalies.store import BATCH, AnomalyStore, Told
 
 ANOMALY_STORE: Final = "openmanager.metadata.v1.AnomalyStoreService"
+MAX_PART_BYTES: Final = 4 << 20
+"""Of a message to a follower, but for one finding, which may be of 1.5 MB: 10 metrics whose labels are 64 KiB."""
 _VERDICTS: Final[dict[int, str]] = {
     anomaly_pb2.ANOMALY_VERDICT_UNSPECIFIED: "none",
     anomaly_pb2.ANOMALY_VERDICT_REAL: "real",
@@ -71,17 +74,35 @@ class AnomalyStoreServicer:
             raise InvalidArgument("is negative", field="after_version")
         async with aclosing(self._store.follow(request.after_version)) as told:
             async for one in told:
-                yield pb.FollowAnomaliesResponse(
-                    version=one.version,
-                    snapshot=one.is_snapshot,
-                    continues=one.continues,
-                    partial=one.is_partial,
-                    anomalies=[known.to_pb() for known in one.findings],
-                )
+                for message in _messages(one):
+                    yield message
 
     async def CountAnomalies(self, request: pb.CountAnomaliesRequest, _context: object) -> pb.CountAnomaliesResponse:
         counts = await self._store.count(_us(request.start_time, "start_time"))
         return pb.CountAnomaliesResponse(counts=[pb.AnomalyCount(**count) for count in counts])
+
+
+def _messages(told: Told) -> Iterator[pb.FollowAnomaliesResponse]:
+    """What a follower is told; where that is large in parts, of which each says how far it goes."""
+    part: list[anomaly_pb2.Anomaly] = []
+    size = 0
+    for known in told.findings:
+        anomaly = known.to_pb()
+        if part and size + anomaly.ByteSize() > MAX_PART_BYTES:
+            until = told.version if told.is_snapshot else us_from_timestamp(part[-1].update_time)
+            yield pb.FollowAnomaliesResponse(
+                version=until, snapshot=told.is_snapshot, continues=told.is_snapshot, anomalies=part
+            )
+            part, size = [], 0
+        part.append(anomaly)
+        size += anomaly.ByteSize()
+    yield pb.FollowAnomaliesResponse(
+        version=told.version,
+        snapshot=told.is_snapshot,
+        continues=told.continues,
+        partial=told.is_partial,
+        anomalies=part,
+    )
 
 
 def _filter(request: pb.QueryAnomaliesRequest) -> AnomalyFilter:

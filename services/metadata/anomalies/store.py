@@ -37,6 +37,7 @@ IN_THREAD: Final = 200
 KNOWN_WITHIN_S: Final = 1.0
 SETTLED_WITHIN_S: Final = 5.0
 BATCH: Final = 500
+NOTED_EVERY_MS: Final = 600_000
 
 T = TypeVar("T")
 
@@ -70,6 +71,9 @@ class AnomalyStore:
         self._stored_us = 0
         self._change = asyncio.Event()
         self._returns = 0
+        self._left_us = 0
+        """What changed up to then may have left the journal; of what changed later this knows when it was stored."""
+        self._noted: list[tuple[int, int]] = []  # when something was stored, and the last change until the next one
         database.on_return(self._returned)
 
     def _returned(self) -> None:
@@ -91,7 +95,7 @@ class AnomalyStore:
             return [fact for kind in kinds for fact in journal.newest(Newest(kind, unwritten=False), None, 1)]
 
         times = [fact.created_us for fact in await facts.read(newest)]
-        store._last_us = store._stored_us = max([clock.now_ms() * 1_000, *times])
+        store._last_us = store._stored_us = store._left_us = max([clock.now_ms() * 1_000, *times])
         await store._go_on()
         return store
 
@@ -123,7 +127,22 @@ class AnomalyStore:
             await self._facts.record_all(facts)
         finally:
             self._stored_us = max([self._stored_us, *(fact.created_us for fact in facts)])
+            self._note(self._clock.now_ms())
             self._wake()
+
+    def _note(self, now_ms: int) -> None:
+        """Notes what was stored just now, in a day 144 times at most."""
+        if self._noted and now_ms < self._noted[-1][0] + NOTED_EVERY_MS:
+            now_ms = min(now_ms, self._noted.pop()[0])
+        self._noted.append((now_ms, self._stored_us))
+        self._kept_from(self._clock.now_ms())
+
+    def _kept_from(self, now_ms: int) -> int:
+        """The journal has all that changed after this time."""
+        left = [until_us for stored_ms, until_us in self._noted if stored_ms <= now_ms - KEPT_MS]
+        self._noted = [(stored_ms, until_us) for stored_ms, until_us in self._noted if stored_ms > now_ms - KEPT_MS]
+        self._left_us = max([self._left_us, *left])
+        return min(self._left_us, (now_ms - KEPT_MS) * 1_000)
 
     def _next_us(self, after_us: int = 0) -> int:
         self._last_us = max(self._clock.now_ms() * 1_000, self._last_us + 1, after_us + 1)
@@ -215,7 +234,9 @@ class AnomalyStore:
         Raises:
             Unavailable: OLDER_UNAVAILABLE, what changed since is in PostgreSQL only.
         """
-        version, is_partial, returns = after_us or self._stored_us, True, -1
+        # nothing is newer than what was stored last, so a later version has all there is, too, and is told so
+        version, is_partial, returns = min(after_us or self._stored_us, self._stored_us), True, -1
+        is_told = not after_us
         while True:
             change, stored_us = self._change, self._stored_us
             if is_partial and returns != self._returns:
@@ -227,11 +248,12 @@ class AnomalyStore:
             changed = await self._changed(version)
             if changed:
                 version = changed[-1].changed_us
-            elif stored_us > version:  # what was stored by then was read, and none of it is news
-                version = stored_us
+            elif stored_us > version or not is_told:  # what was stored by then was read, and none of it is news
+                version = max(version, stored_us)
             else:
                 await change.wait()
                 continue
+            is_told = True
             yield Told(version=version, findings=changed)
 
     async def _going_on(self, version: int) -> AsyncGenerator[Told, None]:
@@ -256,7 +278,7 @@ class AnomalyStore:
             found = await self._postgres.changed(after_us, list(local), BATCH)
             local = await self._completed(local)
         except Unavailable as error:
-            if after_us < (self._clock.now_ms() - KEPT_MS) * 1_000:
+            if after_us < self._kept_from(self._clock.now_ms()):
                 raise _older_unavailable() from error
             local, found = await self._local(unwritten=False), []
         found += [one for one in local.values() if one.anomaly is not None and one.changed_us > after_us]

@@ -94,7 +94,7 @@ async def test_a_year_of_a_metric() -> None:
         assert int(np.argmax(found.weekly)) % 24 == highest
         assert ms_from_timestamp(found.start_time) == (NOW_MS - 365 * DAY_MS) // HOUR_MS * HOUR_MS
         assert ms_from_timestamp(found.end_time) == NOW_MS
-        assert ms_from_timestamp(found.data_end_time) == HOUR_END_MS
+        assert ms_from_timestamp(found.data_end_time) == NOW_MS, "the hour is not over"
         assert found.year_over_year.change == pytest.approx(36.4, abs=0.5)
         assert found.year_over_year.share == pytest.approx(36.4 / found.year_over_year.then, rel=0.05)
         (query,) = parts.fake.queries
@@ -108,7 +108,9 @@ async def test_what_lies_before_the_window_is_none_of_its_trend() -> None:
         found = await trend(parts, start_time=days_ago(50), end_time=days_ago(10))
         assert (found.level, found.slope_per_day, list(found.changes)) == (10.0, 0.0, [])
         assert found.coverage > 0.99 and 39 <= found.days <= 40
-        assert ms_from_timestamp(found.data_end_time) <= NOW_MS - 10 * DAY_MS + HOUR_MS
+        assert ms_from_timestamp(found.data_end_time) == NOW_MS - 10 * DAY_MS
+        later = await trend(parts, start_time=days_ago(50), end_time=days_ago(-1))
+        assert ms_from_timestamp(later.data_end_time) == NOW_MS
         (change,) = (await trend(parts)).changes
         assert (change.before, change.after) == (pytest.approx(90), pytest.approx(10))
         assert abs(ms_from_timestamp(change.time) - (HOUR_END_MS - 100 * DAY_MS)) <= DAY_MS
@@ -123,6 +125,17 @@ async def test_gaps_count_as_not_covered() -> None:
         assert found.coverage == pytest.approx(0.5, abs=0.01)
         assert found.slope_per_day == pytest.approx(0.1, rel=0.05)
         assert not found.HasField("year_over_year")
+
+
+async def test_a_day_with_a_gap_behind_it_has_no_profile_of_zeros() -> None:
+    async with on_histories() as parts:
+        day = 50 + 20 * np.sin(2 * np.pi * hours_of(1) / 24)
+        parts.fake.keep(WEB, "m", [*day, *[math.nan] * 36, day[12]])
+        found = await trend(parts)
+        assert (list(found.daily), list(found.weekly)) == ([], [])
+        parts.fake.keep(WEB, "m", [*day, *[math.nan] * 36, *day[12:]])
+        found = await trend(parts)
+        assert (len(found.daily), len(found.weekly)) == (24, 168)
 
 
 async def test_of_a_young_series_what_is_not_known_is_absent() -> None:
@@ -212,7 +225,7 @@ async def test_a_date_lies_between_low_and_high_and_growth_brings_it_nearer() ->
         assert found.rate_per_day == pytest.approx(0.25, rel=0.02)
         assert (found.probability_within_30_days, found.probability_within_90_days) == (0.0, 1.0)
         assert (found.backtest.trials, found.backtest.coverage > 0.5) == (4, True)
-        assert ms_from_timestamp(found.data_end_time) == HOUR_END_MS
+        assert ms_from_timestamp(found.data_end_time) == NOW_MS, "the hour is not over"
         faster = await capacity(parts, limit=90, growth=1.0)
         assert (ms_from_timestamp(faster.date) - NOW_MS) / DAY_MS == pytest.approx(20, abs=1)
         assert faster.rate_per_day == found.rate_per_day and faster.growth == 1.0
