@@ -18,6 +18,7 @@ an outage too short for a failed command shows by a missing note or count.
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from functools import lru_cache
@@ -90,6 +91,11 @@ return 1
 """One key of the fleet and its note; KEYS key, note; ARGV version, value, lifetime in ms, bases. Answers 0 for what the
 writer has not seen."""
 
+_BASE_AT: Final = 5
+"""Where the base stands in the command of a server's write."""
+_NOTE_VERSION: Final = re.compile(rb"\S*")
+"""As the scripts find it."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -146,23 +152,24 @@ class RedisStateStore:
                 commands += await self._fleet_commands(fleet)
             is_last = fleet is not None and part is parts[-1]
             versions = {stored.server_id: stored.version for stored in part}
-            told = {"servers": versions, "fleet": fleet.version if fleet is not None and is_last else ""}
-            commands.append((None, ("PUBLISH", CHANNEL, orjson.dumps(told))))
+            commands.append(_told_command(versions, fleet.version if fleet is not None and is_last else ""))
             answers = await self._link.run(commands)
+            servers = slice(1, 1 + len(part))
+            answers[servers] = await self._settled(part, commands[servers], answers[servers])
             refusal = next((one for one in answers if isinstance(one, OpenManagerError)), None)
             if refusal is not None:
                 if not isinstance(refusal, Unavailable):
                     raise refusal
                 error = refusal.message
             intact &= answers[0] != 0
-            lost |= 0 in answers[1 : 1 + len(part)]
+            lost |= 0 in answers[servers]
             listed &= 0 not in answers[1 + len(part) : -1]
             is_untold = isinstance(answers[-1], OpenManagerError)
             for stored, answer in zip(part, answers[1:], strict=False):
-                if is_untold or isinstance(answer, OpenManagerError):
+                if is_untold or isinstance(answer, OpenManagerError | list):
                     failed.append(stored.server_id)
-                elif isinstance(answer, list) and (found := _parsed(stored.server_id, answer, {})) is not None:
-                    newer.append(found)
+                elif not isinstance(answer, int):
+                    newer.append(answer)
         return Written(intact=intact, lost=lost, listed=listed, newer=newer, failed=failed, error=error)
 
     async def read(self, server_ids: Sequence[str]) -> Sequence[Stored]:
@@ -203,7 +210,9 @@ class RedisStateStore:
                     differs.append(server_id)
             found = {stored.server_id: stored for stored in await self.read(differs)}
             for server_id in differs:
-                if server_id not in found and server_id in basic and server_id not in versions:
+                if server_id not in found and server_id in versions:
+                    missing.append(server_id)  # what is there has expired, or is not ours
+                elif server_id not in found and server_id in basic:
                     found[server_id] = parse_document(basic[server_id], {})
             yield Difference(found=list(found.values()), missing=missing)
 
@@ -238,6 +247,21 @@ class RedisStateStore:
             arguments = (base, stored.version, stored.writer, note, document, *lives)
             commands.append((key, ("EVAL", _WRITE_SERVER, 2, key, note_key(key), *arguments)))
         return commands
+
+    async def _settled(
+        self, part: Sequence[Stored], commands: Sequence[Command], answers: Sequence[Answer]
+    ) -> list[Answer]:
+        """The answers, with what the store has instead already parsed. Where that cannot be taken in, since its
+        document has expired or is not ours, the command is given again as by one who has seen it."""
+        settled = [_seen(stored, answer) for stored, answer in zip(part, answers, strict=True)]
+        again = [place for place, answer in enumerate(settled) if isinstance(answer, list)]
+        if again:
+            repeated = [_knowing(commands[place], settled[place][0]) for place in again]
+            versions = {part[place].server_id: part[place].version for place in again}
+            *last, told = await self._link.run([*repeated, _told_command(versions)])
+            for place, answer in zip(again, last, strict=True):
+                settled[place] = told if isinstance(told, OpenManagerError) else _seen(part[place], answer)
+        return settled
 
     async def _fleet_commands(self, fleet: Fleet) -> list[Command]:
         lives = self._lifetimes
@@ -286,6 +310,22 @@ class RedisStateStore:
     async def _scan(self) -> list[str]:
         keys = await self._link.scan(f"{SERVER_KEY_PREFIX}*", MAX_KEYS_PER_SCAN)
         return [key.decode("utf-8", "replace").removeprefix(SERVER_KEY_PREFIX) for key in keys]
+
+
+def _told_command(versions: Mapping[str, str], fleet: str = "") -> Command:
+    """Tells other replicas what was written."""
+    return None, ("PUBLISH", CHANNEL, orjson.dumps({"servers": versions, "fleet": fleet}))
+
+
+def _seen(stored: Stored, answer: Answer) -> Answer:
+    """What came of a server's write: the note and the document that stood in the way as what they were made from."""
+    return (_parsed(stored.server_id, answer, {}) or answer) if isinstance(answer, list) else answer
+
+
+def _knowing(command: Command, note: bytes) -> Command:
+    """A server's write of one who has seen the note that is there, whatever it is."""
+    key, arguments = command
+    return key, (*arguments[:_BASE_AT], _NOTE_VERSION.match(note)[0], *arguments[_BASE_AT + 1 :])  # type: ignore[index]
 
 
 def _parsed(server_id: str, answer: Answer, sets: Sets) -> Stored | None:
