@@ -59,7 +59,7 @@ STATES_ON_LOOP: Final = 500
 """JSON of more values (5 ms), of more servers' headlines (3 ms), is made in a thread."""
 
 _WRITE_SERVER: Final = """
-local note = redis.call('GET', KEYS[2])
+local note = redis.call('MGET', KEYS[2])[1]
 local seen = note and string.match(note, '^%S*') or ''
 if seen ~= '' and seen ~= ARGV[1] and not (string.sub(seen, 14) == ARGV[3] and seen <= ARGV[2]) then
   return {note, redis.call('MGET', KEYS[1])[1]}
@@ -73,10 +73,11 @@ redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[7])
 return seen == '' and ARGV[1] ~= '' and 0 or 1
 """
 """Document and note; KEYS document, note; ARGV base, version, writer, note, document, their lifetimes in ms. Answers 1;
-0 when a note should have been there; or note and document that the writer has not seen. EVAL and not EVALSHA: Redis
-keeps the compiled script either way, the text is 4 % of a document, and no server can be without it."""
+0 when a note should have been there; or note and document that the writer has not seen. MGET, here as elsewhere: what
+is there of another type is nothing to it, and SET replaces it. EVAL and not EVALSHA: Redis keeps the compiled script
+either way, the text is 4 % of a document, and no server can be without it."""
 _WRITE_FLEET: Final = """
-local seen = redis.call('GET', KEYS[2])
+local seen = redis.call('MGET', KEYS[2])[1]
 local may = not seen or string.sub(seen, 14) == string.sub(ARGV[1], 14) and seen <= ARGV[1]
 for place = 4, #ARGV do
   may = may or seen == ARGV[place]
@@ -200,10 +201,11 @@ class RedisStateStore:
             differs = [server_id for server_id in part if server_id not in versions]
             known = [server_id for server_id in part if server_id in versions]
             keys = [server_key(server_id) for server_id in known]
-            answers = await self._link.run([(key, ("GET", note_key(key))) for key in keys]) if known else []
-            for server_id, note in zip(known, answers, strict=True):
-                if isinstance(note, OpenManagerError):
-                    raise note
+            answers = await self._link.run([(key, ("MGET", note_key(key))) for key in keys]) if known else []
+            for server_id, answer in zip(known, answers, strict=True):
+                if isinstance(answer, OpenManagerError):
+                    raise answer
+                (note,) = answer
                 if note is None:
                     missing.append(server_id)
                 elif note_version(note) != versions[server_id]:
@@ -290,10 +292,10 @@ class RedisStateStore:
         return b"[" + b",".join(document for _, document in self._basic.values()) + b"]"
 
     async def _get(self, key: str) -> bytes | None:
-        (answer,) = await self._link.run([(key, ("GET", key))])
+        (answer,) = await self._link.run([(key, ("MGET", key))])
         if isinstance(answer, OpenManagerError):
             raise answer
-        found: bytes | None = answer
+        found: bytes | None = answer[0]
         return found
 
     async def _listed(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
+from services.cache.store_redis import note_key
 from tests.cache.replicas import holds, replica, report
 from tests.harness import eventually
 from tests.harness.redis import RedisServer
@@ -47,3 +48,26 @@ async def _has(raw: Redis, cpu: float) -> bool:
         document = orjson.loads(await raw.get("server:a") or b"{}")
         return isinstance(document, dict) and document.get("cpu_usage") == cpu
     return False
+
+
+@pytest.mark.parametrize(
+    "key", ["servers:all", "servers:count", "server:a", note_key("servers:all"), note_key("server:a")]
+)
+async def test_a_key_of_another_type_is_replaced_and_keeps_nothing_else_from_being_read(
+    redis: RedisServer, key: str
+) -> None:
+    async with redis.client() as raw:
+        async with replica(redis.url, "e1") as cache:
+            await report(cache, "a", "b")
+            await eventually(lambda: holds(raw, cache))
+        await raw.delete(key)
+        await raw.rpush(key, "text")
+        async with replica(redis.url, "e2") as cache:
+            assert cache.get("b").headline()[0] == 10
+            await report(cache, "a", cpu=20)
+            await eventually(lambda: _is_text(raw, key))
+            await eventually(lambda: holds(raw, cache))
+
+
+async def _is_text(raw: Redis, key: str) -> bool:
+    return bool(await raw.type(key) == b"string")
