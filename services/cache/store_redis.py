@@ -214,8 +214,8 @@ class RedisStateStore:
             for server_id in differs:
                 if server_id not in found and server_id in versions:
                     missing.append(server_id)  # what is there has expired, or is not ours
-                elif server_id not in found and server_id in basic:
-                    found[server_id] = parse_document(basic[server_id], {})
+                elif server_id not in found and (listed := _parsed_basic(basic.get(server_id))) is not None:
+                    found[server_id] = listed
             yield Difference(found=list(found.values()), missing=missing)
 
     async def heard(self) -> AsyncGenerator[Heard, None]:
@@ -343,6 +343,15 @@ def _parsed(server_id: str, answer: Answer, sets: Sets) -> Stored | None:
         _log.warning("%s in Redis cannot be read back: %s", server_key(server_id), error)
         return None
     return found
+
+
+def _parsed_basic(document: Any) -> ServerState | None:
+    """An entry of servers:all; None, and said so, for one that is not ours."""
+    try:
+        return None if document is None else parse_document(document, {})
+    except ValueError as error:
+        _log.warning("an entry of %s in Redis cannot be read back: %s", ALL_KEY, error)
+        return None
 
 
 def _told(message: bytes) -> Heard:

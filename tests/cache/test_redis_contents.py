@@ -11,6 +11,10 @@ from tests.cache.replicas import holds, replica, report
 from tests.harness import eventually
 from tests.harness.redis import RedisServer
 
+DOCUMENT = (
+    b'{"id": "b", "hostname": "", "environment": "", "role": "", "location": "", "status": "healthy", '
+    b'"cpu_usage": 1, "observed_time": %b}'
+)
 NOT_OURS = [b"text", b"[]", b"{}", b"null", b"1", b'{"id":"a"}', b"\xff"]
 
 
@@ -66,6 +70,50 @@ async def test_a_key_of_another_type_is_replaced_and_keeps_nothing_else_from_bei
             assert cache.get("b").headline()[0] == 10
             await report(cache, "a", cpu=20)
             await eventually(lambda: _is_text(raw, key))
+            await eventually(lambda: holds(raw, cache))
+
+
+OF_NO_SERVER = [
+    b'{"id": "b"}',
+    b'{"id": 5}',
+    b'["id"]',
+    b'{"id": "b", "hostname": "", "environment": "", "role": "", "location": "", "status": "fine"}',
+    DOCUMENT % b'"9999-12-31T23:59:59.9999Z"',
+    DOCUMENT % b'"0001-01-01T00:00:00Z"',
+    DOCUMENT % b'"2026-01-01T00:00:00Z", "report_interval_ms": 1e300',
+]
+
+
+@pytest.mark.parametrize("document", OF_NO_SERVER)
+@pytest.mark.parametrize("is_listed", [True, False])
+async def test_what_is_no_servers_document_keeps_no_cache_from_starting_and_nobody_else_out(
+    redis: RedisServer, document: bytes, is_listed: bool
+) -> None:
+    async with redis.client() as raw:
+        async with replica(redis.url, "e1") as cache:
+            await report(cache, "a")
+            await eventually(lambda: holds(raw, cache))
+        if is_listed:
+            listed = await raw.get("servers:all")
+            await raw.set("servers:all", listed[:-1] + b"," + document + b"]")
+        else:
+            await raw.delete("servers:all")
+            await raw.set("server:b", document)
+        async with replica(redis.url, "e2") as cache:
+            await report(cache, "a", "b", cpu=20)
+            await eventually(lambda: holds(raw, cache))
+
+
+@pytest.mark.parametrize(
+    "record", [b"[1, [], false, []]", b"[1e300, {}, false, []]", b"[1, {}, false, [[1e300, 1e300]]]", b"{}"]
+)
+async def test_a_note_that_is_not_ours_keeps_no_cache_from_starting(redis: RedisServer, record: bytes) -> None:
+    note = b'018bcfe56803.e0 {"life": 0, "described": 0, "sets": [], "record": %b}' % record
+    async with redis.client() as raw:
+        await raw.set("server:a", DOCUMENT.replace(b'"b"', b'"a"') % b'"2026-01-01T00:00:00Z"')
+        await raw.set(note_key("server:a"), note)
+        async with replica(redis.url, "e2") as cache:
+            await report(cache, "a", cpu=20)
             await eventually(lambda: holds(raw, cache))
 
 
