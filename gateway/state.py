@@ -124,9 +124,11 @@ class FleetState:
             return
         finally:
             self._asked, self._asked_s = None, self._clock.monotonic()
-        if not self.following:
+        version = answer.version
+        overtaken = version.epoch == self.epoch and version.sequence < self.sequence  # by a subscription meanwhile
+        if not self.following and not overtaken:
             sets = {pb.id: metric_set_from_pb(pb) for pb in answer.metric_sets}
-            self._replace(sorted(answer.states, key=lambda state: state.sequence), answer.version, sets)
+            self._replace(sorted(answer.states, key=lambda state: state.sequence), version, sets)
             self._tell()
 
     def _replace(self, states: Iterable[cache_pb2.ServerState], version: cache_pb2.Version, sets: Sets) -> None:

@@ -321,6 +321,31 @@ async def test_while_the_subscription_is_broken_the_cache_is_asked_and_the_age_i
         assert w.context.trailers == {"age": "1"}
 
 
+async def test_an_answer_that_the_subscription_has_overtaken_takes_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "ASK_TIMEOUT_S", 20.0)
+    async with world() as w:
+        w.cache.send(server_state("a", 1, 1, 1, 1), snapshot=True)
+        await eventually(lambda: w.state.following)
+        w.cache.refuses_watchers = True
+        w.cache.cut()
+        await eventually(lambda: not w.state.following)
+        w.cache.may_answer.clear()
+        w.cache.answer = w.cache.message(server_state("a", 2, 2, 2, 2), server_state("gone", 2, 2, 2, 2))
+        asked = asyncio.create_task(w.state.refresh())
+        await eventually(lambda: w.cache.asked == 1)
+        w.cache.send(server_state("a", 3, 3, 3, 3), snapshot=True)
+        w.cache.refuses_watchers = False
+        await eventually(w.caught_up)
+        version = w.state.version
+        w.cache.refuses_watchers = True
+        w.cache.cut()
+        await eventually(lambda: not w.state.following)
+        w.cache.may_answer.set()
+        await asked
+        assert (w.state.version, w.ids()) == (version, ["a"])
+        assert fleet_pb2.GetServerResponse.FromString((await w.get("a")).data).server.metrics["other"] == 3
+
+
 async def test_the_summary_adds_up() -> None:
     async with world() as w:
         offline = status_pb2.SERVER_STATUS_OFFLINE
