@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 from fleet.codec import metric_set_to_pb, rows_to_pb
 from fleet.model import Metric, MetricSet, Rows, ServerDescriptor, WriteBatch
 from fleet.pending import PendingRows
+from fleet.validation import MAX_ROW_ERRORS
 from fleet.writer import FleetWriter
 from openmanager.cache.v1 import cache_pb2
 from openmanager.fleet.v1 import metric_pb2
@@ -48,6 +49,7 @@ class Stores:
         self.fails: dict[str, OpenManagerError | None] = {}
         self.known_sets: set[str] = set()
         self.cached_sets: set[str] = set()
+        self.too_late_until_s = 0
 
     def _may_fail(self, store: str) -> None:
         error = self.fails.get(store)
@@ -60,7 +62,11 @@ class Stores:
         if request.batch.rows and request.batch.metric_set_id not in self.known_sets:
             raise FailedPrecondition("unknown", reason="METRIC_SET_UNKNOWN")
         self.appended.append(request)
-        return timeseries_pb2.AppendResponse(sequence=len(self.appended), accepted_points=len(request.batch.values))
+        response = timeseries_pb2.AppendResponse(sequence=len(self.appended), accepted_points=len(request.batch.values))
+        late = [place for place, row in enumerate(request.batch.rows) if row.time.seconds < self.too_late_until_s]
+        for place in late[:MAX_ROW_ERRORS]:
+            response.errors.add(row=place, field=f"rows[{place}].time", reason="TOO_LATE")
+        return response
 
     async def UpdateServers(
         self, request: cache_pb2.UpdateServersRequest, _context: Any
@@ -138,6 +144,24 @@ async def test_of_a_server_that_nobody_described_nothing_is_made_up() -> None:
     named, described = (list(request.servers) for request in stores.registered)
     assert named == [metric_pb2.ServerDescriptor(server_id="s")], "no hostname: the record keeps the one that it has"
     assert [server.hostname for server in described] == ["host"]
+
+
+@pytest.mark.parametrize("late", [1, 2 * MAX_ROW_ERRORS])
+async def test_of_rows_that_are_rejected_nothing_is_told_to_anybody(late: int) -> None:
+    stores = Stores()
+    stores.too_late_until_s = 1_000
+    server_ids = (*(f"late-{place}" for place in range(late)), "s")
+    times_ms = np.array([*range(late), SystemClock().now_ms()])
+    rows = Rows(metric_set_id=SET.id, server_ids=server_ids, times_ms=times_ms, values=np.ones((late + 1, 2)))
+    async with writing(stores) as writer:
+        writer.hold(SET)
+        only_late = rows.select(np.arange(late + 1) < late)
+        await writer.write_message(rows_to_pb(only_late), unknown=only_late.server_ids)
+        await writer.write_message(rows_to_pb(rows), unknown=server_ids)
+        await eventually(lambda: stores.updated and stores.registered)
+    told = [row.server_id for request in stores.updated for batch in request.batches for row in batch.rows]
+    named = [server.server_id for request in stores.registered for server in request.servers]
+    assert told == named == ["s"]
 
 
 async def test_timeseries_away_is_an_error_and_nothing_is_told_to_the_others() -> None:
