@@ -1,14 +1,18 @@
 """The rows that wait for the cache: a latest-wins slot for each sender's group of servers.
 
 While the cache keeps up, a batch passes through as it is. While it is away, a newer batch of the same set and servers
-replaces the older one, so an outage of any length costs the memory of one tick. The bound on values only matters when
+replaces the older one, so an outage of any length costs the memory of one tick. Rows that were measured before those
+that wait, since a sender makes up for what it could not send, replace none. The bound on values only matters when
 senders regroup their servers all the time; what it drops is counted, and the history has it all the same.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 from opentelemetry.context import Context
 
+from fleet.codec import rows_from_pb, rows_to_pb
+from fleet.model import Rows
 from openmanager.fleet.v1 import metric_pb2
 
 MAX_WAITING_VALUES = 25_000_000
@@ -32,9 +36,7 @@ class PendingRows:
     def add(self, batch: metric_pb2.MetricBatch, context: Context) -> None:
         """Puts a batch into its slot; it is the newest, and ``context`` its trace."""
         self._context = context
-        key = _key(batch)
-        self._remove(key)
-        self._put(key, batch)
+        self._replace(_key(batch), batch)
         while self._values > MAX_WAITING_VALUES and len(self._slots) > 1:
             self._remove(next(iter(self._slots)))
             self.dropped_batches += 1
@@ -58,13 +60,17 @@ class PendingRows:
         for batch in batches:
             self._put(_key(batch), batch)
         for key, batch in newer.items():
-            self._remove(key)
-            self._put(key, batch)
+            self._replace(key, batch)
         if not newer:
             self._context = context
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    def _replace(self, key: _Key, batch: metric_pb2.MetricBatch) -> None:
+        waiting = self._slots.get(key)
+        self._remove(key)
+        self._put(key, batch if waiting is None else _latest(waiting, batch))
 
     def _put(self, key: _Key, batch: metric_pb2.MetricBatch) -> None:
         self._slots[key] = batch
@@ -78,3 +84,25 @@ class PendingRows:
 
 def _key(batch: metric_pb2.MetricBatch) -> _Key:
     return batch.metric_set_id, tuple(row.server_id for row in batch.rows)
+
+
+def _latest(waiting: metric_pb2.MetricBatch, batch: metric_pb2.MetricBatch) -> metric_pb2.MetricBatch:
+    """Of each row of two batches of the same servers the one measured later, the second one's where both are of one
+    time."""
+    if all(_time(new) >= _time(old) for old, new in zip(waiting.rows, batch.rows, strict=True)):
+        return batch
+    metrics = len(batch.values) // len(batch.rows)
+    old, new = rows_from_pb(waiting, metrics), rows_from_pb(batch, metrics)
+    later = new.times_ms >= old.times_ms
+    return rows_to_pb(
+        Rows(
+            metric_set_id=new.metric_set_id,
+            server_ids=new.server_ids,
+            times_ms=np.where(later, new.times_ms, old.times_ms),
+            values=np.where(later[:, np.newaxis], new.values, old.values),
+        )
+    )
+
+
+def _time(row: metric_pb2.MetricRow) -> tuple[int, int]:
+    return row.time.seconds, row.time.nanos

@@ -307,6 +307,28 @@ def test_pending_rows_keep_the_latest_of_each_group() -> None:
     assert len(pending) == 0
 
 
+def measured(value: float, *times_s: int) -> metric_pb2.MetricBatch:
+    rows = metric_pb2.MetricBatch(metric_set_id=metric_set_to_pb(SET).id)
+    for place, time_s in enumerate(times_s):
+        rows.rows.add(server_id=f"s{place}").time.seconds = time_s
+        rows.values.extend((value, value))
+    return rows
+
+
+def test_what_a_sender_makes_up_for_afterwards_does_not_replace_what_it_measured_later() -> None:
+    pending = PendingRows()
+    pending.add(measured(1, 100, 100), Context())
+    pending.add(measured(2, 50, 110), Context())
+    taken, context = pending.take()
+    found = [[(row.time.seconds, list(rows.values)) for row in rows.rows] for rows in taken]
+    assert found == [[(100, [1, 1, 2, 2]), (110, [1, 1, 2, 2])]]
+    pending.add(measured(3, 10, 120), Context())
+    pending.give_back(taken, context)
+    (rows,), _ = pending.take()
+    assert [row.time.seconds for row in rows.rows] == [100, 120]
+    assert list(rows.values) == [1, 1, 3, 3]
+
+
 def test_what_is_given_back_does_not_replace_what_is_newer() -> None:
     pending = PendingRows()
     pending.add(message("a", 1), Context())
