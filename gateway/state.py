@@ -87,7 +87,7 @@ class FleetState:
                 stream = self._stub.WatchServers(cache_pb2.WatchServersRequest())
                 async for message in stream:
                     sets.update((pb.id, metric_set_from_pb(pb)) for pb in message.metric_sets)
-                    if message.snapshot and whole is None:
+                    if message.snapshot:  # anew, too, where too much happened between two parts of one
                         whole = []
                     if whole is None:
                         self._change_some(message, sets)

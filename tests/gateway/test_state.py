@@ -60,6 +60,16 @@ async def test_a_large_snapshot_comes_in_parts_and_drops_nobody_before_its_end()
         assert fleet_pb2.GetServerResponse.FromString((await w.get("a")).data).server.metrics["other"] == 3
 
 
+async def test_a_snapshot_that_begins_anew_before_its_end_shows_nobody_of_what_was_sent_before() -> None:
+    async with world() as w:
+        w.cache.send(server_state("a", 1, 1, 1, 1), server_state("gone", 1, 1, 1, 1), snapshot=True, continues=True)
+        w.cache.skip(20_000)  # so many were removed that the cache does not say whom
+        w.cache.send(server_state("a", 2, 2, 2, 2), snapshot=True, continues=True)
+        w.cache.send(server_state("b", 2, 2, 2, 2))
+        await eventually(w.caught_up)
+        assert (w.ids(), w.snapshots) == (["a", "b"], 1)
+
+
 async def test_while_the_cache_is_away_the_last_state_is_served() -> None:
     async with world() as w:
         w.cache.send(server_state("a", 1, 1, 1, 1), snapshot=True)
