@@ -44,6 +44,7 @@ class PlayedCache:
     def __init__(self) -> None:
         self.messages: asyncio.Queue[cache_pb2.WatchServersResponse | None] = asyncio.Queue()
         self.refuses_watchers = False
+        self.subscriptions = self.watchers = 0  # in all, and now
         self.answer: cache_pb2.WatchServersResponse | None = None
         self.asked = 0
         self.may_answer = asyncio.Event()
@@ -84,8 +85,13 @@ class PlayedCache:
     ) -> AsyncIterator[cache_pb2.WatchServersResponse]:
         if self.refuses_watchers:
             raise Unavailable("no more watchers")
-        while (message := await self.messages.get()) is not None:
-            yield message
+        self.subscriptions += 1
+        self.watchers += 1
+        try:
+            while (message := await self.messages.get()) is not None:
+                yield message
+        finally:
+            self.watchers -= 1
         raise Unavailable("cut")
 
     async def ListServerStates(
