@@ -1,16 +1,18 @@
 """The rows that wait for the cache: a latest-wins slot for each sender's group of servers.
 
-While the cache keeps up, a batch passes through as it is. While it is away, a batch of the same set and servers
-replaces the one before, unless all of its rows are older (a back-fill beside what is measured now), so an outage of any
-length costs the memory of one tick. The bound on values only matters when senders regroup their servers all the time;
-what it drops is counted, and the history has it all the same.
+While the cache keeps up, a batch passes through as it is. While it is away, a newer batch of the same set and servers
+replaces the older one, so an outage of any length costs the memory of one tick. Rows that were measured before those
+that wait, since a sender makes up for what it could not send, replace none. The bound on values only matters when
+senders regroup their servers all the time; what it drops is counted, and the history has it all the same.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 from opentelemetry.context import Context
 
-from fleet.codec import ms_from_timestamp
+from fleet.codec import rows_from_pb, rows_to_pb
+from fleet.model import Rows
 from fleet.validation import MAX_AHEAD_MS
 from openmanager.fleet.v1 import metric_pb2
 
@@ -33,17 +35,12 @@ class PendingRows:
         self.dropped_batches = 0
 
     def add(self, batch: metric_pb2.MetricBatch, context: Context, now_ms: int) -> None:
-        """Puts a batch into its slot, if what is there is not later; ``context`` is its trace.
+        """Puts a batch into its slot; ``context`` is its trace.
 
-        `now_ms`: our clock. What lies too far ahead of it is not taken for later: the cache refuses it.
+        `now_ms`: our clock. What waits and lies too far ahead of it counts as measured before: the cache refuses it.
         """
-        key = _key(batch)
-        waiting = self._slots.get(key)
-        if waiting is not None and _is_later(waiting, batch, now_ms):
-            return
         self._context = context
-        self._remove(key)
-        self._put(key, batch)
+        self._replace(_key(batch), batch, now_ms)
         while self._values > MAX_WAITING_VALUES and len(self._slots) > 1:
             self._remove(next(iter(self._slots)))
             self.dropped_batches += 1
@@ -67,15 +64,17 @@ class PendingRows:
         for batch in batches:
             self._put(_key(batch), batch)
         for key, batch in newer.items():
-            waiting = self._slots.get(key)
-            if waiting is None or not _is_later(waiting, batch, now_ms):
-                self._remove(key)
-                self._put(key, batch)
+            self._replace(key, batch, now_ms)
         if not newer:
             self._context = context
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    def _replace(self, key: _Key, batch: metric_pb2.MetricBatch, now_ms: int) -> None:
+        waiting = self._slots.get(key)
+        self._remove(key)
+        self._put(key, batch if waiting is None else _latest(waiting, batch, now_ms))
 
     def _put(self, key: _Key, batch: metric_pb2.MetricBatch) -> None:
         self._slots[key] = batch
@@ -87,13 +86,27 @@ class PendingRows:
             self._values -= len(batch.values)
 
 
-def _is_later(waiting: metric_pb2.MetricBatch, batch: metric_pb2.MetricBatch, now_ms: int) -> bool:
-    """Whether no row of a batch is news beside the same server's row that waits, and some are older."""
-    theirs, ours = ([ms_from_timestamp(row.time) for row in one.rows] for one in (waiting, batch))
-    return theirs != ours and all(
-        our <= their <= now_ms + MAX_AHEAD_MS for our, their in zip(ours, theirs, strict=True)
+def _key(batch: metric_pb2.MetricBatch) -> _Key:
+    return batch.metric_set_id, tuple(row.server_id for row in batch.rows)
+
+
+def _latest(waiting: metric_pb2.MetricBatch, batch: metric_pb2.MetricBatch, now_ms: int) -> metric_pb2.MetricBatch:
+    """Of each row of two batches of the same servers the one measured later, the second one's where both are of one
+    time."""
+    if all(_time(new) >= _time(old) for old, new in zip(waiting.rows, batch.rows, strict=True)):
+        return batch
+    metrics = len(batch.values) // len(batch.rows)
+    old, new = rows_from_pb(waiting, metrics), rows_from_pb(batch, metrics)
+    later = (new.times_ms >= old.times_ms) | (old.times_ms > now_ms + MAX_AHEAD_MS)
+    return rows_to_pb(
+        Rows(
+            metric_set_id=new.metric_set_id,
+            server_ids=new.server_ids,
+            times_ms=np.where(later, new.times_ms, old.times_ms),
+            values=np.where(later[:, np.newaxis], new.values, old.values),
+        )
     )
 
 
-def _key(batch: metric_pb2.MetricBatch) -> _Key:
-    return batch.metric_set_id, tuple(row.server_id for row in batch.rows)
+def _time(row: metric_pb2.MetricRow) -> tuple[int, int]:
+    return row.time.seconds, row.time.nanos

@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 from opentelemetry import context as otel_context
 
-from fleet.codec import descriptor_to_pb, metric_set_to_pb, rows_to_pb
+from fleet.codec import descriptor_to_pb, metric_set_to_pb, rows_from_pb, rows_to_pb
 from fleet.model import MetricSet, RowError, ServerDescriptor, WriteBatch
 from fleet.pending import PendingRows
 from fleet.replicas import Describe, Replicas, nobody_knows
-from fleet.validation import metric_set_unknown
+from fleet.validation import MAX_ROW_ERRORS, metric_set_unknown
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
 from openmanager.fleet.v1 import metric_pb2
 from openmanager.metadata.v1 import metadata_pb2, metadata_pb2_grpc
@@ -38,6 +39,8 @@ from runtime.tasks import Backoff, run_forever
 
 MAX_HELD_METRICS = 2_000_000
 """Metrics of all held sets together (120 bytes each, measured); the sets used longest ago are let go first."""
+
+DAY_MS = 86_400_000
 
 MAX_REQUEST_BYTES = 8 << 20
 """Told to the cache in one call, if it is not a single batch: half of the message limit."""
@@ -188,6 +191,10 @@ class FleetWriter:
         news = [server for server in servers if self._told.get(server.server_id) != server]
         with _tracer.start_as_current_span("fleet.write", attributes={"openmanager.rows": len(batch.rows)}):
             response = await self._append(batch, news)
+            if response.errors:
+                batch = _taken(batch, response.errors, self._clock.now_ms())
+                there = {row.server_id for row in batch.rows}
+                unknown = [server_id for server_id in unknown if server_id in there]
             self._follow(batch, news)
             self._name(unknown)
         self.counters.acknowledged_points += response.accepted_points
@@ -342,3 +349,16 @@ class FleetWriter:
             for server_id, server in part.items():
                 if self._for_metadata.get(server_id) is server:
                     del self._for_metadata[server_id]
+
+
+def _taken(batch: metric_pb2.MetricBatch, errors: Sequence[metric_pb2.RowError], now_ms: int) -> metric_pb2.MetricBatch:
+    """The batch without the rows that were rejected: what is not kept is not shown as the latest of a server either.
+
+    Where there may be more than an answer lists, all that is not of today goes: today's rows are never too late.
+    """
+    rows = rows_from_pb(batch, len(batch.values) // len(batch.rows))
+    rejected = np.zeros(len(rows.server_ids), np.bool_)
+    rejected[[error.row for error in errors]] = True
+    if len(errors) >= MAX_ROW_ERRORS:
+        rejected |= rows.times_ms < now_ms // DAY_MS * DAY_MS
+    return rows_to_pb(rows.select(~rejected))

@@ -24,9 +24,9 @@ BASIC, FULL = fleet_pb2.SERVER_VIEW_BASIC, fleet_pb2.SERVER_VIEW_FULL
 
 class ServerEntry:
     """A server as it was at `version`; `placed_at` is the sequence at which it came to its environment and role, and
-    `places` are those that it had in this epoch."""
+    `places` are those that it had in this epoch; `sets` are those of its samples, by id."""
 
-    __slots__ = ("_answers", "_noted", "_servers", "_sets", "epoch", "has_notes", "id", "placed_at", "places", "state")
+    __slots__ = ("_answers", "_noted", "_servers", "epoch", "has_notes", "id", "placed_at", "places", "sets", "state")
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class ServerEntry:
                 self.places = before.places
             else:
                 self.places |= before.places
-        self._sets = sets
+        self.sets: Sets = {sample.metric_set_id: sets[sample.metric_set_id] for sample in state.samples}
         self._servers: dict[fleet_pb2.ServerView.ValueType, bytes] = {}
         self._answers: dict[fleet_pb2.ServerView.ValueType, Prepared] = {}
         self._noted: Prepared | None = None
@@ -149,7 +149,7 @@ class ServerEntry:
     def _values(self) -> dict[str, float]:
         merged: dict[str, float] = {}
         for sample in self.state.samples:
-            keys = self._sets[sample.metric_set_id].keys
+            keys = self.sets[sample.metric_set_id].keys
             values = np.array(sample.values).tolist()
             merged.update((key, value) for key, value in zip(keys, values, strict=True) if not math.isnan(value))
         return merged

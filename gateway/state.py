@@ -14,7 +14,7 @@ import hashlib
 import math
 from bisect import insort
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import takewhile
 from typing import Final, NamedTuple
 
@@ -35,6 +35,9 @@ MAX_REMOVED: Final = 10_000
 """Removals that are remembered; who is behind by more is given everything anew."""
 MAX_GAPS: Final = 100
 """Stretches of sequences of which only the end was received; who is in the middle of one is given everything anew."""
+MAX_UNUSED_METRICS: Final = 500_000
+"""Metrics of sets that no server has any more, 400 bytes each: beyond these and as many as are in use the subscription
+begins anew, since the cache sends a set once in each."""
 MAX_KEPT_ANSWERS: Final = 512
 MAX_KEPT_BYTES: Final = 32 << 20
 """Of answers about the fleet as it is now, of which JSON of about the same size may be kept too."""
@@ -79,15 +82,23 @@ class FleetState:
         Raises:
             OpenManagerError: the subscription broke; the state stays as it is.
         """
-        sets: Sets = {}
+        while True:
+            await self._follow_once(on_snapshot)
+
+    async def _follow_once(self, on_snapshot: Callable[[], None]) -> None:
+        """Returns when the subscription has brought too many sets that are not used any more."""
+        sets = self._used_sets()
+        held = most = _metrics(sets)
         whole: list[cache_pb2.ServerState] | None = None
         try:
             async with calling("cache"):
-                stream: AsyncIterator[cache_pb2.WatchServersResponse]
                 stream = self._stub.WatchServers(cache_pb2.WatchServersRequest())
                 async for message in stream:
-                    sets.update((pb.id, metric_set_from_pb(pb)) for pb in message.metric_sets)
-                    if message.snapshot and whole is None:
+                    for pb in message.metric_sets:
+                        if pb.id not in sets:
+                            sets[pb.id] = metric_set_from_pb(pb)
+                            held += len(pb.metrics)
+                    if message.snapshot:  # anew, too, where too much happened between two parts of one
                         whole = []
                     if whole is None:
                         self._change_some(message, sets)
@@ -101,8 +112,20 @@ class FleetState:
                             self.following = True
                             on_snapshot()
                     self._tell()
+                    if whole is None and held > most:
+                        most = 2 * _metrics(self._used_sets()) + MAX_UNUSED_METRICS
+                        if held > most:
+                            stream.cancel()
+                            return
         finally:
             self.following = False
+
+    def _used_sets(self) -> Sets:
+        """The sets of what is known, by id."""
+        used: Sets = {}
+        for entry in self._entries.values():
+            used.update(entry.sets)
+        return used
 
     async def refresh(self) -> None:
         """While the subscription is broken: asks the cache, unless that was done a moment ago."""
@@ -124,9 +147,11 @@ class FleetState:
             return
         finally:
             self._asked, self._asked_s = None, self._clock.monotonic()
-        if not self.following:
+        version = answer.version
+        overtaken = version.epoch == self.epoch and version.sequence < self.sequence  # by a subscription meanwhile
+        if not self.following and not overtaken:
             sets = {pb.id: metric_set_from_pb(pb) for pb in answer.metric_sets}
-            self._replace(sorted(answer.states, key=lambda state: state.sequence), answer.version, sets)
+            self._replace(sorted(answer.states, key=lambda state: state.sequence), version, sets)
             self._tell()
 
     def _replace(self, states: Iterable[cache_pb2.ServerState], version: cache_pb2.Version, sets: Sets) -> None:
@@ -302,3 +327,7 @@ class FleetState:
 def content_tag(data: bytes) -> str:
     """An entity tag of nothing but the answer itself."""
     return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def _metrics(sets: Sets) -> int:
+    return sum(map(len, sets.values()))

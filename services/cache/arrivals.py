@@ -61,9 +61,10 @@ class SampleMerger:
         self._coverings: dict[tuple[str, str], bool] = {}
 
     def merged(
-        self, samples: Iterable[Sample], arrivals: Mapping[str, Arrival], now_ms: int, now_s: float
+        self, samples: Iterable[Sample], arrivals: Mapping[str, Arrival], now_ms: int, now_s: float, max_values: int
     ) -> tuple[Sample, ...]:
-        """The samples of one server after rows of some sets, the newest last."""
+        """The samples of one server after rows of some sets, the newest last; beside those rows the oldest give way
+        where all have more than `max_values`."""
         kept = [
             sample
             for sample in samples
@@ -74,6 +75,7 @@ class SampleMerger:
         kept.extend(arrival.sample(now_ms, now_s) for arrival in arrivals.values())
         if len(kept) > 1:
             kept.sort(key=lambda sample: (sample.order, sample.received_s))
+            kept = _within(kept, arrivals, max_values)
         return tuple(kept[-MAX_SAMPLES_PER_SERVER:])
 
     def _is_covered(self, sample: Sample, arrivals: Iterable[Arrival]) -> bool:
@@ -89,3 +91,15 @@ class SampleMerger:
             if covers:
                 return True
         return False
+
+
+def _within(samples: list[Sample], arrivals: Mapping[str, Arrival], max_values: int) -> list[Sample]:
+    """Those for which there is room, in the same order."""
+    over = sum(len(sample.values) for sample in samples) - max_values
+    kept: list[Sample] = []
+    for sample in samples:
+        if over > 0 and sample.set_id not in arrivals:
+            over -= len(sample.values)
+        else:
+            kept.append(sample)
+    return kept

@@ -44,6 +44,8 @@ _OWN_KEYS: Final = frozenset(
 )
 _STATUS_TEXT: Final = {status: status.name.lower() for status in ServerStatus}
 _STATUS_OF_TEXT: Final = {text: status for status, text in _STATUS_TEXT.items()}
+_FIRST_MS: Final = -62_135_596_800_000  # the years 1
+_LAST_MS: Final = 253_402_300_799_999  # and 9999, between which a Timestamp lies
 
 
 Sets = dict[tuple[str, ...], MetricSet]
@@ -95,7 +97,7 @@ def parse_stored(server_id: str, note: bytes | None, document: Any, sets: Sets) 
     try:
         facts: dict[str, Any] = dict(orjson.loads(text)) if text else {}
         if "removed" in facts:
-            return Removal(server_id=server_id, stamp=int(stamp, 16), writer=writer, life=int(facts["removed"]))
+            return Removal(server_id=server_id, stamp=int(stamp, 16), writer=writer, life=_whole(facts["removed"]))
         if document is None:
             return None
         state = parse_document(document, sets)
@@ -107,11 +109,11 @@ def parse_stored(server_id: str, note: bytes | None, document: Any, sets: Sets) 
             samples=tuple(_split(pairs, facts["sets"], sets)),
             stamp=int(stamp, 16),
             writer=writer,
-            life=int(facts["life"]),
-            described=int(facts["described"]),
+            life=_whole(facts["life"]),
+            described=_whole(facts["described"]),
             details=_details(facts["record"]) if "record" in facts else NO_DETAILS,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the note of a server's document: {error!r}") from error
 
 
@@ -138,7 +140,7 @@ def parse_document(document: dict[str, Any], sets: Sets) -> ServerState:
             environment=_text(document["environment"]),
             role=_text(document["role"]),
             location=_text(document["location"]),
-            report_interval_ms=int(document.get("report_interval_ms", 0)),
+            report_interval_ms=_whole(document.get("report_interval_ms", 0)),
         )
         status = _STATUS_OF_TEXT[document["status"]]
         observed_ms = _time_ms(document.get("observed_time"))
@@ -183,10 +185,10 @@ def _recorded(details: ServerDetails) -> list[Any]:
 def _details(recorded: list[Any]) -> ServerDetails:
     revision, labels, has_notes, maintenance = recorded
     return ServerDetails(
-        revision=int(revision),
+        revision=_whole(revision),
         labels=tuple((str(key), str(value)) for key, value in labels.items()),
         has_notes=bool(has_notes),
-        maintenance=tuple((int(start), int(end)) for start, end in maintenance),
+        maintenance=tuple((_whole(start, _FIRST_MS), _whole(end, _FIRST_MS)) for start, end in maintenance),
     )
 
 
@@ -215,7 +217,7 @@ def _split(pairs: list[tuple[str, float]], facts: list[list[Any]], sets: Sets) -
     """The samples that a document's metrics are of, the newest last."""
     start = 0
     for set_id, count, time_ms, received_ms in facts:
-        sample = _restored(dict(pairs[start : start + count]), int(time_ms), int(received_ms), sets)
+        sample = _restored(dict(pairs[start : start + count]), _whole(time_ms), _whole(received_ms), sets)
         yield replace(sample, origin=str(set_id))
         start += count
 
@@ -261,7 +263,14 @@ def _time_ms(text: str | None) -> int | None:
     if text is None:
         return None
     time = datetime.fromisoformat(text)
-    return round(time.timestamp() * 1_000)
+    return _whole(round(time.timestamp() * 1_000))
+
+
+def _whole(number: Any, least: int = 0) -> int:
+    """A time or number that can be written and told again."""
+    if not least <= number <= _LAST_MS:
+        raise ValueError(f"{number!r} is no time or number of ours")
+    return int(number)
 
 
 def _text(value: object) -> str:

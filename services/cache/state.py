@@ -123,7 +123,7 @@ class LiveState:
             if (state := self._states.get(server_id)) is not None and details.revision > state.details.revision
         )
         crowd = room.without_room(
-            touched, arrivals, self._sample_of, self._states.__contains__, servers=len(self), values=self._values
+            touched, arrivals, self._sample_of, self._held_by, servers=len(self), values=self._values
         )
         for server_id in crowd.server_ids:
             del touched[server_id]
@@ -307,6 +307,10 @@ class LiveState:
                     return sample
         return None
 
+    def _held_by(self, server_id: str) -> int | None:
+        state = self._states.get(server_id)
+        return None if state is None else state.cells
+
     def _renewed(
         self,
         server_id: str,
@@ -322,7 +326,8 @@ class LiveState:
             descriptor = old.descriptor if old else ServerDescriptor(server_id=server_id, hostname=server_id)
         samples, status = (old.samples, old.status) if old else ((), ServerStatus.OFFLINE)
         if arrivals:
-            samples = self._samples.merged(samples, arrivals, now_ms, now_s)
+            most = room.MAX_LIVE_VALUES - self._values + (old.cells if old else 0)
+            samples = self._samples.merged(samples, arrivals, now_ms, now_s, most)
             status = judge(status, *newest_headline(samples), self._rules)
         return ServerState(
             descriptor=descriptor,

@@ -105,8 +105,8 @@ class StateStore(Protocol):
 
     async def write(self, changed: Sequence[Stored], bases: Mapping[str, str], fleet: Fleet | None) -> Written:
         """Replaces the states of `changed` and deletes the removed among them, where the store's version is the one in
-        `bases`, none, or an older one of the same writer; replaces what is known of all servers by `fleet` in the
-        same way (None leaves that as it is); and tells other replicas.
+        `bases`, none, or an older one of the same writer, or where its state has expired or cannot be read; replaces
+        what is known of all servers by `fleet` in the same way (None leaves that as it is); and tells other replicas.
 
         Order: a later write of one writer wins over an earlier one, also when they arrive the other way round. A reader
         may see a write half done, but each of its parts whole. Every part lives from this write on for its lifetime,

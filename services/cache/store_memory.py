@@ -41,11 +41,11 @@ class MemoryStateStore:
         lost = False
         for mine in changed:
             server_id = mine.server_id
-            theirs = self._alive(self._notes.get(server_id))
+            theirs = self._stored(server_id)
             if theirs is not None and not _may_follow(theirs, mine, bases.get(server_id, "")):
                 newer.append(theirs)
                 continue
-            lost |= theirs is None and bases.get(server_id, "") != ""
+            lost |= self._alive(self._notes.get(server_id)) is None and bases.get(server_id, "") != ""
             self._notes[server_id] = mine, now_s + lives.note_s
             if len(self._notes) > MAX_NOTES:
                 del self._notes[next(iter(self._notes))]

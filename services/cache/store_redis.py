@@ -18,6 +18,7 @@ an outage too short for a failed command shows by a missing note or count.
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from functools import lru_cache
@@ -58,7 +59,7 @@ STATES_ON_LOOP: Final = 500
 """JSON of more values (5 ms), of more servers' headlines (3 ms), is made in a thread."""
 
 _WRITE_SERVER: Final = """
-local note = redis.call('GET', KEYS[2])
+local note = redis.call('MGET', KEYS[2])[1]
 local seen = note and string.match(note, '^%S*') or ''
 if seen ~= '' and seen ~= ARGV[1] and not (string.sub(seen, 14) == ARGV[3] and seen <= ARGV[2]) then
   return {note, redis.call('MGET', KEYS[1])[1]}
@@ -72,10 +73,11 @@ redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[7])
 return seen == '' and ARGV[1] ~= '' and 0 or 1
 """
 """Document and note; KEYS document, note; ARGV base, version, writer, note, document, their lifetimes in ms. Answers 1;
-0 when a note should have been there; or note and document that the writer has not seen. EVAL and not EVALSHA: Redis
-keeps the compiled script either way, the text is 4 % of a document, and no server can be without it."""
+0 when a note should have been there; or note and document that the writer has not seen. MGET, here as elsewhere: what
+is there of another type is nothing to it, and SET replaces it. EVAL and not EVALSHA: Redis keeps the compiled script
+either way, the text is 4 % of a document, and no server can be without it."""
 _WRITE_FLEET: Final = """
-local seen = redis.call('GET', KEYS[2])
+local seen = redis.call('MGET', KEYS[2])[1]
 local may = not seen or string.sub(seen, 14) == string.sub(ARGV[1], 14) and seen <= ARGV[1]
 for place = 4, #ARGV do
   may = may or seen == ARGV[place]
@@ -89,6 +91,11 @@ return 1
 """
 """One key of the fleet and its note; KEYS key, note; ARGV version, value, lifetime in ms, bases. Answers 0 for what the
 writer has not seen."""
+
+_BASE_AT: Final = 5
+"""Where the base stands in the command of a server's write."""
+_NOTE_VERSION: Final = re.compile(rb"\S*")
+"""As the scripts find it."""
 
 _log = logging.getLogger(__name__)
 
@@ -146,23 +153,24 @@ class RedisStateStore:
                 commands += await self._fleet_commands(fleet)
             is_last = fleet is not None and part is parts[-1]
             versions = {stored.server_id: stored.version for stored in part}
-            told = {"servers": versions, "fleet": fleet.version if fleet is not None and is_last else ""}
-            commands.append((None, ("PUBLISH", CHANNEL, orjson.dumps(told))))
+            commands.append(_told_command(versions, fleet.version if fleet is not None and is_last else ""))
             answers = await self._link.run(commands)
+            servers = slice(1, 1 + len(part))
+            answers[servers] = await self._settled(part, commands[servers], answers[servers])
             refusal = next((one for one in answers if isinstance(one, OpenManagerError)), None)
             if refusal is not None:
                 if not isinstance(refusal, Unavailable):
                     raise refusal
                 error = refusal.message
             intact &= answers[0] != 0
-            lost |= 0 in answers[1 : 1 + len(part)]
+            lost |= 0 in answers[servers]
             listed &= 0 not in answers[1 + len(part) : -1]
             is_untold = isinstance(answers[-1], OpenManagerError)
             for stored, answer in zip(part, answers[1:], strict=False):
-                if is_untold or isinstance(answer, OpenManagerError):
+                if is_untold or isinstance(answer, OpenManagerError | list):
                     failed.append(stored.server_id)
-                elif isinstance(answer, list) and (found := _parsed(stored.server_id, answer, {})) is not None:
-                    newer.append(found)
+                elif not isinstance(answer, int):
+                    newer.append(answer)
         return Written(intact=intact, lost=lost, listed=listed, newer=newer, failed=failed, error=error)
 
     async def read(self, server_ids: Sequence[str]) -> Sequence[Stored]:
@@ -193,18 +201,21 @@ class RedisStateStore:
             differs = [server_id for server_id in part if server_id not in versions]
             known = [server_id for server_id in part if server_id in versions]
             keys = [server_key(server_id) for server_id in known]
-            answers = await self._link.run([(key, ("GET", note_key(key))) for key in keys]) if known else []
-            for server_id, note in zip(known, answers, strict=True):
-                if isinstance(note, OpenManagerError):
-                    raise note
+            answers = await self._link.run([(key, ("MGET", note_key(key))) for key in keys]) if known else []
+            for server_id, answer in zip(known, answers, strict=True):
+                if isinstance(answer, OpenManagerError):
+                    raise answer
+                (note,) = answer
                 if note is None:
                     missing.append(server_id)
                 elif note_version(note) != versions[server_id]:
                     differs.append(server_id)
             found = {stored.server_id: stored for stored in await self.read(differs)}
             for server_id in differs:
-                if server_id not in found and server_id in basic and server_id not in versions:
-                    found[server_id] = parse_document(basic[server_id], {})
+                if server_id not in found and server_id in versions:
+                    missing.append(server_id)  # what is there has expired, or is not ours
+                elif server_id not in found and (listed := _parsed_basic(basic.get(server_id))) is not None:
+                    found[server_id] = listed
             yield Difference(found=list(found.values()), missing=missing)
 
     async def heard(self) -> AsyncGenerator[Heard, None]:
@@ -239,6 +250,21 @@ class RedisStateStore:
             commands.append((key, ("EVAL", _WRITE_SERVER, 2, key, note_key(key), *arguments)))
         return commands
 
+    async def _settled(
+        self, part: Sequence[Stored], commands: Sequence[Command], answers: Sequence[Answer]
+    ) -> list[Answer]:
+        """The answers, with what the store has instead already parsed. Where that cannot be taken in, since its
+        document has expired or is not ours, the command is given again as by one who has seen it."""
+        settled = [_seen(stored, answer) for stored, answer in zip(part, answers, strict=True)]
+        again = [place for place, answer in enumerate(settled) if isinstance(answer, list)]
+        if again:
+            repeated = [_knowing(commands[place], settled[place][0]) for place in again]
+            versions = {part[place].server_id: part[place].version for place in again}
+            *last, told = await self._link.run([*repeated, _told_command(versions)])
+            for place, answer in zip(again, last, strict=True):
+                settled[place] = told if isinstance(told, OpenManagerError) else _seen(part[place], answer)
+        return settled
+
     async def _fleet_commands(self, fleet: Fleet) -> list[Command]:
         lives = self._lifetimes
         values = (
@@ -266,10 +292,10 @@ class RedisStateStore:
         return b"[" + b",".join(document for _, document in self._basic.values()) + b"]"
 
     async def _get(self, key: str) -> bytes | None:
-        (answer,) = await self._link.run([(key, ("GET", key))])
+        (answer,) = await self._link.run([(key, ("MGET", key))])
         if isinstance(answer, OpenManagerError):
             raise answer
-        found: bytes | None = answer
+        found: bytes | None = answer[0]
         return found
 
     async def _listed(self) -> dict[str, Any]:
@@ -288,6 +314,22 @@ class RedisStateStore:
         return [key.decode("utf-8", "replace").removeprefix(SERVER_KEY_PREFIX) for key in keys]
 
 
+def _told_command(versions: Mapping[str, str], fleet: str = "") -> Command:
+    """Tells other replicas what was written."""
+    return None, ("PUBLISH", CHANNEL, orjson.dumps({"servers": versions, "fleet": fleet}))
+
+
+def _seen(stored: Stored, answer: Answer) -> Answer:
+    """What came of a server's write: the note and the document that stood in the way as what they were made from."""
+    return (_parsed(stored.server_id, answer, {}) or answer) if isinstance(answer, list) else answer
+
+
+def _knowing(command: Command, note: bytes) -> Command:
+    """A server's write of one who has seen the note that is there, whatever it is."""
+    key, arguments = command
+    return key, (*arguments[:_BASE_AT], _NOTE_VERSION.match(note)[0], *arguments[_BASE_AT + 1 :])  # type: ignore[index]
+
+
 def _parsed(server_id: str, answer: Answer, sets: Sets) -> Stored | None:
     """A note and its document; None, and said so, for what somebody else may have put there."""
     note, raw = answer
@@ -301,6 +343,15 @@ def _parsed(server_id: str, answer: Answer, sets: Sets) -> Stored | None:
         _log.warning("%s in Redis cannot be read back: %s", server_key(server_id), error)
         return None
     return found
+
+
+def _parsed_basic(document: Any) -> ServerState | None:
+    """An entry of servers:all; None, and said so, for one that is not ours."""
+    try:
+        return None if document is None else parse_document(document, {})
+    except ValueError as error:
+        _log.warning("an entry of %s in Redis cannot be read back: %s", ALL_KEY, error)
+        return None
 
 
 def _told(message: bytes) -> Heard:

@@ -285,6 +285,25 @@ def test_too_many_values_are_refused_by_the_bounds_name(world: World, monkeypatc
     assert world.report("c", 1).changed == ("c",)
 
 
+def test_a_fleet_whose_sets_change_and_that_fills_all_room_is_not_kept_out_by_its_own_past(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MAX_LIVE_VALUES", 30)
+    for step in range(1, 60):
+        world.clock.advance(10)
+        for server_id in "abc":
+            names = ("cpu_usage", *(f"{server_id}{step}_{number}" for number in range(3)))
+            outcome = world.rows(rows_of(set_of(*names), {server_id: (10, 1, 2, 3)}, world.clock.now_ms()))
+            assert outcome.changed == (server_id,) and outcome.no_room is None
+            assert set(metrics(world, server_id)) >= set(names)
+            assert sum(state.cells for state in world.fleet().states) <= 30
+        assert world.live.sweep() == ()
+    no_room = world.report("d", 1).no_room
+    assert no_room is not None and no_room.metadata == {"limit": "MAX_LIVE_VALUES"}
+    wide = rows_of(set_of(*(f"w{number}" for number in range(31))), {"a": range(31)}, world.clock.now_ms())
+    assert world.rows(wide).no_room is not None
+
+
 def test_a_server_has_a_bounded_number_of_sets(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals_module, "MAX_SAMPLES_PER_SERVER", 2)
     for step, name in enumerate("xyz"):

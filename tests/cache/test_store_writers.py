@@ -1,6 +1,6 @@
 """What every StateStore promises when several write: nobody undoes what he has not seen, and he is told of it."""
 
-from tests.cache.kits import Kit, everything, facts, get, put
+from tests.cache.kits import SHORT, Kit, everything, facts, get, put
 from tests.cache.samples import T0, World, descriptor
 
 
@@ -113,3 +113,22 @@ async def test_a_base_that_is_gone_shows_as_lost(kit: Kit, world: World) -> None
     world.report("b", 10)
     world.live.bases["b"] = "another"
     assert (await put(kit.store, world, "b")).lost
+
+
+async def test_a_state_that_has_expired_stands_in_nobodys_way_and_is_missing(kit: Kit, world: World) -> None:
+    """As after a cache was away for longer than a document lives: what a removal is known by lives for a day."""
+    before = World("e0")
+    before.report("a", 10)
+    before.report("gone", 10)
+    before.live.remove(["gone"])
+    await put(kit.short, before, "a", "gone")
+    await kit.pass_time(SHORT.server_s)
+    world.clock.advance(1)
+    world.report("a", 20)
+    world.report("gone", 20)
+    missing = [one async for part in kit.short.differences({"a": "another"}) for one in part.missing]
+    assert missing == ["a"]
+    written = await put(kit.short, world, "a", "gone")
+    assert [one.server_id for one in written.newer] == ["gone"]
+    assert not written.failed
+    assert facts(await get(kit.short, "a")) == facts(world.live.get("a"))

@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 from fleet.codec import metric_set_to_pb, rows_to_pb
 from fleet.model import Metric, MetricSet, Rows, ServerDescriptor, WriteBatch
 from fleet.pending import PendingRows
+from fleet.validation import MAX_ROW_ERRORS
 from fleet.writer import FleetWriter
 from openmanager.cache.v1 import cache_pb2
 from openmanager.fleet.v1 import metric_pb2
@@ -48,6 +49,7 @@ class Stores:
         self.fails: dict[str, OpenManagerError | None] = {}
         self.known_sets: set[str] = set()
         self.cached_sets: set[str] = set()
+        self.too_late_until_s = 0
 
     def _may_fail(self, store: str) -> None:
         error = self.fails.get(store)
@@ -60,7 +62,11 @@ class Stores:
         if request.batch.rows and request.batch.metric_set_id not in self.known_sets:
             raise FailedPrecondition("unknown", reason="METRIC_SET_UNKNOWN")
         self.appended.append(request)
-        return timeseries_pb2.AppendResponse(sequence=len(self.appended), accepted_points=len(request.batch.values))
+        response = timeseries_pb2.AppendResponse(sequence=len(self.appended), accepted_points=len(request.batch.values))
+        late = [place for place, row in enumerate(request.batch.rows) if row.time.seconds < self.too_late_until_s]
+        for place in late[:MAX_ROW_ERRORS]:
+            response.errors.add(row=place, field=f"rows[{place}].time", reason="TOO_LATE")
+        return response
 
     async def UpdateServers(
         self, request: cache_pb2.UpdateServersRequest, _context: Any
@@ -138,6 +144,24 @@ async def test_of_a_server_that_nobody_described_nothing_is_made_up() -> None:
     named, described = (list(request.servers) for request in stores.registered)
     assert named == [metric_pb2.ServerDescriptor(server_id="s")], "no hostname: the record keeps the one that it has"
     assert [server.hostname for server in described] == ["host"]
+
+
+@pytest.mark.parametrize("late", [1, 2 * MAX_ROW_ERRORS])
+async def test_of_rows_that_are_rejected_nothing_is_told_to_anybody(late: int) -> None:
+    stores = Stores()
+    stores.too_late_until_s = 1_000
+    server_ids = (*(f"late-{place}" for place in range(late)), "s")
+    times_ms = np.array([*range(late), SystemClock().now_ms()])
+    rows = Rows(metric_set_id=SET.id, server_ids=server_ids, times_ms=times_ms, values=np.ones((late + 1, 2)))
+    async with writing(stores) as writer:
+        writer.hold(SET)
+        only_late = rows.select(np.arange(late + 1) < late)
+        await writer.write_message(rows_to_pb(only_late), unknown=only_late.server_ids)
+        await writer.write_message(rows_to_pb(rows), unknown=server_ids)
+        await eventually(lambda: stores.updated and stores.registered)
+    told = [row.server_id for request in stores.updated for batch in request.batches for row in batch.rows]
+    named = [server.server_id for request in stores.registered for server in request.servers]
+    assert told == named == ["s"]
 
 
 async def test_timeseries_away_is_an_error_and_nothing_is_told_to_the_others() -> None:
@@ -308,6 +332,28 @@ def test_pending_rows_keep_the_latest_of_each_group() -> None:
     assert len(pending) == 0
 
 
+def measured(value: float, *times_s: int) -> metric_pb2.MetricBatch:
+    rows = metric_pb2.MetricBatch(metric_set_id=metric_set_to_pb(SET).id)
+    for place, time_s in enumerate(times_s):
+        rows.rows.add(server_id=f"s{place}").time.seconds = time_s
+        rows.values.extend((value, value))
+    return rows
+
+
+def test_what_a_sender_makes_up_for_afterwards_does_not_replace_what_it_measured_later() -> None:
+    pending = PendingRows()
+    pending.add(measured(1, 100, 100), Context(), 200_000)
+    pending.add(measured(2, 50, 110), Context(), 200_000)
+    taken, context = pending.take()
+    found = [[(row.time.seconds, list(rows.values)) for row in rows.rows] for rows in taken]
+    assert found == [[(100, [1, 1, 2, 2]), (110, [1, 1, 2, 2])]]
+    pending.add(measured(3, 10, 120), Context(), 200_000)
+    pending.give_back(taken, context, 200_000)
+    (rows,), _ = pending.take()
+    assert [row.time.seconds for row in rows.rows] == [100, 120]
+    assert list(rows.values) == [1, 1, 3, 3]
+
+
 def test_what_is_given_back_does_not_replace_what_is_newer() -> None:
     pending = PendingRows()
     pending.add(message("a", 1), Context(), 0)
@@ -322,24 +368,21 @@ def test_what_is_given_back_does_not_replace_what_is_newer() -> None:
 @pytest.mark.parametrize(
     ("times_s", "waits"),
     [
-        ([(100, 100), (50, 50)], 0),
-        ([(100, 100), (50, 100)], 0),
-        ([(100, 100), (50, 101)], 1),
-        ([(100, 100), (100, 100)], 1),
-        ([(100, 100), (110, 110), (90, 105)], 1),
-        ([(9_000, 9_000), (100, 100)], 1),
+        ([(100, 100), (50, 50)], (0, 0)),
+        ([(100, 100), (50, 100)], (0, 1)),
+        ([(100, 100), (50, 101)], (0, 1)),
+        ([(100, 100), (100, 100)], (1, 1)),
+        ([(100, 100), (110, 110), (90, 105)], (1, 1)),
+        ([(9_000, 100), (100, 90)], (1, 0)),
     ],
     ids=["back-fill", "partly", "news of one", "corrected", "three", "too far ahead"],
 )
-def test_older_rows_do_not_replace_later_ones_that_wait(times_s: list[tuple[int, int]], waits: int) -> None:
+def test_older_rows_do_not_replace_later_ones_that_wait(times_s: list[tuple[int, int]], waits: tuple[int, int]) -> None:
     pending = PendingRows()
     for value, times in enumerate(times_s):
-        rows = metric_pb2.MetricBatch(metric_set_id=SET.id, values=[value] * 2 * len(SET))
-        for server_id, time_s in zip(("a", "b"), times, strict=True):
-            rows.rows.add(server_id=server_id).time.seconds = time_s
-        pending.add(rows, Context(), 200_000)
+        pending.add(measured(value, *times), Context(), 200_000)
     (taken,), _ = pending.take()
-    assert taken.values[0] == waits
+    assert (taken.values[0], taken.values[len(SET)]) == waits
 
 
 def test_pending_rows_are_bounded_and_the_loss_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

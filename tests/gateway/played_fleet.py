@@ -38,13 +38,17 @@ def server_state(server_id: str, *values: float, **fields: Any) -> cache_pb2.Ser
 
 
 class PlayedCache:
-    """Sends what a test puts into ``messages``; ``cut`` breaks the stream off. Asked, it gives ``answer``."""
+    """Sends what a test puts into ``messages``; ``cut`` breaks the stream off. Asked, it gives the
+    ``answer`` of that moment, once it ``may_answer``."""
 
     def __init__(self) -> None:
         self.messages: asyncio.Queue[cache_pb2.WatchServersResponse | None] = asyncio.Queue()
         self.refuses_watchers = False
+        self.subscriptions = self.watchers = 0  # in all, and now
         self.answer: cache_pb2.WatchServersResponse | None = None
         self.asked = 0
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
         self.epoch = "e"
         self.sequence = 0
 
@@ -81,18 +85,25 @@ class PlayedCache:
     ) -> AsyncIterator[cache_pb2.WatchServersResponse]:
         if self.refuses_watchers:
             raise Unavailable("no more watchers")
-        while (message := await self.messages.get()) is not None:
-            yield message
+        self.subscriptions += 1
+        self.watchers += 1
+        try:
+            while (message := await self.messages.get()) is not None:
+                yield message
+        finally:
+            self.watchers -= 1
         raise Unavailable("cut")
 
     async def ListServerStates(
         self, _request: cache_pb2.ListServerStatesRequest, _context: Any
     ) -> cache_pb2.ListServerStatesResponse:
         self.asked += 1
-        if self.answer is None:
+        answer = self.answer
+        await self.may_answer.wait()
+        if answer is None:
             raise Unavailable("away")
         return cache_pb2.ListServerStatesResponse(
-            states=reversed(self.answer.states), metric_sets=self.answer.metric_sets, version=self.answer.version
+            states=reversed(answer.states), metric_sets=answer.metric_sets, version=answer.version
         )
 
 

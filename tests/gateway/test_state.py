@@ -2,15 +2,19 @@
 
 import asyncio
 import time
+import weakref
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import pytest
 
+from fleet.codec import metric_set_from_pb, metric_set_to_pb
+from fleet.model import Metric, MetricSet
 from gateway import changes, state
 from gateway.__main__ import WATCHES
 from gateway.entry import ServerEntry
-from openmanager.fleet.v1 import status_pb2
+from openmanager.fleet.v1 import metric_pb2, status_pb2
 from openmanager.gateway.v1 import fleet_pb2, fleet_pb2_grpc
 from runtime import deadline
 from runtime.channel import Channel
@@ -19,7 +23,7 @@ from runtime.errors import InvalidArgument, NotFound, Unavailable
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 from runtime.waiting import Waiting
-from tests.gateway.played_fleet import CRITICAL, HEALTHY, NAN, server_state, world
+from tests.gateway.played_fleet import CRITICAL, HEALTHY, NAN, PlayedCache, server_state, world
 from tests.harness import eventually
 
 
@@ -58,6 +62,53 @@ async def test_a_large_snapshot_comes_in_parts_and_drops_nobody_before_its_end()
         await eventually(lambda: w.ids() == ["a", "c", "d"])
         assert w.snapshots == 2
         assert fleet_pb2.GetServerResponse.FromString((await w.get("a")).data).server.metrics["other"] == 3
+
+
+async def test_a_snapshot_that_begins_anew_before_its_end_shows_nobody_of_what_was_sent_before() -> None:
+    async with world() as w:
+        w.cache.send(server_state("a", 1, 1, 1, 1), server_state("gone", 1, 1, 1, 1), snapshot=True, continues=True)
+        w.cache.skip(20_000)  # so many were removed that the cache does not say whom
+        w.cache.send(server_state("a", 2, 2, 2, 2), snapshot=True, continues=True)
+        w.cache.send(server_state("b", 2, 2, 2, 2))
+        await eventually(w.caught_up)
+        assert (w.ids(), w.snapshots) == (["a", "b"], 1)
+
+
+async def test_sets_that_no_server_has_any_more_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "MAX_UNUSED_METRICS", 20)
+    kept: list[weakref.ref[MetricSet]] = []
+
+    def decoded(pb: metric_pb2.MetricSet) -> MetricSet:
+        made = metric_set_from_pb(pb)
+        kept.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(state, "metric_set_from_pb", decoded)
+    async with world() as w:
+        w.cache.send(server_state("silent", 1, 1, 1, 1), server_state("a"), snapshot=True)
+        for step in range(100):
+            metric_set = MetricSet((Metric(name=f"of_{step}"),))
+            server = server_state("a")
+            server.samples.add(metric_set_id=metric_set.id, values=[step])
+            begins = w.cache.subscriptions + 1
+            message = w.cache.message(server)
+            message.metric_sets.append(metric_set_to_pb(metric_set))
+            w.cache.messages.put_nowait(message)
+            await eventually(w.caught_up)
+            if not w.state.following:  # it begins anew
+                await eventually(partial(_has_begun, w.cache, begins))
+                whole = w.cache.message(server_state("silent", 1, 1, 1, 1), server, snapshot=True)
+                whole.metric_sets.append(metric_set_to_pb(metric_set))
+                w.cache.messages.put_nowait(whole)
+                await eventually(lambda: w.state.following)
+            full = fleet_pb2.GetServerResponse.FromString((await w.get("a")).data).server
+            assert dict(full.metrics) == {f"of_{step}": step}
+            assert sum(one() is not None for one in kept) <= 2 * 5 + 20 + 1
+        assert 1 < w.cache.subscriptions < 10
+
+
+def _has_begun(cache: PlayedCache, subscription: int) -> bool:
+    return cache.subscriptions == subscription and cache.watchers == 1
 
 
 async def test_while_the_cache_is_away_the_last_state_is_served() -> None:
@@ -319,6 +370,31 @@ async def test_while_the_subscription_is_broken_the_cache_is_asked_and_the_age_i
         clock.advance(state.ASK_INTERVAL_S)
         assert await w.list() == ["a", "b"] and w.cache.asked > asked
         assert w.context.trailers == {"age": "1"}
+
+
+async def test_an_answer_that_the_subscription_has_overtaken_takes_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "ASK_TIMEOUT_S", 20.0)
+    async with world() as w:
+        w.cache.send(server_state("a", 1, 1, 1, 1), snapshot=True)
+        await eventually(lambda: w.state.following)
+        w.cache.refuses_watchers = True
+        w.cache.cut()
+        await eventually(lambda: not w.state.following)
+        w.cache.may_answer.clear()
+        w.cache.answer = w.cache.message(server_state("a", 2, 2, 2, 2), server_state("gone", 2, 2, 2, 2))
+        asked = asyncio.create_task(w.state.refresh())
+        await eventually(lambda: w.cache.asked == 1)
+        w.cache.send(server_state("a", 3, 3, 3, 3), snapshot=True)
+        w.cache.refuses_watchers = False
+        await eventually(w.caught_up)
+        version = w.state.version
+        w.cache.refuses_watchers = True
+        w.cache.cut()
+        await eventually(lambda: not w.state.following)
+        w.cache.may_answer.set()
+        await asked
+        assert (w.state.version, w.ids()) == (version, ["a"])
+        assert fleet_pb2.GetServerResponse.FromString((await w.get("a")).data).server.metrics["other"] == 3
 
 
 async def test_the_summary_adds_up() -> None:
