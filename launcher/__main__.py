@@ -124,6 +124,8 @@ def _welcome(data: Path) -> str:
 
 
 def _say(text: str) -> None:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # there is no stdout where it was closed
+    text = text.encode(encoding, "backslashreplace").decode(encoding)  # not all have every character
     with contextlib.suppress(OSError):  # the terminal is gone, or the file that it is has no room: the processes go on
         print(text, flush=True)  # noqa: T201 - the terminal is this program's interface
 
