@@ -94,10 +94,12 @@ class Supervisor:
         """
         with contextlib.ExitStack() as stack:
             try:
-                self._logs.mkdir(parents=True, exist_ok=True)
+                for folder in (self._logs.parent, self._logs):  # DATA_DIR as the processes make it
+                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 logs = [stack.enter_context(LogFile(self._logs / f"{one.spec.name}.log")) for one in self._running]
             except OSError as error:
-                raise StartFailedError(f"cannot use folder {self._logs}: {error.strerror} (set DATA_DIR)") from error
+                name = error.filename or self._logs
+                raise StartFailedError(f"cannot use {name}: {error.strerror} (set DATA_DIR)") from error
             await self._run(when_ready, logs)
 
     async def _run(self, when_ready: Callable[[], None], logs: Sequence[LogFile]) -> None:

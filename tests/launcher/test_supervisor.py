@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -100,10 +101,23 @@ def test_a_full_log_is_turned_over(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "a.log").read_bytes() == b"second line\n"
 
 
+async def test_what_the_launcher_makes_is_open_to_its_user_alone_and_what_is_there_stays(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir(mode=0o755)
+    for data in (tmp_path / "new", there):
+        supervisor = Supervisor([], environ={}, logs=data / "logs", clock=SystemClock(), say=print)
+        await supervisor.run(supervisor.stop)
+    assert [stat.S_IMODE((tmp_path / "new" / name).stat().st_mode) for name in (".", "logs")] == [0o700, 0o700]
+    assert [stat.S_IMODE((there / name).stat().st_mode) for name in (".", "logs")] == [0o755, 0o700]
+
+
 async def test_a_folder_that_cannot_be_used_is_named_with_the_variable(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("no folder")
     supervisor = Supervisor([], environ={}, logs=tmp_path / "logs", clock=SystemClock(), say=print)
     with pytest.raises(StartFailedError, match=r"logs: File exists \(set DATA_DIR\)"):
+        await supervisor.run(lambda: None)
+    supervisor = Supervisor([], environ={}, logs=tmp_path / "logs" / "logs", clock=SystemClock(), say=print)
+    with pytest.raises(StartFailedError, match=f"cannot use {tmp_path}/logs: File exists"):
         await supervisor.run(lambda: None)
 
 
