@@ -20,7 +20,7 @@ S = TypeVar("S", bound="CommonSettings")
 
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_NUMBER_AND_UNIT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+_NUMBER_AND_UNIT: Final = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([A-Za-z]+)")  # 400 digits are infinite
 MAX_SHOWN_VALUE_CHARS: Final = 80
 
 
