@@ -92,12 +92,14 @@ clean: ## remove what set-up made (never data/)
 	rm -rf $(VENV) gen protos/google .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	cd examples/clients && rm -rf go/bin go/client go/gen java/target node/node_modules rust/target
 
+# With a path from there to here, so that a checkout that is moved or copied runs its own code.
 $(STAMPS)/venv:
 	@$(PYTHON) tools/check_python.py
 	@$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(STAMPS)
 	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
-	  printf '%s\n%s\n' "$(CURDIR)" "$(CURDIR)/gen" > "$$site/openmanager.pth"
+	  here=$$($(BIN)/python -c 'import os, sys; print(os.path.relpath(".", sys.argv[1]))' "$$site"); \
+	  printf '%s\n%s\n' "$$here" "$$here/gen" > "$$site/openmanager.pth"
 	@touch $@
 
 # The `openmanager` command; a copy, so that it stays where PATH finds it.

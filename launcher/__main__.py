@@ -6,10 +6,12 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.supervisor import ProcessSpec, StartFailedError, Supervisor
 from runtime.clock import SystemClock
+from runtime.settings import split_address
 
 EXAMPLES = """examples:
   make run                                         all defaults, data in ./data
@@ -30,6 +32,8 @@ _ADDRESSES = {
     "ANALYTICS_ADDRESS": "127.0.0.1:50055",
 }
 """What the processes take by default; they check what is set, and all of them say what is wrong."""
+
+_ANY_HOST = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
 
 _TRUE = {"true", "1", "yes", "on", "t", "y"}
 """What the gateway takes for true."""
@@ -56,8 +60,26 @@ def main() -> int:
     return asyncio.run(_run(Path(os.environ.get("DATA_DIR") or "data")))
 
 
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """What the processes are started with: `given`, and a *_TARGET for each that listens elsewhere and has none.
+
+    Otherwise the others would dial the default: nobody, or the process of another install.
+    """
+    found = dict(given)
+    for name in _ADDRESSES:
+        target = name.replace("_ADDRESS", "_TARGET")
+        if name.startswith("GATEWAY_") or not given.get(name) or given.get(target):
+            continue
+        with contextlib.suppress(ValueError):  # no address: the process itself says so
+            host, port = split_address(given[name])
+            if port:
+                found[target] = f"127.0.0.1:{port}" if host in _ANY_HOST else given[name]
+    return found
+
+
 async def _run(data: Path) -> int:
-    supervisor = Supervisor(_PROCESSES, environ=os.environ, logs=data / "logs", clock=SystemClock(), say=_say)
+    given = environment(os.environ)
+    supervisor = Supervisor(_PROCESSES, environ=given, logs=data / "logs", clock=SystemClock(), say=_say)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _stop, supervisor)
@@ -102,6 +124,8 @@ def _welcome(data: Path) -> str:
 
 
 def _say(text: str) -> None:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # there is no stdout where it was closed
+    text = text.encode(encoding, "backslashreplace").decode(encoding)  # not all have every character
     with contextlib.suppress(OSError):  # the terminal is gone, or the file that it is has no room: the processes go on
         print(text, flush=True)  # noqa: T201 - the terminal is this program's interface
 

@@ -1,6 +1,7 @@
 """Keeps processes running: start, watch, restart with back-off, stop.
 
-What must stay true: a process that dies after it was ready is started again, and that is said; one that cannot start
+What must stay true: a process that dies after it was ready is started again, as soon as the system lets us, and that is
+said; one that cannot start
 (it exits by itself before it was ready, because a setting is wrong or its address is taken) stops everything with its
 own words; stopping is orderly and bounded; no process outlives the launcher, not even when that is killed; a log that
 cannot be written (a full disk) stops nobody.
@@ -94,10 +95,12 @@ class Supervisor:
         """
         with contextlib.ExitStack() as stack:
             try:
-                self._logs.mkdir(parents=True, exist_ok=True)
+                for folder in (self._logs.parent, self._logs):  # DATA_DIR as the processes make it
+                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 logs = [stack.enter_context(LogFile(self._logs / f"{one.spec.name}.log")) for one in self._running]
             except OSError as error:
-                raise StartFailedError(f"cannot use folder {self._logs}: {error.strerror} (set DATA_DIR)") from error
+                name = error.filename or self._logs
+                raise StartFailedError(f"cannot use {name}: {error.strerror} (set DATA_DIR)") from error
             await self._run(when_ready, logs)
 
     async def _run(self, when_ready: Callable[[], None], logs: Sequence[LogFile]) -> None:
@@ -145,7 +148,12 @@ class Supervisor:
         name, failures = running.spec.name, 0
         while not self._stopping.is_set():
             started = self._clock.monotonic()
-            status = await self._run_once(running, log, again=failures > 0)
+            try:
+                status = await self._run_once(running, log, again=failures > 0)
+                ended = _how_it_ended(status)
+            except OSError as error:  # no memory or no process left for another program: there may be again
+                status, ended = 1, f"cannot be started: {error.strerror or error}"
+                running.last_lines.append(f"{name} {ended}")
             if self._stopping.is_set():
                 return
             if not running.settled.is_set() and status > 0:
@@ -156,7 +164,7 @@ class Supervisor:
                 failures = 0
             delay_s = min(RESTART_MAX_S, RESTART_INITIAL_S * 2**failures)
             failures += 1
-            self._say(f"{name} {_how_it_ended(status)}; starting it again in {delay_s:g} s (log: {log.path})")
+            self._say(f"{name} {ended}; starting it again in {delay_s:g} s (log: {log.path})")
             await self._clock.sleep(delay_s)
 
     async def _run_once(self, running: _Running, log: LogFile, *, again: bool) -> int:
@@ -250,7 +258,10 @@ def _kill(process: asyncio.subprocess.Process | None) -> None:
 
 
 def _how_it_ended(status: int) -> str:
-    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    if status >= 0:
+        return f"ended with status {status}"
+    known = {number.value: number.name for number in signal.Signals}  # of the real-time ones only the ends
+    return f"was killed by {known.get(-status, f'signal {-status}')}"
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:

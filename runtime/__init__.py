@@ -16,3 +16,9 @@
 A call's way: gRPC -> handlers (trace, decode) -> interception (authenticate, deadline, errors, access log,
 metrics) -> the servicer's method -> handlers (encode). The gateway's HTTP bridge joins it at interception.
 """
+
+import os
+
+# gRPC reads it when it is imported, which is after this in every process of ours: later is too late. Otherwise its core
+# writes lines of its own among those of the log, at INFO, for each handshake that fails.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

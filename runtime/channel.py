@@ -18,6 +18,7 @@ wraps every call in a task (measured here: 20-50 us of a 330 us call).
 
 import asyncio
 import json
+import re
 import weakref
 from collections.abc import Callable
 from types import TracebackType
@@ -51,6 +52,7 @@ RECONNECT_MAX_MS: Final = 2_000
 """A peer that was restarted is found again within this time."""
 CONNECT_TIMEOUT_MS: Final = 5_000
 
+_HANDSHAKE: Final = re.compile(r"Tls handshake failed .*OPENSSL_internal:(.*?)(?:: OK)?$")
 _RETRIED: Final = frozenset({MethodOptions.NO_SIDE_EFFECTS, MethodOptions.IDEMPOTENT})
 
 
@@ -336,9 +338,22 @@ def peer_error(peer: str, error: grpc.RpcError) -> OpenManagerError:
         )
     bare = from_rpc_error(error)
     if isinstance(bare, Unavailable):
-        return Unavailable(f"{peer} is not reachable", reason="PEER_UNAVAILABLE", metadata=metadata)
+        text = f"{peer} is not reachable{_refusal(bare.message)}"
+        return Unavailable(text, reason="PEER_UNAVAILABLE", metadata=metadata)
     if isinstance(bare, DeadlineExceeded):
         return DeadlineExceeded(f"{peer} did not answer in time", reason="PEER_DEADLINE_EXCEEDED", metadata=metadata)
     if isinstance(bare, Cancelled):  # we did not cancel: that would be an asyncio.CancelledError
         return Unavailable(f"{peer} dropped the call", reason="PEER_UNAVAILABLE", metadata=metadata)
     return type(bare)(f"{peer}: {bare.message}", reason=bare.reason, metadata=metadata)
+
+
+def _refusal(details: str) -> str:
+    """What keeps the two from talking, where somebody listens there: that is not mended by waiting."""
+    if not details.startswith("failed to connect to all addresses"):
+        return ""
+    if details.endswith(": Socket closed"):  # with TLS 1.3 a certificate of ours that is refused shows no other way
+        return ": it closes the connection, as one does that has no TLS, or wants another certificate of us"
+    if "Hostname Verification Check failed" in details:
+        return ": its certificate is for other names"
+    found = _HANDSHAKE.search(details)
+    return f": no TLS with it: {found[1]}" if found else ""

@@ -1,7 +1,8 @@
 """What a process keeps on disk for itself: its locked folder, and the secret all processes of an install share.
 
-What must stay true: two processes never use one folder at a time; however many processes start at once, they all end
-up with the same secret, in a file that only its owner can read.
+What must stay true: two processes never use one folder at a time; one whose launcher was killed, and which is about to
+notice, keeps nobody from starting; however many processes start at once, they all end up with the same secret, in a
+file that only its owner can read.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import fcntl
 import logging
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -18,6 +20,11 @@ from runtime.settings import CommonSettings
 
 SECRET_FILE_NAME: Final = "service-secret"  # noqa: S105  a name
 MIN_SECRET_CHARS: Final = 16
+PARENT_PID_VARIABLE: Final = "OPENMANAGER_PARENT_PID"
+"""In the environment of a process that ends when this one, its parent, is gone."""
+ORPHAN_WAIT_S: Final = 25.0
+"""Such a process notices that within a second, and its orderly stop is bounded."""
+_LOOK_EVERY_S: Final = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -40,19 +47,43 @@ def locked(data_dir: Path, name: str) -> Iterator[Path]:
     except OSError as error:
         raise CannotStartError(f"cannot use folder {folder}: {error.strerror} (set DATA_DIR)") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise CannotStartError(
-                f"folder {folder} is in use by another {name} process (pid {owner}): "
-                "stop that one, or set DATA_DIR to another folder"
-            ) from error
+        _lock(descriptor, folder, name)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield folder
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path, name: str) -> None:
+    ends = time.monotonic() + ORPHAN_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            if not _is_orphan(owner) or time.monotonic() >= ends:
+                raise CannotStartError(
+                    f"folder {folder} is in use by another {name} process (pid {owner}): "
+                    "stop that one, or set DATA_DIR to another folder"
+                ) from error
+            time.sleep(_LOOK_EVERY_S)
+        else:
+            return
+
+
+def _is_orphan(owner: str) -> bool:
+    """Whether a process ends by itself, because its launcher is gone, or has just ended."""
+    import psutil  # noqa: PLC0415  nearly nobody has to know
+
+    try:
+        process = psutil.Process(int(owner))
+        launcher = process.environ().get(PARENT_PID_VARIABLE, "")
+        return launcher.isdecimal() and int(launcher) != process.ppid()
+    except psutil.NoSuchProcess:
+        return True
+    except (ValueError, psutil.Error):
+        return False
 
 
 def write_private(path: Path, content: bytes) -> None:

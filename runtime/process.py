@@ -46,7 +46,7 @@ EXIT_BAD_SETTINGS: Final = 2
 NO_FORKS: Final = ("GRPC_ENABLE_FORK_SUPPORT", "0")
 """gRPC prepares each fork for a child that goes on with gRPC; ours run another program at once. In between its threads
 ended 45 of 400 children of a busy process; PostgreSQL is such a child, started under another user and so by fork."""
-PARENT_PID_VARIABLE: Final = "OPENMANAGER_PARENT_PID"
+PARENT_PID_VARIABLE: Final = folder.PARENT_PID_VARIABLE
 PARENT_CHECK_INTERVAL_S: Final = 1.0
 READINESS_INTERVAL_S: Final = 0.25
 STOP_BOUND_S: Final = 20.0

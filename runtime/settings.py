@@ -20,7 +20,7 @@ S = TypeVar("S", bound="CommonSettings")
 
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_NUMBER_AND_UNIT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+_NUMBER_AND_UNIT: Final = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([A-Za-z]+)")  # 400 digits are infinite
 MAX_SHOWN_VALUE_CHARS: Final = 80
 
 
@@ -117,6 +117,18 @@ def _shown(value: object) -> str:
     return repr(text if len(text) <= MAX_SHOWN_VALUE_CHARS else text[:MAX_SHOWN_VALUE_CHARS] + "...")
 
 
+def _is_utf8(path: Path) -> bool:
+    """Whether it is the same to SQLite and PostgreSQL, which take UTF-8, as to Python, which asks the locale."""
+    try:
+        text = str(path.absolute())
+    except OSError:  # where we are is deleted: whoever uses the folder says so
+        return True
+    try:
+        return text.encode() == os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 Address = Annotated[str, AfterValidator(_address)]
 """Where a process listens: "host:port", port 0 for any free one."""
 Target = Annotated[str, AfterValidator(_target)]
@@ -196,6 +208,8 @@ class CommonSettings(BaseSettings):
 
     def problems(self) -> Iterator[str]:
         """One line for each setting that is wrong beside the others. Subclasses add theirs to super()'s."""
+        if not _is_utf8(self.data_dir):
+            yield f"DATA_DIR: {_shown(self.data_dir)} is not UTF-8 with this locale: the files in it cannot be opened"
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             set_one, unset = ("TLS_CERT_FILE", "TLS_KEY_FILE")[:: 1 if self.tls_cert_file else -1]
             yield f"{unset}: must be set too, since {set_one} is"

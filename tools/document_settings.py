@@ -33,9 +33,10 @@ Durations are written `250ms`, `10s`, `5m`, `1h`, `7d`; sizes `512MiB`, `8GiB`. 
 TAIL = """
 ## The launcher (`make run`)
 
-It passes its environment on to the processes and reads `DATA_DIR`. It sets two variables that they understand:
-`OPENMANAGER_PARENT_PID`, whose end they follow, and `NOTIFY_SOCKET` (the protocol of sd_notify, so `Type=notify` works
-under systemd too).
+It passes its environment on to the processes and reads `DATA_DIR`. Where only `CACHE_ADDRESS` is set, the others are
+given it as `CACHE_TARGET`, and so on: a second install beside the first wants another `DATA_DIR` and seven addresses.
+It sets two variables that they understand: `OPENMANAGER_PARENT_PID`, whose end they follow, and `NOTIFY_SOCKET` (the
+protocol of sd_notify, so `Type=notify` works under systemd too).
 """
 
 

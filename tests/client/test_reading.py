@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import random
+import shutil
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,7 @@ from runtime.errors import OpenManagerError as ServerError
 from runtime.interception import Interception
 from runtime.server import GrpcServer, bind
 from runtime.tls import server_credentials
+from tests.harness.product import ROOT
 from tests.runtime.echo import EchoSettings
 from tests.runtime.test_tls import files  # noqa: F401  a fixture
 
@@ -125,6 +129,20 @@ async def test_what_waiting_does_not_mend_is_raised_at_once(error: ServerError) 
     assert len(servicer.asked) == 1
 
 
+async def told_by_the_command(folder: Path, *arguments: str) -> str:
+    """What `openmanager` writes to stderr, beside a python as in .venv/bin."""
+    shutil.copy(ROOT / "tools" / "openmanager", folder)
+    (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (folder / "python").chmod(0o755)
+    environ = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    command = await asyncio.create_subprocess_exec(
+        *("/bin/sh", str(folder / "openmanager"), *arguments),
+        env=environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    return (await command.communicate())[1].decode()
+
+
 async def test_tls_with_an_authority_of_ones_own(files: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
     settings = EchoSettings(data_dir=tmp_path, **files)
     servicer = FakeFleet(summaries=[None])
@@ -142,6 +160,8 @@ async def test_tls_with_an_authority_of_ones_own(files: dict[str, Any], tmp_path
                 with pytest.raises(OpenManagerError, match="is not reachable") as failed:
                     await manager.summary()
             assert "--ca-file" in failed.value.hint
+        said = await told_by_the_command(tmp_path, "--address", f"https://{address}", "servers")
+        assert [line.partition(":")[0] for line in said.splitlines()] == ["openmanager", "openmanager"], said
     finally:
         await server.stop(0)
 

@@ -180,6 +180,7 @@ async def test_a_real_process_serves_with_the_compose_environment(installation: 
             process.kill()
         await process.wait()
     log_text = (tmp_path / "log").read_text()
+    assert [line for line in log_text.splitlines() if not line.startswith("{")] == [], "gRPC's, of who came without TLS"
     assert not any(secret in log_text for secret in read_env(installation.env_file).values())
 
 

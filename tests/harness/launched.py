@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from tests.harness import free_port
 from tests.harness.cluster import begin_with_cluster
-from tests.harness.product import ADDRESSES, KEPT_VARIABLES, ROOT, TARGETS, Answer, http
+from tests.harness.product import ADDRESSES, KEPT_VARIABLES, ROOT, Answer, http
 
 START_WITHIN_S = 90.0
 
@@ -41,7 +41,6 @@ class Launched:
         self.environ = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
         self.environ |= {"DATA_DIR": str(self.data), "GATEWAY_HTTP_ADDRESS": self.http_address}
         self.environ |= {variable: self.addresses[name] for name, variable in ADDRESSES.items()}
-        self.environ |= {variable: self.addresses[name] for name, variable in TARGETS.items()}
         self.environ |= settings
         self._output = folder / "launcher.txt"
         self.process: subprocess.Popen[bytes] | None = None

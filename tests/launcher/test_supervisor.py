@@ -2,11 +2,17 @@
 
 import asyncio
 import contextlib
+import errno
+import os
+import signal
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from launcher import logfile
@@ -46,6 +52,10 @@ async def supervised(folder: Path, said: list[str]) -> AsyncIterator[asyncio.Eve
         await asyncio.wait_for(run, 20)
 
 
+def child_named(module: str) -> psutil.Process:
+    return next(child for child in psutil.Process().children() if child.cmdline()[-1:] == [module])
+
+
 async def test_a_full_disk_under_the_logs_stops_nobody_and_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "talker.log").symlink_to("/dev/full")
@@ -55,6 +65,50 @@ async def test_a_full_disk_under_the_logs_stops_nobody_and_is_said_once(tmp_path
         await eventually(lambda: said)
         await asyncio.sleep(0.3)  # there are more lines that do not fit
     assert said == [f"talker: error: {tmp_path}/logs/talker.log lacks lines: No space left on device"]
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGRTMIN + 3, "signal ")])
+async def test_a_process_that_is_killed_is_started_again_whatever_the_signal(
+    tmp_path: Path, number: int, name: str
+) -> None:
+    said: list[str] = []
+    async with supervised(tmp_path, said) as ready:
+        await asyncio.wait_for(ready.wait(), 20)
+        child_named("talker").send_signal(number)
+        await eventually(lambda: "talker is back" in said, within_s=20)
+    assert said[0].startswith(f"talker was killed by {name}")
+
+
+async def test_a_system_without_room_for_a_process_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    start = asyncio.create_subprocess_exec
+    failures = [OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))]
+
+    async def full(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        if failures:
+            raise failures.pop(0)
+        return await start(*command, **options)
+
+    async with supervised(tmp_path, said) as ready:
+        await asyncio.wait_for(ready.wait(), 20)
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", full)
+        child_named("talker").kill()
+        await eventually(lambda: "talker is back" in said, within_s=20)
+    assert said[1].startswith("talker cannot be started: Cannot allocate memory; starting it again in 1 s")
+    assert said[2].startswith("talker cannot be started: Resource temporarily unavailable; starting it again in 2 s")
+
+
+async def test_a_first_start_that_the_system_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_command: str, **_options: Any) -> asyncio.subprocess.Process:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", full)
+    specs = [ProcessSpec(name="talker", module="talker", stop_wave=0)]
+    supervisor = Supervisor(specs, environ={}, logs=tmp_path / "logs", clock=SystemClock(), say=print)
+    with pytest.raises(StartFailedError, match="talker cannot be started: Cannot allocate memory"):
+        await supervisor.run(lambda: None)
 
 
 async def test_a_log_that_somebody_took_away_is_begun_anew_when_it_is_full(
@@ -99,10 +153,23 @@ def test_a_full_log_is_turned_over(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "a.log").read_bytes() == b"second line\n"
 
 
+async def test_what_the_launcher_makes_is_open_to_its_user_alone_and_what_is_there_stays(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir(mode=0o755)
+    for data in (tmp_path / "new", there):
+        supervisor = Supervisor([], environ={}, logs=data / "logs", clock=SystemClock(), say=print)
+        await supervisor.run(supervisor.stop)
+    assert [stat.S_IMODE((tmp_path / "new" / name).stat().st_mode) for name in (".", "logs")] == [0o700, 0o700]
+    assert [stat.S_IMODE((there / name).stat().st_mode) for name in (".", "logs")] == [0o755, 0o700]
+
+
 async def test_a_folder_that_cannot_be_used_is_named_with_the_variable(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("no folder")
     supervisor = Supervisor([], environ={}, logs=tmp_path / "logs", clock=SystemClock(), say=print)
     with pytest.raises(StartFailedError, match=r"logs: File exists \(set DATA_DIR\)"):
+        await supervisor.run(lambda: None)
+    supervisor = Supervisor([], environ={}, logs=tmp_path / "logs" / "logs", clock=SystemClock(), say=print)
+    with pytest.raises(StartFailedError, match=f"cannot use {tmp_path}/logs: File exists"):
         await supervisor.run(lambda: None)
 
 
@@ -111,3 +178,17 @@ def test_a_terminal_that_is_gone_stops_nobody() -> None:
     with Path("/dev/full").open("wb") as full:
         said = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, stdout=full, stderr=subprocess.PIPE)
     assert b"Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_a_terminal_that_lacks_a_character_stops_nobody(encoding: str) -> None:
+    code = "from launcher.__main__ import _say\n_say('at 20 \\u20ac, \\udcff')"
+    environ = os.environ | {"PYTHONIOENCODING": encoding}
+    said = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environ, stdout=subprocess.PIPE)
+    euro = "\u20ac" if encoding == "utf-8" else "\\u20ac"
+    assert said.stdout.decode() == f"at 20 {euro}, \\udcff\n"
+
+
+def test_no_terminal_at_all_stops_nobody() -> None:
+    code = "import sys\nsys.stdout = None\nfrom launcher.__main__ import _say\n_say('nobody reads this')"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

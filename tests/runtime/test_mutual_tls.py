@@ -136,6 +136,35 @@ async def test_a_caller_refuses_servers_of_another_authority_and_expired_ones(
         assert not await answers(channel(address, expired, made))
 
 
+async def told(to: Channel) -> str:
+    """What a call that does not work says."""
+    async with to:
+        with pytest.raises(errors.Unavailable) as caught:
+            async with calling("echo"):
+                await EchoStub(to.grpc).Create(Echo(text="x"))
+    assert caught.value.reason == "PEER_UNAVAILABLE"
+    return str(caught.value)
+
+
+async def test_who_is_not_reached_because_of_certificates_is_told_so(
+    tmp_path: Path, made: Path, foreign: Path, expired: Path
+) -> None:
+    async with serving(settings(tmp_path, expired, "cache", ca=made / "ca.crt")) as address:
+        said = await told(channel(address, expired, made))
+        assert said == "echo is not reachable: no TLS with it: CERTIFICATE_VERIFY_FAILED: certificate has expired"
+    async with serving(settings(tmp_path, made, "cache")) as address:
+        assert "is not reachable: no TLS with it: " in await told(channel(address, foreign, made))
+        assert (
+            await told(_Named(address, made, "metadata")) == "echo is not reachable: its certificate is for other names"
+        )
+        closes = "echo is not reachable: it closes the connection, as one does that has no TLS, or wants another"
+        for refused in (channel(address, made), channel(address, made, foreign), Channel(address, secret=SECRET)):
+            assert (await told(refused)).startswith(closes)
+    async with serving(EchoSettings(data_dir=tmp_path)) as address:
+        assert "no TLS with it: WRONG_VERSION_NUMBER" in await told(channel(address, made, made))
+    assert await told(channel(address, made, made)) == "echo is not reachable"  # nobody listens there any more
+
+
 async def test_files_that_are_replaced_count_from_the_next_handshake_on(
     tmp_path: Path, made: Path, foreign: Path
 ) -> None:

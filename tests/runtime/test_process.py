@@ -161,7 +161,7 @@ async def test_what_does_not_stop_is_cut_off(tmp_path: Path) -> None:
         assert "did not stop within 0.2 s" in running.text
 
 
-async def test_a_killed_launcher_leaves_no_process_behind(tmp_path: Path) -> None:
+async def test_a_killed_launcher_leaves_no_process_behind_and_can_be_started_again_at_once(tmp_path: Path) -> None:
     launcher_code = (
         "import os, subprocess, sys, time\n"
         "child = subprocess.Popen([sys.executable, '-m', 'tests.runtime.echo_process'],"
@@ -179,8 +179,10 @@ async def test_a_killed_launcher_leaves_no_process_behind(tmp_path: Path) -> Non
     try:
         await eventually(lambda: log.exists() and "listens on" in log.read_text(), within_s=50)
         launcher.kill()
+        await eventually(lambda: parent_of(child) != launcher.pid)  # wait() is for the child's stdout, too
+        await asyncio.to_thread(lock_and_leave, tmp_path)
         await launcher.wait()
-        await eventually(lambda: "echo stopped" in log.read_text())
+        assert "echo stopped" in log.read_text()
         await eventually(lambda: not alive(child))
     finally:
         if alive(child):
@@ -188,11 +190,25 @@ async def test_a_killed_launcher_leaves_no_process_behind(tmp_path: Path) -> Non
     assert "is gone" in log.read_text()
 
 
+def lock_and_leave(data_dir: Path) -> None:
+    with folder.locked(data_dir, "echo"):
+        pass
+
+
 def alive(pid: int) -> bool:
+    return status_of(pid)[0] not in {"Z", "gone"}
+
+
+def parent_of(pid: int) -> int:
+    return int(status_of(pid)[1])
+
+
+def status_of(pid: int) -> list[str]:
+    """From a process's state on, which its parent follows."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["gone", "0"]
 
 
 async def test_processes_starting_at_once_agree_on_one_secret(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Settings are typed, all problems are told at once, and secrets stay secret."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,8 @@ from runtime.settings import (
     setting,
     split_address,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 class CacheSettings(CommonSettings):
@@ -105,6 +110,29 @@ def test_what_is_allowed_is_said_as_it_is_written() -> None:
         "CACHE_SERVERS: '0' should be greater than or equal to 1",
         "INFLUXDB_TOKEN: should have at least 4 characters",
     ]
+
+
+@pytest.mark.parametrize(
+    ("locale", "name", "wrong"),
+    [
+        ("C.UTF-8", b"d\xc3\xa4ta", False),
+        ("C.UTF-8", b"d\xe4ta", True),
+        ("C", b"d\xc3\xa4ta", True),
+        ("C", b"data", False),
+    ],
+)
+def test_a_folder_whose_name_no_database_could_be_told_is_refused(locale: str, name: bytes, wrong: bool) -> None:
+    code = (
+        "from runtime.settings import *\ntry: CommonSettings.load()\nexcept SettingsError as error: print(ascii(error))"
+    )
+    environ = {
+        b"PATH": os.environb[b"PATH"],
+        b"LC_ALL": locale.encode(),
+        b"PYTHONUTF8": b"0",
+        b"DATA_DIR": b"/x/" + name,
+    }
+    said = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environ, stdout=subprocess.PIPE)
+    assert (b"DATA_DIR: " in said.stdout and b"is not UTF-8 with this locale" in said.stdout) == wrong
 
 
 def test_blanks_are_no_targets() -> None:
@@ -195,7 +223,7 @@ def test_durations_and_sizes() -> None:
         5,
         77,
     ]
-    for bad in ("", "s", "-1s", "1 week", "1e3s", "nan s", "inf"):
+    for bad in ("", "s", "-1s", "1 week", "1e3s", "nan s", "inf", "9" * 400 + "s", "9" * 400 + "GiB"):
         with pytest.raises(ValueError, match="is not a duration"):
             parse_duration(bad)
         with pytest.raises(ValueError, match="is not a size"):
