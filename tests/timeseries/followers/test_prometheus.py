@@ -3,13 +3,13 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fleet.status import PROBE_TIMEOUT_S
+from fleet.status import PROBE_TIMEOUT_S, StoreMonitor, StoreState
 from runtime.errors import Unavailable
 from services.timeseries.engine import Engine
 from services.timeseries.followers import prometheus as adapter
@@ -247,6 +247,27 @@ async def test_the_next_address_takes_over_and_keeps_the_work(strict: Prometheus
         await store.probe()
         await store.close()
     assert (await strict.points(now_ms + 10))["next", "production", "web"] == 9
+
+
+async def test_a_store_of_several_silent_addresses_shows_how_far_it_is_behind(tmp_path: Path) -> None:
+    """Each of them has a time-out of its own, all together more than whoever asks for the status waits."""
+
+    async def say_nothing(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await stream.read()
+        writer.close()
+
+    async with AsyncExitStack() as stack:
+        nodes = [await asyncio.start_server(say_nothing, "127.0.0.1", 0) for _ in range(3)]
+        stack.callback(lambda: [node.close() for node in nodes])
+        urls = [f"http://127.0.0.1:{node.sockets[0].getsockname()[1]}/api/v1/write" for node in nodes]
+        engine, follower = await stack.enter_async_context(following(tmp_path, *urls))
+        probes = {"prometheus": ("follower", follower.probe)}
+        monitor = await stack.enter_async_context(StoreMonitor("timeseries", probes, CLOCK))
+        for number in range(1, 3):
+            await engine.append(rows(SET, [("a", CLOCK.now_ms() + number, [1.0] * 3)]), metric_sets=(SET,))
+            await eventually(lambda wanted=3 * number: monitor.statuses()[0].lag_points == wanted, within_s=20)  # type: ignore[misc]
+            (status,) = monitor.statuses()
+            assert status.state == StoreState.STORE_STATE_DOWN and "no answer within" in status.last_error
 
 
 @pytest.mark.full
