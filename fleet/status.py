@@ -141,7 +141,7 @@ class StoreMonitor:
         else:
             store.last = probe
             if not probe.down:
-                store.latencies.add(probe.latency_ms)
+                store.latencies.add(self._clock.monotonic(), probe.latency_ms)
             if probe.disk_free_bytes:
                 store.free.add(self._clock.monotonic(), probe.disk_free_bytes)
             if probe.down or probe.degraded:
@@ -156,7 +156,7 @@ class StoreMonitor:
             store.state, store.since_ms = state, self._clock.now_ms()
 
     def _status(self, name: str, store: _Store) -> status_pb2.StoreStatus:
-        last = store.last
+        last, now_s = store.last, self._clock.monotonic()
         return status_pb2.StoreStatus(
             name=name,
             role=store.role,
@@ -172,8 +172,8 @@ class StoreMonitor:
             server_version=last.server_version,
             latency_ms=last.latency_ms,
             service=self._service,
-            latency_p50_ms=store.latencies.percentile(50),
-            latency_p99_ms=store.latencies.percentile(99),
+            latency_p50_ms=store.latencies.percentile(now_s, 50),
+            latency_p99_ms=store.latencies.percentile(now_s, 99),
             disk_days_left=store.free.days_left,
             note=last.note,
             refusals=[_refusal(refusal) for refusal in last.refusals],
