@@ -170,7 +170,7 @@ class StoreMonitor:
             since=timestamp_from_ms(store.since_ms),
             address=last.address,
             server_version=last.server_version,
-            latency_ms=last.latency_ms,
+            latency_ms=0.0 if store.state == StoreState.STORE_STATE_DOWN else last.latency_ms,
             service=self._service,
             latency_p50_ms=store.latencies.percentile(now_s, 50),
             latency_p99_ms=store.latencies.percentile(now_s, 99),
