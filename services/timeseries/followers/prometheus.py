@@ -3,8 +3,9 @@
 Labels: `__name__`, `server_id`, `environment`, `role` (an empty one is left out) and the metric's own; what Prometheus'
 names cannot hold is escaped (`prometheus/labels.py`). NaN is no value; infinities are values.
 
-What must stay true: nothing is taken for written that the store does not say it has. A receiver that does not know 2.0
-answers 204 and drops everything (VictoriaMetrics 1.130 does), so 2.0 is used only with one that counts what it wrote.
+What must stay true: nothing is taken for written that the store does not say it has, and a page in its place says
+nothing. A receiver that does not know 2.0 answers 204 and drops everything (VictoriaMetrics 1.130 does), so 2.0 is used
+only with one that counts what it wrote.
 What is refused for good is counted by reason, and the rest of its request is written: Prometheus counts it in the
 answer; Mimir, which has written the rest by then, and anybody who speaks 1.0 only says that something was refused, and
 is asked again with ever smaller halves. A sample that is there already is a no-op for all of them. What an operator
@@ -218,7 +219,8 @@ class PrometheusBackend:
             may_cut=True,
         )
         status = answer.status
-        if 200 <= status < 300 or status in _PERMANENT:
+        is_page = answer.headers.get("Content-Type", "").startswith("text/html")  # of a log-in, or for every path
+        if (200 <= status < 300 and not is_page) or status in _PERMANENT:
             return answer
         if version is Version.V2 and status in {406, 415}:
             raise _SpeaksNo2

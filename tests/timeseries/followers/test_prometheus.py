@@ -203,6 +203,17 @@ async def test_a_probe_of_a_store_that_does_not_speak_2_0_any_more_finds_it_up()
         await probing.close()
 
 
+async def test_a_page_that_answers_in_its_place_has_taken_nothing() -> None:
+    """A proxy's log-in, or a web server that has a page for every path."""
+    async with played(("200 OK", {"Content-Type": "text/html; charset=utf-8"})) as store:
+        writing = backend(store.url)
+        for call in (writing.ship([tagged([("a", 1, [1.0, 2.0, 3.0])])]), writing.probe()):
+            with pytest.raises(Unavailable, match="PROMETHEUS_WRITE_URL is no address of remote write") as caught:
+                await call
+            assert caught.value.reason == "STORE_REFUSED"
+        await writing.close()
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "said", "after_s"),
     [
