@@ -176,7 +176,8 @@ class Follower:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise Unavailable(f"no answer within {PROBE_TIMEOUT_S:g} s", reason="STORE_UNAVAILABLE") from None
+            text = f"{self._backend.address} does not answer within {PROBE_TIMEOUT_S:g} s"
+            raise Unavailable(text, reason="STORE_UNAVAILABLE") from None
 
     async def lag(self) -> Lag:
         """What the store does not have yet, by the durable cursor; also counts what can never be there any more."""
