@@ -16,3 +16,9 @@
 A call's way: gRPC -> handlers (trace, decode) -> interception (authenticate, deadline, errors, access log,
 metrics) -> the servicer's method -> handlers (encode). The gateway's HTTP bridge joins it at interception.
 """
+
+import os
+
+# gRPC's core writes lines of its own, no JSON, at INFO unless this says otherwise when it is loaded; every process
+# imports this package before it.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

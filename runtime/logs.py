@@ -79,7 +79,6 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def configure(process_name: str, level: str = "INFO", stream: TextIO | None = None) -> None:
     """Sends every logger's lines to `stream` (default: stderr) as JSON. Calling it again replaces the first call's."""
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC's C core writes its own lines, at INFO by default
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # nobody here forks to go on with gRPC in the child
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter(process_name))
