@@ -16,7 +16,8 @@ from fleet.store_figures import FreeSpace, Latencies
 from openmanager.fleet.v1 import status_pb2
 from runtime import tasks
 from runtime.clock import Clock
-from runtime.errors import OpenManagerError
+from runtime.errors import OpenManagerError, clip
+from runtime.redaction import redact
 
 PROBE_INTERVAL_S = 2.0
 RECOVERY_INTERVAL_S = 0.5
@@ -111,9 +112,10 @@ class StoreMonitor:
         await tasks.cancel(*self._tasks)
 
     def record_error(self, name: str, text: str) -> None:
-        """Notes an error that happened between two probes; it does not change the state."""
+        """Notes an error that happened between two probes; it does not change the state. Whoever raised it may not have
+        thought of who reads the status: it is shown without secrets, and bounded."""
         store = self._stores[name]
-        store.last_error, store.last_error_ms = text, self._clock.now_ms()
+        store.last_error, store.last_error_ms = clip(redact(text)), self._clock.now_ms()
 
     def statuses(self) -> list[status_pb2.StoreStatus]:
         """Every store as it was found last."""
