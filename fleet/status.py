@@ -16,7 +16,8 @@ from fleet.store_figures import FreeSpace, Latencies
 from openmanager.fleet.v1 import status_pb2
 from runtime import tasks
 from runtime.clock import Clock
-from runtime.errors import OpenManagerError
+from runtime.errors import OpenManagerError, clip
+from runtime.redaction import redact
 
 PROBE_INTERVAL_S = 2.0
 RECOVERY_INTERVAL_S = 0.5
@@ -111,9 +112,10 @@ class StoreMonitor:
         await tasks.cancel(*self._tasks)
 
     def record_error(self, name: str, text: str) -> None:
-        """Notes an error that happened between two probes; it does not change the state."""
+        """Notes an error that happened between two probes; it does not change the state. Whoever raised it may not have
+        thought of who reads the status: it is shown without secrets, and bounded."""
         store = self._stores[name]
-        store.last_error, store.last_error_ms = text, self._clock.now_ms()
+        store.last_error, store.last_error_ms = clip(redact(text)), self._clock.now_ms()
 
     def statuses(self) -> list[status_pb2.StoreStatus]:
         """Every store as it was found last."""
@@ -141,7 +143,7 @@ class StoreMonitor:
         else:
             store.last = probe
             if not probe.down:
-                store.latencies.add(probe.latency_ms)
+                store.latencies.add(self._clock.monotonic(), probe.latency_ms)
             if probe.disk_free_bytes:
                 store.free.add(self._clock.monotonic(), probe.disk_free_bytes)
             if probe.down or probe.degraded:
@@ -156,7 +158,7 @@ class StoreMonitor:
             store.state, store.since_ms = state, self._clock.now_ms()
 
     def _status(self, name: str, store: _Store) -> status_pb2.StoreStatus:
-        last = store.last
+        last, now_s = store.last, self._clock.monotonic()
         return status_pb2.StoreStatus(
             name=name,
             role=store.role,
@@ -170,10 +172,10 @@ class StoreMonitor:
             since=timestamp_from_ms(store.since_ms),
             address=last.address,
             server_version=last.server_version,
-            latency_ms=last.latency_ms,
+            latency_ms=0.0 if store.state == StoreState.STORE_STATE_DOWN else last.latency_ms,
             service=self._service,
-            latency_p50_ms=store.latencies.percentile(50),
-            latency_p99_ms=store.latencies.percentile(99),
+            latency_p50_ms=store.latencies.percentile(now_s, 50),
+            latency_p99_ms=store.latencies.percentile(now_s, 99),
             disk_days_left=store.free.days_left,
             note=last.note,
             refusals=[_refusal(refusal) for refusal in last.refusals],

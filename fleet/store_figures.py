@@ -9,8 +9,9 @@ from typing import Final
 
 import numpy as np
 
-LATENCIES_KEPT: Final = 150
-"""Five minutes of probes, one every 2 s."""
+LATENCY_SPAN_S: Final = 300.0
+LATENCIES_KEPT: Final = 600
+"""That long of probes of a store that is degraded, one every 0.5 s."""
 SAMPLE_INTERVAL_S: Final = 60.0
 SAMPLES_KEPT: Final = 1_440
 """A day of samples of the free space."""
@@ -21,21 +22,23 @@ _DAY_S: Final = 86_400.0
 
 
 class Latencies:
-    """The latest latencies, in ms."""
+    """The latencies, in ms, of the last LATENCY_SPAN_S."""
 
     def __init__(self) -> None:
-        self._latest: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self._latest: deque[tuple[float, float]] = deque(maxlen=LATENCIES_KEPT)  # when, monotonic, and how long
 
-    def add(self, latency_ms: float) -> None:
+    def add(self, now_s: float, latency_ms: float) -> None:
         """Counts one."""
-        self._latest.append(latency_ms)
+        self._latest.append((now_s, latency_ms))
 
-    def percentile(self, percent: float) -> float:
+    def percentile(self, now_s: float, percent: float) -> float:
         """The least of them that so many in a hundred do not exceed (nearest rank); 0 without any."""
+        while self._latest and now_s - self._latest[0][0] > LATENCY_SPAN_S:
+            self._latest.popleft()
         if not self._latest:
             return 0.0
         rank = math.ceil(len(self._latest) * percent / 100)
-        return sorted(self._latest)[max(rank, 1) - 1]
+        return sorted(latency_ms for _, latency_ms in self._latest)[max(rank, 1) - 1]
 
 
 class FreeSpace:

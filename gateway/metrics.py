@@ -20,9 +20,15 @@ Read = Callable[[status_pb2.StoreStatus], float | None]
 
 
 def disk_free_bytes(status: status_pb2.StoreStatus) -> float | None:
-    """None for a disk that we cannot see, of which the status says 0; of our own stores 0 is a full disk."""
-    is_ours = status.name == "engine" or status.role == "embedded"
-    return status.disk_free_bytes if is_ours or status.disk_free_bytes else None
+    """None for a disk that we cannot see, of which the status says 0; of our own stores 0 is a full disk, unless nobody
+    has looked yet."""
+    is_seen = bool(status.server_version) and (status.name == "engine" or status.role == "embedded")
+    return status.disk_free_bytes if is_seen or status.disk_free_bytes else None
+
+
+def seconds_of(latency_ms: float) -> float | None:
+    """None where nothing was measured: a store that does not answer is not one that answers in no time."""
+    return latency_ms / 1_000 or None
 
 
 def attributes_of(status: status_pb2.StoreStatus) -> dict[str, str]:
@@ -32,19 +38,29 @@ def attributes_of(status: status_pb2.StoreStatus) -> dict[str, str]:
 
 
 _GAUGES: tuple[tuple[str, str, str, Read], ...] = (
-    ("openmanager.store.up", "1", "1 up, 0.5 degraded, 0 down.", lambda status: _UP.get(status.state, 0.0)),
+    (
+        "openmanager.store.up",
+        "1",
+        "1 up, 0.5 degraded, 0 down; absent: not known yet.",
+        lambda status: _UP.get(status.state),
+    ),
     ("openmanager.store.lag.points", "{point}", "Points a store lacks.", lambda status: status.lag_points),
     ("openmanager.store.lag", "s", "Age of the oldest point a store lacks.", lambda status: status.lag_seconds),
     ("openmanager.store.spool", "By", "Bytes that wait for a store.", lambda status: status.spool_bytes),
     ("openmanager.store.disk.free", "By", "Bytes free on a store's disk; absent: we cannot see it.", disk_free_bytes),
-    ("openmanager.store.latency", "s", "How long the last probe took.", lambda status: status.latency_ms / 1000),
+    ("openmanager.store.latency", "s", "How long the last probe took.", lambda status: seconds_of(status.latency_ms)),
     (
         "openmanager.store.latency.p50",
         "s",
         "Half of the probes took less.",
-        lambda status: status.latency_p50_ms / 1000,
+        lambda status: seconds_of(status.latency_p50_ms),
     ),
-    ("openmanager.store.latency.p99", "s", "99 in 100 probes took less.", lambda status: status.latency_p99_ms / 1000),
+    (
+        "openmanager.store.latency.p99",
+        "s",
+        "99 in 100 probes took less.",
+        lambda status: seconds_of(status.latency_p99_ms),
+    ),
     (
         "openmanager.store.disk.left",
         "d",
@@ -55,6 +71,7 @@ _GAUGES: tuple[tuple[str, str, str, Read], ...] = (
 _UP: dict[status_pb2.StoreState.ValueType, float] = {
     status_pb2.STORE_STATE_UP: 1.0,
     status_pb2.STORE_STATE_DEGRADED: 0.5,
+    status_pb2.STORE_STATE_DOWN: 0.0,
 }
 
 

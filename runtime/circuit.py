@@ -8,8 +8,9 @@ A slow peer is treated as a dead one: what counts is that no answer came within 
 also "no", shows that the peer is there.
 
 What must stay true: while it is open nobody waits and nothing is sent but one trial at a time; a caller that goes away,
-or is in a hurry, proves nothing in either direction, nor does the answer to a call from before it was opened: that may
-have come before the outage, and was only looked at since. Why it is ours: docs/adr/0004-circuit-breaker.md.
+or is in a hurry, proves nothing in either direction, nor does the end of a call from before it was opened: an answer
+may have come before the outage, and was only looked at since; that the others who waited then failed, too, makes
+neither the outage nor the pause any longer. Why it is ours: docs/adr/0004-circuit-breaker.md.
 """
 
 import asyncio
@@ -104,7 +105,7 @@ class Circuit:
         except (Unavailable, DeadlineExceeded, TimeoutError) as error:
             if left_s is not None and left_s < PATIENT_S and not isinstance(error, Unavailable):
                 raise
-            self._failed(str(error) or "no answer in time")
+            self._failed(str(error) or "no answer in time", is_trial=is_trial)
             raise
         except (asyncio.CancelledError, GeneratorExit):
             raise
@@ -137,8 +138,10 @@ class Circuit:
         if is_trial or self._closed_again_at is None:
             self._answered()
 
-    def _failed(self, text: str) -> None:
+    def _failed(self, text: str, *, is_trial: bool) -> None:
         was_open = self._closed_again_at is not None
+        if was_open and not is_trial:
+            return
         self._failures += 1
         self._last_error = text
         if self._failures >= self._failures_to_open:

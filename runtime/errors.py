@@ -24,8 +24,8 @@ of an exception that is not one of these never reaches a caller (`mask`).
 # ruff: noqa: N818  the classes are named as the gRPC codes they stand for, not ...Error
 
 import secrets
-from collections.abc import Mapping
-from typing import ClassVar, Final
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Final
 
 import grpc
 import grpc.aio
@@ -254,7 +254,11 @@ def from_rpc_error(error: grpc.RpcError) -> OpenManagerError:
 
 def carried_error(error: grpc.RpcError) -> OpenManagerError | None:
     """The error that an OpenManager process put into the trailing metadata; None when there is none."""
-    trailers = error.trailing_metadata() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else None
+    return error_in(error.trailing_metadata() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else None)
+
+
+def error_in(trailers: Iterable[tuple[str, Any]] | None) -> OpenManagerError | None:
+    """The same of the trailing metadata of a call that has ended."""
     for key, value in trailers or ():
         if key == STATUS_DETAILS_KEY:
             try:

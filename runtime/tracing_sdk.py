@@ -24,6 +24,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceState
 from opentelemetry.util import types
 
+from runtime.errors import error_in
 from runtime.sampling import Sampling
 from runtime.tracing import (
     FLAGS,
@@ -159,7 +160,8 @@ class RecordedSpan(Call):
         code = _code_of(call)
         self._attributes["rpc.response.status_code"] = code.name
         if code is not grpc.StatusCode.OK:
-            self._attributes["error.type"] = code.name
+            error = error_in(_finished(call.trailing_metadata()))
+            self._attributes["error.type"] = code.name if error is None else error.reason
             self._status = Status(StatusCode.ERROR, _cut(_finished(call.details()) or ""))
         self.end()
 

@@ -53,10 +53,15 @@ def _row(store: StoreStatus) -> list[str | Cell]:
         f"{store.lag_points:,}",
         number_text(round(store.lag_seconds, 1)),
         size_text(store.spool_bytes),
-        size_text(store.disk_free_bytes) if store.disk_free_bytes else "-",
-        number_text(store.latency_p50_ms),
+        size_text(store.disk_free_bytes) if store.disk_free_bytes or _is_full(store) else "-",
+        number_text(store.latency_p50_ms) if store.latency_p50_ms else "-",
         time_text(store.since.seconds) if store.HasField("since") else "-",
     ]
+
+
+def _is_full(store: StoreStatus) -> bool:
+    """Whether no free space is a full disk, and not one that the product cannot see: one of its own, once looked at."""
+    return bool(store.server_version) and (store.name == "engine" or store.role == "embedded")
 
 
 def _state_text(store: StoreStatus) -> str:

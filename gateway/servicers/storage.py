@@ -69,6 +69,7 @@ class StorageServicer:
             if status.state != status_pb2.STORE_STATE_DOWN:
                 status.state = status_pb2.STORE_STATE_DOWN
                 status.since.CopyFrom(now)
+            status.latency_ms = 0.0
             status.last_error = text
             status.last_error_time.CopyFrom(now)
 

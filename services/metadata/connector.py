@@ -34,6 +34,13 @@ class DurableConnection(asyncpg.Connection):  # type: ignore[misc]  # the driver
             raise
         return self
 
+    def __del__(self) -> None:
+        """What the driver gave up in the middle of making, since the server is none, it does not close either."""
+        if hasattr(self, "_source_traceback"):
+            super().__del__()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._transport.abort)
+
     def get_reset_query(self) -> Any:
         return f"{super().get_reset_query()}\n{_SYNCED}"
 
@@ -57,20 +64,25 @@ class Connector:
 
         async def connect(number: int) -> Any:
             host, port = hosts[number]
-            connection = await asyncpg.connect(
-                host=host,
-                port=port,
-                timeout=within_s,
-                command_timeout=self._command_s,
-                server_settings={
-                    "application_name": "openmanager-metadata",
-                    "statement_timeout": str(int(self._command_s * STATEMENT_SHARE * 1000)),
-                    "idle_in_transaction_session_timeout": "30000",
-                    "timezone": "UTC",
-                },
-                **self._target.options,
-                **({"connection_class": DurableConnection} | pool_options),
-            )
+            try:
+                connection = await asyncpg.connect(
+                    host=host,
+                    port=port,
+                    timeout=within_s,
+                    command_timeout=self._command_s,
+                    server_settings={
+                        "application_name": "openmanager-metadata",
+                        "statement_timeout": str(int(self._command_s * STATEMENT_SHARE * 1000)),
+                        "idle_in_transaction_session_timeout": "30000",
+                        "timezone": "UTC",
+                    },
+                    **self._target.options,
+                    **({"connection_class": DurableConnection} | pool_options),
+                )
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                if isinstance(error, asyncpg.InterfaceError | OSError):
+                    raise
+                raise asyncpg.InterfaceError(f"it does not answer as PostgreSQL does: {error}") from error
             return await connection.begin(within_s)
 
         first = self._first_host % len(hosts)

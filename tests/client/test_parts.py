@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -32,6 +33,7 @@ from client.command.exits import UsageError, of
 from client.command.history_formats import CsvWriter
 from client.command.profile import Connection, connection
 from client.command.sparkline import BARS, sparkline
+from client.command.status import _row as status_row
 from client.command.tables import Cell, Column, table
 from client.command.terminal import Terminal, clean, clip, width
 from client.command.values import age_text, moment_s, number_text, size_text, span_s, time_text
@@ -39,6 +41,7 @@ from client.errors import from_rpc_error
 from client.history import Joiner
 from gateway.http.values import timestamp as http_timestamp
 from openmanager.fleet.v1.audit_pb2 import AuditEvent
+from openmanager.fleet.v1.status_pb2 import StoreStatus
 from runtime.errors import STATUS_TABLE, NotFound, ResourceExhausted, to_status
 from tests.client.calling import environment
 from tests.harness.product import ROOT
@@ -348,3 +351,20 @@ async def test_a_bad_first_line_has_not_all_of_a_file_kept(monkeypatch: pytest.M
     with (tmp_path / "x").open("rb") as file, pytest.raises(BadBody, match="2: not JSON, nor the beginning"):
         async for _ in Documents(file.fileno(), "x").batches():
             pass
+
+
+@pytest.mark.parametrize(
+    ("store", "free", "latency"),
+    [
+        ({"name": "engine", "role": "primary", "server_version": "engine 1", "latency_p50_ms": 0.5}, "0 B", "0.5"),
+        ({"name": "postgresql", "role": "embedded", "server_version": "PostgreSQL 18.4"}, "0 B", "-"),
+        ({"name": "engine", "role": "primary"}, "-", "-"),
+        ({"name": "postgresql", "role": "primary", "server_version": "PostgreSQL 18.4"}, "-", "-"),
+        ({"name": "redis", "role": "follower", "disk_free_bytes": 1 << 30}, "1.0 GiB", "-"),
+    ],
+)
+def test_a_full_disk_is_shown_as_one_and_not_as_one_that_cannot_be_seen(
+    store: dict[str, Any], free: str, latency: str
+) -> None:
+    row = status_row(StoreStatus(**store))
+    assert (row[7], row[8]) == (free, latency)

@@ -5,7 +5,7 @@ import asyncio
 from fleet.status import PROBE_INTERVAL_S, PROBE_TIMEOUT_S, StoreMonitor, StoreProbe
 from openmanager.fleet.v1 import status_pb2
 from runtime.clock import SystemClock
-from runtime.errors import Unavailable
+from runtime.errors import MAX_MESSAGE_TEXT_BYTES, Unavailable
 from tests.harness import eventually
 
 
@@ -46,3 +46,15 @@ async def test_states_follow_the_probes() -> None:
         answers["redis"] = "hang"
         await eventually(lambda: state() == status_pb2.STORE_STATE_DOWN, within_s=10)
         assert "no answer" in monitor.statuses()[0].last_error
+
+
+async def test_an_error_that_nobody_foresaw_is_shown_without_secrets_and_bounded() -> None:
+    async def probe() -> StoreProbe:
+        raise RuntimeError(f"cannot use postgresql://ann:secret-1@here/fleet {'x' * 100_000}")
+
+    async with StoreMonitor("metadata", {"postgresql": ("primary", probe)}, SystemClock()) as monitor:
+        await eventually(lambda: bool(monitor.statuses()[0].last_error), within_s=5)
+        for _ in range(2):
+            said = monitor.statuses()[0].last_error
+            assert "secret-1" not in said and len(said) <= MAX_MESSAGE_TEXT_BYTES
+            monitor.record_error("postgresql", f"shipping failed: {said} to redis://:secret-1@here")

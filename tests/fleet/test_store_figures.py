@@ -4,21 +4,23 @@ import random
 
 import pytest
 
-from fleet.store_figures import LATENCIES_KEPT, MIN_SPAN_S, SAMPLES_KEPT, FreeSpace, Latencies
+from fleet.store_figures import LATENCIES_KEPT, LATENCY_SPAN_S, MIN_SPAN_S, SAMPLES_KEPT, FreeSpace, Latencies
 
 GIB = 1 << 30
 DAY_S = 86_400.0
 
 
-def test_percentiles_are_of_the_latest_and_by_nearest_rank() -> None:
+def test_percentiles_are_of_the_last_five_minutes_and_by_nearest_rank() -> None:
     latencies = Latencies()
-    assert latencies.percentile(50) == 0.0
-    for value in (5.0, 1.0, 3.0):
-        latencies.add(value)
-    assert [latencies.percentile(p) for p in (0, 50, 99, 100)] == [1.0, 3.0, 5.0, 5.0]
-    for _ in range(LATENCIES_KEPT):
-        latencies.add(2.0)
-    assert latencies.percentile(100) == 2.0
+    assert latencies.percentile(0.0, 50) == 0.0
+    for at_s, value in enumerate((5.0, 1.0, 3.0)):
+        latencies.add(float(at_s), value)
+    assert [latencies.percentile(2.0, p) for p in (0, 50, 99, 100)] == [1.0, 3.0, 5.0, 5.0]
+    assert latencies.percentile(LATENCY_SPAN_S + 0.5, 100) == 3.0, "the first is older"
+    for half in range(LATENCIES_KEPT):  # a store that is degraded is asked twice a second
+        latencies.add(1_000 + half / 2, 9.0 if half == 1 else 2.0)
+    assert latencies.percentile(1_000 + LATENCY_SPAN_S, 100) == 9.0
+    assert latencies.percentile(1_000 + 3 * LATENCY_SPAN_S, 100) == 0.0, "nothing was answered for so long"
 
 
 def filled(per_day: float, *, free: float = 100 * GIB, samples: int = 60, noise: float = 0.0) -> FreeSpace:

@@ -68,6 +68,39 @@ async def test_each_replica_is_told_by_itself(meter: Meter) -> None:
     ]
 
 
+def a_store(state: status_pb2.StoreState.ValueType, **more: Any) -> status_pb2.StoreStatus:
+    return status_pb2.StoreStatus(name="engine", role="primary", service="timeseries", state=state, **more)
+
+
+@pytest.mark.parametrize(
+    ("store", "told"),
+    [
+        (a_store(status_pb2.STORE_STATE_UNSPECIFIED), {}),
+        (a_store(status_pb2.STORE_STATE_DOWN), {"up": 0.0}),
+        (a_store(status_pb2.STORE_STATE_DOWN, server_version="engine 1"), {"up": 0.0, "disk.free": 0}),
+        (
+            a_store(
+                status_pb2.STORE_STATE_UP, server_version="engine 1", latency_ms=1, latency_p50_ms=2, latency_p99_ms=3
+            ),
+            {"up": 1.0, "disk.free": 0, "latency": 0.001, "latency.p50": 0.002, "latency.p99": 0.003},
+        ),
+    ],
+    ids=["not looked at", "never answered", "down", "up"],
+)
+async def test_what_was_not_measured_is_not_told_as_nought(
+    meter: Meter, monkeypatch: pytest.MonkeyPatch, store: status_pb2.StoreStatus, told: dict[str, float]
+) -> None:
+    async def one(_stores: Stores) -> list[status_pb2.StoreStatus]:
+        return [store]
+
+    monkeypatch.setattr(Stores, "statuses", one)
+    async with world() as w:
+        await refreshed(w.state)
+    names = ("up", "disk.free", "latency", "latency.p50", "latency.p99")
+    observed = {name: meter.observed(f"openmanager.store.{name}") for name in names}
+    assert {name: found[0][0] for name, found in observed.items() if found} == told
+
+
 async def test_servers_are_counted_while_the_live_state_changes(meter: Meter) -> None:
     """Another thread counts them, and in the middle of a change a server is nowhere."""
     async with world() as w:
@@ -93,4 +126,5 @@ async def test_servers_are_counted_while_the_live_state_changes(meter: Meter) ->
 def test_a_disk_that_cannot_be_seen_is_not_told_as_a_full_one(
     name: str, role: str, free: int, told: int | None
 ) -> None:
-    assert disk_free_bytes(status_pb2.StoreStatus(name=name, role=role, disk_free_bytes=free)) == told
+    status = status_pb2.StoreStatus(name=name, role=role, disk_free_bytes=free, server_version="1")
+    assert disk_free_bytes(status) == told

@@ -1,6 +1,7 @@
 """The border to the database: away, hanging, full, read-only, wrong; a typed error in bounded time, then recovery."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -381,3 +382,32 @@ async def test_calls_are_traced_when_tracing_is_on_and_probes_never(target: Data
     finally:
         AsyncPGInstrumentor().uninstrument()
         telemetry.shutdown()
+
+
+@pytest.mark.parametrize("version", [b"", b"S\x00\x00\x00\x1aserver_version\x00banana\x00"], ids=["none", "banana"])
+async def test_what_answers_like_something_else_is_away_and_keeps_no_connection(version: bytes) -> None:
+    """Callers are answered from the copy; a fault of ours would be all they get, with a traceback twice a second."""
+    left: list[asyncio.StreamWriter] = []
+
+    async def serve(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left.append(writer)
+        await stream.readexactly(8)
+        writer.write(b"N")  # no TLS
+        await stream.read(1_000)
+        writer.write(b"R\x00\x00\x00\x08\x00\x00\x00\x00" + version + b"Z\x00\x00\x00\x05I")
+        await stream.read()
+        left.remove(writer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with open_database(target_of_url(f"postgresql://ann:secret@127.0.0.1:{port}/fleet")) as database:
+            for _ in range(2):
+                with pytest.raises(Unavailable, match="does not answer as PostgreSQL does"):
+                    await database.probe()
+
+        def all_closed() -> bool:
+            gc.collect()
+            return not left
+
+        await eventually(all_closed)

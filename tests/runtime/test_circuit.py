@@ -86,6 +86,23 @@ def test_an_answer_to_a_call_from_before_it_was_opened_does_not_close_it(
     assert circuit.state is CircuitState.CLOSED
 
 
+async def test_many_callers_who_wait_in_the_moment_of_an_outage_make_it_no_longer(
+    circuit: Circuit, clock: ManualClock
+) -> None:
+    async def ask() -> None:
+        with circuit.attempt():
+            await clock.sleep(0.5)
+            raise Unavailable("no answer")
+
+    asking = asyncio.gather(*(ask() for _ in range(20)), return_exceptions=True)
+    await asyncio.sleep(0)
+    clock.advance(0.5)
+    await asking
+    assert circuit.state is CircuitState.OPEN
+    clock.advance(1.0)
+    assert circuit.state is CircuitState.HALF_OPEN, "the first pause is a second, whoever has waited"
+
+
 async def test_after_the_pause_one_trial_goes_through_and_its_answer_closes(
     circuit: Circuit, clock: ManualClock
 ) -> None:

@@ -286,3 +286,28 @@ async def test_health_follows_readiness_and_channels_open_with_the_secret(settin
             assert (await EchoStub(channel.grpc).Get(Echo(text="x"))).text == "x"
         process.stopping.set()
     assert process.bound_addresses == {}
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["gateway", *(f"services.{name}" for name in ("analytics", "cache", "metadata", "simulator", "timeseries"))],
+)
+def test_grpc_writes_no_lines_of_its_own_into_the_log(module: str) -> None:
+    """Its core reads how much to say while it is loaded: what is set later changes nothing."""
+    code = """
+import importlib, importlib.abc, os, sys
+
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "grpc":
+            print(os.environ.get("GRPC_VERBOSITY"))
+            sys.meta_path.remove(self)
+
+sys.meta_path.insert(0, Watch())
+importlib.import_module(sys.argv[1])
+"""
+    environ = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", code, f"{module}.__main__"]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "ERROR\n"

@@ -107,12 +107,14 @@ async def test_a_fault_of_ours_is_an_error_on_its_span(spans: InMemorySpanExport
 
 
 async def test_the_callers_span_has_the_error_too(spans: InMemorySpanExporter) -> None:
-    async with serving(raising(errors.NotFound("no"))) as running, running.channel() as channel:
+    refused = errors.NotFound("no", reason="SERVER_UNKNOWN")
+    async with serving(raising(refused)) as running, running.channel() as channel:
         with pytest.raises(errors.NotFound):
             async with calling("echo"):
                 await EchoStub(channel.grpc).Get(Echo())
     span = next(span for span in spans.get_finished_spans() if span.kind is SpanKind.CLIENT)
     assert span.status.status_code is StatusCode.ERROR
+    assert (span.attributes or {})["error.type"] == "SERVER_UNKNOWN", "as docs/telemetry.md says of both ends"
 
 
 async def test_streams_work_while_traced(spans: InMemorySpanExporter) -> None:

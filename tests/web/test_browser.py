@@ -305,6 +305,20 @@ def test_a_store_that_is_away_is_told(guarded: Guarded, browser: Browser) -> Non
         page.within(60, "document.querySelector('#banners').textContent === ''")
 
 
+def test_a_full_disk_is_told_as_one(guarded: Guarded, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(guarded.url)
+        log_in(page, "Ada")
+        wait_for_rows(page, 4)
+        page.value("window.ask = window.fetch; window.fetch = async (...request) => {"
+                   " const answer = await window.ask(...request);"
+                   " if (!String(request[0].url ?? request[0]).includes('storage')) return answer;"
+                   " const text = (await answer.text()).replace(/(\"diskFreeBytes\":\")\\d+/g, '$10');"
+                   " return new Response(text, answer); }; 0")  # fmt: skip
+        cells = "[...document.querySelectorAll('#stores-rows tr')].map((row) => row.children[4].textContent)"
+        page.within(30, f"{cells}.length === 2 && {cells}.every((free) => free === '0 B')")
+
+
 def test_thousands_of_servers_do_not_freeze_it(tmp_path: Path, browser: Browser) -> None:
     with Launched(tmp_path, SIMULATOR_SERVERS="2000", SIMULATOR_INTERVAL="10s") as launched, browser.page() as page:
         within(60, lambda: launched.get("/v1/fleet/summary").json["total"] == 2000)

@@ -28,7 +28,15 @@ from runtime.errors import InvalidArgument, OpenManagerError, Unavailable
 from runtime.tasks import Backoff, run_forever
 from services.timeseries.engine import Engine, TailBatch
 from services.timeseries.engine.cursors import SETTLED_AFTER_S
-from services.timeseries.followers.backend import Backend, Portion, Receipt, TaggedRows, halves, parts
+from services.timeseries.followers.backend import (
+    Backend,
+    BackendInfo,
+    Portion,
+    Receipt,
+    TaggedRows,
+    halves,
+    parts,
+)
 
 SHIP_INTERVAL_S: Final = 0.25
 """The least time from one batch to the next while there is less than a full one: a cursor costs the journal a sync."""
@@ -38,6 +46,9 @@ MAX_RETRY_AFTER_S: Final = 60.0
 """A store that asks for a longer pause is asked again after this."""
 EVICTED: Final = "EVICTED_UNSHIPPED"
 """The reason of points that went with their day before the store took them."""
+PROBE_TIMEOUT_S: Final = 1.3
+"""Less than a StoreMonitor waits, so that a store of which nothing ends in time, be it its name, its certificate or
+many addresses, still shows how far it is behind."""
 ACKNOWLEDGE_TIMEOUT_S: Final = 8.0
 """How long a batch waits for the store where that is wanted; less than callers wait (10 s)."""
 IDLE_S: Final = 60.0
@@ -123,7 +134,7 @@ class Follower:
         """How the store is, and how far behind even when it could not take rows now."""
         started_s = self._clock.monotonic()
         try:
-            found = await self._backend.probe()
+            found = await self._probed()
         except OpenManagerError as error:
             self._note_silence(error)
             behind = await self.lag()
@@ -156,6 +167,17 @@ class Follower:
             note=found.note,
             refusals=tuple(self.refusals.values()),
         )
+
+    async def _probed(self) -> BackendInfo:
+        limit = asyncio.timeout(PROBE_TIMEOUT_S)
+        try:
+            async with limit:
+                return await self._backend.probe()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            text = f"{self._backend.address} does not answer within {PROBE_TIMEOUT_S:g} s"
+            raise Unavailable(text, reason="STORE_UNAVAILABLE") from None
 
     async def lag(self) -> Lag:
         """What the store does not have yet, by the durable cursor; also counts what can never be there any more."""

@@ -35,15 +35,25 @@ from influxdb_client.service.write_service import WriteService
 from numpy.typing import NDArray
 
 from fleet.model import MetricSet
-from runtime.errors import InvalidArgument, OpenManagerError, Unavailable
+from runtime.errors import InvalidArgument, OpenManagerError, Unavailable, clip
+from runtime.redaction import redact
 from services.timeseries.followers.backend import BackendInfo, Receipt, TaggedRows
-from services.timeseries.followers.influxdb_api import CONNECT_TIMEOUT_S, MEASUREMENT, NAME, InfluxTarget, text_of
+from services.timeseries.followers.influxdb_api import (
+    CONNECT_TIMEOUT_S,
+    MAX_ERROR_BYTES,
+    MEASUREMENT,
+    NAME,
+    InfluxTarget,
+    text_of,
+)
 from services.timeseries.followers.influxdb_bucket import BACKFILL, Bucket
 
 WRITE_TIMEOUT_S: Final = 10.0
 """For the answer to one write; also how long a stop may wait for a store that hangs."""
 PROBE_TIMEOUT_S: Final = 1.2
 """Less than the monitor's 1.5 s, so that the error says what it is."""
+WRITTEN: Final = 204
+"""What InfluxDB answers to lines that it has; a log-in page before it, or a web server in its place, says 200."""
 MAX_BODY_BYTES: Final = 8 << 20
 """Of a request before compression; a batch with longer lines takes several."""
 MAX_LINE_BYTES: Final = 1 << 20
@@ -291,13 +301,19 @@ class InfluxBackend:
     def _post(self, text: bytes, timeout_ms: int | tuple[int, int]) -> Any:
         """Writes lines; returns the answer's headers. `timeout_ms` is in all, or for (connect, answer)."""
         with self._target.as_ours(_judge, "write to"):
-            _, _, headers = self._service.post_write_with_http_info(
+            said, status, headers = self._service.post_write_with_http_info(
                 org=self._target.org,
                 bucket=self._target.bucket,
                 body=gzip.compress(text, GZIP_LEVEL) if text else b"",
                 precision=WritePrecision.MS,
                 _request_timeout=timeout_ms,
                 **({"content_encoding": "gzip"} if text else {}),
+            )
+        if status != WRITTEN:
+            text_said = clip(redact(str(said or "")), MAX_ERROR_BYTES)
+            raise Unavailable(
+                f"INFLUXDB_URL leads to something that is no InfluxDB: it answers {status} to rows: {text_said}",
+                reason="STORE_REFUSED",
             )
         return headers
 

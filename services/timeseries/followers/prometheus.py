@@ -3,8 +3,9 @@
 Labels: `__name__`, `server_id`, `environment`, `role` (an empty one is left out) and the metric's own; what Prometheus'
 names cannot hold is escaped (`prometheus/labels.py`). NaN is no value; infinities are values.
 
-What must stay true: nothing is taken for written that the store does not say it has. A receiver that does not know 2.0
-answers 204 and drops everything (VictoriaMetrics 1.130 does), so 2.0 is used only with one that counts what it wrote.
+What must stay true: nothing is taken for written that the store does not say it has, and a page in its place says
+nothing. A receiver that does not know 2.0 answers 204 and drops everything (VictoriaMetrics 1.130 does), so 2.0 is used
+only with one that counts what it wrote.
 What is refused for good is counted by reason, and the rest of its request is written: Prometheus counts it in the
 answer; Mimir, which has written the rest by then, and anybody who speaks 1.0 only says that something was refused, and
 is asked again with ever smaller halves. A sample that is there already is a no-op for all of them. What an operator
@@ -17,9 +18,10 @@ what was shipped: Prometheus takes nothing that is an hour older than the newest
 
 import asyncio
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Final, TypeVar
 
 import cramjam
@@ -37,6 +39,8 @@ WRITE_TIMEOUT_S: Final = 10.0
 """For the answer of one node to one request."""
 PROBE_TIMEOUT_S: Final = 1.2
 """For all nodes together, less than the monitor's 1.5 s, so that the error says what it is."""
+LOOK_WAIT_S: Final = 0.3
+"""How long a probe waits for what it need not know; as long as that took longer the last time, not at all."""
 MAX_BODY_BYTES: Final = 8 << 20
 """Of a request before compression; receivers take 32 MiB."""
 MAX_ANSWER_BYTES: Final = 4 << 20
@@ -110,6 +114,9 @@ class PrometheusBackend:
         self._newest_ms: int | None = None
         self._shipping = ThreadPoolExecutor(1, "prometheus-ship")
         self._probing = ThreadPoolExecutor(1, "prometheus-probe")
+        self._looking = ThreadPoolExecutor(1, "prometheus-look")
+        self._look: Future[None] | None = None
+        self._looked_s = 0.0
 
     @property
     def name(self) -> str:
@@ -133,7 +140,7 @@ class PrometheusBackend:
 
     async def close(self) -> None:
         """A request that runs ends by itself, within WRITE_TIMEOUT_S for each node."""
-        for pool in (self._shipping, self._probing):
+        for pool in (self._shipping, self._probing, self._looking):
             pool.shutdown(wait=False, cancel_futures=True)
         self._writers.close()
         if self._readers is not None:
@@ -218,7 +225,8 @@ class PrometheusBackend:
             may_cut=True,
         )
         status = answer.status
-        if 200 <= status < 300 or status in _PERMANENT:
+        is_page = answer.headers.get("Content-Type", "").startswith("text/html")  # of a log-in, or for every path
+        if (200 <= status < 300 and not is_page) or status in _PERMANENT:
             return answer
         if version is Version.V2 and status in {406, 415}:
             raise _SpeaksNo2
@@ -240,21 +248,40 @@ class PrometheusBackend:
             return self._probed()
 
     def _probed(self) -> BackendInfo:
+        ends_s = time.monotonic() + PROBE_TIMEOUT_S
         each_s = PROBE_TIMEOUT_S / min(self._nodes, 2)
         version = self._version
         if version is None:
             version = self._agreed(each_s)
         else:
             self._post(b"", version, each_s)  # an answer that refuses nothing also says that it is there
-        now_s = self._clock.monotonic()
-        if self._newest_ms is not None and now_s >= self._order_due_s:
-            self._note = self._order(version, self._newest_ms, each_s)
-            self._order_due_s = now_s + ORDER_PROBE_INTERVAL_S
-        if now_s >= self._server_due_s:
-            self._server = self._asked_version(each_s) or self._server
-            self._server_due_s = now_s + (VERSION_INTERVAL_S if self._server else 0.0)
+        self._look_again(version, each_s, ends_s)
         server = f"{self._server}, " if self._server else ""
         return BackendInfo(version=f"{server}remote write {version.value}", note=self._note)
+
+    def _look_again(self, version: Version, timeout_s: float, ends_s: float) -> None:
+        """What else there is to know. A probe waits for it while that is quick: a store that takes rows is up, however
+        long its query API says nothing, and however long four further answers take."""
+        if self._look is None or self._look.done():
+            self._look = self._looking.submit(self._look_closer, version, timeout_s)
+        if self._looked_s < LOOK_WAIT_S:
+            wait([self._look], max(0.0, min(LOOK_WAIT_S, ends_s - time.monotonic())))
+            if not self._look.done():
+                self._looked_s = LOOK_WAIT_S
+
+    def _look_closer(self, version: Version, timeout_s: float) -> None:
+        started_s, now_s = time.monotonic(), self._clock.monotonic()
+        try:
+            if self._newest_ms is not None and now_s >= self._order_due_s:
+                self._note = self._order(version, self._newest_ms, timeout_s)
+                self._order_due_s = now_s + ORDER_PROBE_INTERVAL_S
+            if now_s >= self._server_due_s:
+                self._server = self._asked_version(timeout_s) or self._server
+                self._server_due_s = now_s + (VERSION_INTERVAL_S if self._server else 0.0)
+        except (Unavailable, _SpeaksNo2):
+            return  # the next probe says so, and the one after an outage looks again
+        finally:
+            self._looked_s = time.monotonic() - started_s
 
     def _order(self, version: Version, newest_ms: int, timeout_s: float) -> str:
         """Writes a sample, then earlier ones of the same series; says which were taken."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from typing import Any, Final
 
 import urllib3
@@ -213,6 +214,10 @@ def _bounded(pool: Any) -> Any:
             watch.start()
             try:
                 response = super().getresponse()
+            except (HTTPException, OSError) as error:
+                if time.monotonic() >= ends:  # it was us who shut it, and not the node
+                    raise TimeoutError("no answer in time") from error
+                raise
             finally:
                 watch.cancel()
             if time.monotonic() >= ends:  # its head was cut off, and looks whole

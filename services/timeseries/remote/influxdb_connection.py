@@ -7,6 +7,7 @@ that goes away costs neither side any further work; so many queries run at once 
 
 import asyncio
 import contextlib
+import csv
 import io
 import socket
 from collections.abc import Callable, Iterator
@@ -18,8 +19,9 @@ from influxdb_client.rest import ApiException
 from influxdb_client.service.query_service import QueryService
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from runtime.errors import Cancelled, FailedPrecondition, OpenManagerError, Unavailable
-from services.timeseries.followers.influxdb_api import CONNECT_TIMEOUT_S, InfluxTarget
+from runtime.errors import Cancelled, FailedPrecondition, OpenManagerError, Unavailable, clip
+from runtime.redaction import redact
+from services.timeseries.followers.influxdb_api import CONNECT_TIMEOUT_S, MAX_ERROR_BYTES, InfluxTarget
 
 ANSWER_TIMEOUT_S: Final = 30.0
 """For the first bytes of an answer, and for each further part of it."""
@@ -51,7 +53,7 @@ class Asker:
         """What `read` makes of the lines of the answer.
 
         Raises:
-            Unavailable: no answer, or no whole one; token or bucket refused.
+            Unavailable: no answer, or no whole one, or one that is none; token or bucket refused.
             FailedPrecondition: InfluxDB cannot run the query on what it holds.
             Cancelled: it was broken off.
         """
@@ -72,10 +74,13 @@ class Asker:
                 except BaseException:
                     answer.close()  # with the connection: there may be much more of it
                     raise
-        except (OpenManagerError, ValueError):
+        except (OpenManagerError, ValueError, LookupError, csv.Error) as error:
             if self._is_broken_off:
                 raise Cancelled("the reader went away") from None
-            raise
+            if isinstance(error, OpenManagerError):
+                raise
+            said = clip(redact(f"{type(error).__name__}: {error}"), MAX_ERROR_BYTES)
+            raise Unavailable(f"INFLUXDB_URL does not answer as InfluxDB: {said}", reason="STORE_UNREADABLE") from error
 
     def break_off(self) -> None:
         """Ends a query that runs; the asker is of no use any more."""

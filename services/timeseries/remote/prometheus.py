@@ -27,7 +27,16 @@ from services.timeseries.prometheus.client import Nodes
 from services.timeseries.prometheus.labels import NAME, SERVER_ID, escaped_name, labels_of
 from services.timeseries.remote import promql
 from services.timeseries.remote.history import patiently
-from services.timeseries.remote.prometheus_answers import Found, Points, data_of, decoded, distinct, in_order, joined
+from services.timeseries.remote.prometheus_answers import (
+    Found,
+    Points,
+    data_of,
+    decoded,
+    distinct,
+    in_order,
+    joined,
+    texts,
+)
 from services.timeseries.remote.prometheus_run import Run, check_rate, windowed
 from services.timeseries.remote.promql import Part, Term
 
@@ -208,7 +217,7 @@ class PrometheusHistory:
         fields = [("match[]", promql.selector(matchers)), ("start", promql.instant(run.read_from_ms))]
         fields.append(("end", promql.instant(max(run.end_ms, self._clock.now_ms()))))
         found = await self._ask(run, "GET", f"/api/v1/label/{label}/values", [*fields, *_COMPLETE])
-        return sorted(map(str, found or []))
+        return sorted(texts(found))
 
     # What it comes to
 

@@ -4,7 +4,7 @@ What must stay true: an answer that lacks something, since a part of the store i
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -70,17 +70,41 @@ def data_of(answer: Answer) -> Any:
     return data
 
 
-def decoded(data: Mapping[str, Any]) -> list[Found]:
-    """The series that have numbers; native histograms, which are none of ours, are left out."""
-    found = []
-    for series in data["result"]:
+def decoded(data: Any) -> list[Found]:
+    """The series that have numbers; native histograms, which are none of ours, are left out.
+
+    Raises Unavailable: STORE_UNREADABLE, it is no answer to a query, but of something else that speaks JSON.
+    """
+    try:
+        return list(_series(data["result"]))
+    except (ValueError, LookupError, TypeError) as error:
+        raise unreadable(f"{type(error).__name__}: {error}") from error
+
+
+def texts(data: Any) -> list[str]:
+    """The values of a label; null for none. Raises as `decoded`."""
+    if data is not None and not (isinstance(data, list) and all(isinstance(one, str) for one in data)):
+        raise unreadable("no list of texts")
+    return data or []
+
+
+def unreadable(why: str) -> Unavailable:
+    """The outage that such an answer is."""
+    said = shown(why.encode())
+    return Unavailable(f"PROMETHEUS_QUERY_URL does not answer as a query API does: {said}", reason="STORE_UNREADABLE")
+
+
+def _series(result: Any) -> Iterator[Found]:
+    for series in result:
         pairs = series["values"] if "values" in series else [series["value"]] if "value" in series else []
         times = np.rint(np.array([pair[0] for pair in pairs], np.float64) * 1_000).astype(np.int64)
         values = np.array([float(pair[1]) for pair in pairs])
+        labels = series["metric"]
+        if not isinstance(labels, dict):
+            raise TypeError("labels that are none")
         there = ~np.isnan(values)
         if there.any():
-            found.append(Found(series["metric"], times[there], values[there]))
-    return found
+            yield Found(labels, times[there], values[there])
 
 
 def in_order(pieces: Sequence[Points]) -> Points:

@@ -85,6 +85,22 @@ async def front(target: str, decide: Callable[[bytes], Answer]) -> AsyncIterator
         found.http.clear()
 
 
+async def test_a_page_that_answers_in_its_place_has_taken_nothing(
+    influx: InfluxServer, bucket: str, tmp_path: Path
+) -> None:
+    """A proxy's log-in, or a web server that has a page for every path."""
+    page: list[Answer] = [answer("200 OK", "<html>who are you?</html>", Content_Type="text/html")] * 3
+    async with (
+        front(influx.url, lambda _: page.pop() if page else None) as played,
+        following(tmp_path, played.url, bucket) as (engine, follower),
+    ):
+        await engine.append(tick(SET, 1, SERVERS), metric_sets=(SET,))
+        await eventually(lambda: "is no InfluxDB: it answers 200" in follower._last_error, within_s=20)
+        await caught_up(engine)
+        assert follower.shipped_points == 80 and not follower.refusals
+    assert await influx.points(bucket) == {(server, "", ""): 2 for server in SERVERS}
+
+
 @pytest.mark.full
 async def test_what_passes_by_itself_is_waited_for_as_the_store_asks(
     influx: InfluxServer, bucket: str, tmp_path: Path

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fleet.status import PROBE_TIMEOUT_S
+from fleet.status import PROBE_TIMEOUT_S, StoreMonitor, StoreState
 from runtime.errors import Unavailable
 from services.timeseries.engine import Engine
 from services.timeseries.followers import prometheus as adapter
@@ -138,6 +138,7 @@ class PlayedStore:
 
     def __init__(self, *answers: tuple[str, dict[str, str]]) -> None:
         self.answers = list(answers)
+        self.delay_s = 0.0
         self.asked: list[dict[str, str]] = []
         self.url = ""
 
@@ -148,6 +149,7 @@ class PlayedStore:
                 headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
                 await reader.readexactly(int(headers.get("content-length", "0")))
                 self.asked.append(headers)
+                await asyncio.sleep(self.delay_s)
                 status, more = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
                 text = "".join(f"{name}: {value}\r\n" for name, value in more.items())
                 writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 5\r\n{text}\r\nwords".encode())
@@ -203,6 +205,17 @@ async def test_a_probe_of_a_store_that_does_not_speak_2_0_any_more_finds_it_up()
         await probing.close()
 
 
+async def test_a_page_that_answers_in_its_place_has_taken_nothing() -> None:
+    """A proxy's log-in, or a web server that has a page for every path."""
+    async with played(("200 OK", {"Content-Type": "text/html; charset=utf-8"})) as store:
+        writing = backend(store.url)
+        for call in (writing.ship([tagged([("a", 1, [1.0, 2.0, 3.0])])]), writing.probe()):
+            with pytest.raises(Unavailable, match="PROMETHEUS_WRITE_URL is no address of remote write") as caught:
+                await call
+            assert caught.value.reason == "STORE_REFUSED"
+        await writing.close()
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "said", "after_s"),
     [
@@ -247,6 +260,55 @@ async def test_the_next_address_takes_over_and_keeps_the_work(strict: Prometheus
         await store.probe()
         await store.close()
     assert (await strict.points(now_ms + 10))["next", "production", "web"] == 9
+
+
+async def say_nothing(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await stream.read()
+    writer.close()
+
+
+async def test_a_store_that_takes_rows_is_up_though_its_query_addresses_say_nothing() -> None:
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(played(("204 No", {WRITTEN: "0"})))
+        nodes = [await asyncio.start_server(say_nothing, "127.0.0.1", 0) for _ in range(2)]
+        stack.callback(lambda: [node.close() for node in nodes])
+        urls = [f"http://127.0.0.1:{node.sockets[0].getsockname()[1]}" for node in nodes]
+        probing = backend(store.url, query_urls=urls)
+        stack.push_async_callback(probing.close)
+        for _ in range(3):
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                assert (await probing.probe()).version == "remote write 2.0"
+
+
+async def test_a_store_whose_answers_take_half_a_second_is_up_and_what_it_takes_is_told() -> None:
+    async with played(("204 No", {})) as store:
+        probing = backend(store.url)
+        assert (await probing.ship([tagged([("a", 1, [1.0, 2.0, 3.0])])])).shipped == 3
+        store.delay_s = 0.45
+        found = []
+        while not (found and found[-1].note):
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                found.append(await probing.probe())
+            assert len(found) < 10
+        assert found[-1].note == "takes samples that are out of order, by an hour at least"
+        await probing.close()
+
+
+async def test_a_store_of_several_silent_addresses_shows_how_far_it_is_behind(tmp_path: Path) -> None:
+    """Each of them has a time-out of its own, all together more than whoever asks for the status waits."""
+
+    async with AsyncExitStack() as stack:
+        nodes = [await asyncio.start_server(say_nothing, "127.0.0.1", 0) for _ in range(3)]
+        stack.callback(lambda: [node.close() for node in nodes])
+        urls = [f"http://127.0.0.1:{node.sockets[0].getsockname()[1]}/api/v1/write" for node in nodes]
+        engine, follower = await stack.enter_async_context(following(tmp_path, *urls))
+        probes = {"prometheus": ("follower", follower.probe)}
+        monitor = await stack.enter_async_context(StoreMonitor("timeseries", probes, CLOCK))
+        for number in range(1, 3):
+            await engine.append(rows(SET, [("a", CLOCK.now_ms() + number, [1.0] * 3)]), metric_sets=(SET,))
+            await eventually(lambda wanted=3 * number: monitor.statuses()[0].lag_points == wanted, within_s=20)  # type: ignore[misc]
+            (status,) = monitor.statuses()
+            assert status.state == StoreState.STORE_STATE_DOWN and "does not answer within" in status.last_error
 
 
 @pytest.mark.full

@@ -335,6 +335,33 @@ async def test_an_answer_that_breaks_off_is_no_answer(
             await asking
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<html>who are you?</html>",
+        b'{"data": []}',
+        b",result,table\r\n,_result,0\r\n",
+        b",result,table,_time,_value,_field,server_id\r\n,_result\r\n",
+        b"#datatype,,,,double,,\r\n,result,table,_time,_value,_field,server_id\r\n,_result,0,soon,many,cpu_usage,a\r\n",
+        b"\xff\xfe\r\n",
+    ],
+)
+async def test_a_page_that_answers_in_its_place_is_an_outage(page: bytes) -> None:
+    async def serve(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await stream.readuntil(b"\r\n\r\n")).decode().lower()
+        await stream.readexactly(int(head.partition("content-length: ")[2].partition("\r\n")[0]))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(page), page))
+        writer.close()
+
+    async with (
+        await asyncio.start_server(serve, "127.0.0.1", 0) as server,
+        history(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "bucket") as found,
+    ):
+        with pytest.raises(Unavailable, match="INFLUXDB_URL does not answer as InfluxDB") as caught:
+            await ask(found, EVERYTHING, {})
+        assert caught.value.reason == "STORE_UNREADABLE"
+
+
 async def test_a_caller_that_goes_away_stops_the_work_and_harms_nobody(influx: InfluxServer, shipped: Shipped) -> None:
     await large(shipped)
     async with fault_proxy(influx.port) as proxy, history(f"http://127.0.0.1:{proxy.port}", shipped.bucket) as found:

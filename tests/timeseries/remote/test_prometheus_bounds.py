@@ -206,6 +206,39 @@ async def test_a_part_that_is_away_is_no_whole_answer_of_names_either() -> None:
             await ask(history, query, {})
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        {},
+        [1],
+        "text",
+        {"result": None},
+        {"result": ["text"]},
+        {"result": [{"metric": {}, "values": [["soon", "1"]]}]},
+        {"result": [{"metric": {}, "values": [[0, "many"]]}]},
+        {"result": [{"metric": {}, "values": [[0]]}]},
+        {"result": [{"metric": ["a"], "values": [[0, "1"]]}]},
+    ],
+)
+@pytest.mark.parametrize("metrics", [("a",), None], ids=["series", "names"])
+async def test_what_answers_like_something_else_is_an_outage(data: object, metrics: tuple[str, ...] | None) -> None:
+    """Which is told in `incomplete`, beside what is held here, where a fault of ours would be all of the answer."""
+
+    def answer(path: str, fields: str) -> tuple[int, str]:
+        found: object = data
+        if "vector(1)" in fields and metrics is None:
+            found = {"result": []}
+        elif "/label/" in path:
+            found = data if data is not None else {"a": 1}
+        return 200, json.dumps({"status": "success", "data": found})
+
+    async with answering(answer) as url, reading([url]) as history:
+        with pytest.raises(Unavailable, match="does not answer as a query API does") as caught:
+            await ask(history, Query(metrics=metrics, server_ids=("s",), start_ms=0, end_ms=1), {})
+        assert caught.value.reason == "STORE_UNREADABLE"
+
+
 async def test_native_histograms_of_others_are_left_out() -> None:
     def answer(path: str, fields: str) -> tuple[int, str]:
         if "/label/" in path:

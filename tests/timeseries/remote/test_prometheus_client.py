@@ -40,6 +40,19 @@ async def test_a_node_that_drips_is_not_listened_to_for_longer_than_one_that_is_
         nodes.close()
 
 
+async def test_a_node_that_says_nothing_is_not_said_to_have_hung_up() -> None:
+    async def say_nothing(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await stream.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        nodes = Nodes([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"])
+        for _ in range(5):  # who shuts the connection first, its time-out or the watch, is chance
+            with pytest.raises(Unavailable, match=r"does not answer: .*(timed out|in time)"):
+                await asyncio.to_thread(nodes.request, "GET", timeout_s=0.2)
+        nodes.close()
+
+
 @pytest.mark.parametrize(
     "answer",
     [
