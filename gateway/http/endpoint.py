@@ -26,6 +26,7 @@ from gateway.http.routes import REMEMBERED_PATHS, Route
 from gateway.http.streams import Framer, framer_of, if_match_field, last_id_field
 from gateway.http.transcode import RequestReader
 from runtime.clock import Clock
+from runtime.errors import InvalidArgument
 from runtime.prepared import Prepared
 
 DECODE_IN_THREAD_BYTES: Final = 16 << 10
@@ -130,8 +131,10 @@ class Endpoint:
             message = self._read(exchange, query, body)
         if self._last_id and (seen := exchange.header(b"last-event-id")):
             setattr(message, self._last_id, seen)  # the query is older: who reconnects repeats his address
-        if self._if_match and not getattr(message, self._if_match):
-            setattr(message, self._if_match, exchange.wanted_etag())
+        if self._if_match and (wanted := exchange.wanted_etag()):
+            if getattr(message, self._if_match) not in {"", wanted}:
+                raise InvalidArgument("the header If-Match names another one", field=self._if_match)
+            setattr(message, self._if_match, wanted)
         return message
 
     async def respond(self, request: Message, exchange: Exchange) -> Any:

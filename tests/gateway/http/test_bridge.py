@@ -285,3 +285,28 @@ async def test_a_page_that_breaks_shows_no_text() -> None:
     assert answer.status == 500
     assert b"secret" not in answer.body
     assert orjson.loads(answer.body)["code"] == 13
+
+
+@pytest.mark.parametrize("given", ['""', "", 'W/"', '"r1", "r2"', "r1, r2", '"r1', "r1 r2"])
+async def test_a_change_that_is_bound_to_no_one_tag_does_not_happen_unbound(given: str) -> None:
+    """As of `-H "If-Match: \\"$ETAG\\""` in a script that did not get the tag."""
+    async with serving() as served:
+        reader, writer = await served.open()
+        head = f"host: localhost\r\nif-match: {given}\r\nconnection: close"
+        writer.write(f"DELETE /v1/servers/server-1 HTTP/1.1\r\n{head}\r\n\r\n".encode())
+        answer = await read_answer(reader)
+        writer.close()
+        assert (answer.status, answer.field()) == (400, "if-match")
+        assert served.servicer.requests == []
+
+
+async def test_a_change_is_bound_to_the_tag_that_the_header_names() -> None:
+    async with serving() as served:
+        given = ('"r1"', "r1", 'W/"r1"', "*")
+        for tag in given:
+            assert (await served.call("DELETE", "/v1/servers/a", headers={"if-match": tag})).status == 200
+        assert [request.etag for request in served.servicer.requests] == ["r1", "r1", 'W/"r1"', ""]
+        both = await served.call("DELETE", "/v1/servers/a?etag=r2", headers={"if-match": '"r1"'})
+        assert (both.status, both.field()) == (400, "etag")
+        both = await served.call("DELETE", "/v1/servers/a?etag=r1", headers={"if-match": '"r1"'})
+        assert (both.status, served.servicer.requests[-1].etag) == (200, "r1")
