@@ -122,7 +122,7 @@ class Endpoint:
 
     async def _decode(self, exchange: Exchange) -> Message:
         """The request message; starts watching for the caller's leaving."""
-        body = await exchange.body() if self.route.body else b""
+        body = await exchange.body() if self.route.body or self.route.changes else b""
         exchange.watch(after_s=DISCONNECT_WATCH_AFTER_S if self.framer is None else 0.0)
         query: bytes = exchange.scope["query_string"]
         if len(body) > DECODE_IN_THREAD_BYTES:

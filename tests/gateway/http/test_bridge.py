@@ -310,3 +310,14 @@ async def test_a_change_is_bound_to_the_tag_that_the_header_names() -> None:
         assert (both.status, both.field()) == (400, "etag")
         both = await served.call("DELETE", "/v1/servers/a?etag=r1", headers={"if-match": '"r1"'})
         assert (both.status, served.servicer.requests[-1].etag) == (200, "r1")
+
+
+async def test_a_deletion_whose_condition_is_in_a_body_does_not_happen_without_it() -> None:
+    async with serving() as served:
+        for body in ({"etag": "r1"}, {"nonsense": 1}, b"no JSON"):
+            answer = await served.call("DELETE", "/v1/servers/server-1", body)
+            assert (answer.status, answer.field()) == (400, "body")
+        assert served.servicer.requests == []
+        for nothing in (None, b"", {}, b" {} \n", b"null"):
+            assert (await served.call("DELETE", "/v1/servers/server-1?etag=r1", nothing)).status == 200
+        assert {request.etag for request in served.servicer.requests} == {"r1"}
