@@ -22,7 +22,7 @@ from google.protobuf.message_factory import GetMessageClass
 from gateway.http.answer import Answer
 from gateway.http.encode import encoder_of, reader_of
 from gateway.http.exchange import DISCONNECT_WATCH_AFTER_S, Exchange
-from gateway.http.routes import REMEMBERED_PATHS, Route
+from gateway.http.routes import REMEMBERED_PATH_CHARS, REMEMBERED_PATHS, Route
 from gateway.http.streams import Framer, framer_of, if_match_field, last_id_field
 from gateway.http.transcode import RequestReader
 from runtime.clock import Clock
@@ -75,14 +75,14 @@ class Endpoint:
             self._encode = encoder_of(output)
 
     def ready(self, values: tuple[str, ...]) -> Prepared | None:
-        """What the method has in memory for a path and no query."""
+        """What the method has in memory for a path, which is short since it is remembered, and no query."""
         return None if self._at_once is None else self._at_once(self._of_path(values))
 
     def from_memory(self, exchange: Exchange) -> Answer | None:
         """The answer of a method that has it in memory; None: the method is to be called."""
         query: bytes = exchange.scope["query_string"]
         response = None
-        if not query:
+        if not query and sum(map(len, exchange.values)) <= REMEMBERED_PATH_CHARS:
             response = self.ready(exchange.values)
         elif self._at_once is not None:
             response = self._at_once(self._read(exchange, query, b""))

@@ -1,7 +1,9 @@
 """Requests and answers of single messages, over real connections."""
 
 import asyncio
+import gc
 import math
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -9,7 +11,7 @@ import pytest
 
 from gateway.http.app import Health
 from gateway.http.exchange import MAX_BODY_BYTES
-from runtime.errors import STATUS_TABLE, OpenManagerError
+from runtime.errors import STATUS_TABLE, NotFound, OpenManagerError
 from tests.gateway.http.serving import METRICS, read_answer, serving
 from tests.harness import eventually
 
@@ -321,3 +323,36 @@ async def test_a_deletion_whose_condition_is_in_a_body_does_not_happen_without_i
         for nothing in (None, b"", {}, b" {} \n", b"null"):
             assert (await served.call("DELETE", "/v1/servers/server-1?etag=r1", nothing)).status == 200
         assert {request.etag for request in served.servicer.requests} == {"r1"}
+
+
+class InMemory:
+    """Has no server."""
+
+    def GetServer_at_once(self, _request: Any) -> None:
+        return None
+
+    async def GetServer(self, request: Any, _context: Any) -> Any:
+        raise NotFound(f"no server {request.id[:9]}", field="id")
+
+
+@pytest.mark.parametrize(("verb", "path"), [("GET", "/v1/servers/{}"), ("{}", "/v1/servers"), ("GET", "/{}")])
+async def test_what_a_caller_invents_at_length_is_not_kept(verb: str, path: str) -> None:
+    """What short paths mean is: 4,096 times 64 KiB of each kind would be."""
+    count, length = 100, 50_000
+    async with serving(servicers={"FleetService": InMemory()}) as served:
+
+        async def ask(number: int) -> None:
+            invented = f"{number:03}" + "X" * length
+            assert (await served.call(verb.format(invented), path.format(invented))).status in {404, 405}
+
+        await ask(0)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for number in range(1, count):
+                await ask(number)
+            gc.collect()
+            kept = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+    assert kept < count * length / 4
