@@ -14,10 +14,15 @@ function svg(tag, attributes = {}, content = "") {
   return node;
 }
 
+const LARGEST = 1e300; // nearer to the ends of what a number can be, steps and sums of steps are none any more
+const SMALLEST = 1e-300;
+const within = (value) => Math.max(-LARGEST, Math.min(LARGEST, value));
+
 /** Ticks at round values around [low, high]; means of one value differ in the last digits, and are one value. */
 function valueTicks(low, high) {
-  const size = Math.max(Math.abs(low), Math.abs(high));
-  const raw = (high - low > size * 1e-12 ? high - low : size || 1) / 4; // below, counting steps would not get on
+  const largest = Math.max(Math.abs(low), Math.abs(high));
+  const size = largest < SMALLEST ? 0 : largest;
+  const raw = (size && high - low > size * 1e-12 ? high - low : size || 1) / 4; // below, counting steps would not get on
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((n) => n * power).find((n) => n >= raw);
   const first = Math.floor(low / step + 1e-9);
@@ -58,7 +63,7 @@ export function plot(box, { points, unit, from, to, stepS, spans }) {
   const width = Math.max(260, box.clientWidth);
   const height = Math.max(160, box.clientHeight);
   const inner = { width: width - MARGIN.left - MARGIN.right, height: height - MARGIN.top - MARGIN.bottom };
-  const values = points.map(([, value]) => value);
+  const values = points.map(([, value]) => within(value));
   let low = values.reduce((a, b) => Math.min(a, b), values[0] ?? 0);
   const high = values.reduce((a, b) => Math.max(a, b), values[0] ?? 1);
   if (low >= 0 && low < high / 2) low = 0; // from zero where that costs no detail
@@ -67,7 +72,7 @@ export function plot(box, { points, unit, from, to, stepS, spans }) {
   const bottom = ticks[0] * divisor;
   const top = ticks.at(-1) * divisor;
   const x = (time) => MARGIN.left + (Math.max(0, time - from) / (to - from)) * inner.width; // a window may begin before
-  const y = (value) => MARGIN.top + (1 - (value - bottom) / (top - bottom)) * inner.height;
+  const y = (value) => MARGIN.top + (1 - (within(value) - bottom) / (top - bottom)) * inner.height;
 
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
   for (const [begin, end] of spans) {
