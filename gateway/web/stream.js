@@ -97,7 +97,7 @@ export function resumeStream() {
 }
 
 export function renewSilentStream() {
-  if (stream && Date.now() - quietSince > SILENCE_MS) openStream();
+  if (stream && Math.abs(Date.now() - quietSince) > SILENCE_MS) openStream(); // or the clock was set back
 }
 
 export function forgetStream() {

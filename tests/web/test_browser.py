@@ -247,6 +247,19 @@ def test_whoever_comes_next_sees_a_whole_server_and_nothing_of_before(guarded: G
                 assert page.value(f"({press}, document.querySelector('#plot-reading').textContent)") == ""
 
 
+def test_a_clock_that_is_set_back_stops_nothing(product: Launched, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(f"http://{product.http_address}/")
+        wait_for_rows(page, SERVERS)
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#live-text').textContent === 'Live'")
+        page.value("(() => { const now = Date.now; Date.now = () => now() - 3_600_000; })()")
+        before = len(page.requests)
+        for path in ("/v1/fleet/summary", "/v1/storage/status"):
+            within(30, lambda path=path: any(path in request for request in page.requests[before:]))
+        ages = "[...document.querySelectorAll('#servers .age')].map((each) => parseInt(each.innerText))"
+        assert max(page.within(SHOWN_WITHIN_S, ages)) < 120, "by the gateway's clock, as before"
+
+
 def test_what_people_write_is_text_and_never_markup(guarded: Guarded, browser: Browser) -> None:
     name = f"a {MARKUP.partition('<b>')[0]}"  # an id has no slash
     server = {"id": name, "hostname": MARKUP, "environment": "<b>test</b>", "role": "<i>web</i>"}
