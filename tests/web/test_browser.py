@@ -1,5 +1,6 @@
 """The page in a real browser, before the real product: what a person sees, and is told when something breaks."""
 
+import json
 import os
 import signal
 import sys
@@ -245,6 +246,32 @@ def test_whoever_comes_next_sees_a_whole_server_and_nothing_of_before(guarded: G
                 assert page.text("#about") == "" and page.texts("#metrics tr") == []
                 press = "document.querySelector('#plot').dispatchEvent(new KeyboardEvent('keydown', {key: 'Home'}))"
                 assert page.value(f"({press}, document.querySelector('#plot-reading').textContent)") == ""
+
+
+def test_what_somebody_saw_goes_when_another_tab_logs_somebody_else_in(guarded: Guarded, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(guarded.url)
+        log_in(page, "Ada")
+        wait_for_rows(page, 4)
+        grace = json.dumps({"name": "Grace", "password": PASSWORD})
+        asked = f"{{method: 'POST', headers: {{'content-type': 'application/json'}}, body: {grace!r}}}"
+        assert page.value(f"fetch('/v1/session', {asked}).then((answer) => answer.status)") == 200
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#caller-name').textContent.startsWith('Grace')")
+        page.within(SHOWN_WITHIN_S, "document.querySelectorAll('#servers tr').length === 1")
+        assert page.texts("#servers a") == ["web-01"]
+        assert page.text("#caller-name") == "Grace · viewer · server web-01 only"
+
+
+def test_what_somebody_saw_goes_when_he_may_see_less(guarded: Guarded, browser: Browser) -> None:
+    guarded.post("/v1/users", {"user": {"name": "Niklaus", "role": "ROLE_OPERATOR"}, "password": PASSWORD})
+    with browser.page() as page:
+        page.open(guarded.url)
+        log_in(page, "Niklaus")
+        wait_for_rows(page, 4)
+        less = {"role": "ROLE_VIEWER", "scope": {"serverIds": ["web-01"]}}
+        guarded.post("/v1/users/Niklaus", less, method="PATCH")
+        page.within(SHOWN_WITHIN_S, "document.querySelectorAll('#servers tr').length === 1")
+        assert page.text("#caller-name") == "Niklaus · viewer · server web-01 only"
 
 
 def test_a_clock_that_is_set_back_stops_nothing(product: Launched, browser: Browser) -> None:
