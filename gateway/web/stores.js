@@ -49,7 +49,8 @@ function storeRow({ element: row }, store) {
   text(since, store.since ? stamp(Date.parse(store.since)) : "–");
   const lag = `${whole.format(store.lagPoints)} points, ${duration(store.lagSeconds * 1000)}`;
   text(behind, store.lagPoints === "0" ? "–" : lag);
-  text(free, store.diskFreeBytes === "0" ? "–" : quantity(Number(store.diskFreeBytes), "By"));
+  const seen = store.diskFreeBytes !== "0" || store.name === "engine" || store.role === "embedded"; // of ours 0 is full
+  text(free, seen ? quantity(Number(store.diskFreeBytes), "By") : "–");
   const when = store.lastErrorTime ? ` (${stamp(Date.parse(store.lastErrorTime))})` : "";
   text(said, [store.lastError && `${store.lastError}${when}`, store.note].filter(Boolean).join(" · "));
 }

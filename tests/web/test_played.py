@@ -1,4 +1,4 @@
-"""What a browser keeps of answers, by itself, is not taken for what the gateway says now."""
+"""The page before services that are played: what the real ones say only at rare moments."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gateway import web
-from openmanager.gateway.v1 import access_pb2, fleet_pb2, options_pb2
+from openmanager.fleet.v1 import status_pb2
+from openmanager.gateway.v1 import access_pb2, fleet_pb2, options_pb2, storage_pb2
 from runtime.prepared import Prepared
 from tests.gateway.http.serving import serving
 from tests.web.browser import Browser
@@ -34,12 +35,29 @@ class Quiet:
         yield fleet_pb2.WatchFleetResponse(snapshot=True, version="e-1")
         await asyncio.get_running_loop().create_future()
 
+    async def GetStorageStatus(self, _request: Any, _context: Any) -> Any:
+        full = [("engine", "primary"), ("postgresql", "embedded"), ("postgresql", "primary")]
+        stores = [status_pb2.StoreStatus(name=name, role=role, address=f"{role}:1") for name, role in full]
+        return storage_pb2.GetStorageStatusResponse(stores=stores)
+
+
+def played_by(fleet: Quiet) -> dict[str, object]:
+    return dict.fromkeys(("FleetService", "AccessService", "StorageService"), fleet)
+
+
+async def test_a_disk_of_ours_that_is_full_is_told_from_one_that_nobody_sees(browser: Browser) -> None:
+    async with serving(extra=web.routes(), servicers=played_by(Quiet())) as served:
+        with browser.page() as page:
+            await asyncio.to_thread(page.open, f"http://{served.address}/")
+            shown = "[...document.querySelectorAll('#stores-rows tr')].map((row) => row.cells[4].textContent)"
+            three = f"(() => {{ const cells = {shown}; return cells.length === 3 && cells; }})()"
+            assert await asyncio.to_thread(page.within, SHOWN_WITHIN_S, three) == ["0 B", "0 B", "–"]
+
 
 async def test_a_fleet_that_is_followed_again_is_not_said_to_be_old(browser: Browser) -> None:
     """A 304 has no `Age`, and leaves the one of the answer that the browser has."""
     fleet = Quiet()
-    services = {"FleetService": fleet, "AccessService": fleet}
-    async with serving(extra=web.routes(), servicers=services) as served:
+    async with serving(extra=web.routes(), servicers=played_by(fleet)) as served:
         with browser.page() as page:
             await asyncio.to_thread(page.open, f"http://{served.address}/")
             old = "document.querySelector('#banners').textContent.includes('does not hear from the cache')"
