@@ -91,8 +91,8 @@ def test_values_that_differ_in_the_last_digit_do_not_freeze_it_and_extreme_ones_
     """Means of a constant differ so; ticks between two doubles that are neighbours were counted for ever."""
     now = int(time.time()) // 10 * 10
     named = {"constant": 31589.599999999995, "huge": -1.5e300, "tiny": 2.5e-200, "percent": 1e300, "zero": 0.0}
-    named |= {"smallest": 5e-324, "largest": sys.float_info.max, "lowest": -sys.float_info.max}
-    units = {"percent": "%", "huge": "By"}
+    named |= {"packets": -1.23e13, "smallest": 5e-324, "largest": sys.float_info.max, "lowest": -sys.float_info.max}
+    units = {"percent": "%", "huge": "By", "zero": "{context switches}/s", "packets": "{packet}"}
     metrics = [{"name": name, "unit": units.get(name, "1")} for name in named]
     for age_s, constant in ((60, 31589.599999999995), (50, 31589.600000000002), (40, 31589.6)):
         rows = [{"serverId": "extreme-1", "time": now - age_s}]
@@ -105,14 +105,17 @@ def test_values_that_differ_in_the_last_digit_do_not_freeze_it_and_extreme_ones_
             page.within(SHOWN_WITHIN_S, "document.querySelector('#plot .curve')")
             labels = page.value("[...document.querySelectorAll('#plot text')].map((each) => each.textContent)")
             assert all(len(label) < 20 for label in labels)
+            edges = page.value("[...document.querySelectorAll('#plot text')].map((each) => each.getBBox().x)")
+            assert min(edges) >= 0, "cut off"
             assert "NaN" not in page.value("document.querySelector('#plot').innerHTML")
             assert "∞" not in page.text("#plot") + page.text("#plot-summary")
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#metrics').textContent.includes('PiB')")  # units are there
         shown = dict(zip(page.texts("#metrics th"), page.texts("#metrics td"), strict=True))
     assert shown["constant"] == "31,590"
     assert shown["huge"] == "-1.33E285 PiB"
     assert shown["tiny"] == "2.5E-200"
     assert shown["percent"] == "1E300 %"
-    assert shown["zero"] == "0"
+    assert shown["zero"] == "0 context switches/s"
     assert shown["smallest"] == "5E-324"
     assert shown["largest"] == "1.8E296 T"
 
