@@ -11,6 +11,7 @@ from openmanager.fleet.v1 import status_pb2
 from openmanager.gateway.v1 import access_pb2, fleet_pb2, options_pb2, storage_pb2
 from runtime.prepared import Prepared
 from tests.gateway.http.serving import serving
+from tests.harness import eventually
 from tests.web.browser import Browser
 from tests.web.guarded import SHOWN_WITHIN_S
 
@@ -65,3 +66,17 @@ async def test_a_fleet_that_is_followed_again_is_not_said_to_be_old(browser: Bro
             fleet.age = ""
             await asyncio.to_thread(page.within, SHOWN_WITHIN_S, f"!{old}")
             assert await asyncio.to_thread(page.text, "#live-text") == "Live"
+
+
+async def test_a_stream_that_falls_silent_is_opened_anew_by_a_clock_that_is_set_back(browser: Browser) -> None:
+    fleet = Quiet()
+    fleet.age = ""
+    async with serving(extra=web.routes(), servicers=played_by(fleet)) as served:
+        with browser.page() as page:
+            await asyncio.to_thread(page.open, f"http://{served.address}/")
+            live = "document.querySelector('#live-text').textContent === 'Live'"
+            await asyncio.to_thread(page.within, SHOWN_WITHIN_S, live)
+            before = len(page.requests)
+            back = "(() => { const now = Date.now; Date.now = () => now() - 3_600_000; })()"
+            await asyncio.to_thread(page.value, back)
+            await eventually(lambda: any("/fleet/watch" in request for request in page.requests[before:]), within_s=20)
