@@ -270,8 +270,8 @@ async def _turns(since_s: float) -> float:
 
 
 def _parsed(version: str) -> tuple[str, _Place | None]:
-    """Epoch and place; of no version an epoch that there is not."""
-    if not version:
+    """Epoch and place; of no version, or that of a snapshot's first event, an epoch that there is not."""
+    if version in {"", "0"}:
         return "", None
     found = _VERSION.fullmatch(version)
     if found is None:

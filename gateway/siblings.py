@@ -1,8 +1,8 @@
 """``GET /metrics`` of several gateway processes: whoever is asked asks the others, and tells of all.
 
 Each worker listens on a socket in Linux's abstract namespace, which leaves no file behind, and gives its own page to
-whoever connects. Every line of the whole page has a label `worker`; `openmanager_gateway_worker_up` says of each worker
-whether it answered.
+whoever connects, after its length: one that dies while it does ends its page as one does that has said all. Every line
+of the whole page has a label `worker`; `openmanager_gateway_worker_up` says of each worker whether it answered.
 
 What must stay true: a worker that is dead, starting or stuck costs the page its lines and no more than ANSWER_WITHIN_S,
 whatever the others do; only processes of the same user are given a page, or believed.
@@ -27,6 +27,7 @@ MAX_PAGE_BYTES: Final = 16 << 20
 UP: Final = "openmanager_gateway_worker_up"
 BACKLOG: Final = 64
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
+_LENGTH: Final = struct.Struct(">Q")
 _CHUNK_BYTES: Final = 64 << 10
 
 Page = Callable[[], bytes]
@@ -60,7 +61,8 @@ class Siblings:
     async def _answer(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if _is_own_user(writer.get_extra_info("socket")):
-                writer.write(await asyncio.to_thread(self._page))
+                page = await asyncio.to_thread(self._page)
+                writer.write(_LENGTH.pack(len(page)) + page)
                 async with asyncio.timeout(ANSWER_WITHIN_S):
                     await writer.drain()
         except (OSError, TimeoutError) as error:  # who asked has left
@@ -109,8 +111,8 @@ def _asked(addresses: Mapping[int, str]) -> dict[int, bytes]:
                     continue
                 selector.unregister(asked[key.data])
                 page = said.pop(key.data)
-                if piece == b"":
-                    whole[key.data] = bytes(page)
+                if piece == b"" and page[: _LENGTH.size] == _LENGTH.pack(max(0, len(page) - _LENGTH.size)):
+                    whole[key.data] = bytes(page[_LENGTH.size :])
     return whole
 
 

@@ -22,11 +22,12 @@ from google.protobuf.message_factory import GetMessageClass
 from gateway.http.answer import Answer
 from gateway.http.encode import encoder_of, reader_of
 from gateway.http.exchange import DISCONNECT_WATCH_AFTER_S, Exchange
-from gateway.http.routes import REMEMBERED_PATHS, Route
+from gateway.http.routes import REMEMBERED_PATH_CHARS, REMEMBERED_PATHS, Route
 from gateway.http.streams import Framer, framer_of, if_match_field, last_id_field
 from gateway.http.transcode import RequestReader
 from runtime.caller import Caller
 from runtime.clock import Clock
+from runtime.errors import InvalidArgument
 from runtime.interception import AtOnce
 from runtime.prepared import Prepared
 
@@ -76,14 +77,15 @@ class Endpoint:
             self._encode = encoder_of(output)
 
     def ready(self, values: tuple[str, ...], who: Caller | None) -> Prepared | None:
-        """What the method has in memory for a path and no query, for who calls."""
+        """What the method has in memory for a path, which is short since it is remembered, and no query, for who
+        calls."""
         return None if self._at_once is None else self._at_once(self._of_path(values), who)
 
     def from_memory(self, exchange: Exchange, who: Caller | None) -> Answer | None:
         """The answer of a method that has it in memory; None: the method is to be called."""
         query: bytes = exchange.scope["query_string"]
         response = None
-        if not query:
+        if not query and sum(map(len, exchange.values)) <= REMEMBERED_PATH_CHARS:
             response = self.ready(exchange.values, who)
         elif self._at_once is not None:
             response = self._at_once(self._read(exchange, query, b""), who)
@@ -123,7 +125,7 @@ class Endpoint:
 
     async def _decode(self, exchange: Exchange) -> Message:
         """The request message; starts watching for the caller's leaving."""
-        body = await exchange.body() if self.route.body else b""
+        body = await exchange.body() if self.route.body or self.route.changes else b""
         exchange.watch(after_s=DISCONNECT_WATCH_AFTER_S if self.framer is None else 0.0)
         query: bytes = exchange.scope["query_string"]
         if len(body) > DECODE_IN_THREAD_BYTES:
@@ -132,8 +134,10 @@ class Endpoint:
             message = self._read(exchange, query, body)
         if self._last_id and (seen := exchange.header(b"last-event-id")):
             setattr(message, self._last_id, seen)  # the query is older: who reconnects repeats his address
-        if self._if_match and not getattr(message, self._if_match):
-            setattr(message, self._if_match, exchange.wanted_etag())
+        if self._if_match and (wanted := exchange.wanted_etag()):
+            if getattr(message, self._if_match) not in {"", wanted}:
+                raise InvalidArgument("the header If-Match names another one", field=self._if_match)
+            setattr(message, self._if_match, wanted)
         return message
 
     async def respond(self, request: Message, exchange: Exchange) -> Any:

@@ -9,6 +9,7 @@ server's send() goes on succeeding; the body is bounded in bytes and in time.
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -24,6 +25,7 @@ BODY_READ_TIMEOUT_S: Final = 30.0
 """How long a body may take to arrive."""
 DISCONNECT_WATCH_AFTER_S: Final = 0.05
 """A call that takes longer than this is worth watching its caller for; a watcher costs a task (10 us)."""
+_ONE_TAG: Final = re.compile(r'"([^"]+)"|(W/"[^"]*"|[^",\s]+)')
 
 
 class Exchange:
@@ -105,11 +107,17 @@ class Exchange:
         return known.strip() == "*" or etag in [tag.strip().removeprefix("W/").strip('"') for tag in known.split(",")]
 
     def wanted_etag(self) -> str:
-        """What If-Match names, without its quotes; empty where it is absent or `*`. A weak tag matches nothing."""
-        text = (self.header(b"if-match") or "").strip()
-        if text == "*":
+        """What If-Match names, without its quotes; empty where it is absent or `*`. A weak tag matches nothing.
+
+        InvalidArgument where it is not one tag: of an empty one nothing would be left to hold the change back.
+        """
+        text = self.header(b"if-match")
+        if text is None or text.strip() == "*":
             return ""
-        return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+        found = _ONE_TAG.fullmatch(text.strip())
+        if found is None:
+            raise InvalidArgument(f'{text[:64]!r} is not one entity tag such as "r17", or *', field="if-match")
+        return found[1] or found[2]
 
     async def body(self) -> bytes:
         """The whole body, at most MAX_BODY_BYTES, within BODY_READ_TIMEOUT_S."""

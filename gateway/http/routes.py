@@ -23,6 +23,7 @@ _CHANGING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 REMEMBERED_PATHS: Final = 4_096
 """What paths mean is kept for so many; trying the patterns takes 2 to 5 us."""
 REMEMBERED_PATH_CHARS: Final = 256
+"""Of what is longer, which may be 64 KiB, nothing is kept."""
 
 
 class RouteError(ValueError):
@@ -192,7 +193,7 @@ class RouteTable:
 
     def find(self, verb: str, path: str) -> Match | None:
         """The match of a path as it was sent, percent-encoded; None: no route has such a path. HEAD finds GET."""
-        return self._remembered(verb, path) if len(path) <= REMEMBERED_PATH_CHARS else self._find(verb, path)
+        return (self._remembered if len(verb) + len(path) <= REMEMBERED_PATH_CHARS else self._find)(verb, path)
 
     def _find(self, verb: str, path: str) -> Match | None:
         wanted = "GET" if verb == "HEAD" else verb

@@ -12,7 +12,8 @@ Server-Sent Events: one for each element of the fields marked `sse_event`, in or
     data: {"id":"server-2",...}
 
 The id stands on the last event of its message only: a browser that reconnects sends the last id it saw, and that must
-mean that it has everything up to there. Events before it keep, by the standard, the id of the message before.
+mean that it has everything up to there. Events before it keep, by the standard, the id of the message before; but a
+`snapshot` has the id 0, which stands for nothing: whoever is cut off behind it has dropped what he had.
 
 What must stay true: the status line is not sent before the first message is there, so that a call that fails at once
 has a proper HTTP status (an event stream that stays silent for HEARTBEAT_INTERVAL_S begins with a comment instead);
@@ -35,6 +36,8 @@ from runtime.errors import OpenManagerError
 
 HEARTBEAT_INTERVAL_S: Final = 15.0
 RECONNECT_AFTER_MS: Final = 2_000
+NOTHING: Final = b"id: 0\n"
+"""As `after_version` the same as none."""
 
 
 class Framer(Protocol):
@@ -147,16 +150,20 @@ class EventFramer:
 
     def message(self, message: Any) -> bytes:
         frames: list[bytes] = []
+        begins_anew = False
         for name, event, encode in self._events:
             value = getattr(message, name)
             if encode is not None:
                 frames += [b"event: %b\ndata: %b\n\n" % (event, orjson.dumps(encode(one))) for one in value]
             elif value:
+                begins_anew = True
                 frames.append(b"event: %b\ndata: {}\n\n" % event)
         if not self._events:
             frames.append(b"data: %b\n\n" % orjson.dumps(self._encode(message)))
         if self._id and (identity := _one_line(getattr(message, self._id))):
             last = frames.pop() if frames else b"\n"
+            if begins_anew and frames:
+                frames[0] = NOTHING + frames[0]
             frames.append(b"id: %b\n%b" % (identity, last))
         return b"".join(frames)
 

@@ -22,6 +22,8 @@ from runtime.errors import InvalidArgument
 MAX_QUERY_PARAMETERS: Final = 1_000
 MAX_QUERY_DEPTH: Final = 4  # `a.b.c.d`; request messages of ours go two deep
 _UPDATE_MASK: Final = "update_mask"
+_NOTHING: Final = frozenset({b"", b"{}", b"null"})
+"""Bodies that say nothing, which clients send of themselves."""
 
 
 class Parameter:
@@ -77,6 +79,8 @@ class RequestReader:
         message = self._class()
         if self._route.body:
             self._read_body(message, body, now_ms)
+        elif body.strip() not in _NOTHING:
+            raise InvalidArgument("this method takes its fields as query parameters, not in a body", field="body")
         for parameter, text in zip(self._path, self._route.decoded(values), strict=True):
             self._put_variable(message, parameter, text, now_ms)
         if query:

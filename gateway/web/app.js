@@ -12,11 +12,11 @@ import { drawFleet, fillAges, outdateRows, setUpFleetTable } from "./fleet-table
 import { drawFindings, readLacks } from "./findings.js";
 import { drawHistory, readHistory, setUpHistory } from "./history.js";
 import { live, liveState } from "./live.js";
-import { setPolls, tick } from "./polls.js";
+import { pollSoon, setPolls, tick } from "./polls.js";
 import { onHashChange } from "./routing.js";
 import { drawFound, readFound } from "./server-findings.js";
 import { drawAbout, drawServer, readServer, readUnits, readWindows, setUpServerPage } from "./server-page.js";
-import { setUpSession, start } from "./session.js";
+import { readCaller, setUpSession, start } from "./session.js";
 import { drawStores, readStores } from "./stores.js";
 import { closeStream, renewSilentStream, resumeStream } from "./stream.js";
 import { readSummary } from "./summary.js";
@@ -44,6 +44,7 @@ function onVisibility() {
   clearTimeout(hiding);
   if (document.hidden) hiding = setTimeout(closeStream, HIDDEN_MS);
   else if (caller) {
+    pollSoon("caller", 0);
     resumeStream();
     tick();
   }
@@ -84,6 +85,7 @@ function listen() {
 }
 
 setPolls([
+  { name: "caller", task: readCaller, everyS: 15 },
   { name: "summary", task: readSummary, everyS: 5 },
   { name: "stores", task: readStores, everyS: 10 },
   { name: "lacks", task: readLacks, everyS: 30 },

@@ -63,7 +63,8 @@ export async function call(name, values, body) {
   let value = null;
   try {
     const signal = AbortSignal.timeout(ANSWER_WITHIN_MS);
-    answer = await fetch(url, { method: verb, headers, body: body && JSON.stringify(body), signal });
+    const request = { method: verb, headers, body: body && JSON.stringify(body), signal };
+    answer = await fetch(url, { ...request, cache: "no-store" }); // a 304 would leave what was said of an answer's age
     value = await answer.json();
   } catch (error) {
     if (!(error instanceof SyntaxError)) throw new Refused(0, "The gateway does not answer.");

@@ -66,10 +66,12 @@ export function drawHistory() {
   const spans = shaded().filter(([begin, end]) => begin < to && end > from);
   plot($("plot"), { ...server.series, spans });
   const values = points.map(([, value]) => value);
-  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+  const lowest = values.reduce((a, b) => Math.min(a, b), Infinity);
+  const highest = values.reduce((a, b) => Math.max(a, b), -Infinity);
+  const mean = values.reduce((sum, value) => sum + value / values.length, 0); // the sum may be more than a number holds
   const figures = values.length
-    ? `lowest ${quantity(values.reduce((a, b) => Math.min(a, b)), unit)}, mean ${quantity(mean, unit)}, ` +
-      `highest ${quantity(values.reduce((a, b) => Math.max(a, b)), unit)}; a point every ${everyStep}`
+    ? `lowest ${quantity(lowest, unit)}, mean ${quantity(Math.min(highest, Math.max(lowest, mean)), unit)}, ` +
+      `highest ${quantity(highest, unit)}; a point every ${everyStep}`
     : "";
   const width = resolution < 3600 ? `${resolution / 60} min` : `${resolution / 3600} h`;
   const rolled = resolution > 0 ? ` In part from roll-ups of ${width}.` : "";

@@ -14,10 +14,15 @@ function svg(tag, attributes = {}, content = "") {
   return node;
 }
 
+const LARGEST = 1e300; // nearer to the ends of what a number can be, steps and sums of steps are none any more
+const SMALLEST = 1e-300;
+const within = (value) => Math.max(-LARGEST, Math.min(LARGEST, value));
+
 /** Ticks at round values around [low, high]; means of one value differ in the last digits, and are one value. */
 function valueTicks(low, high) {
-  const size = Math.max(Math.abs(low), Math.abs(high));
-  const raw = (high - low > size * 1e-12 ? high - low : size || 1) / 4; // below, counting steps would not get on
+  const largest = Math.max(Math.abs(low), Math.abs(high));
+  const size = largest < SMALLEST ? 0 : largest;
+  const raw = (size && high - low > size * 1e-12 ? high - low : size || 1) / 4; // below, counting steps would not get on
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((n) => n * power).find((n) => n >= raw);
   const first = Math.floor(low / step + 1e-9);
@@ -54,11 +59,12 @@ function segmentsOf(points, stepS) {
   return segments;
 }
 
-export function plot(box, { points, unit, from, to, stepS, spans }) {
+export function plot(box, curve, leftMargin = MARGIN.left) {
+  const { points, unit, from, to, stepS, spans } = curve;
   const width = Math.max(260, box.clientWidth);
   const height = Math.max(160, box.clientHeight);
-  const inner = { width: width - MARGIN.left - MARGIN.right, height: height - MARGIN.top - MARGIN.bottom };
-  const values = points.map(([, value]) => value);
+  const inner = { width: width - leftMargin - MARGIN.right, height: height - MARGIN.top - MARGIN.bottom };
+  const values = points.map(([, value]) => within(value));
   let low = values.reduce((a, b) => Math.min(a, b), values[0] ?? 0);
   const high = values.reduce((a, b) => Math.max(a, b), values[0] ?? 1);
   if (low >= 0 && low < high / 2) low = 0; // from zero where that costs no detail
@@ -66,8 +72,8 @@ export function plot(box, { points, unit, from, to, stepS, spans }) {
   const { ticks, format } = valueTicks(low / divisor, high / divisor);
   const bottom = ticks[0] * divisor;
   const top = ticks.at(-1) * divisor;
-  const x = (time) => MARGIN.left + (Math.max(0, time - from) / (to - from)) * inner.width; // a window may begin before
-  const y = (value) => MARGIN.top + (1 - (value - bottom) / (top - bottom)) * inner.height;
+  const x = (time) => leftMargin + (Math.max(0, time - from) / (to - from)) * inner.width; // a window may begin before
+  const y = (value) => MARGIN.top + (1 - (within(value) - bottom) / (top - bottom)) * inner.height;
 
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
   for (const [begin, end] of spans) {
@@ -75,16 +81,19 @@ export function plot(box, { points, unit, from, to, stepS, spans }) {
     const wide = Math.max(2, x(Math.min(end, to)) - left); // a minute of a month is to be seen, too
     drawing.append(svg("rect", { class: "span", x: left, y: MARGIN.top, width: wide, height: inner.height }));
   }
+  const labels = [];
   for (const tick of ticks) {
     const at = Math.round(y(tick * divisor));
-    drawing.append(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }));
-    drawing.append(svg("text", { x: MARGIN.left - 8, y: at + 4, "text-anchor": "end" }, format(tick)));
+    drawing.append(svg("line", { class: "grid", x1: leftMargin, x2: width - MARGIN.right, y1: at, y2: at }));
+    labels.push(svg("text", { x: leftMargin - 8, y: at + 4, "text-anchor": "end" }, format(tick)));
+    drawing.append(labels.at(-1));
   }
-  drawing.append(svg("text", { x: MARGIN.left - 8, y: 12, "text-anchor": "end" }, name));
+  const unitLabel = svg("text", { x: leftMargin - 8, y: 12, "text-anchor": "end" }, name);
+  drawing.append(unitLabel);
   const right = { x: width - MARGIN.right, "text-anchor": "end" };
   drawing.append(svg("text", { ...right, y: 12 }, `time in ${zoneName(to * 1000)}`));
   const floor = height - MARGIN.bottom;
-  drawing.append(svg("line", { class: "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: floor, y2: floor }));
+  drawing.append(svg("line", { class: "axis", x1: leftMargin, x2: width - MARGIN.right, y1: floor, y2: floor }));
   for (const [time, label] of timeTicks(from, to, inner.width)) {
     const at = Math.round(x(time));
     drawing.append(svg("line", { class: "axis", x1: at, x2: at, y1: floor, y2: floor + 4 }));
@@ -100,6 +109,15 @@ export function plot(box, { points, unit, from, to, stepS, spans }) {
   const pointer = svg("g");
   drawing.append(pointer);
   box.replaceChildren(drawing);
+  const outside = -Math.min(...labels.map((label) => label.getBBox().x));
+  if (outside > 0 && leftMargin === MARGIN.left) { // or 1,000,000,000 would be read as 000,000
+    plot(box, curve, leftMargin + Math.ceil(outside));
+    return;
+  }
+  if (unitLabel.getBBox().x < 0) {
+    unitLabel.setAttribute("x", 0);
+    unitLabel.removeAttribute("text-anchor");
+  }
 
   let current = -1;
   const pointAt = (index, px) => {
@@ -109,7 +127,7 @@ export function plot(box, { points, unit, from, to, stepS, spans }) {
     const point = points[index];
     const isThere = px === undefined || Math.abs(x(point[0]) - px) <= Math.max(12, (stepS / (to - from)) * inner.width);
     const at = isThere ? x(point[0]) : px;
-    const time = isThere ? point[0] : from + ((px - MARGIN.left) / inner.width) * (to - from);
+    const time = isThere ? point[0] : from + ((px - leftMargin) / inner.width) * (to - from);
     const lines = [isThere ? quantity(point[1], unit) : "no value", fullStamp(time * 1000)];
     pointer.append(svg("line", { class: "cross", x1: at, x2: at, y1: MARGIN.top, y2: floor }));
     if (isThere) pointer.append(svg("circle", { class: "at", r: 3.5, ...dot(point) }));
@@ -127,7 +145,7 @@ export function plot(box, { points, unit, from, to, stepS, spans }) {
     return lines.concat(isAbnormal ? "something was abnormal" : []).join(", ");
   };
   const nearest = (px) => {
-    const time = from + ((px - MARGIN.left) / inner.width) * (to - from);
+    const time = from + ((px - leftMargin) / inner.width) * (to - from);
     let lowest = 0;
     let highest = points.length - 1;
     while (highest - lowest > 1) {
@@ -139,7 +157,7 @@ export function plot(box, { points, unit, from, to, stepS, spans }) {
   };
   box.onpointermove = box.onpointerdown = (event) => {
     const px = event.clientX - box.getBoundingClientRect().left;
-    if (points.length && px >= MARGIN.left && px <= width - MARGIN.right) pointAt(nearest(px), px);
+    if (points.length && px >= leftMargin && px <= width - MARGIN.right) pointAt(nearest(px), px);
     else pointAt(-1);
   };
   box.onpointerleave = () => pointAt(-1);

@@ -4,6 +4,7 @@ import { caller } from "./calls.js";
 import { server } from "./shown-server.js";
 
 let polls = [];
+let ticked = 0;
 
 /**
  * Each has a name, a task, and the seconds from an answer to the next question. `ofServer`: asked only while a server
@@ -47,6 +48,8 @@ async function run(poll) {
 }
 
 export function tick() {
+  if (Date.now() < ticked) pollAnew(); // the clock was set back: what was due would be due as much later
+  ticked = Date.now();
   if (!caller || document.hidden) return;
   for (const poll of polls) {
     const isWanted = (!poll.ofServer || server) && (!poll.whenFound || server.answer);

@@ -51,6 +51,25 @@ function enter(answer) {
   tick();
 }
 
+/** Another tab may have logged somebody else in, and he may be allowed other things than before. */
+export async function readCaller() {
+  let answer;
+  try {
+    answer = (await call("whoAmI")).value;
+  } catch {
+    return; // a session that is over was told to end; what else is wrong the stream tells
+  }
+  if (keyOf(answer) === keyOf(caller)) return;
+  leave();
+  enter(answer);
+}
+
+/** What tells a caller, and what he may, from another. */
+function keyOf({ name, role, scope, csrfToken }) {
+  const lists = scope && [scope.environments, scope.serverRoles, scope.serverIds].map((names) => [...names].sort());
+  return JSON.stringify([name, role, lists, csrfToken]);
+}
+
 function scopeWords(scope) {
   if (!scope) return [];
   const lists = [["environment", scope.environments], ["role", scope.serverRoles], ["server", scope.serverIds]];

@@ -27,7 +27,10 @@ export function openStream() {
     backoffS = 0;
     if (live.state !== "live") liveState("live");
   };
-  source.addEventListener("open", heard);
+  source.addEventListener("open", () => {
+    heard();
+    pollSoon("caller", 0); // a browser that reconnects shows the cookie that it has now
+  });
   for (const [name, take] of Object.entries(EVENTS)) {
     source.addEventListener(name, (event) => {
       version = event.lastEventId || version;
@@ -97,7 +100,7 @@ export function resumeStream() {
 }
 
 export function renewSilentStream() {
-  if (stream && Date.now() - quietSince > SILENCE_MS) openStream();
+  if (stream && Math.abs(Date.now() - quietSince) > SILENCE_MS) openStream(); // or the clock was set back
 }
 
 export function forgetStream() {

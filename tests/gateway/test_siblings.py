@@ -105,6 +105,31 @@ async def test_one_that_is_stuck_costs_a_second_and_its_own_lines(monkeypatch: p
     assert b"half a page" not in whole
 
 
+@pytest.mark.parametrize("cut", [1, 5, 20, 200, 400])
+async def test_one_that_dies_while_it_tells_costs_its_own_lines_and_leaves_none_cut_short(
+    monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    """Killed half-way through its page: `calls_total 12` of 1234 would be believed, half a label is no page at all."""
+    monkeypatch.setattr(siblings, "ANSWER_WITHIN_S", 20.0)
+    run, alive = secrets.token_hex(8), secrets.token_hex(8)
+    first, second = Siblings(run, 1, 2, lambda: page(1)), Siblings(alive, 2, 2, lambda: page(1234))
+
+    async def die(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        told, asking = await asyncio.open_unix_connection(f"\0openmanager-{alive}-2")
+        writer.write((await told.read())[:-cut])
+        for each in (asking, writer):
+            each.close()
+            await each.wait_closed()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0openmanager-{run}-2")
+        listener.listen()
+        async with await asyncio.start_unix_server(die, sock=listener), second.answering():
+            whole = await asyncio.to_thread(first.whole_page)
+    assert ups(whole) == {1: 1, 2: 0}
+    assert {dict(labels).get("worker") for name, *labels in read(whole) if name != UP} == {"1"}
+
+
 async def test_another_users_process_is_neither_given_a_page_nor_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     run = secrets.token_hex(8)
     first, second = Siblings(run, 1, 2, lambda: page(1)), Siblings(run, 2, 2, lambda: page(2))

@@ -1,7 +1,9 @@
 """The page in a real browser, before the real product: what a person sees, and is told when something breaks."""
 
+import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -89,7 +91,8 @@ def test_values_that_differ_in_the_last_digit_do_not_freeze_it_and_extreme_ones_
     """Means of a constant differ so; ticks between two doubles that are neighbours were counted for ever."""
     now = int(time.time()) // 10 * 10
     named = {"constant": 31589.599999999995, "huge": -1.5e300, "tiny": 2.5e-200, "percent": 1e300, "zero": 0.0}
-    units = {"percent": "%", "huge": "By"}
+    named |= {"packets": -1.23e13, "smallest": 5e-324, "largest": sys.float_info.max, "lowest": -sys.float_info.max}
+    units = {"percent": "%", "huge": "By", "zero": "{context switches}/s", "packets": "{packet}"}
     metrics = [{"name": name, "unit": units.get(name, "1")} for name in named]
     for age_s, constant in ((60, 31589.599999999995), (50, 31589.600000000002), (40, 31589.6)):
         rows = [{"serverId": "extreme-1", "time": now - age_s}]
@@ -102,12 +105,19 @@ def test_values_that_differ_in_the_last_digit_do_not_freeze_it_and_extreme_ones_
             page.within(SHOWN_WITHIN_S, "document.querySelector('#plot .curve')")
             labels = page.value("[...document.querySelectorAll('#plot text')].map((each) => each.textContent)")
             assert all(len(label) < 20 for label in labels)
+            edges = page.value("[...document.querySelectorAll('#plot text')].map((each) => each.getBBox().x)")
+            assert min(edges) >= 0, "cut off"
+            assert "NaN" not in page.value("document.querySelector('#plot').innerHTML")
+            assert "∞" not in page.text("#plot") + page.text("#plot-summary")
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#metrics').textContent.includes('PiB')")  # units are there
         shown = dict(zip(page.texts("#metrics th"), page.texts("#metrics td"), strict=True))
     assert shown["constant"] == "31,590"
     assert shown["huge"] == "-1.33E285 PiB"
     assert shown["tiny"] == "2.5E-200"
     assert shown["percent"] == "1E300 %"
-    assert shown["zero"] == "0"
+    assert shown["zero"] == "0 context switches/s"
+    assert shown["smallest"] == "5E-324"
+    assert shown["largest"] == "1.8E296 T"
 
 
 def test_a_server_that_there_is_not(product: Launched, browser: Browser) -> None:
@@ -239,6 +249,45 @@ def test_whoever_comes_next_sees_a_whole_server_and_nothing_of_before(guarded: G
                 assert page.text("#about") == "" and page.texts("#metrics tr") == []
                 press = "document.querySelector('#plot').dispatchEvent(new KeyboardEvent('keydown', {key: 'Home'}))"
                 assert page.value(f"({press}, document.querySelector('#plot-reading').textContent)") == ""
+
+
+def test_what_somebody_saw_goes_when_another_tab_logs_somebody_else_in(guarded: Guarded, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(guarded.url)
+        log_in(page, "Ada")
+        wait_for_rows(page, 4)
+        grace = json.dumps({"name": "Grace", "password": PASSWORD})
+        asked = f"{{method: 'POST', headers: {{'content-type': 'application/json'}}, body: {grace!r}}}"
+        assert page.value(f"fetch('/v1/session', {asked}).then((answer) => answer.status)") == 200
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#caller-name').textContent.startsWith('Grace')")
+        page.within(SHOWN_WITHIN_S, "document.querySelectorAll('#servers tr').length === 1")
+        assert page.texts("#servers a") == ["web-01"]
+        assert page.text("#caller-name") == "Grace · viewer · server web-01 only"
+
+
+def test_what_somebody_saw_goes_when_he_may_see_less(guarded: Guarded, browser: Browser) -> None:
+    guarded.post("/v1/users", {"user": {"name": "Niklaus", "role": "ROLE_OPERATOR"}, "password": PASSWORD})
+    with browser.page() as page:
+        page.open(guarded.url)
+        log_in(page, "Niklaus")
+        wait_for_rows(page, 4)
+        less = {"role": "ROLE_VIEWER", "scope": {"serverIds": ["web-01"]}}
+        guarded.post("/v1/users/Niklaus", less, method="PATCH")
+        page.within(SHOWN_WITHIN_S, "document.querySelectorAll('#servers tr').length === 1")
+        assert page.text("#caller-name") == "Niklaus · viewer · server web-01 only"
+
+
+def test_a_clock_that_is_set_back_stops_nothing(product: Launched, browser: Browser) -> None:
+    with browser.page() as page:
+        page.open(f"http://{product.http_address}/")
+        wait_for_rows(page, SERVERS)
+        page.within(SHOWN_WITHIN_S, "document.querySelector('#live-text').textContent === 'Live'")
+        page.value("(() => { const now = Date.now; Date.now = () => now() - 3_600_000; })()")
+        before = len(page.requests)
+        for path in ("/v1/fleet/summary", "/v1/storage/status"):
+            within(30, lambda path=path: any(path in request for request in page.requests[before:]))
+        ages = "[...document.querySelectorAll('#servers .age')].map((each) => parseInt(each.innerText))"
+        assert max(page.within(SHOWN_WITHIN_S, ages)) < 120, "by the gateway's clock, as before"
 
 
 def test_what_people_write_is_text_and_never_markup(guarded: Guarded, browser: Browser) -> None:

@@ -1,7 +1,9 @@
 """Requests and answers of single messages, over real connections."""
 
 import asyncio
+import gc
 import math
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -9,7 +11,7 @@ import pytest
 
 from gateway.http.app import Health
 from gateway.http.exchange import MAX_BODY_BYTES
-from runtime.errors import STATUS_TABLE, OpenManagerError
+from runtime.errors import STATUS_TABLE, NotFound, OpenManagerError
 from tests.gateway.http.serving import METRICS, read_answer, serving
 from tests.harness import eventually
 
@@ -285,3 +287,72 @@ async def test_a_page_that_breaks_shows_no_text() -> None:
     assert answer.status == 500
     assert b"secret" not in answer.body
     assert orjson.loads(answer.body)["code"] == 13
+
+
+@pytest.mark.parametrize("given", ['""', "", 'W/"', '"r1", "r2"', "r1, r2", '"r1', "r1 r2"])
+async def test_a_change_that_is_bound_to_no_one_tag_does_not_happen_unbound(given: str) -> None:
+    """As of `-H "If-Match: \\"$ETAG\\""` in a script that did not get the tag."""
+    async with serving() as served:
+        reader, writer = await served.open()
+        head = f"host: localhost\r\nif-match: {given}\r\nconnection: close"
+        writer.write(f"DELETE /v1/servers/server-1 HTTP/1.1\r\n{head}\r\n\r\n".encode())
+        answer = await read_answer(reader)
+        writer.close()
+        assert (answer.status, answer.field()) == (400, "if-match")
+        assert served.servicer.requests == []
+
+
+async def test_a_change_is_bound_to_the_tag_that_the_header_names() -> None:
+    async with serving() as served:
+        given = ('"r1"', "r1", 'W/"r1"', "*")
+        for tag in given:
+            assert (await served.call("DELETE", "/v1/servers/a", headers={"if-match": tag})).status == 200
+        assert [request.etag for request in served.servicer.requests] == ["r1", "r1", 'W/"r1"', ""]
+        both = await served.call("DELETE", "/v1/servers/a?etag=r2", headers={"if-match": '"r1"'})
+        assert (both.status, both.field()) == (400, "etag")
+        both = await served.call("DELETE", "/v1/servers/a?etag=r1", headers={"if-match": '"r1"'})
+        assert (both.status, served.servicer.requests[-1].etag) == (200, "r1")
+
+
+async def test_a_deletion_whose_condition_is_in_a_body_does_not_happen_without_it() -> None:
+    async with serving() as served:
+        for body in ({"etag": "r1"}, {"nonsense": 1}, b"no JSON"):
+            answer = await served.call("DELETE", "/v1/servers/server-1", body)
+            assert (answer.status, answer.field()) == (400, "body")
+        assert served.servicer.requests == []
+        for nothing in (None, b"", {}, b" {} \n", b"null"):
+            assert (await served.call("DELETE", "/v1/servers/server-1?etag=r1", nothing)).status == 200
+        assert {request.etag for request in served.servicer.requests} == {"r1"}
+
+
+class InMemory:
+    """Has no server."""
+
+    def GetServer_at_once(self, _request: Any) -> None:
+        return None
+
+    async def GetServer(self, request: Any, _context: Any) -> Any:
+        raise NotFound(f"no server {request.id[:9]}", field="id")
+
+
+@pytest.mark.parametrize(("verb", "path"), [("GET", "/v1/servers/{}"), ("{}", "/v1/servers"), ("GET", "/{}")])
+async def test_what_a_caller_invents_at_length_is_not_kept(verb: str, path: str) -> None:
+    """What short paths mean is: 4,096 times 64 KiB of each kind would be."""
+    count, length = 100, 50_000
+    async with serving(servicers={"FleetService": InMemory()}) as served:
+
+        async def ask(number: int) -> None:
+            invented = f"{number:03}" + "X" * length
+            assert (await served.call(verb.format(invented), path.format(invented))).status in {404, 405}
+
+        await ask(0)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for number in range(1, count):
+                await ask(number)
+            gc.collect()
+            kept = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+    assert kept < count * length / 4

@@ -52,7 +52,28 @@ async def test_a_snapshot_is_an_event_of_its_own() -> None:
         answer = await served.get("/v1/fleet/watch")
     found = [block for block in events(answer.body) if "event" in block]
     assert [block["event"] for block in found] == ["snapshot", "server"]
-    assert [block.get("id") for block in found] == [None, "e-1"]
+    assert [block.get("id") for block in found] == ["0", "e-1"], "who has only the first has dropped what he had"
+
+
+async def test_who_is_cut_off_in_a_snapshot_is_not_taken_for_one_who_still_has_what_was_before_it() -> None:
+    """At another worker the id that he had before could be known, and only what changed since would follow."""
+    async with serving() as served:
+        whole = tick("e-7", "a", "b")
+        whole.snapshot = True
+        for message in (tick("e-3", "a", "b"), whole, None):
+            served.servicer.ticks.put_nowait(message)
+        answer = await served.get("/v1/fleet/watch")
+        *_, snapshot, server, last = events(answer.body)
+        last_id = ""
+        for event in (snapshot, server):
+            last_id = event.get("id", last_id)
+        assert (snapshot["event"], last_id, last["id"]) == ("snapshot", "0", "e-7")
+        empty = tick("e-8")
+        empty.snapshot = True
+        for message in (empty, None):
+            served.servicer.ticks.put_nowait(message)
+        (*_, only) = events((await served.get("/v1/fleet/watch")).body)
+        assert (only["event"], only["id"]) == ("snapshot", "e-8"), "it is all that there is"
 
 
 async def test_json_lines() -> None:
