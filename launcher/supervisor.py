@@ -1,10 +1,9 @@
 """Keeps processes running: start, watch, restart with back-off, stop.
 
 What must stay true: a process that dies after it was ready is started again, as soon as the system lets us, and that is
-said; one that cannot start
-(it exits by itself before it was ready, because a setting is wrong or its address is taken) stops everything with its
-own words; stopping is orderly and bounded; no process outlives the launcher, not even when that is killed; a log that
-cannot be written (a full disk) stops nobody.
+said; one that cannot start (it exits by itself before it was ready, because a setting is wrong or its address is taken)
+stops everything with its own words; stopping is orderly and bounded; no process outlives the launcher, not even when
+that is killed; a log that cannot be written (a full disk) stops nobody.
 """
 
 import asyncio
