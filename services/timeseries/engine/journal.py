@@ -63,6 +63,10 @@ _SETTLED: Final = """
 CREATE TABLE IF NOT EXISTS settled (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL) STRICT, WITHOUT ROWID
 """
 
+_OWED: Final = """
+CREATE TABLE IF NOT EXISTS owed (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL) STRICT, WITHOUT ROWID
+"""
+
 _INSERT: Final = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)"
 _INSERTS: Final = [_INSERT + ", (?, ?, ?, ?, ?, ?)" * more for more in range(16)]
 """So many batches are stored by one statement: each one more is another time to wait for the interpreter's lock."""
@@ -272,14 +276,25 @@ class Journal:
                 forget_left(self._db, name)
         return self.followers()[name]
 
+    def owe(self, name: str, sequence: int) -> None:
+        """Notes that a follower's cursor is to be moved back, and how far."""
+        with Transaction(self._db):
+            self._db.execute("INSERT OR REPLACE INTO owed VALUES (?, ?)", (name, sequence))
+
+    def owed(self, name: str) -> int | None:
+        """Where a follower's cursor is to be moved back to; None: it stays."""
+        rows = fetch(self._db, "SELECT cursor FROM owed WHERE name = ?", (name,))
+        return int(rows[0][0]) if rows else None
+
     def rewind_cursor(self, name: str, sequence: int, now_ms: int) -> int:
-        """Moves a cursor back, never forward; returns where it is."""
+        """Moves a cursor back, never forward, as is owed; returns where it is."""
         if name not in self.followers():
             raise InvalidArgument(f"no follower {name!r} is registered", field="name")
         with Transaction(self._db):
             self._db.execute(
                 "UPDATE followers SET cursor = min(cursor, ?), updated_ms = ? WHERE name = ?", (sequence, now_ms, name)
             )
+            self._db.execute("DELETE FROM owed WHERE name = ?", (name,))
         return self.followers()[name]
 
     def forget_follower(self, name: str) -> None:
@@ -287,6 +302,7 @@ class Journal:
         with Transaction(self._db):
             self._db.execute("DELETE FROM followers WHERE name = ?", (name,))
             self._db.execute("DELETE FROM settled WHERE name = ?", (name,))
+            self._db.execute("DELETE FROM owed WHERE name = ?", (name,))
             forget_left(self._db, name)
 
     @property
@@ -306,6 +322,7 @@ def add_missing_tables(db: apsw.Connection) -> None:
     add_cut_table(db)
     add_left_table(db)
     db.execute(_SETTLED)
+    db.execute(_OWED)
 
 
 def load_catalog(db: apsw.Connection) -> Catalog:

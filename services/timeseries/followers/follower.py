@@ -71,7 +71,7 @@ class Follower:
         self._advanced = asyncio.Event()
         self._has_gone_back = False
         self._may_go_back_s = float("-inf")
-        self._owed: int | None = None  # the cursor to which to go back as soon as that may be
+        self._owed: int | None = None  # the cursor to which to go back as soon as that may be; the journal has it, too
         self._failures = 0
         self._silences = 0  # of the failures those with which a store may have died
         self._silent_probes = 0  # in a row, with nothing shipped meanwhile
@@ -125,7 +125,7 @@ class Follower:
         try:
             found = await self._backend.probe()
         except OpenManagerError as error:
-            self._note_silence(error)
+            await self._note_silence(error)
             behind = await self.lag()
             return StoreProbe(
                 address=self._backend.address,
@@ -187,6 +187,9 @@ class Follower:
     async def _follow(self) -> None:
         self._cursor = await self._engine.cursors.register(self._backend.name)
         self._is_registered = True
+        owed = await self._engine.cursors.owed(self._backend.name)  # since before the process ended, or could not pay
+        if owed is not None:
+            self._owed = owed if self._owed is None else min(owed, self._owed)
         while True:
             await self._pay_back()
             self._has_gone_back = False
@@ -286,47 +289,44 @@ class Follower:
                 if error.retry_after_s is None:  # else it only throttles
                     self._silences += 1
                     if self._silences == 2:  # more than a lost connection
-                        await self._go_back()
+                        await self._owe()
+                        await self._pay_back()
                 self._last_error = error.message
                 self._tell(error.message)
                 pause_s = RETRY.delay_s(self._failures, self._rng)
                 self._failures += 1
                 await self._clock.sleep(max(pause_s, min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S)))
 
-    async def _go_back(self) -> None:
-        """Takes the cursor back a minute: what the store acknowledged since then it may have lost with what befell it.
-        Durably, so that it holds however this process ends; and not more often, so that a store that comes and goes
-        gets on, too: what it lost within a minute of that is owed until then."""
-        self._owe()
-        if self._owed is None or self._owed >= self._cursor:
-            self._owed = None
-            return
-        now_s = self._clock.monotonic()
-        if now_s < self._may_go_back_s:
-            return
-        self._may_go_back_s = now_s + SETTLED_AFTER_S
-        cursor = await self._engine.cursors.go_back(self._backend.name, self._owed)
-        self._owed = None
-        self._has_gone_back |= cursor < self._cursor  # another outage in the same batch changes nothing of the first
-        self._cursor = cursor
-
-    async def _pay_back(self) -> None:
-        """Goes back to where it is owed, if that may be now."""
-        if self._owed is not None and self._clock.monotonic() >= self._may_go_back_s:
-            await self._go_back()
-
-    def _note_silence(self, error: OpenManagerError) -> None:
-        """A store that died and came back while there was nothing to ship is only seen by its probes."""
-        if isinstance(error, Unavailable) and error.retry_after_s is None:
-            self._silent_probes += 1
-            if self._silent_probes == 2 and not self._failures:  # else whoever ships has seen it, too
-                self._owe()
-
-    def _owe(self) -> None:
+    async def _owe(self) -> None:
+        """Notes that what the store acknowledged in the last minute it may have lost with what befell it. Durably, so
+        that it holds however this process ends."""
         if self._backend.syncs or not self._is_registered:
             return
         settled = self._engine.cursors.lost(self._backend.name)
         self._owed = settled if self._owed is None else min(settled, self._owed)
+        await self._engine.cursors.owe(self._backend.name, self._owed)
+
+    async def _pay_back(self) -> None:
+        """Takes the cursor back to where it is owed, durably. Not more than once a minute, so that a store that comes
+        and goes gets on, too: what it lost within a minute of that is owed until then."""
+        if self._owed is None:
+            return
+        if self._owed < self._cursor:
+            now_s = self._clock.monotonic()
+            if now_s < self._may_go_back_s:
+                return
+            self._may_go_back_s = now_s + SETTLED_AFTER_S
+        owed, self._owed = self._owed, None  # first: what a probe finds meanwhile is owed anew
+        cursor = await self._engine.cursors.go_back(self._backend.name, owed)
+        self._has_gone_back |= cursor < self._cursor  # another outage in the same batch changes nothing of the first
+        self._cursor = cursor
+
+    async def _note_silence(self, error: OpenManagerError) -> None:
+        """A store that died and came back while there was nothing to ship is only seen by its probes."""
+        if isinstance(error, Unavailable) and error.retry_after_s is None:
+            self._silent_probes += 1
+            if self._silent_probes == 2 and not self._failures:  # else whoever ships has seen it, too
+                await self._owe()
 
     def _recovered(self) -> None:
         if self._failures:

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -211,13 +212,14 @@ async def test_what_a_store_forgot_when_it_died_twice_within_a_minute_is_shipped
         assert (await follower.probe()).degraded == ""
 
 
-async def test_what_a_store_forgot_while_there_was_nothing_to_ship_is_shipped_again(tmp_path: Path) -> None:
-    class Silent(PlayedBackend):
-        async def probe(self) -> BackendInfo:
-            if self.errors:
-                raise self.errors.pop(0)
-            return await super().probe()
+class Silent(PlayedBackend):
+    async def probe(self) -> BackendInfo:
+        if self.errors:
+            raise self.errors.pop(0)
+        return await super().probe()
 
+
+async def test_what_a_store_forgot_while_there_was_nothing_to_ship_is_shipped_again(tmp_path: Path) -> None:
     backend, clock = Silent(), ManualClock(NOON_MS)
     async with (
         Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
@@ -231,6 +233,41 @@ async def test_what_a_store_forgot_while_there_was_nothing_to_ship_is_shipped_ag
         await engine.append(tick(SET, 1))
         await _let_run(clock, lambda: eventually(lambda: set(backend.times) == {0, 1}))
         await _let_run(clock, lambda: caught_up(engine))
+
+
+@pytest.mark.parametrize("seen_by", ["rows", "probes"])
+async def test_what_is_owed_to_a_store_when_the_process_ends_is_shipped_after_the_next_start(
+    tmp_path: Path, seen_by: str
+) -> None:
+    backend, clock = Silent(), ManualClock(NOON_MS)
+
+    @asynccontextmanager
+    async def a_life(*numbers: int) -> AsyncIterator[tuple[Engine, Follower]]:
+        async with (
+            Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+            Follower(engine, backend, clock, random.Random(1)) as follower,
+        ):
+            for number in numbers:  # the store dies before each, with all that it has
+                backend.batches, backend.errors = [], [Unavailable("it died")] * (2 if number else 0)
+                await engine.append(tick(SET, number), metric_sets=(SET,))
+                await _let_run(clock, lambda: eventually(lambda: not backend.errors and bool(backend.batches)))
+                await _let_run(clock, lambda: caught_up(engine))
+            yield engine, follower
+
+    async with a_life(*(range(1) if seen_by == "probes" else range(3))) as (_, follower):
+        if seen_by == "probes":
+            backend.batches, backend.errors = [], [Unavailable("it died")] * 2
+            assert [bool((await follower.probe()).down) for _ in range(2)] == [True, True]
+        assert "may lack" in (await follower.probe()).degraded
+    owed = {0} if seen_by == "probes" else {0, 1, 2}
+    async with a_life() as (_, follower):
+        await _let_run(clock, lambda: eventually(lambda: set(backend.times) == owed))
+        assert (await follower.probe()).degraded == ""
+    backend.batches = []
+    async with a_life() as (engine, _):
+        await engine.append(tick(SET, 9))
+        await _let_run(clock, lambda: caught_up(engine))
+    assert backend.times == [9], "once is enough"
 
 
 async def test_a_store_that_dies_after_a_start_has_what_it_took_before_that_shipped_again(tmp_path: Path) -> None:
