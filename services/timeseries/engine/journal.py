@@ -12,7 +12,7 @@ The tables are drawn in docs/formats/journal.md. What must stay true:
 """
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -65,6 +65,10 @@ CREATE TABLE IF NOT EXISTS settled (name TEXT PRIMARY KEY, cursor INTEGER NOT NU
 
 _OWED: Final = """
 CREATE TABLE IF NOT EXISTS owed (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL) STRICT, WITHOUT ROWID
+"""
+
+_SPANS: Final = """
+CREATE TABLE IF NOT EXISTS spans (day INTEGER PRIMARY KEY, days INTEGER NOT NULL) STRICT
 """
 
 _INSERT: Final = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)"
@@ -225,6 +229,17 @@ class Journal:
         rows = fetch(self._db, "SELECT day, through, unlinked FROM evictions")
         return {day: (through, bool(unlinked)) for day, through, unlinked in rows}
 
+    def spans(self) -> dict[int, int]:
+        """The partitions of points that have several days: the first one, and how many, also should the file not be
+        able to say so any more."""
+        return dict(fetch(self._db, "SELECT day, days FROM spans"))
+
+    def note_spans(self, spans: Mapping[int, int]) -> None:
+        """Notes that there are these, and no others."""
+        with Transaction(self._db):
+            self._db.execute("DELETE FROM spans")
+            self._db.executemany("INSERT INTO spans VALUES (?, ?)", spans.items())
+
     def shrink(self, *, urgent: bool = False) -> bool:
         """Gives free pages back when most of the file is free, as after a follower's long outage, or it is urgent.
 
@@ -323,6 +338,7 @@ def add_missing_tables(db: apsw.Connection) -> None:
     add_left_table(db)
     db.execute(_SETTLED)
     db.execute(_OWED)
+    db.execute(_SPANS)
 
 
 def load_catalog(db: apsw.Connection) -> Catalog:
