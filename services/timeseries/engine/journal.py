@@ -88,7 +88,7 @@ _ORPHANED: Final = "there are blocks whose series it names, and it is missing or
 class Journal:
     """The one writing connection. Not thread-safe: whoever opens it hands it to the writer thread."""
 
-    def __init__(self, path: Path, *, may_create: bool) -> None:
+    def __init__(self, path: Path, *, may_create: bool, now_ms: int) -> None:
         new = not path.exists()
         if new and not may_create:
             raise unreadable_journal(path, _ORPHANED)
@@ -100,7 +100,7 @@ class Journal:
                 if not self._db.table_exists("main", "meta"):
                     if not may_create:
                         raise unreadable_journal(path, _ORPHANED)
-                    self._create()
+                    self._create(now_ms)
                 add_missing_tables(self._db)
             if new:
                 sync_folder(path.parent)
@@ -110,6 +110,8 @@ class Journal:
             self.identity = str(self._meta("identity"))
             self.swept_through = int(str(self._meta("swept_through")))
             self.stored_through = int(str(self._meta("stored_through") or 0))
+            self.whole_from_ms = int(str(self._meta("whole_from") or 0))
+            """What was written before this instant came to another folder, if to any."""
             self._descriptors_from = min([self.swept_through, *self.followers().values()])
             ((highest,),) = fetch(self._db, "SELECT max(sequence) FROM batches")
             self.last_sequence = max(self.swept_through, highest or 0)
@@ -117,11 +119,16 @@ class Journal:
             self._db.close()
             raise
 
-    def _create(self) -> None:
+    def _create(self, now_ms: int) -> None:
         self._db.execute(_SCHEMA)
         self._db.executemany(
             "INSERT INTO meta VALUES (?, ?)",
-            [("format_version", FORMAT_VERSION), ("identity", secrets.token_hex(16)), ("swept_through", 0)],
+            [
+                ("format_version", FORMAT_VERSION),
+                ("identity", secrets.token_hex(16)),
+                ("swept_through", 0),
+                ("whole_from", now_ms),
+            ],
         )
 
     def _meta(self, key: str) -> object:

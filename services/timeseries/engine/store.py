@@ -63,7 +63,7 @@ class Store:
         self.journal_path = folder / "journal.db"
         orphans = any(any((folder / kind.folder).glob("*.db")) for kind in TIERS)
         with self._journal_is_to_blame():
-            self.journal = Journal(self.journal_path, may_create=not orphans)
+            self.journal = Journal(self.journal_path, may_create=not orphans, now_ms=clock.now_ms())
         try:
             self.endings = 0
             self.lost: list[tuple[Tier, range]] = []

@@ -97,6 +97,29 @@ async def test_without_the_store_the_rest_is_answered_and_the_answer_says_so(
     assert result.times_ms[-1] == max(time for time in model.series["a", "cpu_usage"])
 
 
+async def test_what_a_folder_before_this_one_took_is_asked_of_the_store_also_when_late_rows_come(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    """The disk is a new one, and the store has what was on the old one: of this day, too."""
+    store, model = OracleStore(), Model()
+    clock.advance(3 * 86_400)
+    begun = clock.now_ms()
+    for hour in range(1, 3 * 24):
+        batch = rows(SET, [("a", begun - hour * 3_600_000, [1.0, 100.0 - hour])])
+        model.append(SET, batch)
+        store.model.append(SET, batch)
+    settings = EngineSettings(maintenance_interval_s=1e9, sparse_points_a_day=0)
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        await engine.cursors.register(STORE)
+        reader = Reader(engine, store, max_points=1_000_000)
+        for minutes in (5, 10, -2 * 24 * 60 - 1):  # the last one is late
+            batch = rows(SET, [("a", begun + minutes * 60_000, [1.0, 1_000.0 + minutes])])
+            await engine.append(batch, metric_sets=(SET,))
+            model.append(SET, batch)
+        for aggregation, step in itertools.product(Aggregation, (0, 60_000, 600_000, 7_777_000)):
+            await answers_like(reader, model, NOON + 1_234_567, aggregation, step)
+
+
 async def test_what_is_imported_for_long_ago_is_there_before_it_is_shipped(
     aged: tuple[Engine, OracleStore, Model, Reader],
 ) -> None:
