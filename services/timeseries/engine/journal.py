@@ -112,6 +112,8 @@ class Journal:
             self.stored_through = int(str(self._meta("stored_through") or 0))
             self.whole_from_ms = int(str(self._meta("whole_from") or 0))
             """What was written before this instant came to another folder, if to any."""
+            self.lacks_ms = int(str(self._meta("lacks_from") or 0)), int(str(self._meta("lacks_until") or 0))
+            """As was what came between these."""
             self._descriptors_from = min([self.swept_through, *self.followers().values()])
             ((highest,),) = fetch(self._db, "SELECT max(sequence) FROM batches")
             self.last_sequence = max(self.swept_through, highest or 0)
@@ -201,6 +203,15 @@ class Journal:
             return
         forget(self._db, self._descriptors_from, first)
         self._descriptors_from = first
+
+    def note_lack(self, from_ms: int, until_ms: int) -> None:
+        """Notes that what was written between two instants is not here, beside what is noted already."""
+        if self.lacks_ms[1]:
+            from_ms, until_ms = min(from_ms, self.lacks_ms[0]), max(until_ms, self.lacks_ms[1])
+        with Transaction(self._db):
+            found = [("lacks_from", from_ms), ("lacks_until", until_ms)]
+            self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", found)
+        self.lacks_ms = from_ms, until_ms
 
     def note_stored(self, through: int) -> None:
         """Notes that no head needs the batches up to a sequence, so that a replay begins after it."""
