@@ -213,6 +213,8 @@ class Follower:
                 if batch.missed and self._cursor + 1 < batch.sequence:
                     await self._flush(pending)  # before what is newer
                     await self._go_on_from_blocks(batch.sequence)
+                    if self._has_gone_back:
+                        return
                 was_full = False
                 for rows in self._tagged(batch):
                     if pending.rows and not pending.fits(rows):
@@ -241,6 +243,8 @@ class Follower:
                 for rows in parts(everything):
                     if pending.rows and not pending.fits(rows):
                         await self._flush(pending)
+                        if self._has_gone_back:
+                            return
                     pending.add(rows)
                     self.resent_points += rows.rows.points
         pending.through = through  # as a whole: blocks are not in the order of sequences
@@ -255,9 +259,10 @@ class Follower:
         yield from parts(TaggedRows(metric_set=batch.metric_set, rows=batch.rows, descriptors=told))
 
     async def _flush(self, pending: Portion) -> None:
-        """Ships what is collected, however long that takes, then moves the cursor."""
+        """Ships what is collected, however long that takes, then moves the cursor; not what comes after a cursor that
+        has gone back: a store may take nothing that is older than what it has, and that is to come first."""
         waiting = [pending.rows] if pending.rows else []
-        while waiting:
+        while waiting and not self._has_gone_back:
             part = waiting.pop()
             try:
                 receipt = await self._acknowledged(part)
@@ -267,19 +272,24 @@ class Follower:
                 else:
                     self._refuse(error.reason, sum(rows.rows.points for rows in part), error.message)
             else:
+                if receipt is None:
+                    break
                 self._silent_probes = 0
                 self.shipped_points += receipt.shipped
                 for reason, points in receipt.refused.items():
                     self._refuse(reason, points)
         pending.clear()
-        if pending.through > self._cursor and not self._has_gone_back:
+        if self._has_gone_back:
+            return
+        if pending.through > self._cursor:
             self._cursor = await self._engine.cursors.advance(self._backend.name, pending.through)
             self._advanced.set()
             self._advanced = asyncio.Event()
         self._recovered()
         await self._pay_back()
 
-    async def _acknowledged(self, part: Sequence[TaggedRows]) -> Receipt:
+    async def _acknowledged(self, part: Sequence[TaggedRows]) -> Receipt | None:
+        """What the store did with it, however long that takes; None: the cursor has gone back."""
         while True:
             try:
                 return await self._backend.ship(part)
@@ -296,6 +306,8 @@ class Follower:
                 pause_s = RETRY.delay_s(self._failures, self._rng)
                 self._failures += 1
                 await self._clock.sleep(max(pause_s, min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S)))
+                if self._has_gone_back:
+                    return None
 
     async def _owe(self) -> None:
         """Notes that what the store acknowledged in the last minute it may have lost with what befell it. Durably, so
@@ -318,7 +330,7 @@ class Follower:
             self._may_go_back_s = now_s + SETTLED_AFTER_S
         owed, self._owed = self._owed, None  # first: what a probe finds meanwhile is owed anew
         cursor = await self._engine.cursors.go_back(self._backend.name, owed)
-        self._has_gone_back |= cursor < self._cursor  # another outage in the same batch changes nothing of the first
+        self._has_gone_back |= cursor < self._cursor
         self._cursor = cursor
 
     async def _note_silence(self, error: OpenManagerError) -> None:

@@ -142,6 +142,42 @@ async def test_what_a_store_forgot_when_it_died_is_shipped_again(tmp_path: Path)
         assert kept and not set(backend.times) & {0, 1, 2}, "what is older is not shipped again"
 
 
+class InOrder(PlayedBackend):
+    """Takes of its one series no sample that is older than its newest, as Prometheus does by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has: list[int] = []
+
+    async def ship(self, batch: Sequence[TaggedRows]) -> Receipt:
+        await super().ship(batch)
+        refused = 0
+        for at in (int(at) - NOON_MS for part in batch for at in part.rows.times_ms):
+            if self.has and at <= self.has[-1]:
+                refused += 1
+            else:
+                self.has.append(at)
+        shipped = sum(map(len, batch)) - refused
+        return Receipt(shipped=shipped, refused={"OUT_OF_ORDER": refused} if refused else {})
+
+
+async def test_a_store_that_takes_rows_in_order_only_has_all_after_it_forgot_the_last_ones(tmp_path: Path) -> None:
+    """What it forgot must come before what is newer: later it would be refused."""
+    backend, clock = InOrder(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)),
+    ):
+        for number in range(6):
+            await engine.append(tick(SET, number), metric_sets=(SET,))
+            await _let_run(clock, lambda: caught_up(engine))
+        backend.has, backend.errors = [0, 1, 2, 3], [Unavailable("it died")] * 3
+        await engine.append(tick(SET, 6))
+        await _let_run(clock, lambda: eventually(lambda: not backend.errors))
+        await _let_run(clock, lambda: caught_up(engine))
+    assert backend.has == list(range(7))
+
+
 async def test_a_second_outage_within_a_batch_does_not_hide_what_the_first_one_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
