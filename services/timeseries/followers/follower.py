@@ -38,6 +38,9 @@ MAX_RETRY_AFTER_S: Final = 60.0
 """A store that asks for a longer pause is asked again after this."""
 EVICTED: Final = "EVICTED_UNSHIPPED"
 """The reason of points that went with their day before the store took them."""
+SENT_AGAIN: Final = "SENT_AGAIN"
+"""The reason of points that were refused when they were sent again after an outage: the store has them, unless it lost
+them; had it refused them before, they were counted then."""
 ACKNOWLEDGE_TIMEOUT_S: Final = 8.0
 """How long a batch waits for the store where that is wanted; less than callers wait (10 s)."""
 IDLE_S: Final = 60.0
@@ -71,6 +74,8 @@ class Follower:
         self._advanced = asyncio.Event()
         self._has_gone_back = False
         self._may_go_back_s = float("-inf")
+        self._again_through = 0  # up to this sequence the store has acknowledged everything before
+        self._is_again = False  # whether what is shipped now is of that
         self._owed: int | None = None  # the cursor to which to go back as soon as that may be; the journal has it, too
         self._failures = 0
         self._silences = 0  # of the failures those with which a store may have died
@@ -210,11 +215,7 @@ class Follower:
                         batch = await anext(tail)
                 except (TimeoutError, StopAsyncIteration):
                     return
-                if batch.missed and self._cursor + 1 < batch.sequence:
-                    await self._flush(pending)  # before what is newer
-                    await self._go_on_from_blocks(batch.sequence)
-                    if self._has_gone_back:
-                        return
+                await self._ship_before(batch, pending)
                 was_full = False
                 for rows in self._tagged(batch):
                     if pending.rows and not pending.fits(rows):
@@ -230,6 +231,16 @@ class Follower:
                 if self._has_gone_back:
                     return
 
+    async def _ship_before(self, batch: TailBatch, pending: Portion) -> None:
+        """Ships what the journal let go before a batch, and what is collected if its refusals count otherwise."""
+        if batch.missed and self._cursor + 1 < batch.sequence:
+            await self._flush(pending)  # before what is newer
+            await self._go_on_from_blocks(batch.sequence)
+        is_again = batch.sequence <= self._again_through
+        if is_again != self._is_again and pending.rows:
+            await self._flush(pending)
+        self._is_again = is_again
+
     async def _go_on_from_blocks(self, first: int) -> None:
         """Ships what left the journal before it was shipped; the batch `first` is the oldest that it has."""
         after, through = self._cursor, first - 1
@@ -237,6 +248,7 @@ class Follower:
         _log.warning("%s: %s", self._backend.name, text)
         self._tell(text)
         pending = Portion()
+        self._is_again = through <= self._again_through
         async with aclosing(self._engine.cursors.unsent(after, through)) as found:
             async for stored in found:
                 everything = TaggedRows(metric_set=stored.metric_set, rows=stored.rows, descriptors=stored.descriptors)
@@ -270,14 +282,15 @@ class Follower:
                 if smaller := halves(part):
                     waiting += reversed(smaller)
                 else:
-                    self._refuse(error.reason, sum(rows.rows.points for rows in part), error.message)
+                    reason = SENT_AGAIN if self._is_again else error.reason
+                    self._refuse(reason, sum(rows.rows.points for rows in part), error.message)
             else:
                 if receipt is None:
                     break
                 self._silent_probes = 0
                 self.shipped_points += receipt.shipped
                 for reason, points in receipt.refused.items():
-                    self._refuse(reason, points)
+                    self._refuse(SENT_AGAIN if self._is_again else reason, points)
         pending.clear()
         if self._has_gone_back:
             return
@@ -328,6 +341,7 @@ class Follower:
             if now_s < self._may_go_back_s:
                 return
             self._may_go_back_s = now_s + SETTLED_AFTER_S
+        self._again_through = max(self._cursor, self._again_through)
         owed, self._owed = self._owed, None  # first: what a probe finds meanwhile is owed anew
         cursor = await self._engine.cursors.go_back(self._backend.name, owed)
         self._has_gone_back |= cursor < self._cursor

@@ -162,11 +162,12 @@ class InOrder(PlayedBackend):
 
 
 async def test_a_store_that_takes_rows_in_order_only_has_all_after_it_forgot_the_last_ones(tmp_path: Path) -> None:
-    """What it forgot must come before what is newer: later it would be refused."""
+    """What it forgot must come before what is newer: later it would be refused. What it did not forget is told apart
+    from rows that are missing."""
     backend, clock = InOrder(), ManualClock(NOON_MS)
     async with (
         Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
-        Follower(engine, backend, clock, random.Random(1)),
+        Follower(engine, backend, clock, random.Random(1)) as follower,
     ):
         for number in range(6):
             await engine.append(tick(SET, number), metric_sets=(SET,))
@@ -175,7 +176,15 @@ async def test_a_store_that_takes_rows_in_order_only_has_all_after_it_forgot_the
         await engine.append(tick(SET, 6))
         await _let_run(clock, lambda: eventually(lambda: not backend.errors))
         await _let_run(clock, lambda: caught_up(engine))
-    assert backend.has == list(range(7))
+        assert {reason: of.points for reason, of in follower.refusals.items()} == {module.SENT_AGAIN: 4}
+        for number in (5, 7):  # a late one, which is new
+            await engine.append(tick(SET, number))
+            await _let_run(clock, lambda: caught_up(engine))
+        assert {reason: of.points for reason, of in follower.refusals.items()} == {
+            module.SENT_AGAIN: 4,
+            "OUT_OF_ORDER": 1,
+        }
+    assert backend.has == list(range(8))
 
 
 async def test_a_second_outage_within_a_batch_does_not_hide_what_the_first_one_took(
