@@ -73,6 +73,7 @@ class Follower:
         self._is_registered = False
         self._advanced = asyncio.Event()
         self._has_gone_back = False
+        self._is_ahead = False  # the store has acknowledged some of what comes after the cursor
         self._may_go_back_s = float("-inf")
         self._again_through = 0  # up to this sequence the store has acknowledged everything before
         self._is_again = False  # whether what is shipped now is of that
@@ -197,7 +198,7 @@ class Follower:
             self._owed = owed if self._owed is None else min(owed, self._owed)
         while True:
             await self._pay_back()
-            self._has_gone_back = False
+            self._has_gone_back = self._is_ahead = False
             if self._cursor + 1 < self._engine.first_sequence:
                 await self._go_on_from_blocks(self._engine.first_sequence)
             else:
@@ -287,6 +288,7 @@ class Follower:
             else:
                 if receipt is None:
                     break
+                self._is_ahead = True
                 self._silent_probes = 0
                 self.shipped_points += receipt.shipped
                 for reason, points in receipt.refused.items():
@@ -296,6 +298,7 @@ class Follower:
             return
         if pending.through > self._cursor:
             self._cursor = await self._engine.cursors.advance(self._backend.name, pending.through)
+            self._is_ahead = False
             self._advanced.set()
             self._advanced = asyncio.Event()
         self._recovered()
@@ -336,16 +339,16 @@ class Follower:
         and goes gets on, too: what it lost within a minute of that is owed until then."""
         if self._owed is None:
             return
-        if self._owed < self._cursor:
+        is_lacking = self._owed < self._cursor or self._is_ahead  # a run through blocks may be hours ahead
+        if is_lacking:
             now_s = self._clock.monotonic()
             if now_s < self._may_go_back_s:
                 return
             self._may_go_back_s = now_s + SETTLED_AFTER_S
         self._again_through = max(self._cursor, self._again_through)
         owed, self._owed = self._owed, None  # first: what a probe finds meanwhile is owed anew
-        cursor = await self._engine.cursors.go_back(self._backend.name, owed)
-        self._has_gone_back |= cursor < self._cursor
-        self._cursor = cursor
+        self._cursor = await self._engine.cursors.go_back(self._backend.name, owed)
+        self._has_gone_back |= is_lacking
 
     async def _note_silence(self, error: OpenManagerError) -> None:
         """A store that died and came back while there was nothing to ship is only seen by its probes."""

@@ -165,6 +165,29 @@ async def test_an_end_in_between_begins_the_rest_again(tmp_path: Path) -> None:
     assert len(values(backend)) == 9_000
 
 
+async def test_a_store_that_dies_while_it_is_sent_blocks_has_what_it_forgot_sent_again(tmp_path: Path) -> None:
+    """The cursor stands still until all of them are sent, however long that takes."""
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    backend.room = 1
+    async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
+        await engine.cursors.register("played")
+        for day in range(3):  # three files, which are more than one request
+            big = [("a", NOON_MS + day * 86_400_000 + number, [1.0, 1.0]) for number in range(3_000)]
+            await engine.append(rows(SET, big), metric_sets=(SET,))
+        await swept(engine, clock)
+        async with Follower(engine, backend, clock, random.Random(1)):
+            await eventually(lambda: bool(backend.batches))
+            backend.batches, backend.room = [], 1_000  # it died with all it had taken
+            backend.errors = [Unavailable("it died")] * 2
+
+            async def is_caught_up() -> bool:
+                clock.advance(1)
+                return (await engine.status()).followers[0].cursor == engine.last_sequence
+
+            await eventually(is_caught_up)
+    assert len(values(backend)) == 9_000
+
+
 async def test_what_retention_took_before_it_was_shipped_is_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
