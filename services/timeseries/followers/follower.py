@@ -351,10 +351,11 @@ class Follower:
         self._has_gone_back |= is_lacking
 
     async def _note_silence(self, error: OpenManagerError) -> None:
-        """A store that died and came back while there was nothing to ship is only seen by its probes."""
+        """A store that died and came back while there was nothing to ship, or while whoever ships waited as it had
+        asked, is only seen by its probes."""
         if isinstance(error, Unavailable) and error.retry_after_s is None:
             self._silent_probes += 1
-            if self._silent_probes == 2 and not self._failures:  # else whoever ships has seen it, too
+            if self._silent_probes == 2 and self._silences < 2:  # else whoever ships has seen it, too
                 await self._owe()
 
     def _recovered(self) -> None:

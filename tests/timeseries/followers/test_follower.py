@@ -280,6 +280,24 @@ async def test_what_a_store_forgot_while_there_was_nothing_to_ship_is_shipped_ag
         await _let_run(clock, lambda: caught_up(engine))
 
 
+async def test_what_a_store_forgot_while_it_had_asked_to_be_left_alone_is_shipped_again(tmp_path: Path) -> None:
+    backend, clock = Silent(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)) as follower,
+    ):
+        await engine.append(tick(SET, 0), metric_sets=(SET,))
+        await _let_run(clock, lambda: caught_up(engine))
+        backend.batches, backend.errors = [], [Unavailable("too much", retry_after_s=30.0)]
+        await engine.append(tick(SET, 1))
+        await _let_run(clock, lambda: eventually(lambda: not backend.errors))
+        backend.errors = [Unavailable("it died")] * 2
+        assert [bool((await follower.probe()).down) for _ in range(3)] == [True, True, False]
+        clock.advance(31)
+        await _let_run(clock, lambda: eventually(lambda: set(backend.times) == {0, 1}))
+        await _let_run(clock, lambda: caught_up(engine))
+
+
 @pytest.mark.parametrize("seen_by", ["rows", "probes"])
 async def test_what_is_owed_to_a_store_when_the_process_ends_is_shipped_after_the_next_start(
     tmp_path: Path, seen_by: str
