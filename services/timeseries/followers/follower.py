@@ -28,7 +28,7 @@ from runtime.errors import InvalidArgument, OpenManagerError, Unavailable
 from runtime.tasks import Backoff, run_forever
 from services.timeseries.engine import Engine, TailBatch
 from services.timeseries.engine.cursors import SETTLED_AFTER_S
-from services.timeseries.followers.backend import Backend, Portion, Receipt, TaggedRows, halves, parts
+from services.timeseries.followers.backend import Backend, Portion, Receipt, TaggedRows, halves, is_silence, parts
 
 SHIP_INTERVAL_S: Final = 0.25
 """The least time from one batch to the next while there is less than a full one: a cursor costs the journal a sync."""
@@ -312,7 +312,7 @@ class Follower:
             except Unavailable as error:
                 if not self._failures:
                     _log.warning("%s is away, the journal keeps its rows: %s", self._backend.name, error.message)
-                if error.retry_after_s is None:  # else it only throttles
+                if is_silence(error):
                     self._silences += 1
                     if self._silences == 2:  # more than a lost connection
                         await self._owe()
@@ -353,7 +353,7 @@ class Follower:
     async def _note_silence(self, error: OpenManagerError) -> None:
         """A store that died and came back while there was nothing to ship, or while whoever ships waited as it had
         asked, is only seen by its probes."""
-        if isinstance(error, Unavailable) and error.retry_after_s is None:
+        if isinstance(error, Unavailable) and is_silence(error):
             self._silent_probes += 1
             if self._silent_probes == 2 and self._silences < 2:  # else whoever ships has seen it, too
                 await self._owe()

@@ -214,6 +214,21 @@ async def test_a_second_outage_within_a_batch_does_not_hide_what_the_first_one_t
         assert set(backend.times) == {1, *range(10, 35)}
 
 
+async def test_a_store_that_throttles_and_does_not_say_for_how_long_is_sent_nothing_again(tmp_path: Path) -> None:
+    """It has what it took, and more to do would not help it."""
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)),
+    ):
+        for number in range(3):
+            backend.errors = [Unavailable("too much", reason="STORE_THROTTLES")] * 3
+            await engine.append(tick(SET, number), metric_sets=(SET,))
+            await _let_run(clock, lambda: eventually(lambda: not backend.errors))
+            await _let_run(clock, lambda: caught_up(engine))
+    assert backend.times == [0, 1, 2]
+
+
 async def test_a_store_that_throttles_and_then_dies_has_what_it_forgot_shipped_again(tmp_path: Path) -> None:
     backend, clock = PlayedBackend(), ManualClock(NOON_MS)
     async with (
