@@ -14,7 +14,7 @@ from typing import Any, Final
 from runtime.clock import Clock
 from services.timeseries.engine.reads import Reads
 from services.timeseries.engine.store import Store
-from services.timeseries.engine.unsent import Unsent, unsent
+from services.timeseries.engine.unsent import START, Place, Unsent, unsent
 from services.timeseries.engine.unshipped import Ranges, Unshipped
 from services.timeseries.engine.writer import Writer
 
@@ -121,14 +121,14 @@ class Cursors:
         after = follower.settled()
         return await self._reads.read(lambda: follower.unshipped.ranges(after))
 
-    def unsent(self, after: int, through: int) -> AsyncGenerator[Unsent, None]:
-        """The rows of batches of `(after, through]` out of blocks, for what the journal does not have any more; not in
-        the order of their sequences.
+    def unsent(self, after: int, through: int, begin: Place = START) -> AsyncGenerator[Unsent, None]:
+        """The rows of batches of `(after, through]` out of blocks, for what the journal does not have any more; from a
+        place on, and not in the order of their sequences.
 
         Raises:
             Unavailable: STORAGE_FAILED, CLOSING.
         """
-        return self._reads.each(partial(unsent, self._store, after, through))
+        return self._reads.each(partial(unsent, self._store, after, through, begin))
 
     def close(self) -> None:
         """Ends the connections; blocking."""

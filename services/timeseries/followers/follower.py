@@ -29,6 +29,7 @@ from runtime.tasks import Backoff, run_forever
 from services.timeseries.engine import Engine, TailBatch
 from services.timeseries.engine.cursors import SETTLED_AFTER_S
 from services.timeseries.followers.backend import Backend, Portion, Receipt, TaggedRows, halves, is_silence, parts
+from services.timeseries.followers.run import Run
 
 SHIP_INTERVAL_S: Final = 0.25
 """The least time from one batch to the next while there is less than a full one: a cursor costs the journal a sync."""
@@ -73,6 +74,7 @@ class Follower:
         self._is_registered = False
         self._advanced = asyncio.Event()
         self._has_gone_back = False
+        self._run_through: Run | None = None  # the blocks that are shipped, or were last
         self._is_ahead = False  # the store has acknowledged some of what comes after the cursor
         self._may_go_back_s = float("-inf")
         self._again_through = 0  # up to this sequence the store has acknowledged everything before
@@ -244,13 +246,16 @@ class Follower:
 
     async def _go_on_from_blocks(self, first: int) -> None:
         """Ships what left the journal before it was shipped; the batch `first` is the oldest that it has."""
-        after, through = self._cursor, first - 1
+        run = self._run_through
+        run = run.again() if run is not None and run.after == self._cursor else Run(self._cursor, first - 1)
+        self._run_through = run
+        after, through = run.after, run.through
         text = f"{through - after} batches left the journal before they were shipped: going on from blocks"
         _log.warning("%s: %s", self._backend.name, text)
         self._tell(text)
         pending = Portion()
         self._is_again = through <= self._again_through
-        async with aclosing(self._engine.cursors.unsent(after, through)) as found:
+        async with aclosing(self._engine.cursors.unsent(after, through, run.begin)) as found:
             async for stored in found:
                 everything = TaggedRows(metric_set=stored.metric_set, rows=stored.rows, descriptors=stored.descriptors)
                 for rows in parts(everything):
@@ -258,6 +263,7 @@ class Follower:
                         await self._flush(pending)
                         if self._has_gone_back:
                             return
+                        run.reached(stored.place, self._clock.monotonic())
                     pending.add(rows)
                     self.resent_points += rows.rows.points
         pending.through = through  # as a whole: blocks are not in the order of sequences
@@ -330,6 +336,8 @@ class Follower:
         that it holds however this process ends."""
         if self._backend.syncs or not self._is_registered:
             return
+        if self._run_through is not None:
+            self._run_through.lost(self._clock.monotonic())
         settled = self._engine.cursors.lost(self._backend.name)
         self._owed = settled if self._owed is None else min(settled, self._owed)
         await self._engine.cursors.owe(self._backend.name, self._owed)
