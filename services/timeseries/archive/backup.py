@@ -355,6 +355,7 @@ def restore(source: Path, folder: Path, *, settings: EngineSettings, clock: Cloc
     except (apsw.Error, OpenManagerError) as error:
         raise BackupError(f"what was restored in {folder} does not open: {error}. Use another backup") from error
     with closing(store):
+        store.journal.note_lack(manifest.created_ms, max(manifest.created_ms, clock.now_ms()))
         points = store.partitions.points + store.heads.points
         return Restored(manifest=manifest, points=points, damaged=store.faults.damaged)
 

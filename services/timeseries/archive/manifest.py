@@ -3,6 +3,7 @@
 What must stay true: it is written last, so a folder with a manifest had everything in it that the manifest lists.
 """
 
+import datetime
 import hashlib
 import json
 import os
@@ -61,6 +62,11 @@ class Manifest:
     left_out: tuple[str, ...]
 
     @property
+    def created_ms(self) -> int:
+        """When the backup began, UTC epoch milliseconds. Raises ValueError, TypeError."""
+        return round(datetime.datetime.fromisoformat(self.created_time).timestamp() * 1_000)
+
+    @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
@@ -112,6 +118,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise BackupError(f"{path} is of another version: use the program that wrote it")
         files = tuple(BackedUpFile(**file) for file in fields.pop("files"))
         manifest = Manifest(**{**fields, "files": files, "left_out": tuple(fields["left_out"])})
+        _ = manifest.created_ms
     except FileNotFoundError:
         raise BackupError(f"{folder} is no finished backup: it has no {MANIFEST_NAME}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from runtime.clock import Clock
 from services.timeseries.engine.reads import Reads
 from services.timeseries.engine.store import Store
-from services.timeseries.engine.unsent import Unsent, unsent
+from services.timeseries.engine.unsent import START, Place, Unsent, unsent
 from services.timeseries.engine.unshipped import Ranges, Unshipped
 from services.timeseries.engine.writer import Writer
 
@@ -64,7 +64,7 @@ class Cursors:
     async def register(self, name: str) -> int:
         """Adds a follower, for which the journal is kept from here on, or finds it; returns its cursor: the last
         sequence it has shipped, so that it goes on with `tail(cursor + 1)`."""
-        cursor = await self._noted(partial(self._store.journal.register_follower, name))
+        cursor: int = await self._noted(partial(self._store.journal.register_follower, name))
         if name not in self._followers:
             settled = await self._noted(lambda _now_ms: self._store.journal.settled(name))
             unshipped = await self._reads.read(lambda: Unshipped(self._store))
@@ -81,7 +81,7 @@ class Cursors:
         """
         follower = self._followers.get(name)
         settled = sequence if follower is None else follower.settled()
-        cursor = await self._noted(partial(self._store.journal.advance_cursor, name, sequence, settled))
+        cursor: int = await self._noted(partial(self._store.journal.advance_cursor, name, sequence, settled))
         if follower is not None:
             follower.shipped(cursor)
         return cursor
@@ -91,9 +91,20 @@ class Cursors:
         the cursor up to which it has everything."""
         return self._followers[name].lost()
 
+    async def owe(self, name: str, cursor: int) -> None:
+        """Notes durably that a follower is to ship again what comes after a cursor, as soon as that may be."""
+        await self._noted(lambda _now_ms: self._store.journal.owe(name, cursor))
+
+    async def owed(self, name: str) -> int | None:
+        """The cursor to which a follower is to `go_back`; None: it need not."""
+        owed: int | None = await self._noted(lambda _now_ms: self._store.journal.owed(name))
+        return owed
+
     async def go_back(self, name: str, cursor: int) -> int:
-        """Notes durably that a follower ships again what comes after a cursor. Returns where it is."""
-        return await self._noted(partial(self._store.journal.rewind_cursor, name, cursor))
+        """Notes durably that a follower ships again what comes after a cursor, and that no more is owed. Returns where
+        it is."""
+        at: int = await self._noted(partial(self._store.journal.rewind_cursor, name, cursor))
+        return at
 
     async def forget(self, name: str) -> None:
         """Drops a follower, so that the journal no longer waits for it."""
@@ -110,22 +121,21 @@ class Cursors:
         after = follower.settled()
         return await self._reads.read(lambda: follower.unshipped.ranges(after))
 
-    def unsent(self, after: int, through: int) -> AsyncGenerator[Unsent, None]:
-        """The rows of batches of `(after, through]` out of blocks, for what the journal does not have any more; not in
-        the order of their sequences.
+    def unsent(self, after: int, through: int, begin: Place = START) -> AsyncGenerator[Unsent, None]:
+        """The rows of batches of `(after, through]` out of blocks, for what the journal does not have any more; from a
+        place on, and not in the order of their sequences.
 
         Raises:
             Unavailable: STORAGE_FAILED, CLOSING.
         """
-        return self._reads.each(partial(unsent, self._store, after, through))
+        return self._reads.each(partial(unsent, self._store, after, through, begin))
 
     def close(self) -> None:
         """Ends the connections; blocking."""
         for follower in self._followers.values():
             follower.unshipped.close()
 
-    async def _noted(self, note: Callable[[int], Any]) -> int:
+    async def _noted(self, note: Callable[[int], Any]) -> Any:
         """Runs something between two commits, with the time."""
         now_ms = self._store.clock.now_ms()
-        cursor: int = await asyncio.wrap_future(self._writer.call(lambda: note(now_ms)))
-        return cursor
+        return await asyncio.wrap_future(self._writer.call(lambda: note(now_ms)))

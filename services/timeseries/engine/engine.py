@@ -258,8 +258,14 @@ class Engine(Reads):
         return self._store.endings
 
     def held_from_ms(self, step_ms: int) -> int:
-        """From which instant on windows of that width are made of all that was ever written here; 0: points."""
+        """From which instant on windows of that width are made of all that was ever written; 0: points. Never before
+        the journal was made: another one may have taken rows until then."""
         return self._retention.held_from_ms(coarsest(step_ms))
+
+    @property
+    def lacks_ms(self) -> tuple[int, int]:
+        """Between which instants rows were taken by another, after this store's backup and before it was restored."""
+        return self._store.journal.lacks_ms
 
     async def too_late(self, server_ids: Sequence[str], times_ms: NDArray[np.int64]) -> tuple[NDArray[np.bool_], int]:
         """Which rows are for roll-ups whose points are gone, and what to give to `append` with the others, so that they

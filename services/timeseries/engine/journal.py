@@ -12,7 +12,7 @@ The tables are drawn in docs/formats/journal.md. What must stay true:
 """
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -63,6 +63,14 @@ _SETTLED: Final = """
 CREATE TABLE IF NOT EXISTS settled (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL) STRICT, WITHOUT ROWID
 """
 
+_OWED: Final = """
+CREATE TABLE IF NOT EXISTS owed (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL) STRICT, WITHOUT ROWID
+"""
+
+_SPANS: Final = """
+CREATE TABLE IF NOT EXISTS spans (day INTEGER PRIMARY KEY, days INTEGER NOT NULL) STRICT
+"""
+
 _INSERT: Final = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)"
 _INSERTS: Final = [_INSERT + ", (?, ?, ?, ?, ?, ?)" * more for more in range(16)]
 """So many batches are stored by one statement: each one more is another time to wait for the interpreter's lock."""
@@ -80,7 +88,7 @@ _ORPHANED: Final = "there are blocks whose series it names, and it is missing or
 class Journal:
     """The one writing connection. Not thread-safe: whoever opens it hands it to the writer thread."""
 
-    def __init__(self, path: Path, *, may_create: bool) -> None:
+    def __init__(self, path: Path, *, may_create: bool, now_ms: int) -> None:
         new = not path.exists()
         if new and not may_create:
             raise unreadable_journal(path, _ORPHANED)
@@ -92,7 +100,7 @@ class Journal:
                 if not self._db.table_exists("main", "meta"):
                     if not may_create:
                         raise unreadable_journal(path, _ORPHANED)
-                    self._create()
+                    self._create(now_ms)
                 add_missing_tables(self._db)
             if new:
                 sync_folder(path.parent)
@@ -102,6 +110,10 @@ class Journal:
             self.identity = str(self._meta("identity"))
             self.swept_through = int(str(self._meta("swept_through")))
             self.stored_through = int(str(self._meta("stored_through") or 0))
+            self.whole_from_ms = int(str(self._meta("whole_from") or 0))
+            """What was written before this instant came to another folder, if to any."""
+            self.lacks_ms = int(str(self._meta("lacks_from") or 0)), int(str(self._meta("lacks_until") or 0))
+            """As was what came between these."""
             self._descriptors_from = min([self.swept_through, *self.followers().values()])
             ((highest,),) = fetch(self._db, "SELECT max(sequence) FROM batches")
             self.last_sequence = max(self.swept_through, highest or 0)
@@ -109,11 +121,16 @@ class Journal:
             self._db.close()
             raise
 
-    def _create(self) -> None:
+    def _create(self, now_ms: int) -> None:
         self._db.execute(_SCHEMA)
         self._db.executemany(
             "INSERT INTO meta VALUES (?, ?)",
-            [("format_version", FORMAT_VERSION), ("identity", secrets.token_hex(16)), ("swept_through", 0)],
+            [
+                ("format_version", FORMAT_VERSION),
+                ("identity", secrets.token_hex(16)),
+                ("swept_through", 0),
+                ("whole_from", now_ms),
+            ],
         )
 
     def _meta(self, key: str) -> object:
@@ -187,6 +204,15 @@ class Journal:
         forget(self._db, self._descriptors_from, first)
         self._descriptors_from = first
 
+    def note_lack(self, from_ms: int, until_ms: int) -> None:
+        """Notes that what was written between two instants is not here, beside what is noted already."""
+        if self.lacks_ms[1]:
+            from_ms, until_ms = min(from_ms, self.lacks_ms[0]), max(until_ms, self.lacks_ms[1])
+        with Transaction(self._db):
+            found = [("lacks_from", from_ms), ("lacks_until", until_ms)]
+            self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", found)
+        self.lacks_ms = from_ms, until_ms
+
     def note_stored(self, through: int) -> None:
         """Notes that no head needs the batches up to a sequence, so that a replay begins after it."""
         with Transaction(self._db):
@@ -220,6 +246,17 @@ class Journal:
         """The evicted days of which batches may be kept: up to which sequence they went, whether the file is gone."""
         rows = fetch(self._db, "SELECT day, through, unlinked FROM evictions")
         return {day: (through, bool(unlinked)) for day, through, unlinked in rows}
+
+    def spans(self) -> dict[int, int]:
+        """The partitions of points that have several days: the first one, and how many, also should the file not be
+        able to say so any more."""
+        return dict(fetch(self._db, "SELECT day, days FROM spans"))
+
+    def note_spans(self, spans: Mapping[int, int]) -> None:
+        """Notes that there are these, and no others."""
+        with Transaction(self._db):
+            self._db.execute("DELETE FROM spans")
+            self._db.executemany("INSERT INTO spans VALUES (?, ?)", spans.items())
 
     def shrink(self, *, urgent: bool = False) -> bool:
         """Gives free pages back when most of the file is free, as after a follower's long outage, or it is urgent.
@@ -272,14 +309,25 @@ class Journal:
                 forget_left(self._db, name)
         return self.followers()[name]
 
+    def owe(self, name: str, sequence: int) -> None:
+        """Notes that a follower's cursor is to be moved back, and how far."""
+        with Transaction(self._db):
+            self._db.execute("INSERT OR REPLACE INTO owed VALUES (?, ?)", (name, sequence))
+
+    def owed(self, name: str) -> int | None:
+        """Where a follower's cursor is to be moved back to; None: it stays."""
+        rows = fetch(self._db, "SELECT cursor FROM owed WHERE name = ?", (name,))
+        return int(rows[0][0]) if rows else None
+
     def rewind_cursor(self, name: str, sequence: int, now_ms: int) -> int:
-        """Moves a cursor back, never forward; returns where it is."""
+        """Moves a cursor back, never forward, as is owed; returns where it is."""
         if name not in self.followers():
             raise InvalidArgument(f"no follower {name!r} is registered", field="name")
         with Transaction(self._db):
             self._db.execute(
                 "UPDATE followers SET cursor = min(cursor, ?), updated_ms = ? WHERE name = ?", (sequence, now_ms, name)
             )
+            self._db.execute("DELETE FROM owed WHERE name = ?", (name,))
         return self.followers()[name]
 
     def forget_follower(self, name: str) -> None:
@@ -287,6 +335,7 @@ class Journal:
         with Transaction(self._db):
             self._db.execute("DELETE FROM followers WHERE name = ?", (name,))
             self._db.execute("DELETE FROM settled WHERE name = ?", (name,))
+            self._db.execute("DELETE FROM owed WHERE name = ?", (name,))
             forget_left(self._db, name)
 
     @property
@@ -306,6 +355,8 @@ def add_missing_tables(db: apsw.Connection) -> None:
     add_cut_table(db)
     add_left_table(db)
     db.execute(_SETTLED)
+    db.execute(_OWED)
+    db.execute(_SPANS)
 
 
 def load_catalog(db: apsw.Connection) -> Catalog:

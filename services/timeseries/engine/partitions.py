@@ -54,6 +54,7 @@ class Partitions:
         identity: str,
         idle_limit: int,
         *,
+        noted_spans: Mapping[int, int] | None = None,
         span_days: int = 1,
         sparse_days: int | None = None,
         sparse_points: int = 0,
@@ -62,9 +63,9 @@ class Partitions:
         """Opens every file once.
 
         Args:
-            folder: made if it is not there.
-            identity: of the journal.
+            folder: made if it is not there; `identity`: of the journal.
             idle_limit: connections kept open.
+            noted_spans: first day -> days, for files that cannot say it any more.
             span_days: days of a file.
             sparse_days: days of a file where there are few points; None: as many.
             sparse_points: few are under so many a day; such files also have small pages.
@@ -92,13 +93,12 @@ class Partitions:
         """Whether no file was found to be unusable since the start."""
         self.found_unusable: dict[int, str] = {}
         """What is wrong with those that could not be read at the start."""
-        self.found_sequence = 0
-        """The highest of all rows that were there at the start."""
-        self.found_cohort = 0
-        """The highest of all blocks that were there at the start."""
-        found = [day for path in folder.glob("*.db") if (day := day_of(path)) is not None]
-        self._placed = Placement(found, span_days=span_days, sparse_days=sparse_days, sparse_points=sparse_points)
-        for day in found:
+        self.found_sequence = self.found_cohort = 0
+        """The highest of all rows, and of all blocks, that were there at the start."""
+        noted, days = noted_spans or {}, map(day_of, folder.glob("*.db"))
+        spans = {day: noted.get(day, span_days) for day in days if day is not None}
+        self._placed = Placement(spans, span_days=span_days, sparse_days=sparse_days, sparse_points=sparse_points)
+        for day in spans:
             self._look_into(day)
 
     def expect(self, points_a_day: float) -> None:
@@ -126,6 +126,12 @@ class Partitions:
         """The (first days of) partitions that have a file and a day in `[first, last]`, ascending."""
         with self._lock:
             return self._placed.within(first, last)
+
+    @property
+    def long_spans(self) -> dict[int, int]:
+        """First day -> days, of the partitions that have more than others."""
+        with self._lock:
+            return {day: days for day, days in self._placed.spans.items() if days > self.span_days}
 
     @property
     def name(self) -> str:
@@ -166,13 +172,11 @@ class Partitions:
         partition = self._take(day, life) or self._open(day, life, create=create)
         try:
             yield partition
-        except DAMAGED as error:
+        except BaseException as error:
             partition.done()
             partition.db.close()
-            raise UnusablePartitionError(f"{self.path(day).name}: {error}") from error
-        except BaseException:
-            partition.done()
-            partition.db.close()
+            if isinstance(error, DAMAGED):
+                raise UnusablePartitionError(f"{self.path(day).name}: {error}") from error
             raise
         partition.done()
         self._give_back(partition)
@@ -240,8 +244,7 @@ class Partitions:
         try:
             with self.lend(day) as partition:
                 found = census(partition.db, self._short_below)
-            if found.span_days is not None:
-                self._placed.spans[day] = found.span_days
+            self._placed.spans[day] = found.span_days or self._placed.spans[day]
             self._placed.points[day], self._piles[day] = found.points, found.piles
             self.found_sequence = max(self.found_sequence, found.sequence)
             self.found_cohort = max(self.found_cohort, found.cohort)

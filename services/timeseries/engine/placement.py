@@ -8,16 +8,18 @@ expected later; a new file is as long as its neighbours leave room, one in the p
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from itertools import chain
 
 
 class Placement:
     """The files that there are, by their first days. Not thread-safe: whoever has it has a lock."""
 
-    def __init__(self, days: Iterable[int], *, span_days: int, sparse_days: int | None, sparse_points: int) -> None:
-        """See `Partitions`; `days` are the first ones of the files that there are."""
-        self.spans = dict.fromkeys(days, span_days)
+    def __init__(
+        self, spans: Mapping[int, int], *, span_days: int, sparse_days: int | None, sparse_points: int
+    ) -> None:
+        """See `Partitions`; `spans` are the files that there are."""
+        self.spans = dict(spans)
         """First day -> days."""
         self.points: dict[int, int] = {}
         """First day -> points in readable blocks."""

@@ -93,15 +93,16 @@ class Retention:
         return EPOCH + datetime.timedelta(days=starts[0]) if starts else None
 
     def held_from_ms(self, level: int) -> int:
-        """From this instant on a tier has all rows that were ever taken, but for what was imported since for days
-        before the store's first; the end of time when there are none."""
+        """From this instant on a tier has all rows that were ever taken, here or, before this store was made, by
+        another, but for what was imported since for days before the store's first; the end of time when there are
+        none."""
         tier = self._store.tiers[level]
         starts = self._starts(self._store.tiers[RAW]) + self._starts(tier)
         with self._store.lock:
             ended = list(self._store.ended[level])
         span_of = (lambda _day: 1) if level == RAW else tier.partitions.span_of
         ends = [day + span_of(day) for day in ended]
-        return max([min(starts, default=_MAX_DAY), *ends]) * DAY_MS
+        return max(max([min(starts, default=_MAX_DAY), *ends]) * DAY_MS, self._store.journal.whole_from_ms)
 
     def end_lost(self) -> None:
         """Has what was made of lost files stay as it is; before any roll-up is made of what is left of them."""

@@ -63,7 +63,7 @@ class Store:
         self.journal_path = folder / "journal.db"
         orphans = any(any((folder / kind.folder).glob("*.db")) for kind in TIERS)
         with self._journal_is_to_blame():
-            self.journal = Journal(self.journal_path, may_create=not orphans)
+            self.journal = Journal(self.journal_path, may_create=not orphans, now_ms=clock.now_ms())
         try:
             self.endings = 0
             self.lost: list[tuple[Tier, range]] = []
@@ -77,6 +77,7 @@ class Store:
                 self.journal.finish_eviction(unfinished)
                 for tier, day, through in self.journal.ended():
                     self.ended[tier][day] = through
+                self._noted_spans = self.journal.spans()
             self.tiers = self._open_tiers(folder)
             self.partitions = self.tiers[RAW].partitions
             self._give_no_number_again()
@@ -115,6 +116,7 @@ class Store:
                 folder / kind.folder,
                 self.journal.identity,
                 settings.partition_connections,
+                noted_spans=self._noted_spans if level == RAW else None,
                 span_days=kind.span_days,
                 sparse_days=kind.sparse_days,
                 sparse_points=settings.sparse_points_a_day,
@@ -268,6 +270,7 @@ class Store:
         self.swept_through = self.journal.swept_through
         self.journal.shrink()
         self._note_stored()
+        self._note_spans()
         return swept
 
     def _note_stored(self) -> None:
@@ -277,6 +280,13 @@ class Store:
             through = self.heads.floor(self.last_sequence)
         if through > self.journal.stored_through and self.partitions.all_usable:
             self.journal.note_stored(through)
+
+    def _note_spans(self) -> None:
+        """Has a start know the days of a partition that cannot be read any more: what was made of each stays."""
+        spans = self.partitions.long_spans
+        if spans != self._noted_spans:
+            self.journal.note_spans(spans)
+            self._noted_spans = spans
 
     def forget(self, first: int, days: int, *, force: bool) -> bool:
         """Notes durably that all points so far of a partition's days are gone, and drops their heads. In the writer's

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Final, Protocol
 
 from fleet.model import MetricSet, Rows, ServerDescriptor
+from runtime.errors import Unavailable
 
 MAX_SHIP_POINTS: Final = 50_000
 """Points shipped at once, absent ones counted. A batch of the journal with more is split between rows, never within
@@ -96,6 +97,11 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Ends what runs."""
+
+
+def is_silence(error: Unavailable) -> bool:
+    """Whether the store may have died, with what it had in memory; else it only asks for a pause, however long."""
+    return error.retry_after_s is None and error.reason != "STORE_THROTTLES"
 
 
 class Portion:

@@ -35,8 +35,10 @@ from services.timeseries.followers.backend import (
     Receipt,
     TaggedRows,
     halves,
+    is_silence,
     parts,
 )
+from services.timeseries.followers.run import Run
 
 SHIP_INTERVAL_S: Final = 0.25
 """The least time from one batch to the next while there is less than a full one: a cursor costs the journal a sync."""
@@ -49,6 +51,9 @@ EVICTED: Final = "EVICTED_UNSHIPPED"
 PROBE_TIMEOUT_S: Final = 1.3
 """Less than a StoreMonitor waits, so that a store of which nothing ends in time, be it its name, its certificate or
 many addresses, still shows how far it is behind."""
+SENT_AGAIN: Final = "SENT_AGAIN"
+"""The reason of points that were refused when they were sent again after an outage: the store has them, unless it lost
+them; had it refused them before, they were counted then."""
 ACKNOWLEDGE_TIMEOUT_S: Final = 8.0
 """How long a batch waits for the store where that is wanted; less than callers wait (10 s)."""
 IDLE_S: Final = 60.0
@@ -81,8 +86,12 @@ class Follower:
         self._is_registered = False
         self._advanced = asyncio.Event()
         self._has_gone_back = False
+        self._run_through: Run | None = None  # the blocks that are shipped, or were last
+        self._is_ahead = False  # the store has acknowledged some of what comes after the cursor
         self._may_go_back_s = float("-inf")
-        self._owed: int | None = None  # the cursor to which to go back as soon as that may be
+        self._again_through = 0  # up to this sequence the store has acknowledged everything before
+        self._is_again = False  # whether what is shipped now is of that
+        self._owed: int | None = None  # the cursor to which to go back as soon as that may be; the journal has it, too
         self._failures = 0
         self._silences = 0  # of the failures those with which a store may have died
         self._silent_probes = 0  # in a row, with nothing shipped meanwhile
@@ -136,7 +145,7 @@ class Follower:
         try:
             found = await self._probed()
         except OpenManagerError as error:
-            self._note_silence(error)
+            await self._note_silence(error)
             behind = await self.lag()
             return StoreProbe(
                 address=self._backend.address,
@@ -209,9 +218,12 @@ class Follower:
     async def _follow(self) -> None:
         self._cursor = await self._engine.cursors.register(self._backend.name)
         self._is_registered = True
+        owed = await self._engine.cursors.owed(self._backend.name)  # since before the process ended, or could not pay
+        if owed is not None:
+            self._owed = owed if self._owed is None else min(owed, self._owed)
         while True:
             await self._pay_back()
-            self._has_gone_back = False
+            self._has_gone_back = self._is_ahead = False
             if self._cursor + 1 < self._engine.first_sequence:
                 await self._go_on_from_blocks(self._engine.first_sequence)
             else:
@@ -229,9 +241,7 @@ class Follower:
                         batch = await anext(tail)
                 except (TimeoutError, StopAsyncIteration):
                     return
-                if batch.missed and self._cursor + 1 < batch.sequence:
-                    await self._flush(pending)  # before what is newer
-                    await self._go_on_from_blocks(batch.sequence)
+                await self._ship_before(batch, pending)
                 was_full = False
                 for rows in self._tagged(batch):
                     if pending.rows and not pending.fits(rows):
@@ -247,19 +257,36 @@ class Follower:
                 if self._has_gone_back:
                     return
 
+    async def _ship_before(self, batch: TailBatch, pending: Portion) -> None:
+        """Ships what the journal let go before a batch, and what is collected if its refusals count otherwise."""
+        if batch.missed and self._cursor + 1 < batch.sequence:
+            await self._flush(pending)  # before what is newer
+            await self._go_on_from_blocks(batch.sequence)
+        is_again = batch.sequence <= self._again_through
+        if is_again != self._is_again and pending.rows:
+            await self._flush(pending)
+        self._is_again = is_again
+
     async def _go_on_from_blocks(self, first: int) -> None:
         """Ships what left the journal before it was shipped; the batch `first` is the oldest that it has."""
-        after, through = self._cursor, first - 1
+        run = self._run_through
+        run = run.again() if run is not None and run.after == self._cursor else Run(self._cursor, first - 1)
+        self._run_through = run
+        after, through = run.after, run.through
         text = f"{through - after} batches left the journal before they were shipped: going on from blocks"
         _log.warning("%s: %s", self._backend.name, text)
         self._tell(text)
         pending = Portion()
-        async with aclosing(self._engine.cursors.unsent(after, through)) as found:
+        self._is_again = through <= self._again_through
+        async with aclosing(self._engine.cursors.unsent(after, through, run.begin)) as found:
             async for stored in found:
                 everything = TaggedRows(metric_set=stored.metric_set, rows=stored.rows, descriptors=stored.descriptors)
                 for rows in parts(everything):
                     if pending.rows and not pending.fits(rows):
                         await self._flush(pending)
+                        if self._has_gone_back:
+                            return
+                        run.reached(stored.place, self._clock.monotonic())
                     pending.add(rows)
                     self.resent_points += rows.rows.points
         pending.through = through  # as a whole: blocks are not in the order of sequences
@@ -274,9 +301,10 @@ class Follower:
         yield from parts(TaggedRows(metric_set=batch.metric_set, rows=batch.rows, descriptors=told))
 
     async def _flush(self, pending: Portion) -> None:
-        """Ships what is collected, however long that takes, then moves the cursor."""
+        """Ships what is collected, however long that takes, then moves the cursor; not what comes after a cursor that
+        has gone back: a store may take nothing that is older than what it has, and that is to come first."""
         waiting = [pending.rows] if pending.rows else []
-        while waiting:
+        while waiting and not self._has_gone_back:
             part = waiting.pop()
             try:
                 receipt = await self._acknowledged(part)
@@ -284,71 +312,82 @@ class Follower:
                 if smaller := halves(part):
                     waiting += reversed(smaller)
                 else:
-                    self._refuse(error.reason, sum(rows.rows.points for rows in part), error.message)
+                    reason = SENT_AGAIN if self._is_again else error.reason
+                    self._refuse(reason, sum(rows.rows.points for rows in part), error.message)
             else:
+                if receipt is None:
+                    break
+                self._is_ahead = True
                 self._silent_probes = 0
                 self.shipped_points += receipt.shipped
                 for reason, points in receipt.refused.items():
-                    self._refuse(reason, points)
+                    self._refuse(SENT_AGAIN if self._is_again else reason, points)
         pending.clear()
-        if pending.through > self._cursor and not self._has_gone_back:
+        if self._has_gone_back:
+            return
+        if pending.through > self._cursor:
             self._cursor = await self._engine.cursors.advance(self._backend.name, pending.through)
+            self._is_ahead = False
             self._advanced.set()
             self._advanced = asyncio.Event()
         self._recovered()
         await self._pay_back()
 
-    async def _acknowledged(self, part: Sequence[TaggedRows]) -> Receipt:
+    async def _acknowledged(self, part: Sequence[TaggedRows]) -> Receipt | None:
+        """What the store did with it, however long that takes; None: the cursor has gone back."""
         while True:
             try:
                 return await self._backend.ship(part)
             except Unavailable as error:
                 if not self._failures:
                     _log.warning("%s is away, the journal keeps its rows: %s", self._backend.name, error.message)
-                if error.retry_after_s is None:  # else it only throttles
+                if is_silence(error):
                     self._silences += 1
                     if self._silences == 2:  # more than a lost connection
-                        await self._go_back()
+                        await self._owe()
+                        await self._pay_back()
                 self._last_error = error.message
                 self._tell(error.message)
                 pause_s = RETRY.delay_s(self._failures, self._rng)
                 self._failures += 1
                 await self._clock.sleep(max(pause_s, min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S)))
+                if self._has_gone_back:
+                    return None
 
-    async def _go_back(self) -> None:
-        """Takes the cursor back a minute: what the store acknowledged since then it may have lost with what befell it.
-        Durably, so that it holds however this process ends; and not more often, so that a store that comes and goes
-        gets on, too: what it lost within a minute of that is owed until then."""
-        self._owe()
-        if self._owed is None or self._owed >= self._cursor:
-            self._owed = None
-            return
-        now_s = self._clock.monotonic()
-        if now_s < self._may_go_back_s:
-            return
-        self._may_go_back_s = now_s + SETTLED_AFTER_S
-        cursor = await self._engine.cursors.go_back(self._backend.name, self._owed)
-        self._owed = None
-        self._has_gone_back |= cursor < self._cursor  # another outage in the same batch changes nothing of the first
-        self._cursor = cursor
-
-    async def _pay_back(self) -> None:
-        """Goes back to where it is owed, if that may be now."""
-        if self._owed is not None and self._clock.monotonic() >= self._may_go_back_s:
-            await self._go_back()
-
-    def _note_silence(self, error: OpenManagerError) -> None:
-        """A store that died and came back while there was nothing to ship is only seen by its probes."""
-        if isinstance(error, Unavailable) and error.retry_after_s is None:
-            self._silent_probes += 1
-            if self._silent_probes == 2 and not self._failures:  # else whoever ships has seen it, too
-                self._owe()
-
-    def _owe(self) -> None:
+    async def _owe(self) -> None:
+        """Notes that what the store acknowledged in the last minute it may have lost with what befell it. Durably, so
+        that it holds however this process ends."""
         if self._backend.syncs or not self._is_registered:
             return
+        if self._run_through is not None:
+            self._run_through.lost(self._clock.monotonic())
         settled = self._engine.cursors.lost(self._backend.name)
         self._owed = settled if self._owed is None else min(settled, self._owed)
+        await self._engine.cursors.owe(self._backend.name, self._owed)
+
+    async def _pay_back(self) -> None:
+        """Takes the cursor back to where it is owed, durably. Not more than once a minute, so that a store that comes
+        and goes gets on, too: what it lost within a minute of that is owed until then."""
+        if self._owed is None:
+            return
+        is_lacking = self._owed < self._cursor or self._is_ahead  # a run through blocks may be hours ahead
+        if is_lacking:
+            now_s = self._clock.monotonic()
+            if now_s < self._may_go_back_s:
+                return
+            self._may_go_back_s = now_s + SETTLED_AFTER_S
+        self._again_through = max(self._cursor, self._again_through)
+        owed, self._owed = self._owed, None  # first: what a probe finds meanwhile is owed anew
+        self._cursor = await self._engine.cursors.go_back(self._backend.name, owed)
+        self._has_gone_back |= is_lacking
+
+    async def _note_silence(self, error: OpenManagerError) -> None:
+        """A store that died and came back while there was nothing to ship, or while whoever ships waited as it had
+        asked, is only seen by its probes."""
+        if isinstance(error, Unavailable) and is_silence(error):
+            self._silent_probes += 1
+            if self._silent_probes == 2 and self._silences < 2:  # else whoever ships has seen it, too
+                await self._owe()
 
     def _recovered(self) -> None:
         if self._failures:

@@ -123,11 +123,15 @@ class Reader:
         step = query.step_ms or 1
         whole_from, points_from = self._edge(query, query.step_ms), self._edge(query, 0)
         first, last = -(-query.start_ms // step) * step, query.end_ms // step * step
-        inner = (edge for edge in (first, last, whole_from) if query.start_ms < edge < query.end_ms)
+        lacks_from, lacks_until = self._engine.lacks_ms
+        lacks_from = lacks_from // step * step
+        lacks_until = -(-(lacks_until + lookback_ms(query.aggregation, query.step_ms)) // step) * step
+        edges = (first, last, whole_from, lacks_from, lacks_until)
+        inner = (edge for edge in edges if query.start_ms < edge < query.end_ms)
         parts: list[tuple[int, int, bool]] = []
         for start, end in pairwise(sorted({query.start_ms, *inner, query.end_ms})):
             is_whole = start % step == 0 and end % step == 0
-            is_here = start >= (whole_from if is_whole else points_from)
+            is_here = start >= (whole_from if is_whole else points_from) and not lacks_from <= start < lacks_until
             if parts and parts[-1][2] == is_here:
                 start = parts.pop()[0]  # noqa: PLW2901  one part with the one before
             parts.append((start, end, is_here))

@@ -33,7 +33,7 @@ def row(sequence: int) -> JournalRow:
 @pytest.mark.parametrize("size", [1, 2, 16, 17, 40])
 def test_a_group_is_stored_as_a_whole_or_not_at_all(tmp_path: Path, size: int) -> None:
     nothing_new = Additions(Catalog())
-    journal = Journal(tmp_path / "journal.db", may_create=True)
+    journal = Journal(tmp_path / "journal.db", may_create=True, now_ms=0)
     group = [row(sequence) for sequence in range(1, size + 1)]
     journal.commit(nothing_new, group)
     with pytest.raises(apsw.ConstraintError):
@@ -42,7 +42,7 @@ def test_a_group_is_stored_as_a_whole_or_not_at_all(tmp_path: Path, size: int) -
     assert list(journal.rows()) == group
     journal.commit(nothing_new, [row(size + 1)])
     journal.close()
-    again = Journal(tmp_path / "journal.db", may_create=False)
+    again = Journal(tmp_path / "journal.db", may_create=False, now_ms=0)
     assert list(again.rows()) == [*group, row(size + 1)]
     again.close()
 

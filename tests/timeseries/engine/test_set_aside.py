@@ -185,6 +185,28 @@ async def test_a_file_that_is_set_aside_amid_roll_ups_leaves_those_that_were_mad
         assert_same(await ask(engine, COUNTS), before)
 
 
+async def test_what_a_start_finds_lost_of_many_days_stays_as_it_is_on_each_of_them(tmp_path: Path) -> None:
+    """The few rows that come for any day of it make nothing anew."""
+    settings, days = replace(SETTINGS, sparse_points_a_day=1_000_000), (0, 1, 7)
+    start = NOON // DAY_MS // 32 * 32 * DAY_MS
+    clock = ManualClock(start + 9 * DAY_MS)
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        for day in days:
+            lines = [("a", start + day * DAY_MS + n, [1.0, 2.0, 3.0]) for n in range(40)]
+            await engine.append(rows(SET, lines), metric_sets=(SET,))
+        await engine.maintain(everything=True)
+        before = await ask(engine, COUNTS)
+        (path,) = files(tmp_path)
+        _spoil(engine, path)
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        lines = [("a", start + day * DAY_MS + 60_000, [1.0, 2.0, 3.0]) for day in days]
+        assert (await engine.too_late(["a"] * len(days), rows(SET, lines).times_ms))[0].tolist() == [False] * len(days)
+        await engine.append(rows(SET, lines))
+        await engine.maintain(everything=True)
+        assert len(list((tmp_path / "blocks").glob("*unusable-1"))) == 1
+        assert_same(await ask(engine, COUNTS), before)
+
+
 async def test_what_a_start_finds_lost_is_noted_by_it(tmp_path: Path) -> None:
     """It may be the only thing that it does: the next one does not find the file any more."""
     clock = ManualClock(NOON + DAY_MS)

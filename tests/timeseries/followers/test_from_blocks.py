@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from fleet.model import Rows, ServerDescriptor
 from runtime.clock import ManualClock
 from runtime.errors import Unavailable
 from services.timeseries.engine import Engine, EngineSettings, TailBatch
+from services.timeseries.followers.backend import Receipt, TaggedRows
 from services.timeseries.followers.follower import EVICTED, Follower
 from tests.harness import eventually
 from tests.timeseries.followers.samples import NOON_MS, caught_up, metric_set, rows, tick
@@ -163,6 +164,66 @@ async def test_an_end_in_between_begins_the_rest_again(tmp_path: Path) -> None:
         async with Follower(engine, backend, clock, random.Random(1)):
             await caught_up(engine)
     assert len(values(backend)) == 9_000
+
+
+async def test_a_store_that_dies_while_it_is_sent_blocks_has_what_it_forgot_sent_again(tmp_path: Path) -> None:
+    """The cursor stands still until all of them are sent, however long that takes."""
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    backend.room = 1
+    async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
+        await engine.cursors.register("played")
+        for day in range(3):  # three files, which are more than one request
+            big = [("a", NOON_MS + day * 86_400_000 + number, [1.0, 1.0]) for number in range(3_000)]
+            await engine.append(rows(SET, big), metric_sets=(SET,))
+        await swept(engine, clock)
+        async with Follower(engine, backend, clock, random.Random(1)):
+            await eventually(lambda: bool(backend.batches))
+            backend.batches, backend.room = [], 1_000  # it died with all it had taken
+            backend.errors = [Unavailable("it died")] * 2
+
+            async def is_caught_up() -> bool:
+                clock.advance(1)
+                return (await engine.status()).followers[0].cursor == engine.last_sequence
+
+            await eventually(is_caught_up)
+    assert len(values(backend)) == 9_000
+
+
+async def test_a_store_that_dies_again_and_again_while_it_is_sent_blocks_gets_on(tmp_path: Path) -> None:
+    """It is not sent all of them again each time: they may be more than it takes between two deaths."""
+    clock = ManualClock(NOON_MS)
+
+    class Mortal(PlayedBackend):
+        """Takes a portion in half a minute, and dies after each fourth but the last with those of its last minute."""
+
+        dead = 0
+
+        async def ship(self, batch: Sequence[TaggedRows]) -> Receipt:
+            if self.dead:
+                self.dead -= 1
+                raise Unavailable("it died")
+            receipt = await super().ship(batch)
+            clock.advance(30.0)
+            if len(self.asked) % 4 == 0 and batch[-1].rows.server_ids[0] != "l":
+                self.dead = 3
+                del self.batches[-2:]
+            return receipt
+
+    backend = Mortal()
+    async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
+        await engine.cursors.register("played")
+        for server in "abcdefghijkl":
+            big = [(server, NOON_MS + number, [1.0, 1.0]) for number in range(3_000)]
+            await engine.append(rows(SET, big), metric_sets=(SET,))
+        await swept(engine, clock)
+
+        async def is_caught_up() -> bool:
+            clock.advance(1)
+            return (await engine.status()).followers[0].cursor == engine.last_sequence
+
+        async with Follower(engine, backend, clock, random.Random(1)):
+            await eventually(is_caught_up)
+    assert len(values(backend)) == 36_000
 
 
 async def test_what_retention_took_before_it_was_shipped_is_counted(

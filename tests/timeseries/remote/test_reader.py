@@ -135,7 +135,7 @@ class Cluster:
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    clock = ManualClock(NOON)
+    clock = ManualClock(NOON - 43_200_000)  # before the first row, for late ones and RATE's look back are here, too
     async with AsyncExitStack() as stack:
         engines = [
             await stack.enter_async_context(Engine.open(tmp_path / name, clock=clock, settings=SETTINGS))
@@ -143,6 +143,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         ]
         for engine in engines:
             await engine.cursors.register(STORE)
+        clock.advance(43_200)
         made = Cluster(engines, clock)
         for number in range(120):  # a, b write to one, c to the other, and d moves in between
             await made.append(0, made.batch(number, "ab" if number % 40 < 20 else "abd"))

@@ -9,6 +9,7 @@ import pytest
 
 from fleet.model import Metric
 from runtime.clock import ManualClock
+from services.timeseries.archive.backup import back_up, restore
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
 from services.timeseries.engine.query import SeriesResult
 from services.timeseries.remote.reader import Reader
@@ -95,6 +96,63 @@ async def test_without_the_store_the_rest_is_answered_and_the_answer_says_so(
     (result,) = answer.results
     assert result.times_ms[0] >= engine.held_from_ms(0)
     assert result.times_ms[-1] == max(time for time in model.series["a", "cpu_usage"])
+
+
+async def test_what_a_folder_before_this_one_took_is_asked_of_the_store_also_when_late_rows_come(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    """The disk is a new one, and the store has what was on the old one: of this day, too."""
+    store, model = OracleStore(), Model()
+    clock.advance(3 * 86_400)
+    begun = clock.now_ms()
+    for hour in range(1, 3 * 24):
+        batch = rows(SET, [("a", begun - hour * 3_600_000, [1.0, 100.0 - hour])])
+        model.append(SET, batch)
+        store.model.append(SET, batch)
+    settings = EngineSettings(maintenance_interval_s=1e9, sparse_points_a_day=0)
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        await engine.cursors.register(STORE)
+        reader = Reader(engine, store, max_points=1_000_000)
+        for minutes in (5, 10, -2 * 24 * 60 - 1):  # the last one is late
+            batch = rows(SET, [("a", begun + minutes * 60_000, [1.0, 1_000.0 + minutes])])
+            await engine.append(batch, metric_sets=(SET,))
+            model.append(SET, batch)
+        for aggregation, step in itertools.product(Aggregation, (0, 60_000, 600_000, 7_777_000)):
+            await answers_like(reader, model, NOON + 1_234_567, aggregation, step)
+
+
+async def test_what_came_between_a_backup_and_its_restore_is_asked_of_the_store(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    store, model = OracleStore(), Model()
+    settings = EngineSettings(maintenance_interval_s=1e9, sparse_points_a_day=0)
+
+    async def put(engine: Engine, hours: int, *, is_shipped: bool) -> None:
+        for _ in range(hours):
+            for n in range(60):
+                batch = rows(
+                    SET, [("a", clock.now_ms() + n * 60_000, [1.0, float(clock.now_ms() // 60_000 % 997 + n)])]
+                )
+                sequence = await engine.append(batch, metric_sets=(SET,))
+                model.append(SET, batch)
+                if is_shipped:
+                    store.model.append(SET, batch)
+                    await engine.cursors.advance(STORE, sequence)
+            clock.advance(3_600)
+
+    async with Engine.open(tmp_path / "lost", clock=clock, settings=settings) as engine:
+        await engine.cursors.register(STORE)
+        await put(engine, 2, is_shipped=False)
+        back_up(tmp_path / "lost", tmp_path / "backup", now_ms=clock.now_ms(), progress=lambda *_: None)
+        await put(engine, 2, is_shipped=True)
+    (tmp_path / "new").mkdir()
+    restore(tmp_path / "backup", tmp_path / "new", settings=settings, clock=clock, progress=lambda *_: None)
+    async with Engine.open(tmp_path / "new", clock=clock, settings=settings) as engine:
+        await put(engine, 2, is_shipped=False)
+        reader = Reader(engine, store, max_points=1_000_000)
+        for aggregation, step in itertools.product(Aggregation, (0, 60_000, 600_000, 7_777_000)):
+            await answers_like(reader, model, NOON + 1_234_567, aggregation, step)
+            assert all(query.end_ms > NOON + 7_200_000 for query in store.asked), "what is here is not asked for"
 
 
 async def test_what_is_imported_for_long_ago_is_there_before_it_is_shipped(
