@@ -15,6 +15,11 @@ from fleet.codec import rows_from_pb, rows_to_pb
 from fleet.model import Rows
 from fleet.validation import MAX_AHEAD_MS
 from openmanager.fleet.v1 import metric_pb2
+from runtime import telemetry
+
+_dropped = telemetry.meter(__name__).create_counter(
+    "openmanager.writer.dropped_batches", unit="{batch}", description="Batches that the cache was never told of."
+)
 
 MAX_WAITING_VALUES = 25_000_000
 """200 MB: two ticks of 20,000 servers x 511 metrics."""
@@ -44,6 +49,7 @@ class PendingRows:
         while self._values > MAX_WAITING_VALUES and len(self._slots) > 1:
             self._remove(next(iter(self._slots)))
             self.dropped_batches += 1
+            _dropped.add(1)
 
     def take(self) -> tuple[list[metric_pb2.MetricBatch], Context]:
         """Takes the oldest batches out, as many as fit one call, and the trace of the newest."""

@@ -3,7 +3,7 @@
 Both the simulator and every ingest of the gateway write through ``FleetWriter``. What must stay true:
 
 * only timeseries decides the acknowledgement: ``write`` returns after its journal is synced, and raises when it is not;
-* cache and metadata failing degrades: counted, shown by ``counters``, retried in the background, never refused;
+* cache and metadata failing degrades: counted, told as a metric, retried in the background, never refused;
 * what waits for them is latest-wins and bounded, so an hour without cache costs memory for one tick, not for 360;
 * a batch may be sent again at any time: the same server, metric and time is the same point.
 
@@ -54,6 +54,9 @@ MAX_REGISTRATIONS = 5_000
 _log = logging.getLogger(__name__)
 _FOLLOW_BACKOFF = Backoff(initial_s=0.2, max_s=5.0)
 _tracer = telemetry.tracer("fleet.writer")
+_failures = telemetry.meter(__name__).create_counter(
+    "openmanager.writer.failures", unit="{call}", description="Calls on the write path that failed, by peer."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +83,11 @@ class WriterCounters:
     acknowledged_points: int = 0
     rejected_points: int = 0
     failures: dict[str, int] = field(default_factory=lambda: {"timeseries": 0, "cache": 0, "metadata": 0})
-    last_errors: dict[str, str] = field(default_factory=dict)
 
-    def failed(self, store: str, error: OpenManagerError) -> None:
+    def failed(self, store: str) -> None:
         """Counts a failed call."""
         self.failures[store] += 1
-        self.last_errors[store] = str(error)
+        _failures.add(1, {"peer": store})
 
 
 class FleetWriter:
@@ -224,8 +226,8 @@ class FleetWriter:
     ) -> timeseries_pb2.AppendResponse:
         try:
             return await self._timeseries.append(batch, self._sets.get(batch.metric_set_id), news, self._told)
-        except OpenManagerError as error:
-            self.counters.failed("timeseries", error)
+        except OpenManagerError:
+            self.counters.failed("timeseries")
             raise
 
     def _follow(self, batch: metric_pb2.MetricBatch, news: Iterable[ServerDescriptor]) -> None:
@@ -279,7 +281,7 @@ class FleetWriter:
                 async with calling("cache"):
                     await self._cache.UpdateServers(request)
             except OpenManagerError as error:
-                self.counters.failed("cache", error)
+                self.counters.failed("cache")
                 if error.reason == "METRIC_SET_UNKNOWN":  # cache was restarted: it may know no server either
                     self._cached_sets.clear()
                     self._again_for_cache = dict(self._told)
@@ -341,10 +343,10 @@ class FleetWriter:
                 async with calling("metadata"):
                     await self._registry.RegisterServers(request)
             except InvalidArgument as error:  # sent again they would be refused again; the history has them
-                self.counters.failed("metadata", error)
+                self.counters.failed("metadata")
                 _log.error("metadata refused %d servers: %s", len(part), error)
-            except OpenManagerError as error:
-                self.counters.failed("metadata", error)
+            except OpenManagerError:
+                self.counters.failed("metadata")
                 raise
             for server_id, server in part.items():
                 if self._for_metadata.get(server_id) is server:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -201,6 +202,21 @@ async def test_cache_and_metadata_away_refuse_nothing_and_catch_up_with_the_late
     assert stores.updated[0].servers[0].server_id == "s"
 
 
+async def test_failures_are_told_as_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, str]] = []
+    monkeypatch.setattr("fleet.writer._failures", SimpleNamespace(add=lambda _one, peer: told.append(peer)))
+    stores = Stores()
+    stores.fails.update(cache=Unavailable("away"), metadata=Unavailable("away"))
+    async with writing(stores) as writer:
+        await writer.write(batch(1, SERVER))
+        await eventually(lambda: {"peer": "cache"} in told and {"peer": "metadata"} in told)
+        assert {"peer": "timeseries"} not in told
+        stores.fails["timeseries"] = Unavailable("away")
+        with pytest.raises(Unavailable):
+            await writer.write(batch(2, SERVER))
+        assert {"peer": "timeseries"} in told
+
+
 async def test_what_is_filled_in_while_the_cache_is_away_does_not_hide_what_is_now() -> None:
     stores = Stores()
     stores.fails["cache"] = Unavailable("away")
@@ -387,7 +403,9 @@ def test_older_rows_do_not_replace_later_ones_that_wait(times_s: list[tuple[int,
 
 def test_pending_rows_are_bounded_and_the_loss_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fleet.pending.MAX_WAITING_VALUES", 25)
+    told: list[int] = []
+    monkeypatch.setattr("fleet.pending._dropped", SimpleNamespace(add=told.append))
     pending = PendingRows()
     for index in range(5):
         pending.add(message(f"s{index}", 1, values=10), Context(), 0)
-    assert (len(pending), pending.dropped_batches) == (2, 3)
+    assert (len(pending), pending.dropped_batches, sum(told)) == (2, 3, 3)
