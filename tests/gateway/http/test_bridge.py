@@ -328,7 +328,7 @@ async def test_a_deletion_whose_condition_is_in_a_body_does_not_happen_without_i
 class InMemory:
     """Has no server."""
 
-    def GetServer_at_once(self, _request: Any) -> None:
+    def GetServer_at_once(self, _request: Any, _who: Any) -> None:
         return None
 
     async def GetServer(self, request: Any, _context: Any) -> Any:
