@@ -29,6 +29,7 @@ from services.metadata import erasing
 from services.metadata.driver_errors import ABORTED, DISK_FULL, UNAVAILABLE, describe, is_refusal
 from services.metadata.journal import FILE_NAME, Backlog, Fact, Journal, Waiting
 from services.metadata.kinds import KINDS, FactKind
+from services.metadata.line import UNSAID, Position
 from services.metadata.store_connection import Database
 
 MAX_UNCOMMITTED_BYTES: Final = 64 << 20
@@ -262,7 +263,7 @@ class Facts:
         batch = await self._read_thread.run(self._reader.waiting, self._batch_facts, BATCH_BYTES)
         if not batch and self._looked and self._database.identity in {None, self._identity}:
             return False
-        outcome, position = _Outcome(), 0
+        outcome, position = _Outcome(), UNSAID
         try:
             async with self._database.connection(detailed=True) as connection:
                 identity = await self._database.identity_of(connection)
@@ -312,7 +313,7 @@ class Facts:
         else:
             outcome.inserted += [waiting.sequence for waiting in batch]
 
-    async def _note(self, outcome: _Outcome, position: int) -> None:
+    async def _note(self, outcome: _Outcome, position: Position) -> None:
         now_ms = self._clock.now_ms()
         if outcome.inserted:
             await self._write_thread.run(self._writer.note_inserted, outcome.inserted, now_ms, position)

@@ -27,6 +27,7 @@ from runtime.errors import DataLoss, FailedPrecondition, OpenManagerError, Resou
 from runtime.local_file import DAMAGED, connect
 from runtime.sqlite import Transaction, fetch, give_back
 from services.metadata.journal_query import UNWRITTEN, Newest, asked
+from services.metadata.line import UNSAID, Position
 
 FILE_NAME: Final = "facts.db"
 FORMAT_VERSION: Final = 1
@@ -143,9 +144,9 @@ class Journal:
         return None if found is None else str(found)
 
     @property
-    def position(self) -> int:
+    def position(self) -> Position:
         """How far that database was when it had the last of them."""
-        return int(str(self._meta("position") or 0))
+        return Position(*(int(str(self._meta(key) or 0)) for key in ("position", "transactions")))
 
     @property
     def used_bytes(self) -> int:
@@ -229,8 +230,8 @@ class Journal:
         rows = fetch(self._db, statement, (kind,))
         return None if rows[0][0] is None else int(str(rows[0][0]))
 
-    def note_inserted(self, sequences: Sequence[int], now_ms: int, position: int = 0) -> None:
-        """PostgreSQL has these, and is at that position of its log with them (0: it did not say)."""
+    def note_inserted(self, sequences: Sequence[int], now_ms: int, position: Position = UNSAID) -> None:
+        """PostgreSQL has these, and is so far with them."""
         with Transaction(self._db):
             self._note_position(position)
             self._db.executemany(
@@ -251,7 +252,7 @@ class Journal:
                 (sequence, reason, now_ms, now_ms),
             )
 
-    def begin_identity(self, identity: str, position: int = 0) -> int:
+    def begin_identity(self, identity: str, position: Position = UNSAID) -> int:
         """Another database answers from now on: what was inserted into the last one waits again. Returns how many."""
         with Transaction(self._db):
             again = 0
@@ -262,9 +263,10 @@ class Journal:
             self._note_position(position)
         return again
 
-    def _note_position(self, position: int) -> None:
-        if position:
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('position', ?)", (position,))
+    def _note_position(self, position: Position) -> None:
+        if position != UNSAID:
+            noted = [("position", position.log), ("transactions", position.transactions)]
+            self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", noted)
 
     def sweep(self, now_ms: int) -> int:
         """Deletes what PostgreSQL has for 24 hours and gives free pages back; returns how many facts went.

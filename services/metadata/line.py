@@ -30,54 +30,80 @@ _ASK: Final = f"""SELECT current_setting('server_version') AS version,
         (SELECT oid FROM pg_database WHERE datname = current_database()) || '-' ||
         coalesce((SELECT max(oid) FROM pg_class WHERE oid IN ({_TABLES})), 0) END AS identity,
     CASE WHEN pg_is_in_recovery() THEN NULL ELSE
-        pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint END AS position"""  # noqa: S608  constants
+        pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint END AS log,
+    CASE WHEN pg_is_in_recovery() THEN NULL ELSE
+        pg_snapshot_xmin(pg_current_snapshot())::text::bigint END AS transactions"""  # noqa: S608  constants
 _ASK_LESS: Final = """SELECT current_setting('server_version') AS version,
-    current_setting('transaction_read_only') = 'on' AS read_only, NULL AS identity, NULL AS position"""
+    current_setting('transaction_read_only') = 'on' AS read_only, NULL AS identity, NULL AS log, NULL AS transactions"""
+
+
+class Position(NamedTuple):
+    """How far a server is: bytes of write-ahead log that it has synced, and transactions that have ended.
+
+    On one server neither goes back, but for transactions that a crash of it undid: facts are sent again for nothing
+    then. Either alone is not enough: a copy writes some log by only being read (pages are tidied up; more than five
+    facts take, seen), and one transaction may have brought a thousand facts.
+    """
+
+    log: int = 0
+    transactions: int = 0
+
+    def is_before(self, other: "Position") -> bool:
+        """Whether one server that was at the other cannot be here."""
+        return self.log < other.log or self.transactions < other.transactions
+
+    def least(self, other: "Position") -> "Position":
+        return Position(*map(min, self, other))
+
+    def most(self, other: "Position") -> "Position":
+        return Position(*map(max, self, other))
+
+
+UNSAID: Final = Position()
+"""Where a server is that does not say it."""
 
 
 class Answer(NamedTuple):
-    """What a server says of itself; `identity` (system identifier, timeline, database, tables) is None where it cannot.
-
-    `position` is how many bytes of write-ahead log it has synced; on one server that never goes back.
-    """
+    """What a server says of itself; `identity` (system identifier, timeline, database, tables) is None where it cannot,
+    as is `position`."""
 
     version: str
     identity: str | None
-    position: int | None
+    position: Position | None
 
 
 class Lineage:
     """Tells an older copy of a database (a snapshot, a folder that was put back) from the database itself.
 
-    It says the same of itself, but has synced less than the database had: from then on its identity has something new
+    It says the same of itself, but is not as far as the database was: from then on its identity has something new
     behind it, so that all who know identities take it for another one. Always another text: the same copy may be put
     back again, and has then lost what came since the first time.
     """
 
     def __init__(self) -> None:
         self._base, self._copy = "", ""
-        self.position = 0
+        self.position = UNSAID
         """How far the database that answered last is known to have been."""
 
-    def remember(self, identity: str | None, position: int) -> None:
+    def remember(self, identity: str | None, position: Position) -> None:
         """What an earlier life of the service knew."""
         base, at, copy = (identity or "").partition("@")
         self._base, self._copy, self.position = base, at + copy, position
 
-    def before(self) -> tuple[str, int]:
+    def before(self) -> tuple[str, Position]:
         """What is known when a question is put, which its answer is held against: others may overtake it."""
         return self._base, self.position
 
-    def named(self, answer: Answer, before: tuple[str, int]) -> Answer:
+    def named(self, answer: Answer, before: tuple[str, Position]) -> Answer:
         """The answer with the identity that all may compare."""
         if answer.identity is None or answer.position is None:
             return answer
         if answer.identity != self._base:
             self._base, self._copy, self.position = answer.identity, "", answer.position
-        elif self._base == before[0] and answer.position < min(before[1], self.position):
-            self._copy, self.position = f"@{answer.position:X}-{secrets.token_hex(4)}", answer.position
+        elif self._base == before[0] and answer.position.is_before(self.position.least(before[1])):
+            self._copy, self.position = f"@{answer.position.log:X}-{secrets.token_hex(4)}", answer.position
         else:
-            self.position = max(self.position, answer.position)
+            self.position = self.position.most(answer.position)
         return answer._replace(identity=self._base + self._copy)
 
 
@@ -90,7 +116,8 @@ async def question(connection: Any) -> Answer:
             row = await connection.fetchrow(_ASK_LESS)
     if row["read_only"]:
         raise asyncpg.ReadOnlySQLTransactionError("it takes no writes: a standby, or set to read-only")
-    return Answer(row["version"], row["identity"], row["position"])
+    position = None if row["log"] is None else Position(row["log"], row["transactions"])
+    return Answer(row["version"], row["identity"], position)
 
 
 class Line:

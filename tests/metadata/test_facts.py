@@ -17,6 +17,7 @@ from services.metadata import interactions
 from services.metadata.facts import Facts
 from services.metadata.journal import Fact, Journal
 from services.metadata.kinds import KINDS, FactKind
+from services.metadata.line import UNSAID, Position
 from services.metadata.store import InteractionFilter, NewInteraction
 from services.metadata.store_connection import Database
 from services.metadata.target import DatabaseTarget
@@ -192,7 +193,7 @@ async def test_what_another_database_may_lack_is_read_before_it_is_sent_again(
         await parts.all_inserted()
     begin, go_on = Journal.begin_identity, threading.Event()
 
-    def slow(self: Journal, identity: str, position: int = 0) -> int:
+    def slow(self: Journal, identity: str, position: Position = UNSAID) -> int:
         assert go_on.wait(30.0)
         return begin(self, identity, position)
 

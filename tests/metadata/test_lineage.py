@@ -1,6 +1,8 @@
 """An older copy of a database is told from the database, however often it is put back."""
 
-from services.metadata.line import Answer, Lineage
+import pytest
+
+from services.metadata.line import Answer, Lineage, Position
 
 IDENTITY = "7300000000000000000-00000001-16384"
 
@@ -11,9 +13,9 @@ class Answers:
     def __init__(self) -> None:
         self.lineage = Lineage()
 
-    def identity_at(self, position: int) -> str | None:
+    def identity_at(self, log: int, transactions: int = 1) -> str | None:
         before = self.lineage.before()
-        return self.lineage.named(Answer("18.0", IDENTITY, position), before).identity
+        return self.lineage.named(Answer("18.0", IDENTITY, Position(log, transactions)), before).identity
 
 
 def test_a_copy_that_is_put_back_twice_is_another_database_each_time() -> None:
@@ -32,3 +34,22 @@ def test_a_restart_of_the_service_keeps_the_name_of_a_copy() -> None:
     later.lineage.remember(name, answers.lineage.position)
     assert later.identity_at(60) == name
     assert later.identity_at(50) != name
+
+
+@pytest.mark.parametrize(
+    ("log", "transactions", "is_copy"),
+    [(200, 10, False), (201, 11, False), (199, 10, True), (200, 9, True), (900, 9, True), (199, 11, True)],
+)
+def test_a_copy_that_wrote_log_by_being_read_has_fewer_transactions_all_the_same(
+    log: int, transactions: int, is_copy: bool
+) -> None:
+    answers = Answers()
+    name = answers.identity_at(200, 10)
+    assert (answers.identity_at(log, transactions) != name) is is_copy
+
+
+def test_a_position_from_before_transactions_were_noted_is_as_far_as_it_says() -> None:
+    answers = Answers()
+    answers.lineage.remember(IDENTITY, Position(200))
+    assert answers.identity_at(200, 10) == IDENTITY
+    assert answers.identity_at(199, 10) != IDENTITY
