@@ -38,7 +38,9 @@ class Quiet:
 
     async def GetStorageStatus(self, _request: Any, _context: Any) -> Any:
         full = [("engine", "primary"), ("postgresql", "embedded"), ("postgresql", "primary")]
-        stores = [status_pb2.StoreStatus(name=name, role=role, address=f"{role}:1") for name, role in full]
+        stores = [
+            status_pb2.StoreStatus(name=name, role=role, address=f"{role}:1", server_version="1") for name, role in full
+        ]
         return storage_pb2.GetStorageStatusResponse(stores=stores)
 
 
