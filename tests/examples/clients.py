@@ -24,6 +24,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from launcher.__main__ import environment
 from tests.harness import free_port
 from tests.harness.launched import Launched, within
 from tests.harness.product import ROOT
@@ -154,8 +155,9 @@ def strict_gateway(product: Launched, folder: Path) -> Iterator[dict[str, str]]:
     }
     log = folder / "strict.txt"
     with log.open("wb") as output:
+        environ = environment(product.environ | settings)  # with what the launcher tells its processes, too
         process = subprocess.Popen(
-            [sys.executable, "-m", "gateway"], cwd=ROOT, env=product.environ | settings, stdout=output, stderr=output
+            [sys.executable, "-m", "gateway"], cwd=ROOT, env=environ, stdout=output, stderr=output
         )
     try:
         credentials = grpc.ssl_channel_credentials(authority.read_bytes())
