@@ -27,7 +27,7 @@ from tests.harness import eventually
 from tests.harness.influxdb import ORG, TOKEN, InfluxServer
 from tests.timeseries.engine.model import everything, metric_set, rows
 from tests.timeseries.engine.test_matrix import MIDNIGHT, Source
-from tests.timeseries.followers.test_follower import PlayedBackend
+from tests.timeseries.followers.played import PlayedBackend
 
 CLOCK = SystemClock()
 DAY_MS = 86_400_000

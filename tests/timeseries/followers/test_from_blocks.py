@@ -15,8 +15,8 @@ from services.timeseries.engine import Engine, EngineSettings, TailBatch
 from services.timeseries.followers.backend import Receipt, TaggedRows
 from services.timeseries.followers.follower import EVICTED, Follower
 from tests.harness import eventually
+from tests.timeseries.followers.played import PlayedBackend
 from tests.timeseries.followers.samples import NOON_MS, caught_up, metric_set, rows, tick
-from tests.timeseries.followers.test_follower import PlayedBackend
 
 SET = metric_set("cpu_usage", "requests_total")
 NAN = float("nan")
@@ -39,6 +39,15 @@ async def swept(engine: Engine, clock: ManualClock) -> None:
     clock.advance(1)
     await engine.maintain(everything=True)
     assert engine.first_sequence == engine.last_sequence + 1
+
+
+async def three_files(engine: Engine, clock: ManualClock) -> None:
+    """Has a follower that shipped nothing lack three files of 3,000 rows: more than one request."""
+    await engine.cursors.register("played")
+    for day in range(3):
+        big = [("a", NOON_MS + day * 86_400_000 + number, [1.0, 1.0]) for number in range(3_000)]
+        await engine.append(rows(SET, big), metric_sets=(SET,))
+    await swept(engine, clock)
 
 
 def values(backend: PlayedBackend) -> dict[tuple[str, int], tuple[list[float], str]]:
@@ -152,11 +161,7 @@ async def test_an_end_in_between_begins_the_rest_again(tmp_path: Path) -> None:
     backend, clock = PlayedBackend(), ManualClock(NOON_MS)
     backend.room = 1
     async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
-        await engine.cursors.register("played")
-        for day in range(3):  # three files, which are more than one request
-            big = [("a", NOON_MS + day * 86_400_000 + number, [1.0, 1.0]) for number in range(3_000)]
-            await engine.append(rows(SET, big), metric_sets=(SET,))
-        await swept(engine, clock)
+        await three_files(engine, clock)
         async with Follower(engine, backend, clock, random.Random(1)):
             await eventually(lambda: len(backend.asked) > 1)
             assert (await engine.status()).followers[0].cursor == 0
@@ -171,11 +176,7 @@ async def test_a_store_that_dies_while_it_is_sent_blocks_has_what_it_forgot_sent
     backend, clock = PlayedBackend(), ManualClock(NOON_MS)
     backend.room = 1
     async with Engine.open(tmp_path, clock=clock, settings=SMALL) as engine:
-        await engine.cursors.register("played")
-        for day in range(3):  # three files, which are more than one request
-            big = [("a", NOON_MS + day * 86_400_000 + number, [1.0, 1.0]) for number in range(3_000)]
-            await engine.append(rows(SET, big), metric_sets=(SET,))
-        await swept(engine, clock)
+        await three_files(engine, clock)
         async with Follower(engine, backend, clock, random.Random(1)):
             await eventually(lambda: bool(backend.batches))
             backend.batches, backend.room = [], 1_000  # it died with all it had taken
