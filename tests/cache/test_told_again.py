@@ -1,8 +1,7 @@
 """What senders tell a cache again that was restarted does not undo what the record, or others, say since."""
 
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -11,15 +10,13 @@ from fleet.model import ServerDescriptor, ServerDetails, WriteBatch
 from fleet.writer import FleetWriter
 from openmanager.metadata.v1 import metadata_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
-from runtime.channel import Channel
 from runtime.clock import SystemClock
-from runtime.interception import Interception
-from runtime.server import GrpcServer, bind
 from services.cache.core import Cache
 from services.cache.servicer import CacheServicer
 from services.cache.state import Update
 from services.cache.store_memory import MemoryStateStore
 from tests.cache.samples import HEADLINE, descriptor, rows_of
+from tests.fleet.serving import writer_to
 from tests.harness import eventually
 
 RECORDED = ServerDetails(revision=2)
@@ -39,23 +36,8 @@ class Others:
         return metadata_pb2.RegisterServersResponse()
 
 
-@asynccontextmanager
-async def sender_to(servicer: CacheServicer) -> AsyncIterator[FleetWriter]:
-    services = [
-        bind("openmanager.cache.v1.CacheService", servicer),
-        bind("openmanager.timeseries.v1.TimeSeriesService", Others()),
-        bind("openmanager.metadata.v1.ServerRegistryService", Others()),
-    ]
-    server = GrpcServer(services, Interception())
-    address = await server.start("127.0.0.1:0")
-    try:
-        async with (
-            Channel(address) as channel,
-            FleetWriter(timeseries=[channel], cache=channel, metadata=channel, clock=SystemClock()) as writer,
-        ):
-            yield writer
-    finally:
-        await server.stop(0)
+def sender_to(servicer: CacheServicer) -> AbstractAsyncContextManager[FleetWriter]:
+    return writer_to(timeseries=Others(), cache=servicer, metadata=Others())
 
 
 @pytest.mark.parametrize("record_first", [True, False])

@@ -1,8 +1,7 @@
 """The hybrid write path: timeseries alone decides, the others are told when they can be, and memory stays bounded."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,11 +18,9 @@ from openmanager.cache.v1 import cache_pb2
 from openmanager.fleet.v1 import metric_pb2
 from openmanager.metadata.v1 import metadata_pb2
 from openmanager.timeseries.v1 import timeseries_pb2
-from runtime.channel import Channel
 from runtime.clock import SystemClock
 from runtime.errors import FailedPrecondition, InvalidArgument, OpenManagerError, ResourceExhausted, Unavailable
-from runtime.interception import Interception
-from runtime.server import GrpcServer, bind
+from tests.fleet.serving import writer_to
 from tests.harness import eventually
 
 SET = MetricSet((Metric(name="a"), Metric(name="b")))
@@ -90,23 +87,8 @@ class Stores:
         return [rows.values[0] for request in self.updated for rows in request.batches]
 
 
-@asynccontextmanager
-async def writing(stores: Stores) -> AsyncIterator[FleetWriter]:
-    services = [
-        bind("openmanager.timeseries.v1.TimeSeriesService", stores),
-        bind("openmanager.cache.v1.CacheService", stores),
-        bind("openmanager.metadata.v1.ServerRegistryService", stores),
-    ]
-    server = GrpcServer(services, Interception())
-    address = await server.start("127.0.0.1:0")
-    try:
-        async with (
-            Channel(address) as channel,
-            FleetWriter(timeseries=[channel], cache=channel, metadata=channel, clock=SystemClock()) as writer,
-        ):
-            yield writer
-    finally:
-        await server.stop(1.0)
+def writing(stores: Stores) -> AbstractAsyncContextManager[FleetWriter]:
+    return writer_to(timeseries=stores, cache=stores, metadata=stores)
 
 
 async def test_a_batch_reaches_all_three_and_the_set_goes_once() -> None:
