@@ -16,11 +16,12 @@ from openmanager.metadata.v1 import anomaly_pb2 as metadata_pb2
 from runtime import caller
 from runtime.channel import calling
 from runtime.clock import SystemClock
-from runtime.errors import InvalidArgument, NotFound, Unavailable
+from runtime.errors import InvalidArgument, NotFound, OpenManagerError, Unavailable
 from services.analytics.servicer import DETECTION_SERVICE
 from services.metadata.anomalies.servicer import ANOMALY_STORE
 from tests.gateway.played_analytics import analytics_gateway
-from tests.gateway.played_fleet import World, server_state
+from tests.gateway.played_fleet import Watch, World, server_state
+from tests.harness import eventually
 
 WEBS = Scope.of((), ("web",), ())
 """Sees the web servers only."""
@@ -160,3 +161,48 @@ async def gateway(scope: Scope | None = None, *, analytics: str | None = None) -
     )
     async with analytics_gateway(behind, servers=servers, scope=scope, analytics=analytics) as (stub, made):
         yield Gateway(played, stub, made)
+
+
+async def followed(made: Gateway) -> "asyncio.Task[None]":
+    """Follows the findings as the process does."""
+
+    async def follow() -> None:
+        while True:
+            try:
+                await made.world.findings.follow()
+            except OpenManagerError:
+                await asyncio.sleep(0.01)
+
+    task = asyncio.create_task(follow())
+    await eventually(lambda: made.metadata.followed_from)
+    return task
+
+
+async def reached(made: Gateway, after_us: int) -> None:
+    await eventually(lambda: made.world.findings.version >= NOW_US + after_us)
+
+
+async def known_to(made: Gateway) -> "asyncio.Task[None]":
+    """Follows them until it has what metadata knows: findings a and b, as of NOW_US + 2."""
+    task = await followed(made)
+    made.metadata.tell(*made.metadata.known, snapshot=True)
+    made.metadata.tell(version=NOW_US + 2)
+    await reached(made, 2)
+    return task
+
+
+class Told(Watch):
+    """A watcher of the fleet, and what it knows of findings."""
+
+    def __init__(self, messages: Any) -> None:
+        super().__init__(messages)
+        self.findings: dict[str, anomaly_pb2.Anomaly] = {}
+
+    async def until(self, *ids: str) -> None:
+        """Takes messages until these are the findings that go on."""
+        async with asyncio.timeout(20.0):
+            while {one.id[0] for one in self.findings.values() if not one.HasField("end_time")} != set(ids):
+                message = await self.next()
+                if message.snapshot:
+                    self.findings.clear()
+                self.findings |= {one.id: one for one in message.anomalies}
