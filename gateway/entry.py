@@ -151,5 +151,9 @@ class ServerEntry:
         for sample in self.state.samples:
             keys = self.sets[sample.metric_set_id].keys
             values = np.array(sample.values).tolist()
-            merged.update((key, value) for key, value in zip(keys, values, strict=True) if not math.isnan(value))
+            known = zip(keys, values, strict=True)
+            if math.isnan(sum(values)):  # of infinities, too; most samples have all their values: 63 us became 35
+                merged.update((key, value) for key, value in known if not math.isnan(value))
+            else:
+                merged.update(known)
         return merged

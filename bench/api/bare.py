@@ -3,7 +3,8 @@
 grpc: grpc.aio on uvloop with one generic handler that returns the bytes of FILE: no messages, interceptors or
 token.
 http: the gateway's own ASGI server (`gateway.http.server`, so granian is set up the same) with an application that
-answers everything with the status line, headers and body of FILE, a whole HTTP/1.1 answer as the gateway gave it.
+answers everything with the status line, headers and body of FILE, a whole HTTP/1.1 answer as the gateway gave it. It is
+called as granian calls applications, in a task each time, and not by `gateway.http.dispatch`.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import grpc
 import grpc.aio
 import uvloop
 
+from gateway.http import generations
 from gateway.http.app import HttpApp
 from gateway.http.server import serve_http
 
@@ -63,6 +65,12 @@ class Ready:
         """Nothing lasts."""
 
 
+async def _as_it_comes(server: Any, *arguments: Any) -> None:
+    """granian's own worker, in place of the gateway's."""
+    asyncio.get_running_loop().call_soon(server._has_begun.set)
+    await server._spawn_asgi_worker(*arguments)
+
+
 async def serve(kind: str, address: str, reply: bytes) -> None:
     """Serves until SIGTERM."""
     stopping = asyncio.Event()
@@ -70,6 +78,7 @@ async def serve(kind: str, address: str, reply: bytes) -> None:
     if kind == "grpc":
         await serve_grpc(address, reply, stopping)
     else:
+        generations._Server._spawn = _as_it_comes  # type: ignore[assignment,method-assign]
         await serve_http(cast("HttpApp", Ready(reply)), address, stopping)
 
 

@@ -31,6 +31,7 @@ from gateway.http.guard import Guard
 from gateway.http.replies import (
     API_POLICY,
     SECURITY_HEADERS,
+    Event,
     Receive,
     Scope,
     Send,
@@ -96,14 +97,13 @@ class HttpApp:
         self._running: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None  # kept, since asking for it is a system call (getpid)
 
+    def at_once(self, scope: Scope) -> tuple[Event, Event] | None:
+        """The two ASGI events of an answer from memory; None: the application is to be called."""
+        return self._shortcut.answer(scope)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"only HTTP is served, not {scope['type']}")
-        quick = self._shortcut.answer(scope)
-        if quick is not None:
-            await send(quick[0])
-            await send(quick[1])
-            return
         if self._guard.origin.has_proxies:
             _told_by_proxy(self._guard.origin, scope)
         if self._loop is None:

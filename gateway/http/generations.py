@@ -20,15 +20,16 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from granian._granian import SocketHolder
+from granian._granian import ASGIWorker, SocketHolder
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 
 from gateway.http.app import HttpApp
 from gateway.http.certificate import Granian, in_memory, tried
+from gateway.http.dispatch import Dispatch
 from gateway.http.idle import IdleBounds, IdleConnections
 from runtime import descriptors, tasks
 from runtime.errors import Unavailable
@@ -91,10 +92,18 @@ class _Server(Granian):
         self._descriptor = self._listener.dup().detach()
         self._shd = SocketHolder(self._descriptor, False, BACKLOG)  # type: ignore[call-arg,assignment]  # stubs
 
-    async def _spawn(self, *arguments: Any) -> None:
-        # Granian's worker takes connections, or has failed, when it waits for the first time: that is, before this.
-        asyncio.get_running_loop().call_soon(self._has_begun.set)
-        await self._spawn_asgi_worker(*arguments)
+    async def _spawn(self, number: int, ending: Any, app: HttpApp, sockets: Any, *arguments: Any) -> None:
+        # As granian's own, but that requests come to us (gateway.http.dispatch).
+        *of_the_worker, _task_impl, mode, http1, http2, websockets, static, _log, tls, _scope = arguments
+        worker: Any = cast("Any", ASGIWorker)(  # its stubs are of another version
+            number, sockets, None, *of_the_worker, mode, http1, http2, websockets, static, *tls, (None, None)
+        )
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        ending.add_cb(lambda: loop.call_soon_threadsafe(ended.set_result, None))
+        worker.serve_async(Dispatch(loop, app, app.at_once), loop, ending)
+        self._has_begun.set()
+        await ended
 
     async def begin(self) -> None:
         """Returns when it takes connections; raises CannotBegin."""

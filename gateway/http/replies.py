@@ -15,6 +15,7 @@ from opentelemetry.trace import StatusCode
 from runtime import errors, tracing
 from runtime.errors import InvalidArgument, NotFound, OpenManagerError, ResourceExhausted, Unimplemented
 
+Event = dict[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

@@ -11,7 +11,7 @@ What must stay true: the answer is the same as on the long way but for the rando
 import logging
 import time
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 from gateway.access.policy import Policy
 from gateway.admission import Admission
@@ -20,7 +20,7 @@ from gateway.http.bridge import Bridge
 from gateway.http.compression import accepts_gzip
 from gateway.http.endpoint import Endpoint
 from gateway.http.guard import Guard
-from gateway.http.replies import TRACERESPONSE, Scope
+from gateway.http.replies import TRACERESPONSE, Event, Scope
 from gateway.http.routes import REMEMBERED_PATH_CHARS, REMEMBERED_PATHS
 from runtime import durations, telemetry, tracing
 from runtime.errors import OpenManagerError
@@ -31,7 +31,6 @@ LONG_WAY: Final = frozenset(
 """Headers that mean something on the long way only."""
 
 _access = logging.getLogger("access")
-Event = dict[str, Any]
 
 
 class Shortcut:

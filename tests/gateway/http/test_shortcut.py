@@ -106,6 +106,9 @@ async def ask(app: HttpApp, target: tuple[str, str, bytes], headers: list[tuple[
     async def send(event: Any) -> None:
         events.append(event)
 
+    at_once = app.at_once(scope)  # as gateway.http.dispatch does
+    if at_once is not None:
+        return [*at_once]
     await app(scope, receive, send)
     return events
 
