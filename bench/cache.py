@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import psutil
 from redis.asyncio import Redis
 
 from bench.meter import usage
+from bench.peers import free_port
 from fleet.codec import metric_set_to_pb, rows_to_pb
 from fleet.model import HEADLINE_METRICS, Metric, MetricKind, MetricSet, Rows
 from openmanager.cache.v1 import cache_pb2, cache_pb2_grpc
@@ -56,14 +56,6 @@ def running(command: list[str], **environment: str) -> Iterator[int]:
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def tell(stub: Any, servers: list[str], rng: np.random.Generator, time_ms: int, *, with_set: bool) -> None:

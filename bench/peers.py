@@ -7,6 +7,7 @@ port, and is ended with its block whatever happens.
 import contextlib
 import http.client
 import os
+import random
 import shutil
 import signal
 import socket
@@ -39,6 +40,8 @@ WRITE_PATHS: Final = {
     VICTORIA: "/api/v2/write?precision=ms",
     INFLUX: f"/api/v2/write?org={ORG}&bucket={BUCKET}&precision=ms",
 }
+FIRST_PORT, LAST_PORT = 20_000, 32_767
+_PORTS: Final = list(range(FIRST_PORT, LAST_PORT + 1))
 
 
 class BenchError(Exception):
@@ -237,7 +240,11 @@ def serves(address: str) -> bool:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago; not one that was given before, nor one that the kernel gives to outgoing
+    connections, thousands of which a bench has (a gateway once found its own taken)."""
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            _PORTS.remove(port)
+            return port
+    raise BenchError(f"no port from {FIRST_PORT} to {LAST_PORT} is free")

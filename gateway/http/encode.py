@@ -1,7 +1,7 @@
 """Protobuf messages as proto3 JSON, as json_format.MessageToDict with always_print_fields_with_no_presence has it.
 
 Why not json_format: it looks every field's type up for every message, 1.1-1.3 ms for one server's 511 metrics; here
-each message type is read once into a list of (name, how to read the value), and that takes 0.15 ms.
+each message type is read once into a list of (name, how to read the value), and that takes 0.11 ms.
 
 What must stay true: the result is equal to json_format's on every message of the public API (a property test holds it);
 a field without presence is always there, so that a client finds `"servers": []` and not nothing; what JSON has no
@@ -182,24 +182,34 @@ def _map(entry: Descriptor) -> Reader:
     if key.type != FieldDescriptor.TYPE_STRING:
         text = _bool_key if key.type == FieldDescriptor.TYPE_BOOL else str
         return lambda entries: {text(name): read(item) for name, item in entries.items()}
-    if read is _double:
-        return _doubles_by_name
+    in_order = _Sorted()
     if read is _as_is:
-        return _sorted
-    return lambda entries: {name: read(item) for name, item in sorted(entries.items())}
+        return in_order
+    if read is _double:
+        return lambda entries: _doubles_by_name(in_order(entries))
+    return lambda entries: {name: read(item) for name, item in in_order(entries).items()}
 
 
 def _bool_key(value: bool) -> str:
     return "true" if value else "false"
 
 
-def _sorted(entries: Any) -> dict[str, Any]:
-    plain = dict(entries)
-    return {name: plain[name] for name in sorted(plain)}  # 511 doubles: 0.21 ms, unsorted 0.12
+class _Sorted:
+    """A map in the order of its names. Mostly these are the names of the map before (all servers that one kind of agent
+    watches have the same metrics), so they are kept in their order: 511 metrics take 0.11 ms, sorted anew 0.22."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[list[str], frozenset[str]] = ([], frozenset())  # as one, since threads encode, too
+
+    def __call__(self, entries: Any) -> dict[str, Any]:
+        names, known = self._kept
+        if len(entries) != len(names) or not known.issuperset(entries):
+            names = sorted(entries)
+            self._kept = (names, frozenset(names))
+        return {name: entries[name] for name in names}
 
 
-def _doubles_by_name(entries: Any) -> dict[str, float | str]:
-    plain = _sorted(entries)
+def _doubles_by_name(plain: dict[str, float]) -> dict[str, Any]:
     if all(map(math.isfinite, plain.values())):
         return plain
     return {name: _double(value) for name, value in plain.items()}

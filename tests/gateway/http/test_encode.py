@@ -98,6 +98,13 @@ def test_floats_are_as_short_as_json_format_has_them(value: float) -> None:
     assert encoder_of(KINDS)(message)["one2"] == reference(message)["one2"]
 
 
+def test_maps_with_other_names_follow_each_other() -> None:
+    for names in ("ab", "ba", "ac", "abc", "d", "", "ab"):
+        server = fleet_pb2.Server(metrics=dict.fromkeys(names, 1.5))
+        assert list(orjson.loads(to_json(server))["metrics"].items()) == [(name, 1.5) for name in sorted(names)]
+        assert len(server.metrics) == len(names), "reading one that is not there would have made it"
+
+
 def test_what_users_read_is_there_when_it_is_zero() -> None:
     assert to_json(fleet_pb2.ListServersResponse()) == b'{"servers":[],"nextPageToken":"","totalSize":0}'
     summary = orjson.loads(to_json(fleet_pb2.FleetSummary(total=1)))
