@@ -5,9 +5,6 @@ journal from there on, tags each row with the descriptor valid at its sequence, 
 cursor only afterwards. So a crash on either side repeats some rows, with the same tags, and loses none; a store must
 take a repeated row as the same row.
 
-After an outage of a store that acknowledges before its sync the cursor goes back a minute: what it held in memory may
-have died with it.
-
 What must stay true: an append never waits for a follower; what is held in memory is bounded however long the store is
 away (the rest waits in the journal); a row that the store refuses for good is counted and does not stop those behind
 it; what left the journal before it was shipped comes from blocks; what retention took before that is counted and told.
@@ -27,7 +24,6 @@ from runtime.clock import Clock
 from runtime.errors import InvalidArgument, OpenManagerError, Unavailable
 from runtime.tasks import Backoff, run_forever
 from services.timeseries.engine import Engine, TailBatch
-from services.timeseries.engine.cursors import SETTLED_AFTER_S
 from services.timeseries.followers.backend import (
     Backend,
     BackendInfo,
@@ -38,7 +34,7 @@ from services.timeseries.followers.backend import (
     is_silence,
     parts,
 )
-from services.timeseries.followers.run import Run
+from services.timeseries.followers.position import Position
 
 SHIP_INTERVAL_S: Final = 0.25
 """The least time from one batch to the next while there is less than a full one: a cursor costs the journal a sync."""
@@ -82,16 +78,8 @@ class Follower:
         self._clock = clock
         self._rng = rng
         self._descriptors: dict[str, ServerDescriptor] = {}
-        self._cursor = 0
-        self._is_registered = False
-        self._advanced = asyncio.Event()
-        self._has_gone_back = False
-        self._run_through: Run | None = None  # the blocks that are shipped, or were last
-        self._is_ahead = False  # the store has acknowledged some of what comes after the cursor
-        self._may_go_back_s = float("-inf")
-        self._again_through = 0  # up to this sequence the store has acknowledged everything before
-        self._is_again = False  # whether what is shipped now is of that
-        self._owed: int | None = None  # the cursor to which to go back as soon as that may be; the journal has it, too
+        self._position = Position(engine, backend, clock)
+        self._is_again = False  # whether the store has acknowledged before what is shipped now
         self._failures = 0
         self._silences = 0  # of the failures those with which a store may have died
         self._silent_probes = 0  # in a row, with nothing shipped meanwhile
@@ -129,8 +117,7 @@ class Follower:
         """
         try:
             async with asyncio.timeout(ACKNOWLEDGE_TIMEOUT_S):
-                while self._cursor < sequence:
-                    await self._advanced.wait()
+                await self._position.wait_for(sequence)
         except TimeoutError:
             why = self._last_error or "it is behind"
             raise Unavailable(
@@ -159,7 +146,7 @@ class Follower:
         latency_ms = (self._clock.monotonic() - started_s) * 1_000
         behind = await self.lag()
         degraded = self._last_error if self._failures else ""
-        if not degraded and self._owed is not None:
+        if not degraded and self._position.is_owed:
             degraded = "it was away and may lack what it took before; that is shipped again within a minute"
         if not degraded and behind.batches_in_blocks:
             degraded = f"{behind.batches_in_blocks} batches behind the journal, catching up from blocks"
@@ -216,18 +203,13 @@ class Follower:
             raise
 
     async def _follow(self) -> None:
-        self._cursor = await self._engine.cursors.register(self._backend.name)
-        self._is_registered = True
-        owed = await self._engine.cursors.owed(self._backend.name)  # since before the process ended, or could not pay
-        if owed is not None:
-            self._owed = owed if self._owed is None else min(owed, self._owed)
+        await self._position.register()
         while True:
-            await self._pay_back()
-            self._has_gone_back = self._is_ahead = False
-            if self._cursor + 1 < self._engine.first_sequence:
+            await self._position.go_on()
+            if self._position.cursor + 1 < self._engine.first_sequence:
                 await self._go_on_from_blocks(self._engine.first_sequence)
             else:
-                await self._follow_from(self._cursor + 1)
+                await self._follow_from(self._position.cursor + 1)
 
     async def _follow_from(self, sequence: int) -> None:
         """Ships what the journal has from a sequence on; returns when an outage has taken the cursor back, or when
@@ -254,37 +236,35 @@ class Follower:
                     await self._flush(pending)
                     if not was_full:
                         await self._clock.sleep_until(started_s + SHIP_INTERVAL_S)
-                if self._has_gone_back:
+                if self._position.has_gone_back:
                     return
 
     async def _ship_before(self, batch: TailBatch, pending: Portion) -> None:
         """Ships what the journal let go before a batch, and what is collected if its refusals count otherwise."""
-        if batch.missed and self._cursor + 1 < batch.sequence:
+        if batch.missed and self._position.cursor + 1 < batch.sequence:
             await self._flush(pending)  # before what is newer
             await self._go_on_from_blocks(batch.sequence)
-        is_again = batch.sequence <= self._again_through
+        is_again = self._position.is_again(batch.sequence)
         if is_again != self._is_again and pending.rows:
             await self._flush(pending)
         self._is_again = is_again
 
     async def _go_on_from_blocks(self, first: int) -> None:
         """Ships what left the journal before it was shipped; the batch `first` is the oldest that it has."""
-        run = self._run_through
-        run = run.again() if run is not None and run.after == self._cursor else Run(self._cursor, first - 1)
-        self._run_through = run
+        run = self._position.run_before(first)
         after, through = run.after, run.through
         text = f"{through - after} batches left the journal before they were shipped: going on from blocks"
         _log.warning("%s: %s", self._backend.name, text)
         self._tell(text)
         pending = Portion()
-        self._is_again = through <= self._again_through
+        self._is_again = self._position.is_again(through)
         async with aclosing(self._engine.cursors.unsent(after, through, run.begin)) as found:
             async for stored in found:
                 everything = TaggedRows(metric_set=stored.metric_set, rows=stored.rows, descriptors=stored.descriptors)
                 for rows in parts(everything):
                     if pending.rows and not pending.fits(rows):
                         await self._flush(pending)
-                        if self._has_gone_back:
+                        if self._position.has_gone_back:
                             return
                         run.reached(stored.place, self._clock.monotonic())
                     pending.add(rows)
@@ -304,7 +284,7 @@ class Follower:
         """Ships what is collected, however long that takes, then moves the cursor; not what comes after a cursor that
         has gone back: a store may take nothing that is older than what it has, and that is to come first."""
         waiting = [pending.rows] if pending.rows else []
-        while waiting and not self._has_gone_back:
+        while waiting and not self._position.has_gone_back:
             part = waiting.pop()
             try:
                 receipt = await self._acknowledged(part)
@@ -317,21 +297,17 @@ class Follower:
             else:
                 if receipt is None:
                     break
-                self._is_ahead = True
+                self._position.has_taken()
                 self._silent_probes = 0
                 self.shipped_points += receipt.shipped
                 for reason, points in receipt.refused.items():
                     self._refuse(SENT_AGAIN if self._is_again else reason, points)
         pending.clear()
-        if self._has_gone_back:
+        if self._position.has_gone_back:
             return
-        if pending.through > self._cursor:
-            self._cursor = await self._engine.cursors.advance(self._backend.name, pending.through)
-            self._is_ahead = False
-            self._advanced.set()
-            self._advanced = asyncio.Event()
+        await self._position.advance(pending.through)
         self._recovered()
-        await self._pay_back()
+        await self._position.pay_back()
 
     async def _acknowledged(self, part: Sequence[TaggedRows]) -> Receipt | None:
         """What the store did with it, however long that takes; None: the cursor has gone back."""
@@ -344,42 +320,15 @@ class Follower:
                 if is_silence(error):
                     self._silences += 1
                     if self._silences == 2:  # more than a lost connection
-                        await self._owe()
-                        await self._pay_back()
+                        await self._position.owe()
+                        await self._position.pay_back()
                 self._last_error = error.message
                 self._tell(error.message)
                 pause_s = RETRY.delay_s(self._failures, self._rng)
                 self._failures += 1
                 await self._clock.sleep(max(pause_s, min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S)))
-                if self._has_gone_back:
+                if self._position.has_gone_back:
                     return None
-
-    async def _owe(self) -> None:
-        """Notes that what the store acknowledged in the last minute it may have lost with what befell it. Durably, so
-        that it holds however this process ends."""
-        if self._backend.syncs or not self._is_registered:
-            return
-        if self._run_through is not None:
-            self._run_through.lost(self._clock.monotonic())
-        settled = self._engine.cursors.lost(self._backend.name)
-        self._owed = settled if self._owed is None else min(settled, self._owed)
-        await self._engine.cursors.owe(self._backend.name, self._owed)
-
-    async def _pay_back(self) -> None:
-        """Takes the cursor back to where it is owed, durably. Not more than once a minute, so that a store that comes
-        and goes gets on, too: what it lost within a minute of that is owed until then."""
-        if self._owed is None:
-            return
-        is_lacking = self._owed < self._cursor or self._is_ahead  # a run through blocks may be hours ahead
-        if is_lacking:
-            now_s = self._clock.monotonic()
-            if now_s < self._may_go_back_s:
-                return
-            self._may_go_back_s = now_s + SETTLED_AFTER_S
-        self._again_through = max(self._cursor, self._again_through)
-        owed, self._owed = self._owed, None  # first: what a probe finds meanwhile is owed anew
-        self._cursor = await self._engine.cursors.go_back(self._backend.name, owed)
-        self._has_gone_back |= is_lacking
 
     async def _note_silence(self, error: OpenManagerError) -> None:
         """A store that died and came back while there was nothing to ship, or while whoever ships waited as it had
@@ -387,7 +336,7 @@ class Follower:
         if isinstance(error, Unavailable) and is_silence(error):
             self._silent_probes += 1
             if self._silent_probes == 2 and self._silences < 2:  # else whoever ships has seen it, too
-                await self._owe()
+                await self._position.owe()
 
     def _recovered(self) -> None:
         if self._failures:

@@ -10,6 +10,7 @@ import pytest
 from runtime.clock import ManualClock
 from runtime.errors import Unavailable
 from services.timeseries.engine import Engine
+from services.timeseries.engine.cursors import SETTLED_AFTER_S
 from services.timeseries.followers import backend as backend_module
 from services.timeseries.followers import follower as module
 from services.timeseries.followers.backend import BackendInfo, Receipt, TaggedRows
@@ -34,7 +35,7 @@ async def test_what_a_store_forgot_when_it_died_is_shipped_again(tmp_path: Path)
         Follower(engine, backend, clock, random.Random(1)),
     ):
         await shipped(engine, clock, range(3))
-        clock.advance(module.SETTLED_AFTER_S)  # so much is surely on its disk
+        clock.advance(SETTLED_AFTER_S)  # so much is surely on its disk
         await shipped(engine, clock, range(3, 6))
         assert sorted(backend.times) == list(range(6))
         backend.batches, kept = [], [batch for batch in backend.batches if batch[0].rows.times_ms[0] < NOON_MS + 3]
@@ -99,7 +100,7 @@ async def test_a_second_outage_within_a_batch_does_not_hide_what_the_first_one_t
     ):
         await engine.append(tick(SET, 0), metric_sets=(SET,))
         await let_run(clock, lambda: caught_up(engine))
-        clock.advance(module.SETTLED_AFTER_S)
+        clock.advance(SETTLED_AFTER_S)
         await engine.append(tick(SET, 1))
         await let_run(clock, lambda: caught_up(engine))
         backend.batches, backend.room = [], 1  # it died with the last row, comes back for one portion, and dies again
@@ -107,7 +108,7 @@ async def test_a_second_outage_within_a_batch_does_not_hide_what_the_first_one_t
         big = [("a", NOON_MS + at, [1.0]) for at in range(10, 35)]
         await engine.append(rows(SET, big))
         await let_run(clock, lambda: eventually(lambda: len(backend.batches) == 1))
-        clock.advance(module.SETTLED_AFTER_S)
+        clock.advance(SETTLED_AFTER_S)
         asked = len(backend.asked)
         await let_run(clock, lambda: eventually(lambda: len(backend.asked) > asked + 3))
         backend.room = MANY
@@ -163,7 +164,7 @@ async def test_what_a_store_forgot_when_it_died_twice_within_a_minute_is_shipped
             await let_run(clock, lambda: eventually(lambda: not backend.errors))
             await let_run(clock, lambda: caught_up(engine))
         assert "may lack" in (await follower.probe()).degraded
-        clock.advance(module.SETTLED_AFTER_S)
+        clock.advance(SETTLED_AFTER_S)
         if news:
             await engine.append(tick(SET, 3))
         await let_run(clock, lambda: eventually(lambda: set(backend.times) == {0, 1, 2} | news))
@@ -188,7 +189,7 @@ async def test_what_a_store_forgot_while_there_was_nothing_to_ship_is_shipped_ag
         await let_run(clock, lambda: caught_up(engine))
         backend.batches, backend.errors = [], [Unavailable("it died")] * 2
         assert [bool((await follower.probe()).down) for _ in range(3)] == [True, True, False]
-        clock.advance(10 * module.SETTLED_AFTER_S)
+        clock.advance(10 * SETTLED_AFTER_S)
         await engine.append(tick(SET, 1))
         await let_run(clock, lambda: eventually(lambda: set(backend.times) == {0, 1}))
         await let_run(clock, lambda: caught_up(engine))
