@@ -32,6 +32,7 @@ from runtime.channel import Channel
 from runtime.clock import Clock, SystemClock
 from runtime.doorman import Knows, bearer_of
 from runtime.errors import OpenManagerError
+from runtime.expiry import Expiry
 from runtime.folder import CannotStartError
 from runtime.interception import REFLECTION_SERVICES, Interception, service_secret_authenticator
 from runtime.limits import DRAIN_GRACE_S
@@ -208,7 +209,8 @@ async def _main(name: str, settings: S, serve: Callable[[S, Process[S]], Awaitab
     process = Process(name, settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, process, f"{signal.Signals(number).name} received")
-    async with tasks.beside("watch-parent", _watch_parent(process)):
+    expiry = Expiry(settings, process.clock)
+    async with tasks.beside("watch-parent", _watch_parent(process)), tasks.beside("certificates", expiry.watch()):
         work: asyncio.Task[None] = asyncio.create_task(_served(serve, settings, process), name="serve")
         stop = asyncio.create_task(process.stopping.wait(), name="stop")
         try:
