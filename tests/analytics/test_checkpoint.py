@@ -49,7 +49,7 @@ def same(left: Analysis, right: Analysis) -> None:
     same_state(left.detector.state(), right.detector.state())
 
 
-@pytest.mark.parametrize("stop_at", [1, 21, 22, 25, 40, 99])
+@pytest.mark.parametrize("stop_at", [pytest.param(1, marks=pytest.mark.full), 21, 22, 25, 40, 99])
 async def test_going_on_from_disk_equals_an_uninterrupted_run(tmp_path: Path, stop_at: int) -> None:
     file = CheckpointFile(tmp_path)
     whole, first, second = await fed(120), await fed(stop_at), new_analysis()

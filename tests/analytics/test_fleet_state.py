@@ -35,6 +35,7 @@ from tests.analytics.fakes import (
 
 @settings(max_examples=8, deadline=None)
 @given(cuts=st.lists(st.integers(1, 6 * 40 - 1), max_size=4), seed=st.integers(0, 99))
+@pytest.mark.full
 def test_restarts_at_any_batch_change_no_score_and_no_finding(cuts: list[int], seed: int) -> None:
     def run(stops: set[int]) -> tuple[FleetDetector, dict[str, Anomaly]]:
         detector, found, random = trained(), {}, np.random.default_rng(seed)

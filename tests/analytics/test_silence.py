@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from fleet.anomaly import Anomaly, finding_id
 from services.analytics.fleet_detector import FleetDetector
@@ -120,6 +121,7 @@ def test_a_server_that_is_away_for_long_has_rest_after_each_time() -> None:
     assert len(fleet.found) == 2
 
 
+@pytest.mark.full
 def test_a_server_that_sends_at_random_is_hardly_ever_missed() -> None:
     found = []
     for seed in range(6):  # 13 hours in all, a row every 50 s on average

@@ -24,6 +24,7 @@ ODD = ("a{b}c", "a}b", "}{", "größe:ü*[x] 🖥")
 
 
 @pytest.mark.fault("Redis: primary killed, Sentinel fails over")
+@pytest.mark.full
 async def test_after_a_fail_over_of_sentinel_everything_is_written_again() -> None:
     async with sentinel_group() as group, replica(group.url, "e1") as cache, replica(group.url, "e2") as other:
         await report_tick(cache, SERVERS, 10)

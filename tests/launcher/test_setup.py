@@ -11,7 +11,7 @@ import pytest
 from tests.harness.product import ROOT
 
 
-@pytest.mark.parametrize("how", [shutil.move, shutil.copytree])
+@pytest.mark.parametrize("how", [shutil.move, pytest.param(shutil.copytree, marks=pytest.mark.full)])
 def test_a_checkout_that_was_moved_or_copied_runs_its_own_code(
     tmp_path: Path, how: Callable[[Path, Path], object]
 ) -> None:

@@ -70,6 +70,7 @@ async def has_at_least(server: PostgresServer, name: str, facts: int) -> None:
 
 
 @pytest.mark.fault("PostgreSQL: primary killed, standby promoted")
+@pytest.mark.full
 async def test_after_the_promotion_of_the_standby_it_writes_there(primary: PostgresServer, data_dir: Path) -> None:
     name = await fresh_name(primary)
     with standby_of(primary) as standby:

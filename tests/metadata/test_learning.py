@@ -149,6 +149,7 @@ async def test_few_exports_run_at_once_and_those_that_were_left_count_no_more(pa
     assert len(await exported(parts.store)) == 40
 
 
+@pytest.mark.full
 async def test_a_reader_who_stops_is_told_so_and_not_that_the_database_is_away(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

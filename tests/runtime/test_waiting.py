@@ -94,6 +94,7 @@ async def test_services_do_not_share_their_places() -> None:
     waiting.enter("/pkg.One/List")
 
 
+@pytest.mark.full
 async def test_grpc_refuses_what_the_loop_is_far_from_beginning() -> None:
     """Calls that wait in gRPC for a busy loop are bounded: more are refused untouched, so anybody may repeat them."""
 

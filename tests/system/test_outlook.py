@@ -88,6 +88,7 @@ async def get(manager: Manager, path: str, **more: Any) -> Any:
     return answer.json
 
 
+@pytest.mark.full
 async def test_the_trend_of_a_year(manager: Manager) -> None:
     trend = await get(manager, f"/v1/servers/{GROWING}/trend?metric=disk_usage")
     assert trend["slopeLow"] < 0.15 < trend["slopeHigh"] and trend["slopePerDay"] == pytest.approx(0.15, rel=0.01)

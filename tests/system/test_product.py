@@ -190,6 +190,7 @@ def test_no_process_outlives_a_killed_launcher(tmp_path: Path) -> None:
         within(40, lambda: launched.processes() == [])
 
 
+@pytest.mark.full
 def test_stopping_once_more_kills_all_that_is_left(tmp_path: Path) -> None:
     with Launched(tmp_path, SIMULATOR_SERVERS="2") as launched:
         subprocess.run(["kill", "-STOP", str(launched.pid_of("simulator"))], check=True)  # the first that is stopped
@@ -200,6 +201,7 @@ def test_stopping_once_more_kills_all_that_is_left(tmp_path: Path) -> None:
         within(30, lambda: launched.processes() == [])
 
 
+@pytest.mark.full
 def test_bad_settings_stop_the_start_and_are_all_named(tmp_path: Path) -> None:
     launched = Launched(tmp_path, SIMULATOR_SERVERS="-3", SIMULATOR_INTERVAL="soon", CACHE_ADDRESS="here")
     with pytest.raises(AssertionError) as refused, launched:

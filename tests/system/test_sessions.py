@@ -136,6 +136,7 @@ async def test_a_cookie_is_no_token_and_a_token_no_cookie(manager: Manager) -> N
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.full
 async def test_what_a_token_has_begun_ends_with_it(manager: Manager) -> None:
     made = [await manager.token("OPERATOR") for _ in range(2)]
     user = {"user": {"name": "Emmy", "role": "ROLE_OPERATOR"}, "password": PASSWORD}

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import orjson
+import pytest
 
 from client.command import certs
 from openmanager.gateway.v1 import fleet_pb2, fleet_pb2_grpc
@@ -49,6 +50,7 @@ def servers_over_grpc(launched: Launched, authority: Path) -> int:
         return int(stub.ListServers(fleet_pb2.ListServersRequest(), timeout=10).total_size)
 
 
+@pytest.mark.full
 def test_all_certificates_are_replaced_while_it_runs(tmp_path: Path) -> None:
     first, second = made(tmp_path / "first"), made(tmp_path / "second")
     live = tmp_path / "live"

@@ -146,6 +146,7 @@ async def test_one_that_dies_is_started_again_and_the_others_go_on(tmp_path: Pat
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.full)])
+@pytest.mark.full
 async def test_they_end_with_the_first(tmp_path: Path, how: signal.Signals) -> None:
     async with served(tmp_path) as product:
         before = workers(product)

@@ -64,7 +64,7 @@ def test_per_metric_there_is_a_column_each(tmp_path: Path) -> None:
     assert a > 0.5 > b and c == 0
 
 
-@pytest.mark.parametrize("step_s", [10, 60, 300, 3600])
+@pytest.mark.parametrize("step_s", [10, pytest.param(60, marks=pytest.mark.full), 300, 3600])
 def test_no_answer_depends_on_what_comes_later(tmp_path: Path, step_s: int) -> None:
     count = {10: 2500, 60: 1800, 300: 700, 3600: 400}[step_s]
     known = count - 60

@@ -62,7 +62,7 @@ def theirs(kind: Descriptor, value: Any) -> Any:
 
 @pytest.mark.parametrize("kind", every_other(OURS), ids=lambda kind: kind.full_name)
 def test_near_json_is_read_as_json_format_does_or_its_field_is_named(kind: Descriptor) -> None:
-    @tried(60)
+    @tried(30)
     @given(near(kind))
     def check(value: Any) -> None:
         ours, reference = GetMessageClass(kind)(), theirs(kind, value)
