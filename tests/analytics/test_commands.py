@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = (["score"], ["forecast"], ["exhaust", "--metric", "cpu_usage", "--limit", "90"])
+COMMANDS = (
+    ["score"],
+    pytest.param(["forecast"], marks=pytest.mark.full),
+    pytest.param(["exhaust", "--metric", "cpu_usage", "--limit", "90"], marks=pytest.mark.full),
+)
 
 
 def command(*arguments: object) -> list[str]:

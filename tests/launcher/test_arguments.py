@@ -22,6 +22,7 @@ def test_an_argument_starts_nothing(tmp_path: Path, module: str, argument: str, 
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("module", [spec.module for spec in _PROCESSES])
 def test_grpc_is_told_to_be_quiet_before_it_is_imported(module: str) -> None:
     code = f"""

@@ -216,6 +216,7 @@ async def test_a_copy_that_cannot_be_read_is_made_anew(target: DatabaseTarget, t
         await copied(parts, 1)
 
 
+@pytest.mark.full
 async def test_servers_are_read_stale_also_after_a_restart(own_server: PostgresServer, data_dir: Path) -> None:
     name = (await own_server.fresh_database()).address.rpartition("/")[2]
     url = own_server.url(name)

@@ -97,6 +97,7 @@ async def test_after_the_promotion_of_the_standby_it_writes_there(primary: Postg
 
 
 @pytest.mark.fault("PostgreSQL: asynchronous fail-over that loses rows")
+@pytest.mark.full
 async def test_facts_that_an_asynchronous_fail_over_lost_are_sent_again(
     primary: PostgresServer, data_dir: Path
 ) -> None:

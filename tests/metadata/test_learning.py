@@ -58,6 +58,7 @@ def test_what_is_taken_out_and_what_stays(text: str, clean: str) -> None:
     "piece",
     ["a", "a@", "a.", "1.", "a:", ":", "-", "://a:", "a@b.", "password=", "-----BEGIN ", "9" * 31 + " ", "Bearer "],
 )
+@pytest.mark.full
 def test_no_text_makes_it_slow(piece: str) -> None:
     took_s = []
     for length in (1 << 18, 1 << 20):

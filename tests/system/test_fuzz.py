@@ -144,7 +144,7 @@ def asked(channel: grpc.Channel, method: MethodDescriptor, request: bytes) -> tu
 def test_any_bytes_are_answered_or_their_fault_is_named(channel: grpc.Channel, method: MethodDescriptor) -> None:
     kind = GetMessageClass(method.input_type)
 
-    @tried(40)
+    @tried(20)
     @given(requests(method))
     def check(request: bytes) -> None:
         try:

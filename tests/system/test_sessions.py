@@ -173,6 +173,7 @@ async def test_what_a_token_has_begun_ends_with_it(manager: Manager) -> None:
         assert await writes["stays"].read() is not grpc.aio.EOF and not watches["stays"].done()
 
 
+@pytest.mark.full
 async def test_what_ends_a_session_ends_it_everywhere(manager: Manager) -> None:
     async def is_out() -> bool:
         return not await browser.is_in()

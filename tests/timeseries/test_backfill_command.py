@@ -21,6 +21,7 @@ from tests.timeseries.test_backfill import CLOCK, DAY_MS, SET, said
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
+@pytest.mark.full
 async def test_the_command_goes_on_after_its_end_beside_a_service(
     influx: InfluxServer, bucket: str, tmp_path: Path, end: signal.Signals
 ) -> None:

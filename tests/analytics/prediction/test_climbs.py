@@ -64,6 +64,7 @@ def test_a_disk_that_is_filled_and_cleaned_as_usual_foretells_nothing() -> None:
         assert probability[period + 10 :, place].max() < p.CLOSE, period
 
 
+@pytest.mark.full
 def test_the_same_disk_is_foretold_when_it_fills_faster_or_is_not_cleaned() -> None:
     usual = saw(20.0, 80.0, DAY, 5 * DAY)
     faster = np.concatenate([usual, climb(20.0, 10.0, 400)])
@@ -100,6 +101,7 @@ def test_a_resource_that_is_not_measured_any_more_foretells_nothing() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(missing=st.sets(st.integers(60, 250), max_size=25), later=st.integers(0, 400))
+@pytest.mark.full
 def test_missing_minutes_hardly_matter(missing: set[int], later: int) -> None:
     values = climb(30.0, 12.0, 260)
     holed = values.copy()

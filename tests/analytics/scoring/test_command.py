@@ -100,7 +100,7 @@ def test_an_hour_that_comes_twice_is_no_error(tmp_path: Path) -> None:
     assert len(scored(tmp_path, twice)) == len(twice) + 1
 
 
-@pytest.mark.parametrize("step_s", [10, 60, 300])
+@pytest.mark.parametrize("step_s", [10, *(pytest.param(long_s, marks=pytest.mark.full) for long_s in (60, 300))])
 def test_gaps_and_empty_cells_raise_no_alarm(tmp_path: Path, step_s: int) -> None:
     day = 86_400 // step_s
     rows = rows_of(int(3.2 * day), step_s)

@@ -98,6 +98,7 @@ def test_the_only_series_of_a_server_speaks_for_it() -> None:
 
 @settings(max_examples=3, deadline=None)
 @given(cut=st.integers(1, 4 * DAY - 1))
+@pytest.mark.full
 def test_restored_it_goes_on_with_equal_scores(cut: int) -> None:
     sizes = [6, 1, 4]
     values = fleet(6, 4, sizes)
