@@ -9,7 +9,7 @@ what fails is told to granian, which logs it and answers with 500.
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from granian._granian import CallbackScheduler
 
@@ -17,8 +17,6 @@ from gateway.http.replies import Event, Receive, Scope, Send
 
 Application = Callable[[Scope, Receive, Send], Any]
 AtOnce = Callable[[Scope], tuple[Event, Event] | None]
-_ROOT: Final = {"root_path": "", "state": {}}
-"""What granian's own way adds to each scope."""
 
 
 class Dispatch(CallbackScheduler):
@@ -55,7 +53,7 @@ class Dispatch(CallbackScheduler):
 
 async def _call(app: Application, received: Any) -> None:
     scope, proto = received.scope, received.proto
-    scope.update(_ROOT, state={})
+    scope.update(root_path="", state={})  # as granian's own way does
     try:
         await app(scope, proto.receive, proto.send)
     except BaseException as error:
