@@ -29,7 +29,7 @@ from services.metadata import erasing
 from services.metadata.driver_errors import ABORTED, DISK_FULL, UNAVAILABLE, describe, is_refusal
 from services.metadata.journal import FILE_NAME, Backlog, Fact, Journal, Waiting
 from services.metadata.kinds import KINDS, FactKind
-from services.metadata.line import UNSAID, Position
+from services.metadata.line import MARK, UNSAID, Position
 from services.metadata.store_connection import Database
 
 MAX_UNCOMMITTED_BYTES: Final = 64 << 20
@@ -106,7 +106,8 @@ class Facts:
         self._writer = await self._write_thread.run(Journal, self._path)
         self._reader = await self._read_thread.run(Journal, self._path)
         self._identity = await self._write_thread.run(lambda: self._writer.identity)
-        self._database.lineage.remember(self._identity, await self._write_thread.run(lambda: self._writer.position))
+        position, journal = await self._write_thread.run(lambda: (self._writer.position, self._writer.id))
+        self._database.lineage.remember(self._identity, position, journal)
         self._wake.set()
         for name, work in (("commit", self._commit_all), ("ship", self._ship_all), ("sweep", self._sweep_all)):
             guarded = run_forever(f"facts-{name}", work, SHIP_BACKOFF, clock=self._clock)
@@ -273,6 +274,7 @@ class Facts:
                 for name, run in groupby(batch if is_known else (), key=lambda waiting: waiting.fact.kind):
                     await self._insert(connection, self._kinds.get(name), list(run), outcome)
                 if outcome.inserted:  # where it is with them, which a copy of before them is not
+                    await connection.execute(MARK, self._database.lineage.journal)
                     await self._database.identity_of(connection)
                     position = self._database.lineage.position
         finally:  # without the connection: a failure of our disk says nothing of the database

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
+from uuid import UUID, uuid4
 
 import apsw
 
@@ -39,6 +40,7 @@ ROOM_FACTS: Final = 1_000
 SHRINK_PAGES: Final = 4_096
 
 WAITING, INSERTED, REFUSED = 0, 1, 2
+_POSITION: Final = ("position", "transactions", "mark")
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
@@ -125,6 +127,8 @@ class Journal:
                 if not self._db.table_exists("main", "meta"):
                     self._db.execute(_SCHEMA)
                     self._db.execute("INSERT INTO meta VALUES ('format_version', ?)", (FORMAT_VERSION,))
+                if self._meta("journal") is None:
+                    self._db.execute("INSERT INTO meta VALUES ('journal', ?)", (str(uuid4()),))
         except DAMAGED as error:
             raise DataLoss(f"{path} is damaged ({error}); move it away to start without the facts in it") from error
         version = self._meta("format_version")
@@ -144,9 +148,14 @@ class Journal:
         return None if found is None else str(found)
 
     @property
+    def id(self) -> UUID:
+        """Which journal this is, among all that give facts to a database."""
+        return UUID(str(self._meta("journal")))
+
+    @property
     def position(self) -> Position:
         """How far that database was when it had the last of them."""
-        return Position(*(int(str(self._meta(key) or 0)) for key in ("position", "transactions")))
+        return Position(*(int(str(self._meta(key) or 0)) for key in _POSITION))
 
     @property
     def used_bytes(self) -> int:
@@ -265,8 +274,7 @@ class Journal:
 
     def _note_position(self, position: Position) -> None:
         if position != UNSAID:
-            noted = [("position", position.log), ("transactions", position.transactions)]
-            self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", noted)
+            self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", zip(_POSITION, position, strict=True))
 
     def sweep(self, now_ms: int) -> int:
         """Deletes what PostgreSQL has for 24 hours and gives free pages back; returns how many facts went.

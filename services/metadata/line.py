@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 import asyncpg
 from opentelemetry import trace
@@ -22,6 +23,7 @@ _TABLES: Final = ", ".join(
     f"to_regclass('{name}')"
     for name in ("ai_interactions", "ai_feedback", "audit_events", "audit_checkpoints", "anomalies", "anomaly_remarks")
 )
+_READ_MARK: Final = "(SELECT mark FROM fact_marks WHERE journal = $1)"
 _ASK: Final = f"""SELECT current_setting('server_version') AS version,
     pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on' AS read_only,
     CASE WHEN pg_is_in_recovery() THEN NULL ELSE
@@ -32,25 +34,35 @@ _ASK: Final = f"""SELECT current_setting('server_version') AS version,
     CASE WHEN pg_is_in_recovery() THEN NULL ELSE
         pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint END AS log,
     CASE WHEN pg_is_in_recovery() THEN NULL ELSE
-        pg_snapshot_xmin(pg_current_snapshot())::text::bigint END AS transactions"""  # noqa: S608  constants
+        pg_snapshot_xmin(pg_current_snapshot())::text::bigint END AS transactions,
+    {_READ_MARK} AS mark"""  # noqa: S608  constants
+_ASK_UNMARKED: Final = _ASK.replace(_READ_MARK, "0")
+"""A database from before there were marks, or one without tables yet."""
 _ASK_LESS: Final = """SELECT current_setting('server_version') AS version,
-    current_setting('transaction_read_only') = 'on' AS read_only, NULL AS identity, NULL AS log, NULL AS transactions"""
+    current_setting('transaction_read_only') = 'on' AS read_only, NULL AS identity, NULL AS log, NULL AS transactions,
+    NULL AS mark"""
+MARK: Final = """INSERT INTO fact_marks AS old (journal, mark) VALUES ($1, 1)
+    ON CONFLICT (journal) DO UPDATE SET mark = old.mark + 1"""
+"""After the facts of a batch: a database that has the mark has them, too."""
 
 
 class Position(NamedTuple):
-    """How far a server is: bytes of write-ahead log that it has synced, and transactions that have ended.
+    """How far a server is: bytes of write-ahead log that it has synced, transactions that have ended, and with how many
+    batches of our facts it was marked.
 
-    On one server neither goes back, but for transactions that a crash of it undid: facts are sent again for nothing
-    then. Either alone is not enough: a copy writes some log by only being read (pages are tidied up; more than five
-    facts take, seen), and one transaction may have brought a thousand facts.
+    On one server none goes back, but for transactions that a crash of it undid: facts are sent again for nothing then.
+    The marks say exactly what of ours a copy lacks, but nothing of one from before there were any, or of one that
+    somebody else worked with; log alone is not enough, for a copy writes some by only being read (pages are tidied up;
+    more than five facts take, seen).
     """
 
     log: int = 0
     transactions: int = 0
+    mark: int = 0
 
     def is_before(self, other: "Position") -> bool:
         """Whether one server that was at the other cannot be here."""
-        return self.log < other.log or self.transactions < other.transactions
+        return any(mine < theirs for mine, theirs in zip(self, other, strict=True))
 
     def least(self, other: "Position") -> "Position":
         return Position(*map(min, self, other))
@@ -84,9 +96,12 @@ class Lineage:
         self._base, self._copy = "", ""
         self.position = UNSAID
         """How far the database that answered last is known to have been."""
+        self.journal: UUID | None = None
+        """Whose marks count."""
 
-    def remember(self, identity: str | None, position: Position) -> None:
+    def remember(self, identity: str | None, position: Position, journal: UUID | None = None) -> None:
         """What an earlier life of the service knew."""
+        self.journal = journal
         base, at, copy = (identity or "").partition("@")
         self._base, self._copy, self.position = base, at + copy, position
 
@@ -107,16 +122,19 @@ class Lineage:
         return answer._replace(identity=self._base + self._copy)
 
 
-async def question(connection: Any) -> Answer:
+async def question(connection: Any, journal: UUID | None) -> Answer:
     """Asks a server what it is; raises as the driver does, and ReadOnlySQLTransactionError if it takes no writes."""
     with untraced():
         try:
-            row = await connection.fetchrow(_ASK)
+            try:
+                row = await connection.fetchrow(_ASK, journal)
+            except asyncpg.UndefinedTableError:
+                row = await connection.fetchrow(_ASK_UNMARKED)
         except CANNOT_SAY:
             row = await connection.fetchrow(_ASK_LESS)
     if row["read_only"]:
         raise asyncpg.ReadOnlySQLTransactionError("it takes no writes: a standby, or set to read-only")
-    position = None if row["log"] is None else Position(row["log"], row["transactions"])
+    position = None if row["log"] is None else Position(row["log"], row["transactions"], row["mark"] or 0)
     return Answer(row["version"], row["identity"], position)
 
 
@@ -130,7 +148,7 @@ class Line:
         self._connection: Any = None
         self._asking = asyncio.Lock()
 
-    async def ask(self) -> Answer:
+    async def ask(self, journal: UUID | None) -> Answer:
         """Raises as `question` does, and TimeoutError."""
         async with self._asking:
             line, self._connection = self._connection, None
@@ -138,13 +156,13 @@ class Line:
                 async with asyncio.timeout(self._within_s):
                     if line is not None:
                         try:
-                            answer = await question(line)
+                            answer = await question(line, journal)
                         except UNAVAILABLE:  # it broke since the last time, which says little of the database
                             line.terminate()
                             line = None
                     if line is None:
                         line = await self._connect(self._within_s)
-                        answer = await question(line)
+                        answer = await question(line, journal)
             except BaseException:
                 if line is not None:
                     line.terminate()

@@ -238,7 +238,7 @@ class Database:
         Raises:
             Unavailable: to one that takes no writes.
         """
-        answer = await self._told(question(connection))
+        answer = await self._told(question(connection, self.lineage.journal))
         if self.identity is None:
             self.identity = answer.identity
         return answer.identity
@@ -251,7 +251,7 @@ class Database:
         closed = self.circuit.state is CircuitState.CLOSED
         with self.circuit.attempt() if closed else nullcontext():
             async with self._border(detailed=True):
-                answer = await self._told(self._line.ask())
+                answer = await self._told(self._line.ask(self.lineage.journal))
         known, self.identity = self.identity, answer.identity
         if answer.identity is None and not self._said_nothing:
             self._said_nothing = True

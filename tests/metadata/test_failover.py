@@ -16,7 +16,7 @@ import pytest
 
 from fleet.model import ServerDescriptor
 from runtime.errors import Unavailable
-from services.metadata.store import InteractionFilter, NewInteraction, ServerFilter
+from services.metadata.store import NewInteraction, ServerFilter
 from services.metadata.store_connection import MAX_CONNECTIONS, Bounds
 from services.metadata.target import target_of_url
 from tests.harness import eventually
@@ -164,7 +164,9 @@ async def test_an_older_copy_of_the_database_gets_what_it_lacks(
 async def test_an_older_copy_that_lacks_nothing_but_the_last_fact_gets_it(
     primary: PostgresServer, tmp_path: Path
 ) -> None:
-    target, older = await primary.fresh_database(), primary.folder / "older"
+    """Also when others have worked with the copy: only its mark is behind."""
+    name, older = await fresh_name(primary), primary.folder / "older"
+    target = target_of_url(url(name, primary.password, primary.admin["port"]))
     async with opened(target, tmp_path) as parts:
         await parts.store.record_interaction(NewInteraction(query="before"))
         await parts.all_inserted()
@@ -178,10 +180,12 @@ async def test_an_older_copy_that_lacks_nothing_but_the_last_fact_gets_it(
     shutil.rmtree(primary.data)
     older.rename(primary.data)
     primary.start()
-    async with opened(target, tmp_path) as parts:
+    for _ in range(40):
+        await primary.execute("SELECT pg_current_xact_id(), pg_logical_emit_message(true, 'test', repeat('x', 100000))")
+    async with opened(target, tmp_path):
 
         async def both_there() -> bool:
-            return len((await parts.store.list_interactions(InteractionFilter())).items) == 2
+            return len(await ids_in(primary, name)) == 2
 
         await eventually(both_there)
 

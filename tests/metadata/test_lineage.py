@@ -13,9 +13,9 @@ class Answers:
     def __init__(self) -> None:
         self.lineage = Lineage()
 
-    def identity_at(self, log: int, transactions: int = 1) -> str | None:
+    def identity_at(self, log: int, transactions: int = 1, mark: int = 0) -> str | None:
         before = self.lineage.before()
-        return self.lineage.named(Answer("18.0", IDENTITY, Position(log, transactions)), before).identity
+        return self.lineage.named(Answer("18.0", IDENTITY, Position(log, transactions, mark)), before).identity
 
 
 def test_a_copy_that_is_put_back_twice_is_another_database_each_time() -> None:
@@ -46,6 +46,13 @@ def test_a_copy_that_wrote_log_by_being_read_has_fewer_transactions_all_the_same
     answers = Answers()
     name = answers.identity_at(200, 10)
     assert (answers.identity_at(log, transactions) != name) is is_copy
+
+
+@pytest.mark.parametrize(("mark", "is_copy"), [(6, True), (7, False), (8, False)])
+def test_a_copy_that_somebody_worked_with_has_fewer_marks_all_the_same(mark: int, is_copy: bool) -> None:
+    answers = Answers()
+    name = answers.identity_at(200, 10, 7)
+    assert (answers.identity_at(10_000, 500, mark) != name) is is_copy
 
 
 def test_a_position_from_before_transactions_were_noted_is_as_far_as_it_says() -> None:
