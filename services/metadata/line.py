@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 from opentelemetry import trace
 
-from services.metadata.driver_errors import CANNOT_SAY, UNAVAILABLE
+from services.metadata.driver_errors import CANNOT_SAY, GIVEN_UP, UNAVAILABLE
 
 # The timeline grows by one with every promotion; the name of the file being written says it at once, where
 # pg_control_checkpoint() says the old one until the first checkpoint after the promotion. A table that was made anew,
@@ -23,7 +23,6 @@ _TABLES: Final = ", ".join(
     f"to_regclass('{name}')"
     for name in ("ai_interactions", "ai_feedback", "audit_events", "audit_checkpoints", "anomalies", "anomaly_remarks")
 )
-_READ_MARK: Final = "(SELECT mark FROM fact_marks WHERE journal = $1)"
 _ASK: Final = f"""SELECT current_setting('server_version') AS version,
     pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on' AS read_only,
     CASE WHEN pg_is_in_recovery() THEN NULL ELSE
@@ -34,13 +33,12 @@ _ASK: Final = f"""SELECT current_setting('server_version') AS version,
     CASE WHEN pg_is_in_recovery() THEN NULL ELSE
         pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint END AS log,
     CASE WHEN pg_is_in_recovery() THEN NULL ELSE
-        pg_snapshot_xmin(pg_current_snapshot())::text::bigint END AS transactions,
-    {_READ_MARK} AS mark"""  # noqa: S608  constants
-_ASK_UNMARKED: Final = _ASK.replace(_READ_MARK, "0")
-"""A database from before there were marks, or one without tables yet."""
+        pg_snapshot_xmin(pg_current_snapshot())::text::bigint END AS transactions"""  # noqa: S608  constants
 _ASK_LESS: Final = """SELECT current_setting('server_version') AS version,
-    current_setting('transaction_read_only') = 'on' AS read_only, NULL AS identity, NULL AS log, NULL AS transactions,
-    NULL AS mark"""
+    current_setting('transaction_read_only') = 'on' AS read_only, NULL AS identity, NULL AS log, NULL AS transactions"""
+_READ_MARK: Final = "SELECT mark FROM fact_marks WHERE journal = $1"
+MARK_WITHIN_S: Final = 0.3
+"""For reading the mark: a lock on its table says nothing of the database, which all else is asked of catalogues."""
 MARK: Final = """INSERT INTO fact_marks AS old (journal, mark) VALUES ($1, 1)
     ON CONFLICT (journal) DO UPDATE SET mark = old.mark + 1"""
 """After the facts of a batch: a database that has the mark has them, too."""
@@ -51,9 +49,9 @@ class Position(NamedTuple):
     batches of our facts it was marked.
 
     On one server none goes back, but for transactions that a crash of it undid: facts are sent again for nothing then.
-    The marks say exactly what of ours a copy lacks, but nothing of one from before there were any, or of one that
-    somebody else worked with; log alone is not enough, for a copy writes some by only being read (pages are tidied up;
-    more than five facts take, seen).
+    The marks say exactly what of ours a copy lacks, whoever worked with it, but nothing of one from before there were
+    any. Log alone is not enough, for a copy writes some by only being read (pages are tidied up; more than five facts
+    take, seen).
     """
 
     log: int = 0
@@ -71,6 +69,8 @@ class Position(NamedTuple):
         return Position(*map(max, self, other))
 
 
+UNREAD: Final = -1
+"""A mark that could not be read just now."""
 UNSAID: Final = Position()
 """Where a server is that does not say it."""
 
@@ -113,12 +113,15 @@ class Lineage:
         """The answer with the identity that all may compare."""
         if answer.identity is None or answer.position is None:
             return answer
+        position = answer.position
+        if position.mark == UNREAD:
+            position = position._replace(mark=self.position.mark if answer.identity == self._base else 0)
         if answer.identity != self._base:
-            self._base, self._copy, self.position = answer.identity, "", answer.position
-        elif self._base == before[0] and answer.position.is_before(self.position.least(before[1])):
-            self._copy, self.position = f"@{answer.position.log:X}-{secrets.token_hex(4)}", answer.position
+            self._base, self._copy, self.position = answer.identity, "", position
+        elif self._base == before[0] and position.is_before(self.position.least(before[1])):
+            self._copy, self.position = f"@{position.log:X}-{secrets.token_hex(4)}", position
         else:
-            self.position = self.position.most(answer.position)
+            self.position = self.position.most(position)
         return answer._replace(identity=self._base + self._copy)
 
 
@@ -126,16 +129,23 @@ async def question(connection: Any, journal: UUID | None) -> Answer:
     """Asks a server what it is; raises as the driver does, and ReadOnlySQLTransactionError if it takes no writes."""
     with untraced():
         try:
-            try:
-                row = await connection.fetchrow(_ASK, journal)
-            except asyncpg.UndefinedTableError:
-                row = await connection.fetchrow(_ASK_UNMARKED)
+            row = await connection.fetchrow(_ASK)
         except CANNOT_SAY:
             row = await connection.fetchrow(_ASK_LESS)
+        mark = UNREAD if row["log"] is None else await _mark(connection, journal)
     if row["read_only"]:
         raise asyncpg.ReadOnlySQLTransactionError("it takes no writes: a standby, or set to read-only")
-    position = None if row["log"] is None else Position(row["log"], row["transactions"], row["mark"] or 0)
+    position = None if row["log"] is None else Position(row["log"], row["transactions"], mark)
     return Answer(row["version"], row["identity"], position)
+
+
+async def _mark(connection: Any, journal: UUID | None) -> int:
+    try:
+        return await connection.fetchval(_READ_MARK, journal, timeout=MARK_WITHIN_S) or 0
+    except asyncpg.UndefinedTableError:  # from before there were marks, or without tables yet
+        return 0
+    except (TimeoutError, *GIVEN_UP, *CANNOT_SAY):
+        return UNREAD
 
 
 class Line:

@@ -2,7 +2,9 @@
 
 import pytest
 
-from services.metadata.line import Answer, Lineage, Position
+from services.metadata.interactions import NewInteraction
+from services.metadata.line import UNREAD, Answer, Lineage, Position
+from tests.metadata.parts import Parts
 
 IDENTITY = "7300000000000000000-00000001-16384"
 
@@ -53,6 +55,29 @@ def test_a_copy_that_somebody_worked_with_has_fewer_marks_all_the_same(mark: int
     answers = Answers()
     name = answers.identity_at(200, 10, 7)
     assert (answers.identity_at(10_000, 500, mark) != name) is is_copy
+
+
+def test_a_mark_that_could_not_be_read_says_nothing() -> None:
+    answers = Answers()
+    name = answers.identity_at(200, 10, 7)
+    assert answers.identity_at(201, 11, UNREAD) == name
+    assert answers.identity_at(202, 12, 6) != name
+
+
+async def test_a_lock_on_the_marks_is_no_outage_and_no_copy(parts: Parts) -> None:
+    await parts.store.record_interaction(NewInteraction(query="before"))
+    await parts.all_inserted()
+    await parts.store.probe()
+    identity = parts.database.identity
+    async with parts.database.connection() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE fact_marks IN ACCESS EXCLUSIVE MODE")
+        for _ in range(2):
+            await parts.store.probe()
+        assert parts.database.usable
+        await parts.store.record_interaction(NewInteraction(query="meanwhile"))
+    await parts.all_inserted()
+    await parts.store.probe()
+    assert parts.database.identity == identity
 
 
 def test_a_position_from_before_transactions_were_noted_is_as_far_as_it_says() -> None:
