@@ -33,7 +33,7 @@ class Quiet:
         return Prepared(summary.SerializeToString(), etag="e-1")
 
     async def WatchFleet(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
-        yield fleet_pb2.WatchFleetResponse(snapshot=True, version="e-1")
+        yield fleet_pb2.WatchFleetResponse(snapshot=True, version="e-1", servers=[fleet_pb2.Server(id="web-1")])
         await asyncio.get_running_loop().create_future()
 
     async def GetStorageStatus(self, _request: Any, _context: Any) -> Any:
@@ -76,9 +76,15 @@ async def test_a_stream_that_falls_silent_is_opened_anew_by_a_clock_that_is_set_
     async with serving(extra=web.routes(), servicers=played_by(fleet)) as served:
         with browser.page() as page:
             await asyncio.to_thread(page.open, f"http://{served.address}/")
-            live = "document.querySelector('#live-text').textContent === 'Live'"
-            await asyncio.to_thread(page.within, SHOWN_WITHIN_S, live)
+            # All of it: what the stream tells after the clock is set back would have the new time.
+            told = "document.querySelector('#servers a')?.textContent === 'web-1'"
+            await asyncio.to_thread(page.within, SHOWN_WITHIN_S, told)
             before = len(page.requests)
             back = "(() => { const now = Date.now; Date.now = () => now() - 3_600_000; })()"
             await asyncio.to_thread(page.value, back)
-            await eventually(lambda: any("/fleet/watch" in request for request in page.requests[before:]), within_s=20)
+
+            def opened_anew() -> bool:
+                assert any("/fleet/watch" in request for request in page.requests[before:]), page.requests
+                return True
+
+            await eventually(opened_anew, within_s=20)
