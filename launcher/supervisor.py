@@ -84,6 +84,7 @@ class Supervisor:
         self._logs = logs
         self._clock = clock
         self._say = say
+        self._said_early: set[str] = set()
         self._stopping = asyncio.Event()
 
     async def run(self, when_ready: Callable[[], None]) -> None:
@@ -221,9 +222,18 @@ class Supervisor:
         while notify.READY not in await notifications.receive():
             pass
         running.ready.set()
-        running.settled.set()
+        if not running.settled.is_set():
+            running.settled.set()
+            self._tell_early(running)
         if again:
             self._say(f"{running.spec.name} is back")
+
+    def _tell_early(self, running: _Running) -> None:
+        """What a process warned of while it started, such as a setting that it does not know; of many alike once."""
+        for text in running.last_lines:
+            if text not in self._said_early:
+                self._said_early.add(text)
+                self._tell_news(running, text)
 
     async def _stop_processes(self) -> None:
         for wave in sorted({running.spec.stop_wave for running in self._running}):

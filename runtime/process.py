@@ -36,6 +36,7 @@ from runtime.expiry import Expiry
 from runtime.folder import CannotStartError
 from runtime.interception import REFLECTION_SERVICES, Interception, service_secret_authenticator
 from runtime.limits import DRAIN_GRACE_S
+from runtime.misspelt import misspelt
 from runtime.redaction import redact
 from runtime.server import AddressUnavailable, Bound, GrpcServer
 from runtime.settings import CommonSettings, SettingsError
@@ -181,6 +182,8 @@ def run_process(
         _say(f"{name}: cannot start, settings that make no sense:\n{lines}".rstrip())
         sys.exit(EXIT_BAD_SETTINGS)
     logs.configure(name, settings.log_level)
+    for line in () if part else misspelt(settings_class, name, os.environ):
+        _log.warning(line)
     descriptors.allow_many()
     telemetry.configure(f"openmanager-{name}", settings.otel_exporter_otlp_endpoint, prometheus=prometheus)
     gc.collect()

@@ -24,7 +24,9 @@ CLASSES = {
 HEAD = """# Settings
 
 Every process reads its settings from the environment and from nowhere else. What makes no sense stops the process
-before it does anything, and every bad setting is named at once. A variable set to nothing counts as unset.
+before it does anything, and every bad setting is named at once. A variable set to nothing counts as unset. One that is
+no setting and looks like one (`TIMESERIES_RETENSION_RAW`) changes nothing; a WARNING at the start names it, and the
+setting that is most like it.
 
 Durations are written `250ms`, `10s`, `5m`, `1h`, `7d`; sizes `512MiB`, `8GiB`. This page is written from the code
 (`make docs`).

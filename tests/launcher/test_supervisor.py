@@ -1,4 +1,4 @@
-"""The launcher where the disk of its logs, or its terminal, takes no more: nobody is stopped by that."""
+"""How the launcher keeps processes running, also where its logs have no room, and what it tells of them."""
 
 import asyncio
 import contextlib
@@ -33,9 +33,9 @@ while True:
 
 
 @contextlib.asynccontextmanager
-async def supervised(folder: Path, said: list[str]) -> AsyncIterator[asyncio.Event]:
+async def supervised(folder: Path, said: list[str], talks: str = TALKS) -> AsyncIterator[asyncio.Event]:
     """A process that talks all the time, under a supervisor; the event is set when it is ready."""
-    (folder / "talker.py").write_text(TALKS)
+    (folder / "talker.py").write_text(talks)
     supervisor = Supervisor(
         [ProcessSpec(name="talker", module="talker", stop_wave=0)],
         environ={"PYTHONPATH": f"{folder}:{ROOT}"},
@@ -65,6 +65,16 @@ async def test_a_full_disk_under_the_logs_stops_nobody_and_is_said_once(tmp_path
         await eventually(lambda: said)
         await asyncio.sleep(0.3)  # there are more lines that do not fit
     assert said == [f"talker: error: {tmp_path}/logs/talker.log lacks lines: No space left on device"]
+
+
+async def test_what_a_process_warns_of_before_it_is_ready_is_told(tmp_path: Path) -> None:
+    """Nobody saw it: not that a setting is misspelt, nor that others can read the service secret."""
+    warns = """print('{"level": "WARNING", "message": "REDIS_ULR is no setting"}', flush=True)\n"""
+    said: list[str] = []
+    async with supervised(tmp_path, said, warns + warns + TALKS) as ready:
+        await asyncio.wait_for(ready.wait(), 20)
+        await eventually(lambda: said)
+    assert said == ["talker: warning: REDIS_ULR is no setting"]
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGRTMIN + 3, "signal ")])
