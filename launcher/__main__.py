@@ -9,7 +9,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.supervisor import ProcessSpec, StartFailedError, Supervisor
+from launcher.supervisor import ProcessSpec, Say, StartFailedError, Supervisor
+from launcher.terminal import Terminal
+from runtime import notify
 from runtime.clock import SystemClock
 from runtime.settings import split_address
 
@@ -57,7 +59,11 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args()
-    return asyncio.run(_run(Path(os.environ.get("DATA_DIR") or "data")))
+    terminal = Terminal(sys.stdout)
+    try:
+        return asyncio.run(_run(Path(os.environ.get("DATA_DIR") or "data"), terminal.say))
+    finally:
+        terminal.close()
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
@@ -77,25 +83,33 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-async def _run(data: Path) -> int:
+async def _run(data: Path, say: Say) -> int:
     given = environment(os.environ)
-    supervisor = Supervisor(_PROCESSES, environ=given, logs=data / "logs", clock=SystemClock(), say=_say)
+    supervisor = Supervisor(_PROCESSES, environ=given, logs=data / "logs", clock=SystemClock(), say=say)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, _stop, supervisor)
-    _say("starting OpenManager ...")
+        loop.add_signal_handler(number, _stop, supervisor, say)
+    say("starting OpenManager ...")
     try:
-        await supervisor.run(lambda: _say(_welcome(data)))
+        await supervisor.run(lambda: _tell_ready(data, say))
     except StartFailedError as error:
-        _say(f"could not start:\n{error}")
+        say(f"could not start:\n{error}")
         return 1
-    _say("stopped")
+    say("stopped")
     return 0
 
 
-def _stop(supervisor: Supervisor) -> None:
-    _say("stopping ... (once more to kill)")
+def _stop(supervisor: Supervisor, say: Say) -> None:
+    say("stopping ... (once more to kill)")
     supervisor.stop()
+
+
+def _tell_ready(data: Path, say: Say) -> None:
+    say(_welcome(data))
+    try:
+        notify.notify(notify.READY)
+    except OSError as error:
+        say(f"whoever started this cannot be told {notify.READY.decode()}: {error}")
 
 
 def _welcome(data: Path) -> str:
@@ -121,13 +135,6 @@ def _welcome(data: Path) -> str:
         lines.append(f"  access      whoever is on this machine is administrator, {until}")
     lines.append("Ctrl-C stops everything.")
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # there is no stdout where it was closed
-    text = text.encode(encoding, "backslashreplace").decode(encoding)  # not all have every character
-    with contextlib.suppress(OSError):  # the terminal is gone, or the file that it is has no room: the processes go on
-        print(text, flush=True)  # noqa: T201 - the terminal is this program's interface
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ TAIL = """
 It passes its environment on to the processes and reads `DATA_DIR`. Where only `CACHE_ADDRESS` is set, the others are
 given it as `CACHE_TARGET`, and so on: a second install beside the first wants another `DATA_DIR` and seven addresses.
 It sets two variables that they understand: `OPENMANAGER_PARENT_PID`, whose end they follow, and `NOTIFY_SOCKET` (the
-protocol of sd_notify, so `Type=notify` works under systemd too).
+protocol of sd_notify). It tells whoever started it when all of them are ready, as each process does that is started
+alone, so `Type=notify` works under systemd; `ExecStart` is `.venv/bin/python -m launcher` then, in the checkout.
 """
 
 

@@ -181,24 +181,3 @@ async def test_a_folder_that_cannot_be_used_is_named_with_the_variable(tmp_path:
     supervisor = Supervisor([], environ={}, logs=tmp_path / "logs" / "logs", clock=SystemClock(), say=print)
     with pytest.raises(StartFailedError, match=f"cannot use {tmp_path}/logs: File exists"):
         await supervisor.run(lambda: None)
-
-
-def test_a_terminal_that_is_gone_stops_nobody() -> None:
-    code = "from launcher.__main__ import _say\n_say('nobody reads this')"
-    with Path("/dev/full").open("wb") as full:
-        said = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, stdout=full, stderr=subprocess.PIPE)
-    assert b"Traceback" not in said.stderr
-
-
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
-def test_a_terminal_that_lacks_a_character_stops_nobody(encoding: str) -> None:
-    code = "from launcher.__main__ import _say\n_say('at 20 \\u20ac, \\udcff')"
-    environ = os.environ | {"PYTHONIOENCODING": encoding}
-    said = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environ, stdout=subprocess.PIPE)
-    euro = "\u20ac" if encoding == "utf-8" else "\\u20ac"
-    assert said.stdout.decode() == f"at 20 {euro}, \\udcff\n"
-
-
-def test_no_terminal_at_all_stops_nobody() -> None:
-    code = "import sys\nsys.stdout = None\nfrom launcher.__main__ import _say\n_say('nobody reads this')"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
