@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import apsw
 
+from runtime.errors import FailedPrecondition
 from runtime.sqlite import Transaction, fetch, sync_folder
 from services.timeseries.engine.block import Block, BlockReader, open_payload
 from services.timeseries.engine.catalog import Cohort
@@ -249,7 +250,8 @@ def integers(db: apsw.Connection, query: str, bindings: Sequence[int] = ()) -> l
 def prepare(db: apsw.Connection, identity: str, day: int, span_days: int) -> None:
     """Makes the tables of a new file, checks and brings up to date those of one that is there.
 
-    Raises UnusablePartitionError: it is of another format or belongs to another journal.
+    Raises UnusablePartitionError: it is of no format or belongs to another journal. FailedPrecondition: a newer program
+    wrote it, which can still read it.
     """
     if not db.table_exists("main", "meta"):
         with Transaction(db):
@@ -265,8 +267,15 @@ def prepare(db: apsw.Connection, identity: str, day: int, span_days: int) -> Non
                 ],
             )
     meta = dict(fetch(db, "SELECT key, value FROM meta"))
-    if meta.get("format_version") not in READABLE_VERSIONS:
-        raise UnusablePartitionError(f"format {meta.get('format_version')} is not {PARTITION_VERSION}")
+    version = meta.get("format_version")
+    if isinstance(version, int) and version > PARTITION_VERSION:
+        path = Path(db.filename)
+        raise FailedPrecondition(
+            f"{path.parent.name}/{path.name} has format {version}, this program reads up to {PARTITION_VERSION}: "
+            "start the newer version again"
+        )
+    if version not in READABLE_VERSIONS:
+        raise UnusablePartitionError(f"format {version} is not {PARTITION_VERSION}")
     if meta.get("identity") != identity:
         raise UnusablePartitionError("it belongs to another journal")
     if not db.table_exists("main", "dirty"):
