@@ -65,7 +65,8 @@ class Retention:
         self._rollups = rollups
         self._on_writer = on_writer
         self._stopping = stopping
-        self._unfinished: dict[int, range] = {}
+        self._unfinished: dict[tuple[int, int], range] = {}
+        """Level and first day -> the days of what is noted to be gone and has its file still."""
         self._kept_from_day = 0
         self.evicted = 0
         self.evicted_unshipped: dict[str, int] = {}
@@ -114,8 +115,8 @@ class Retention:
 
     def evict_aged(self) -> None:
         """Takes what is older than its tier's retention as a whole, and ends what failed to end before."""
-        for day in sorted(self._unfinished):
-            self._attempt(day, self._finish)
+        for level, day in sorted(self._unfinished):
+            self._attempt(day, partial(self._finish, self._store.tiers[level]))
         for tier in self._store.tiers:
             first = self._first_day(tier)
             for day in self._starts(tier):
@@ -231,13 +232,13 @@ class Retention:
                 if not self._on_writer(partial(store.forget, day, len(days), force=force)):
                     return False
                 self._count_unshipped(day, unshipped)
-                self._unfinished[day] = days
-                self._finish(day)
+                self._unfinished[tier.level, day] = days
+                self._finish(tier, day)
         else:
             if not self._on_writer(partial(store.end, tier, day, force=force)):
                 return False
-            tier.partitions.evict(day)
-            tier.partitions.release(day)
+            self._unfinished[tier.level, day] = days
+            self._finish(tier, day)
         return True
 
     def _unshipped(self, day: int) -> dict[str, int]:
@@ -260,11 +261,12 @@ class Retention:
             self._store.faults.note(text)
             _log.error("%s", text)
 
-    def _finish(self, day: int) -> None:
-        self._store.partitions.evict(day)
-        self._on_writer(partial(self._store.journal.finish_eviction, self._unfinished[day]))
-        self._store.partitions.release(day)
-        del self._unfinished[day]
+    def _finish(self, tier: Tier, day: int) -> None:
+        tier.partitions.evict(day)
+        if tier.level == RAW:
+            self._on_writer(partial(self._store.journal.finish_eviction, self._unfinished[RAW, day]))
+        tier.partitions.release(day)
+        del self._unfinished[tier.level, day]
 
     def _shrink_journal(self) -> None:
         while not self._stopping() and self._on_writer(partial(self._store.journal.shrink, urgent=True)):

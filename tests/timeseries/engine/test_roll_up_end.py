@@ -1,6 +1,7 @@
 """Roll-ups go only when all that was acknowledged for them is in the next tier, and what is made of it is frozen."""
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 from runtime.clock import ManualClock
 from services.timeseries.engine import Aggregation, Engine, EngineSettings, Query
+from services.timeseries.engine import partitions as partitions_module
+from services.timeseries.engine.partition import remove_files
 from services.timeseries.engine.store import Store
 from tests.timeseries.engine.model import Model, ask, assert_same, metric_set, rows
 
@@ -83,3 +86,35 @@ async def test_rows_that_cannot_become_a_block_are_rolled_up_before_their_day_go
         await engine.maintain(everything=True)
         query = Query(metrics=None, start_ms=0, end_ms=TODAY, step_ms=HOUR_MS, aggregation=Aggregation.COUNT)
         assert await ask(engine, query) == {("a", "cpu_usage"): [(begin, 72.0)]}
+
+
+async def test_roll_ups_whose_file_cannot_be_unlinked_at_first_go_later_and_make_room_for_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until a restart its bytes would be nobody's, and what is imported for its days would never be rolled up."""
+    clock, begin = ManualClock(TODAY), TODAY - 10 * DAY_MS
+    settings = replace(SETTINGS, late_grace_s=0.0)
+
+    def fails(*paths: Path) -> None:
+        if any(path.parent.name == "rollup-5m" for path in paths):
+            raise OSError("the disk is strange today")
+        remove_files(*paths)
+
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        times = range(begin, begin + HOUR_MS, 60_000)
+        await engine.append(rows(SET, [("a", time, [1.0]) for time in times]), metric_sets=(SET,))
+        await engine.maintain(everything=True)
+        clock.advance(30 * 86_400)
+        with monkeypatch.context() as patches:
+            patches.setattr(partitions_module, "remove_files", fails)
+            await engine.maintain(everything=True)
+        await engine.maintain(everything=True)
+        assert list((tmp_path / "rollup-5m").glob("*")) == []
+        late = rows(SET, [("a", time + 5 * HOUR_MS, [1.0]) for time in times])
+        assert not (await engine.too_late(late.server_ids, late.times_ms))[0].any()
+        await engine.append(late)
+        await engine.maintain(everything=True)
+        await engine.maintain(everything=True)
+        query = Query(metrics=None, start_ms=0, end_ms=TODAY, step_ms=HOUR_MS, aggregation=Aggregation.COUNT)
+        assert await ask(engine, query) == {("a", "cpu_usage"): [(begin, 60.0), (begin + 5 * HOUR_MS, 60.0)]}
+        assert list((tmp_path / "blocks").glob("*.db")) == [], "the imported rows are in the hours, and gone"
