@@ -39,8 +39,8 @@ NOBODY: Final = Caller()
 ANYBODY: Final = Caller.of("anybody", 0, "")
 """Who calls a method that is open to all."""
 _at_the_door: ContextVar[Caller | None] = ContextVar("openmanager_caller_at_the_door", default=None)
-"""Who `known_to` found a gRPC call's caller to be. Each call has a task of its own, so that nobody else sees it; asking
-for the metadata again takes 2 us."""
+"""Who `known_to` found a gRPC call's caller to be, which may be long before his message is there. Each call has a task
+of its own, so that nobody else sees it; asking for the metadata again takes 2 us."""
 _HEALTH: Final = f"/{HEALTH_SERVICE}/"
 _REFLECTION: Final = tuple(f"/{service}/" for service in REFLECTION_SERVICES)
 
@@ -111,6 +111,10 @@ class Callers:
             raise session_ended()
         return found
 
+    def over(self, caller: Caller) -> OpenManagerError | None:
+        """Why somebody who was found before may not go on as he was; None: nothing has changed."""
+        return None if self._table is None else self._table.over(caller)
+
     async def hears_of_session(self, secret: str) -> bool:
         """Whether a session that `by_cookie` did not know is known now; see AccessTable."""
         return self._table is not None and await self._table.hears_of_session(secret)
@@ -140,7 +144,9 @@ def grpc_authenticator(callers: Callers, policy: Policy, admission: Admission) -
         if policy.rule(method).open_to_all:
             caller = ANYBODY
         else:
-            found = _at_the_door.get() or callers.by_header(metadata_value(context, "authorization"))
+            found = _at_the_door.get()
+            if found is None or callers.over(found) is not None:  # his message comes as late as he likes
+                found = callers.by_header(metadata_value(context, "authorization"))
             if found is None:
                 _check_local(context)
             caller = found or LOCAL_ADMINISTRATOR
