@@ -27,8 +27,9 @@ from services.analytics.prediction.words import role_of
 from services.analytics.scores import Scored
 from services.analytics.scoring.arrays import Floats, Integers
 
-Series = tuple[str, bool]
-"""What makes a series of a server: the metric's key, and whether it is a counter."""
+Series = tuple[str, bool, int]
+"""What makes a series of a server: the metric's key, whether it is a counter, and what it foretells
+(`prediction.words.Role`): a disk that was told in percent and is told in bytes from now on is another series."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class SetColumns:
         series: of each column, gauges first, then counters.
         order: the columns of the set in that order.
         gauges: how many of them are gauges.
-        roles: what each foretells (`prediction.words.Role`), in the order of `series`.
+        roles: what each foretells, in the order of `series`.
     """
 
     set_id: str
@@ -54,8 +55,11 @@ class SetColumns:
         """The columns of a set."""
         is_counter = np.array([metric.kind is MetricKind.COUNTER for metric in metric_set.metrics], np.bool_)
         order = np.argsort(is_counter, kind="stable")
-        series = tuple((metric_set.keys[column], bool(is_counter[column])) for column in order.tolist())
         roles = np.array([role_of(metric_set.metrics[column]) for column in order.tolist()], np.int8)
+        series = tuple(
+            (metric_set.keys[column], bool(is_counter[column]), role)
+            for column, role in zip(order.tolist(), roles.tolist(), strict=True)
+        )
         return cls(metric_set.id, series, order, len(series) - int(is_counter.sum()), roles)
 
     @cached_property

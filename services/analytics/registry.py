@@ -1,8 +1,9 @@
 """Who is watched: servers, their series, and where in the arrays each has its place.
 
-A series is a metric of a server, whatever set it came in, so that it goes on when the server's set changes; it has a
-cell. A stream is a server and a set, and knows the cells of its rows. A server that comes with its first set gets cells
-side by side, so that a tick of the fleet is mostly slices.
+A series is a metric of a server, whatever set it came in, so that it goes on when the server's set changes, but for one
+that means something else from then on (`detect.Series`); it has a cell. A stream is a server and a set, and knows the
+cells of its rows. A server that comes with its first set gets cells side by side, so that a tick of the fleet is mostly
+slices.
 
 What must stay true: there are never more servers, series and streams than the limits, what is beyond is refused and
 told once; cell 0 is nobody's and takes the values of refused series; places change only in `compact`.
@@ -214,7 +215,7 @@ class Registry:
             self._cells = self._cells.sized(max(end, 2 * first))
         self._cells.server[first:end] = server
         self._cells.name[first:end] = self._places_of(series) if names is None else names
-        self._cells.is_counter[first:end] = [is_counter for _, is_counter in series]
+        self._cells.is_counter[first:end] = [is_counter for _, is_counter, _ in series]
         self._cells.role[first:end] = roles
         self.cell_count = end
 
@@ -226,7 +227,7 @@ class Registry:
 
     def _places_of(self, series: Sequence[Series]) -> Integers:
         places = self._name_places
-        found = np.array([places.setdefault(name, len(places)) for name, _ in series], np.int64)
+        found = np.array([places.setdefault(name, len(places)) for name, _, _ in series], np.int64)
         self.names.extend(islice(places, len(self.names), None))
         return found
 
@@ -271,10 +272,10 @@ class Registry:
         self._cells, self.cell_count = cells, len(cells.server)
         self._servers = {server_id: place for place, server_id in enumerate(self.server_ids)}
         self._cell_of = [{} for _ in self.server_ids]
-        owners, counters = cells.server.tolist(), cells.is_counter.tolist()
-        for cell, (server, place) in enumerate(zip(owners, cells.name.tolist(), strict=True)):
+        columns = (cells.server.tolist(), cells.name.tolist(), cells.is_counter.tolist(), cells.role.tolist())
+        for cell, (server, place, is_counter, role) in enumerate(zip(*columns, strict=True)):
             if server >= 0:
-                self._cell_of[server][self.names[place], counters[cell]] = cell
+                self._cell_of[server][self.names[place], is_counter, role] = cell
         self._by_set = {}
         for stream, (set_id, server_id) in enumerate(about):
             self._by_set.setdefault(set_id, {})[server_id] = stream

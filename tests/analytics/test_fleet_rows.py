@@ -20,6 +20,7 @@ from tests.analytics.fakes import (
     at_ms,
     fast_tick,
     fleet_tick,
+    restarted,
     rows_of,
     same_state,
     show,
@@ -205,6 +206,22 @@ def test_a_metric_whose_kind_changes_is_another_series(judged: list[Any]) -> Non
         show(detector, rows, metric_set=metric_set)
     assert judged[-1][1].tolist()[1] == 1.0
     assert np.isnan(judged[-1][1][0])
+
+
+def test_a_disk_that_is_told_in_bytes_from_now_on_is_not_full() -> None:
+    detector, found = FleetDetector(), {}
+    for tick in range(120):
+        metric = Metric(name="disk_usage", unit="%" if tick < 60 else "By")
+        value = 40.0 if metric.unit == "%" else 40e9
+        metric_set = MetricSet((metric, Metric(name="load")))
+        rows = rows_of(["a"], [T0_MS + tick * TICK_MS], [[value, 1.0]], metric_set)
+        found |= {one.id: one for one in show(detector, rows, metric_set=metric_set)}
+        if tick in (61, 90):
+            detector = restarted(detector)
+    assert found == {}
+    assert detector.foresight is not None
+    (prediction,), _ = detector.foresight.of(["a"])
+    assert (prediction.probability, prediction.date_ms) == (0.0, None)
 
 
 def test_a_value_that_is_none_does_not_spoil_its_minute(judged: list[Any]) -> None:
