@@ -1,7 +1,7 @@
 """Plain values of the mathematics -> messages.
 
 What must stay true: what is not known (NaN) is absent, so that no answer has a number that is none; times and units are
-those of the measurements.
+those of the measurements; no date lies in the past.
 """
 
 import math
@@ -77,7 +77,8 @@ def capacity_message(
     found: Exhaustion | None,
     now_ms: int,
 ) -> pb.Capacity:
-    """The answer; `found` None: what was measured is too long ago."""
+    """The answer; `found` None: what was measured is too long ago. So it is where all of the interval has passed
+    since: whether the limit was reached in it nobody has seen."""
     message = pb.Capacity(
         **_of(measured), limit=limit, falling=falling, growth=growth, compute_time=timestamp_from_ms(now_ms)
     )
@@ -88,9 +89,12 @@ def capacity_message(
         return message
     if found.reason is not None:
         message.reason = REASONS[found.reason]
-    for name, time_ms in (("date", found.date_ms), ("low", found.low_ms), ("high", found.high_ms)):
-        if time_ms is not None:
-            getattr(message, name).CopyFrom(timestamp_from_ms(time_ms))
+    elif found.high_ms is not None and found.high_ms < now_ms:
+        message.reason = pb.CAPACITY_REASON_SILENT
+    else:
+        for name, time_ms in (("date", found.date_ms), ("low", found.low_ms), ("high", found.high_ms)):
+            if time_ms is not None:
+                getattr(message, name).CopyFrom(timestamp_from_ms(max(time_ms, now_ms)))
     _put(
         message,
         level=found.level,

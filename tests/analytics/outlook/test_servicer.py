@@ -261,6 +261,21 @@ async def test_where_there_is_no_date_there_is_a_reason(values: Any, ago: int, r
         assert found.HasField("reason") and not found.HasField("date") and not found.HasField("low")
 
 
+async def test_a_date_that_came_while_nothing_was_measured_is_none() -> None:
+    async with on_histories() as parts:
+        parts.fake.keep(WEB, "m", growing(60, 1, 88), ago=4 * 24, **PERCENT)  # it was full two days ago, or was not
+        found = await capacity(parts)
+        assert (found.reason, found.HasField("date")) == (outlook_pb2.CAPACITY_REASON_SILENT, False)
+        assert not found.HasField("low") and not found.HasField("high")
+        assert (found.level, found.rate_per_day) == (pytest.approx(88, abs=1), pytest.approx(1, rel=0.05))
+        for level, date_is_now in ((86.2, True), (85.8, False)):
+            parts.fake.keep(WEB, "m", growing(60, 1, level), ago=4 * 24, **PERCENT)
+            found = await capacity(parts)
+            low, date, high = (ms_from_timestamp(time) for time in (found.low, found.date, found.high))
+            assert NOW_MS == low <= date < high, "it may be full by now"
+            assert (date == NOW_MS) == date_is_now
+
+
 async def test_a_limit_has_to_be_said_but_for_metrics_in_percent() -> None:
     async with on_histories() as parts:
         parts.fake.keep(WEB, "disk_usage", growing(30, 0.5, 50))  # by its name, where there is no unit
