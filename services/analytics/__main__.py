@@ -71,7 +71,7 @@ async def serve(settings: AnalyticsSettings, process: Process[AnalyticsSettings]
                     bind(DETECTION_SERVICE, DetectionServicer(analysis, tally, process.clock)),
                     bind(PUBLIC_SERVICE, OutlookServicer(source, workers, process.clock, tally)),
                     bind(CAPACITY_SERVICE, CapacityServicer(source, workers, process.clock, tally)),
-                    bind(PREDICTION_SERVICE, PredictionServicer(lambda: analysis.detector.foresight)),
+                    bind(PREDICTION_SERVICE, PredictionServicer(lambda: analysis.detector.foresight, process.clock)),
                 ],
                 address_setting="ANALYTICS_ADDRESS",
             )

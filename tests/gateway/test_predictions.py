@@ -9,6 +9,7 @@ import pytest
 from fleet.access import Scope
 from openmanager.gateway.v1 import analytics_pb2 as pb
 from runtime.channel import calling
+from runtime.clock import ManualClock
 from runtime.errors import InvalidArgument, Unavailable
 from services.analytics.prediction.foresight import Foresight
 from services.analytics.prediction.servicer import PREDICTION_SERVICE, PredictionServicer
@@ -52,7 +53,7 @@ class Gateway:
 async def gateway(scope: Scope | None = None, told: Foresight | None = None) -> AsyncIterator[Gateway]:
     """With new-1, too, which has never reported."""
     told = told or foresight()
-    behind: dict[str, object] = {PREDICTION_SERVICE: PredictionServicer(lambda: told)}
+    behind: dict[str, object] = {PREDICTION_SERVICE: PredictionServicer(lambda: told, ManualClock(told.end_ms))}
     servers = (*FLEET, server_state("new-1", role="db", environment="production"))
     async with analytics_gateway(behind, servers=servers, scope=scope) as (stub, _):
         yield Gateway(stub)

@@ -13,11 +13,14 @@ from google.protobuf.duration_pb2 import Duration
 from fleet.codec import timestamp_from_ms
 from openmanager.analytics.v1 import prediction_pb2 as pb
 from openmanager.fleet.v1 import prediction_pb2 as words
+from runtime.clock import Clock
 from runtime.errors import InvalidArgument, ResourceExhausted
 from services.analytics.prediction.foresight import HORIZON_MS, Foresight, Kind, Prediction, Reason
 
 PREDICTION_SERVICE: Final = "openmanager.analytics.v1.PredictionService"
 MAX_SERVERS: Final = 20_000
+STALE_MS: Final = 15 * 60_000
+"""What was foretold so long ago is not told any more; so it is of a single resource (`climbs`)."""
 _HORIZON: Final = Duration(seconds=HORIZON_MS // 1000)
 _KINDS: Final = {kind: words.PredictionReasonKind.Value(f"PREDICTION_REASON_KIND_{kind.value}") for kind in Kind}
 
@@ -25,9 +28,10 @@ _KINDS: Final = {kind: words.PredictionReasonKind.Value(f"PREDICTION_REASON_KIND
 class PredictionServicer:
     """Answers ``openmanager.analytics.v1.PredictionService``."""
 
-    def __init__(self, foresight: Callable[[], Foresight | None]) -> None:
+    def __init__(self, foresight: Callable[[], Foresight | None], clock: Clock) -> None:
         """`foresight`: what the last minute foretold."""
         self._foresight = foresight
+        self._clock = clock
 
     async def ListPredictions(self, request: pb.ListPredictionsRequest, _context: object) -> pb.ListPredictionsResponse:
         if not 0.0 <= request.min_probability <= 1.0:  # also refuses NaN
@@ -37,7 +41,7 @@ class PredictionServicer:
                 f"more than {MAX_SERVERS} servers (MAX_SERVERS): name an environment or a role", reason="MAX_SERVERS"
             )
         foresight = self._foresight()
-        if foresight is None:
+        if foresight is None or foresight.end_ms <= self._clock.now_ms() - STALE_MS:
             return pb.ListPredictionsResponse()
         return await asyncio.to_thread(_answer, foresight, request)
 

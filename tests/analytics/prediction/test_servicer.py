@@ -7,9 +7,10 @@ import pytest
 
 from openmanager.analytics.v1 import prediction_pb2 as pb
 from openmanager.fleet.v1 import prediction_pb2 as words
+from runtime.clock import ManualClock
 from runtime.errors import InvalidArgument, ResourceExhausted
 from services.analytics.prediction.foresight import Foresight
-from services.analytics.prediction.servicer import MAX_SERVERS, PredictionServicer
+from services.analytics.prediction.servicer import MAX_SERVERS, STALE_MS, PredictionServicer
 from tests.analytics.prediction.made import MINUTE, MINUTE_MS, SERVERS, climb, foretold, new_predictor
 
 
@@ -22,8 +23,11 @@ def troubled() -> Foresight:
     return foresight
 
 
-async def answered(foresight: Foresight | None, *server_ids: str, least: float = 0.0) -> pb.ListPredictionsResponse:
-    servicer = PredictionServicer(lambda: foresight)
+async def answered(
+    foresight: Foresight | None, *server_ids: str, least: float = 0.0, later_ms: int = 0
+) -> pb.ListPredictionsResponse:
+    clock = ManualClock(later_ms + (0 if foresight is None else foresight.end_ms))
+    servicer = PredictionServicer(lambda: foresight, clock)
     request = pb.ListPredictionsRequest(server_ids=server_ids, min_probability=least)
     return await servicer.ListPredictions(request, None)
 
@@ -62,6 +66,13 @@ async def test_only_those_that_are_likely_enough_are_told() -> None:
 
 async def test_before_the_first_minute_nothing_is_foretold() -> None:
     answer = await answered(None, *SERVERS)
+    assert (list(answer.predictions), answer.servers) == ([], 0)
+
+
+async def test_what_was_foretold_long_ago_is_not_told_any_more() -> None:
+    told = troubled()
+    assert (await answered(told, *SERVERS, later_ms=STALE_MS - 1)).servers == 3
+    answer = await answered(told, *SERVERS, later_ms=STALE_MS)
     assert (list(answer.predictions), answer.servers) == ([], 0)
 
 
