@@ -233,7 +233,9 @@ class FleetDetector:
         keep_cells[self._order] = (series.last_s >= before_ms / 1000.0) | (series.count == 0)
         keep_cells[1:] &= keep_servers[registry.cell_servers[1:]]
         all_stay = bool(keep_servers.all() and keep_cells.all())
+        # after a pause of a week the minute before it is still open: what is in use may be nobody's any more
         keep_streams = self._windows.streams_in_use(registry.stream_count)
+        keep_streams &= keep_servers[registry.servers_of(np.arange(registry.stream_count))]
         if all_stay and 2 * np.count_nonzero(keep_streams) > registry.stream_count:
             return []
         going = [one for one, stays in zip(registry.server_ids, keep_servers.tolist(), strict=True) if not stays]

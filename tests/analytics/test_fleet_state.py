@@ -126,6 +126,23 @@ def test_servers_and_series_silent_for_a_week_are_forgotten_and_the_others_go_on
     assert again.state().texts["servers"] == ("server-2", "server-0", "server-1")
 
 
+def test_after_a_pause_of_over_a_week_everybody_is_watched_anew() -> None:
+    """As after holidays: nobody sends for so long, and the last minute before is open until they do."""
+    detector = FleetDetector()
+    for tick in range(5):
+        show(detector, fleet_tick(tick))
+    detector = restarted(detector)
+    for tick in range(8 * 1_440, 8 * 1_440 + 5):
+        rows = fleet_tick(tick)
+        show(detector, rows_of(["late-1"], rows.times_ms[:1], usual(tick, 1) + 1e6))
+        show(detector, rows)
+    detector = restarted(detector)
+    state = detector.state()
+    assert state.texts["servers"] == ("late-1", *SERVERS)
+    assert state.arrays["sizes"].tolist() == [len(METRICS)] * 4
+    assert (state.arrays["series.origin"][len(METRICS) :] < 1e5).all(), "nobody's rows are another one's"
+
+
 def _without(name: str) -> Any:
     return lambda arrays: arrays.pop(name)
 
