@@ -32,17 +32,26 @@ class _Follower:
         self._clock = clock
         self._settled = settled
         self._lately = deque([(clock.monotonic(), cursor)])  # (when, cursor), of a minute
+        self._is_lacking = False  # the store, of what comes after what is settled, whatever it takes beyond that
 
     def shipped(self, cursor: int) -> None:
-        """The store has just acknowledged everything up to a cursor."""
-        self._lately.append((self._clock.monotonic(), cursor))
-        self.settled()
+        """The store has just acknowledged everything up to a cursor, as far as it did not lose some of it before."""
+        if not self._is_lacking:
+            self._lately.append((self._clock.monotonic(), cursor))
+            self.settled()
 
     def lost(self) -> int:
         """The store may have lost what is not settled."""
         settled = self.settled()
         self._lately.clear()
+        self._is_lacking = True
         return settled
+
+    def went_back(self, cursor: int) -> None:
+        """What the store may have lost is shipped again from a cursor on, and settled a minute after that."""
+        self._settled = min(self._settled, cursor)
+        self._lately.clear()
+        self._is_lacking = False
 
     def settled(self) -> int:
         """The cursor of SETTLED_AFTER_S ago."""
@@ -67,8 +76,12 @@ class Cursors:
         cursor: int = await self._noted(partial(self._store.journal.register_follower, name))
         if name not in self._followers:
             settled = await self._noted(lambda _now_ms: self._store.journal.settled(name))
+            owed = await self.owed(name)
             unshipped = await self._reads.read(lambda: Unshipped(self._store))
             found = _Follower(unshipped, settled, cursor, self._store.clock)
+            if owed is not None:
+                found.went_back(owed)
+                found.lost()
             if self._followers.setdefault(name, found) is not found:  # another was quicker
                 unshipped.close()
         return cursor
@@ -103,6 +116,7 @@ class Cursors:
     async def go_back(self, name: str, cursor: int) -> int:
         """Notes durably that a follower ships again what comes after a cursor, and that no more is owed. Returns where
         it is."""
+        self._followers[name].went_back(cursor)  # first: what is lost meanwhile is lost after that
         at: int = await self._noted(partial(self._store.journal.rewind_cursor, name, cursor))
         return at
 

@@ -72,7 +72,33 @@ async def test_what_was_shipped_just_before_a_restart_is_not_settled_after_it(tm
         assert await engine.cursors.register("store") == last
         assert await engine.cursors.unshipped("store") == [(NOON + HOUR, NOON + HOUR + 1)]
         assert engine.cursors.lost("store") == last - 1
+        await engine.cursors.go_back("store", last - 1)
         await engine.cursors.advance("store", last)
+        clock.advance(SETTLED_AFTER_S)
+        assert await engine.cursors.unshipped("store") == []
+
+
+async def test_what_the_store_may_have_lost_is_unshipped_until_a_minute_after_it_was_shipped_again(
+    tmp_path: Path,
+) -> None:
+    clock = ManualClock(NOON)
+    first, second = ((NOON + number * HOUR, NOON + number * HOUR + 1) for number in range(2))
+    async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:
+        await engine.cursors.register("store")
+        for number in range(2):
+            last = await engine.append(rows(SET, [("a", NOON + number * HOUR, [1.0])]), metric_sets=(SET,))
+            await engine.cursors.advance("store", last)
+            if not number:
+                await engine.cursors.owe("store", engine.cursors.lost("store"))
+        clock.advance(SETTLED_AFTER_S)
+        assert await engine.cursors.unshipped("store") == [first, second], "the cursor goes back to before both"
+    async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:
+        await engine.cursors.register("store")
+        clock.advance(SETTLED_AFTER_S)
+        assert await engine.cursors.unshipped("store") == [first, second], "after a restart, too"
+        await engine.cursors.go_back("store", await engine.cursors.owed("store") or 0)
+        await engine.cursors.advance("store", last)
+        assert await engine.cursors.unshipped("store") == [first, second], "it may not show them yet"
         clock.advance(SETTLED_AFTER_S)
         assert await engine.cursors.unshipped("store") == []
 

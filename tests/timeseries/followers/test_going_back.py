@@ -260,3 +260,25 @@ async def test_a_store_that_dies_after_a_start_has_what_it_took_before_that_ship
             await let_run(clock, lambda: eventually(lambda: not backend.errors))
             await let_run(clock, lambda: caught_up(engine))
     assert set(backend.times) == {0, 1}
+
+
+async def test_what_is_shipped_again_a_store_may_forget_again(tmp_path: Path) -> None:
+    """It is as young as anything else then, however long ago its batch was shipped for the first time."""
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)),
+    ):
+        await engine.append(tick(SET, 0), metric_sets=(SET,))
+        await let_run(clock, lambda: caught_up(engine))
+        for number in (1, 2, 3):  # each death takes all that the store has; after the second it waits for a minute
+            backend.batches, backend.errors = [], [Unavailable("it died")] * 2
+            await engine.append(tick(SET, number))
+            await let_run(clock, lambda: eventually(lambda: not backend.errors))
+            await let_run(clock, lambda: caught_up(engine))
+            if number > 1:
+                clock.advance(SETTLED_AFTER_S)
+                await engine.append(tick(SET, 10 * number))
+                await let_run(clock, lambda number=number: eventually(lambda: 1 in backend.times))
+                await let_run(clock, lambda: caught_up(engine))
+        assert set(backend.times) == {0, 1, 2, 3, 20, 30}
