@@ -71,7 +71,8 @@ _REASONS: Final = (
     ("too old", "TOO_OLD"),
     ("out of bounds", "TOO_OLD"),
 )
-_PERMANENT: Final = frozenset({400, 413, 422})
+_PERMANENT: Final = frozenset({400, 409, 413, 422})
+"""409: what Thanos says of samples that are out of order, too old or twice there."""
 
 _T = TypeVar("_T")
 

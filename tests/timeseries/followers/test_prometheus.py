@@ -140,6 +140,7 @@ class PlayedStore:
         self.answers = list(answers)
         self.delay_s = 0.0
         self.asked: list[dict[str, str]] = []
+        self.words = "words"
         self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -152,7 +153,8 @@ class PlayedStore:
                 await asyncio.sleep(self.delay_s)
                 status, more = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
                 text = "".join(f"{name}: {value}\r\n" for name, value in more.items())
-                writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 5\r\n{text}\r\nwords".encode())
+                length = f"Content-Length: {len(self.words)}"
+                writer.write(f"HTTP/1.1 {status}\r\n{length}\r\n{text}\r\n{self.words}".encode())
         except asyncio.IncompleteReadError:
             pass
         finally:
@@ -190,6 +192,17 @@ async def test_only_a_receiver_that_counts_is_written_to_by_2_0(
         receipt = await writing.ship([tagged([("a", 1, [1.0, 2.0, 3.0])])])
         assert (receipt.shipped, dict(receipt.refused)) == (shipped, {})
         assert [headers["x-prometheus-remote-write-version"] for headers in store.asked] == versions
+        await writing.close()
+
+
+async def test_samples_that_thanos_calls_a_conflict_are_refused_and_stop_nobody() -> None:
+    """It answers so to a request with a late sample, or with one that it had taken before it fell silent."""
+    answers = ("200 OK", "409 Conflict", "200 OK", "409 Conflict", "200 OK", "409 Conflict")
+    async with played(*((status, {}) for status in answers)) as store:
+        store.words = "store locally for endpoint 127.0.0.1:10901: add 1 samples: out of order sample"
+        writing = backend(store.url)
+        receipt = await writing.ship([tagged([("a", 1, [1.0, 2.0, 3.0])])])
+        assert (receipt.shipped, dict(receipt.refused)) == (2, {"OUT_OF_ORDER": 1})
         await writing.close()
 
 
