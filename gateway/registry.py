@@ -207,10 +207,10 @@ class Registry:
             deleted += [record.descriptor.server_id for record in page.servers if record.HasField("delete_time")]
             fits &= await self._tell(page.servers)
         removed = 0
-        if deleted and is_record:
+        for start in range(0, len(deleted) if is_record else 0, SEED_PAGE_SIZE):  # together they may be over a message
+            request = cache_pb2.RemoveServersRequest(server_ids=deleted[start : start + SEED_PAGE_SIZE])
             async with calling("cache"):
-                answer = await self._cache.RemoveServers(cache_pb2.RemoveServersRequest(server_ids=deleted))
-            removed = answer.removed
+                removed += (await self._cache.RemoveServers(request)).removed
         if is_record:
             await self._record_all_but(recorded)
         return is_record and (fits or not removed)  # with those gone there may be room

@@ -37,7 +37,8 @@ from services.cache.model import (
 )
 
 MAX_REMOVED_SERVERS = 100_000
-"""Removed servers that are remembered; the one removed longest ago is forgotten first."""
+"""Removed servers that are remembered; the one removed longest ago is forgotten first, but not for one that is not
+there: whoever tells of more removed servers than that, and again when the watchers begin anew, would never end."""
 MAX_FLEET_BASES = 16
 """Of each replica the last few; an older one of them is in no store any more."""
 
@@ -167,7 +168,8 @@ class LiveState:
         for server_id in server_ids:
             state = self._states.get(server_id)
             there += state is not None
-            if state is not None or server_id not in self._removed:
+            is_news = server_id not in self._removed and len(self._removed) < MAX_REMOVED_SERVERS
+            if state is not None or is_news:
                 life, stamp = (max(now_ms, state.life + 1), max(now_ms, state.stamp + 1)) if state else (now_ms, now_ms)
                 self._drop(Removal(server_id=server_id, stamp=stamp, writer=self.epoch, life=life))
         return there

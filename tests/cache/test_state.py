@@ -223,9 +223,11 @@ def test_a_removed_server_stays_removed_until_it_is_admitted(world: World) -> No
 
 def test_removed_servers_are_remembered_up_to_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_module, "MAX_REMOVED_SERVERS", 2)
+    for server_id in "abc":
+        world.report(server_id, 10)
     world.live.remove(["a", "b", "c"])
     assert [server_id for server_id, _ in world.live.removed_after(0)] == ["b", "c"]
-    assert world.live.oldest_removal == 1
+    assert world.live.oldest_removal == 4
 
 
 def test_every_change_has_the_next_number_and_the_order_can_be_walked(world: World) -> None:

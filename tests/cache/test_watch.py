@@ -189,6 +189,25 @@ async def test_a_watcher_that_missed_forgotten_removals_starts_over(
         assert list(cpu_of(message)) == ["c"]
 
 
+async def test_a_watcher_is_not_told_everything_anew_whenever_more_are_removed_than_are_remembered(
+    world: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway has every deleted server removed whenever it is told everything, and would be for ever."""
+    monkeypatch.setattr(state_module, "MAX_REMOVED_SERVERS", 2)
+    world.change("here", 1)
+    async with aclosing(world.watchers.watch()) as stream:
+        snapshots = 0
+        for _ in range(4):
+            message = await world.read(stream)
+            snapshots += message.snapshot
+            for server_id in "abcd":  # none is there
+                world.remove(server_id)
+            if message.version.sequence == world.live.sequence:
+                break
+        assert snapshots == 1
+        assert message.version.sequence == world.live.sequence, "nothing is left to be told"
+
+
 async def test_watchers_are_bounded_and_leaving_makes_room(world: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch_module, "MAX_WATCHERS", 1)
     stream = world.watchers.watch()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway import registry as registry_module
 from gateway.entry import ServerEntry
 from gateway.registry import ASK_AGAIN_S, Registry
 from openmanager.cache.v1 import cache_pb2
@@ -25,6 +26,8 @@ class Cache:
         self.told: list[str] = []
         self.recorded: list[str] = []
         self.removed: list[str] = []
+        self.most_removed = 0
+        """In one request."""
         self.is_full = False
         """Until servers are removed."""
 
@@ -42,6 +45,7 @@ class Cache:
         self, request: cache_pb2.RemoveServersRequest, _context: Any
     ) -> cache_pb2.RemoveServersResponse:
         self.removed += request.server_ids
+        self.most_removed = max(self.most_removed, len(request.server_ids))
         self.is_full = False
         return cache_pb2.RemoveServersResponse(removed=len(request.server_ids))
 
@@ -160,6 +164,20 @@ async def test_a_server_that_only_the_live_state_knows_is_recorded_once_the_reco
         clock.advance(ASK_AGAIN_S)
         await eventually(lambda: metadata.registered)
         assert metadata.registered == [("unrecorded", "production")]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_any_number_of_deleted_servers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one message 65,000 of the longest ids were too many, and the cache was told of nothing any more."""
+    monkeypatch.setattr(registry_module, "SEED_PAGE_SIZE", 2)
+    cache, metadata = Cache(), Metadata()
+    metadata.servers = dict.fromkeys("abcde", True)
+    async with registry_on(cache, metadata, ManualClock()) as registry:
+        task = asyncio.create_task(registry.seed())
+        registry.snapshot_received()
+        await eventually(lambda: cache.removed == list("abcde"))
+        assert cache.most_removed == 2
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
