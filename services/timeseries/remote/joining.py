@@ -33,7 +33,8 @@ def _union(parts: Sequence[SeriesResult]) -> SeriesResult:
     times = times[order]
     last = np.append(times[1:] != times[:-1], True)
     values = np.concatenate([part.values for part in parts])[order]
-    return replace(parts[-1], times_ms=times[last], values=values[last])
+    resolution_ms = max(part.resolution_ms for part in parts)
+    return replace(parts[-1], times_ms=times[last], values=values[last], resolution_ms=resolution_ms)
 
 
 def windowed(points: Iterable[SeriesResult], query: Query) -> list[SeriesResult]:

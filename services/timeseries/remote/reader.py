@@ -13,7 +13,7 @@ own answer::
     [start, ...)  the store     [...)  points of the store + points of every replica     [..., end)  the store
 
 While the store is away the replicas answer with what they hold: a series that only one has as it is, one that has
-moved from one to another from the points of both.
+moved from one to another from the points of both, and before those from the windows of each.
 
 What must stay true: an acknowledged point of the range is in the answer, or `incomplete` says who could not be asked;
 replicas are asked before the store, for what is shipped in between is then in both answers, not in neither.
@@ -25,6 +25,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fleet.model import Metric, MetricKind
 from runtime.errors import DeadlineExceeded, InvalidArgument, OpenManagerError, ResourceExhausted, Unavailable
@@ -185,9 +188,10 @@ class Reader:
             answer.results = await self._of_store(query, metrics, held)
         except (Unavailable, DeadlineExceeded) as error:
             answer.incomplete.clear()
-            edge = self._edge(query, query.step_ms)
-            if query.start_ms < edge:
-                answer.incomplete.append(f"before {_text(edge)} only what replicas hold is shown")
+            for start, end, is_here in self._parts(query):
+                if not is_here:
+                    text = f"from {_text(start)} to {_text(end)} only what replicas hold is shown"
+                    answer.incomplete.append(text)
             await self._without_store(query, replicas, answer)
             if answer.incomplete:
                 answer.incomplete.insert(0, self._away(error))
@@ -221,10 +225,29 @@ class Reader:
             there.append(replica)
             for result in found:
                 by_name.setdefault((result.server_id, result.metric_key), []).append((replica, result))
-        moved = {name for name, results in by_name.items() if len(results) > 1}
+        moved = {name: [one for _, one in results] for name, results in by_name.items() if len(results) > 1}
         alone = [result for name, ((_, result), *_) in by_name.items() if name not in moved]
-        both = await _of_points(query, there, moved) if moved else []
+        both = await self._of_several(query, there, moved, answer) if moved else []
         answer.results = sorted([*alone, *both], key=lambda result: (result.server_id, result.metric_key))
+
+    async def _of_several(
+        self, query: Query, replicas: Sequence[Replica], moved: Mapping[Name, list[SeriesResult]], answer: Answer
+    ) -> list[SeriesResult]:
+        """Series that more than one replica has: of the points of all where those are held; an older window, of which
+        there may be roll-ups alone, as who has it gives it."""
+        edge = self._edge(query, 0) if query.step_ms else query.start_ms
+        shared = {name: _shared(results, edge) for name, results in moved.items()}
+        start_ms = max(query.start_ms, min(edge, *(int(labels.min(initial=edge)) for labels in shared.values())))
+        points: list[SeriesResult] = []
+        if start_ms < query.end_ms:
+            points = await _of_points(replace(query, start_ms=start_ms), replicas, set(moved))
+        if edge <= query.start_ms:
+            return points
+        if any(len(labels) for labels in shared.values()):
+            text = f"before {_text(edge)} a window in which a server moved may show what one replica has of it"
+            answer.incomplete.append(text)
+        chosen = [_only(one, edge, shared[one.server_id, one.metric_key]) for one in points]
+        return merged([*([one] for results in moved.values() for one in results), chosen])
 
     # --- the store
 
@@ -268,6 +291,18 @@ async def _of_points(query: Query, replicas: Sequence[Replica], moved: set[Name]
     found = await asyncio.gather(*(replica.query(wanted) for replica in replicas))
     only = [[result for result in results if (result.server_id, result.metric_key) in moved] for results in found]
     return windowed(merged(only), query)
+
+
+def _shared(results: Sequence[SeriesResult], edge: int) -> NDArray[np.int64]:
+    """The windows before an instant that several have."""
+    labels, counts = np.unique(np.concatenate([one.times_ms for one in results]), return_counts=True)
+    return labels[(labels < edge) & (counts > 1)]
+
+
+def _only(result: SeriesResult, edge: int, labels: NDArray[np.int64]) -> SeriesResult:
+    """The windows from an instant on, and some before it."""
+    wanted = (result.times_ms >= edge) | np.isin(result.times_ms, labels)
+    return replace(result, times_ms=result.times_ms[wanted], values=result.values[wanted])
 
 
 def _unsure(ranges: Ranges, query: Query, back_ms: int) -> Ranges:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,20 @@ async def test_while_the_store_is_away_replicas_have_no_gap_and_nothing_is_said(
     assert said == []
 
 
+async def test_while_the_store_is_away_what_a_restored_replica_lacks_is_said(cluster: Cluster) -> None:
+    cluster.store.away = True
+    engine = cluster.engines[0]
+    query = Query(metrics=("cpu_usage",), start_ms=NOON, end_ms=NOON + 1_200_000)
+    assert (await cluster.asked(query))[1] == []
+    await asyncio.wrap_future(
+        engine._writer.call(lambda: engine._store.journal.note_lack(NOON + 60_000, NOON + 180_000))
+    )
+    _, incomplete = await cluster.asked(query)
+    assert incomplete[1:] == [
+        "from 2023-12-09T12:01:00+00:00 to 2023-12-09T12:03:00+00:00 only what replicas hold is shown"
+    ]
+
+
 async def test_a_replica_that_is_away_is_named(cluster: Cluster) -> None:
     await cluster.ship(0, 120)
     await cluster.ship(1, 100)
@@ -301,3 +316,50 @@ async def test_rate_of_a_gauge_is_refused_whoever_would_answer(cluster: Cluster)
     query = Query(metrics=("cpu_usage",), start_ms=NOON, end_ms=NOON + 1, step_ms=60_000, aggregation=Aggregation.RATE)
     with pytest.raises(InvalidArgument, match="cpu_usage is a gauge"):
         await cluster.reader.read(query)
+
+
+@pytest.mark.parametrize("moves_at_min", [0, 30], ids=["between two windows", "within one"])
+async def test_while_the_store_is_away_what_replicas_have_as_roll_ups_of_a_server_that_moved_is_shown(
+    tmp_path: Path, moves_at_min: int
+) -> None:
+    """A replica that was restarted has had its servers elsewhere, and no points of long ago."""
+    clock = ManualClock(NOON)
+    settings = replace(SETTINGS, raw_retention_s=2 * 86_400, late_grace_s=0.0, sparse_points_a_day=0)
+    async with AsyncExitStack() as stack:
+        engines = [
+            await stack.enter_async_context(Engine.open(tmp_path / name, clock=clock, settings=settings))
+            for name in "ab"
+        ]
+        cluster = Cluster(engines, clock)
+        cluster.store.away = True
+        for day in range(6):
+            for hour in range(24):
+                lines: list[list[tuple[str, int, list[float]]]] = [[], []]
+                for at in range((24 * day + hour) * 60, (24 * day + hour) * 60 + 60, 10):
+                    lines[(at - moves_at_min) // 1_440 % 2].append(("a", NOON + at * 60_000, [at % 97 / 8, float(at)]))
+                for replica, of_one in enumerate(lines):
+                    if of_one:
+                        await cluster.append(replica, rows(SET, of_one))
+            clock.advance(86_400)
+            for engine in engines:
+                await engine.maintain(everything=True)
+        held_ms = max(engine.held_from_ms(0) for engine in engines)
+        assert held_ms > NOON + 86_400_000, "points went"
+        for aggregation in set(Aggregation) - {Aggregation.RATE}:
+            query = Query(
+                metrics=("cpu_usage",),
+                start_ms=NOON,
+                end_ms=NOON + 6 * 86_400_000,
+                step_ms=3_600_000,
+                aggregation=aggregation,
+            )
+            found, incomplete = await cluster.asked(query)
+            wanted = cluster.everything.query(query)
+            assert bool(incomplete) == bool(moves_at_min)
+            if moves_at_min:  # the windows of the moves are as one replica has them, and that is said
+                ((name, series),) = wanted.items()
+                assert [at for at, _ in found[name]] == [at for at, _ in series]
+                assert sum(got != want for got, want in zip(found[name], series, strict=True)) <= 5
+                assert "a window in which a server moved may show what one replica has of it" in incomplete[1]
+            else:
+                assert_same(found, wanted, aggregation)
