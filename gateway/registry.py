@@ -94,10 +94,13 @@ class Registry:
         request = metadata_pb2.DeleteServerRecordRequest(server_id=server_id, etag=etag)
         with _naming("id"):
             async with calling("metadata"):
-                await self._records.DeleteServerRecord(request)
+                response = await self._records.DeleteServerRecord(request)
+        revision = response.server.details.revision
         try:
             async with calling("cache"):
-                await self._cache.RemoveServers(cache_pb2.RemoveServersRequest(server_ids=[server_id]))
+                await self._cache.RemoveServers(
+                    cache_pb2.RemoveServersRequest(server_ids=[server_id], revisions=[revision])
+                )
         except OpenManagerError as error:
             _log.warning("server %s is deleted, but the cache does not know yet: %s", server_id, error)
             self._unseeded.set()
@@ -198,17 +201,20 @@ class Registry:
 
     async def _seed_once(self) -> bool:
         """Whether the record itself was asked, and nothing is left to be told."""
-        deleted: list[str] = []
+        deleted: dict[str, int] = {}
         recorded: set[str] = set()
         is_record = fits = True
         async for page in self._pages():
             recorded.update(record.descriptor.server_id for record in page.servers)
             is_record &= not page.HasField("stale_since")
-            deleted += [record.descriptor.server_id for record in page.servers if record.HasField("delete_time")]
+            deleted.update(_deleted(page.servers))
             fits &= await self._tell(page.servers)
         removed = 0
-        for start in range(0, len(deleted) if is_record else 0, SEED_PAGE_SIZE):  # together they may be over a message
-            request = cache_pb2.RemoveServersRequest(server_ids=deleted[start : start + SEED_PAGE_SIZE])
+        told = list(deleted) if is_record else []
+        for start in range(0, len(told), SEED_PAGE_SIZE):  # together they may be over a message
+            part = told[start : start + SEED_PAGE_SIZE]
+            revisions = [deleted[server_id] for server_id in part]
+            request = cache_pb2.RemoveServersRequest(server_ids=part, revisions=revisions)
             async with calling("cache"):
                 removed += (await self._cache.RemoveServers(request)).removed
         if is_record:
@@ -290,6 +296,11 @@ class Registry:
             return False
         entry = self._state.get(descriptor.server_id)
         return entry is not None and _same(entry.state.descriptor, descriptor, _SHOWN_FIELDS)
+
+
+def _deleted(records: Iterable[metadata_pb2.ServerRecord]) -> dict[str, int]:
+    """The deleted ones among them, with their revisions."""
+    return {one.descriptor.server_id: one.details.revision for one in records if one.HasField("delete_time")}
 
 
 class DeletedServer:

@@ -6,7 +6,7 @@ What must stay true: every change reaches the watchers and the follower; no call
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -118,9 +118,9 @@ class Cache:
             raise no_room
         return Outcome(changed=tuple(changed), ignored_rows=ignored)
 
-    def remove(self, server_ids: Sequence[str]) -> int:
-        """Forgets servers until they are admitted again; returns how many were there."""
-        there = self._live.remove(server_ids)
+    def remove(self, server_ids: Sequence[str], revisions: Mapping[str, int] | None = None) -> int:
+        """Forgets servers until they are admitted again; returns how many were there. `revisions`: of their records."""
+        there = self._live.remove(server_ids, revisions)
         self.encoder.forget(server_ids)
         self._publish(server_ids)
         return there

@@ -7,7 +7,7 @@ Beside each document lies a note of ours, which other programs need not read: th
 with what two replicas need to join what they know:
 
     {"life": .., "described": .., "sets": [[metric set id, metrics of it in the document, time, receive time], ..]}
-    {"removed": life}                                                                                 no document
+    {"removed": life, "revision": of the deleted record}                                              no document
 
 The metrics of a document are in the order of `sets`, each with the newest set that has a value for it.
 
@@ -73,7 +73,7 @@ def full_document(state: ServerState) -> tuple[bytes, bytes]:
 
 def removal_note(removal: Removal) -> bytes:
     """The note where there is no document."""
-    return _note(removal, {"removed": removal.life})
+    return _note(removal, {"removed": removal.life, "revision": removal.revision})
 
 
 def note_version(note: bytes | None) -> str:
@@ -97,7 +97,8 @@ def parse_stored(server_id: str, note: bytes | None, document: Any, sets: Sets) 
     try:
         facts: dict[str, Any] = dict(orjson.loads(text)) if text else {}
         if "removed" in facts:
-            return Removal(server_id=server_id, stamp=int(stamp, 16), writer=writer, life=_whole(facts["removed"]))
+            life, revision = _whole(facts["removed"]), _whole(facts.get("revision", 0))
+            return Removal(server_id=server_id, stamp=int(stamp, 16), writer=writer, life=life, revision=revision)
         if document is None:
             return None
         state = parse_document(document, sets)

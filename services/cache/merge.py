@@ -3,7 +3,8 @@
 Every replica takes rows, and what it knows of a server may hold something that another one lacks: a row, a descriptor,
 a removal. Joining keeps the newest of each part, so whoever joins in whatever order ends with the same:
 
-    life         the later one wins whole: a removal voids every earlier state, an admission every earlier removal
+    life         the later one wins whole: a removal voids every earlier state, an admission every earlier removal; but
+                 a record of a later revision than the one that was deleted tells of an admission
     descriptor   the one given last
     details      of the later revision of the record
     samples      of each metric set the one measured last, as `order_of` has it
@@ -22,7 +23,7 @@ from typing import Final
 import numpy as np
 
 from fleet.health import HealthRules, judge
-from fleet.model import MetricSet
+from fleet.model import MetricSet, ServerDetails
 from services.cache.model import Removal, Sample, ServerState, Stored, newest_headline
 
 SAMPLE_LIFETIME_MS: Final = 300_000
@@ -46,9 +47,10 @@ def join(mine: Stored, theirs: Stored, *, now_ms: int, writer: str, rules: Healt
         return mine
     stamp = max(now_ms, mine.stamp + 1, theirs.stamp + 1)
     if mine.life != theirs.life or isinstance(mine, Removal) or isinstance(theirs, Removal):
-        if _rank(theirs) >= _rank(mine):
-            return theirs
-        return replace(mine, stamp=stamp, writer=writer)
+        later, earlier = (theirs, mine) if _rank(theirs) >= _rank(mine) else (mine, theirs)
+        if isinstance(later, Removal) and isinstance(earlier, ServerState) and is_restored(earlier.details, later):
+            return replace(earlier, life=later.life + 1, stamp=stamp, writer=writer)
+        return theirs if later is theirs else replace(mine, stamp=stamp, writer=writer)
     return _joined(mine, theirs, stamp, writer, rules)
 
 
@@ -93,6 +95,11 @@ def _named(sample: Sample, known_set: Callable[[str], MetricSet | None]) -> Samp
         by_key = dict(zip(sample.metric_set.keys, values.tolist(), strict=True))
         values = np.array([by_key.get(key, math.nan) for key in metric_set.keys], np.float64)
     return replace(sample, metric_set=metric_set, values=values, restored=False, origin="")
+
+
+def is_restored(details: ServerDetails, removal: Removal) -> bool:
+    """Whether what is recorded of a server is from after the removal."""
+    return 0 < removal.revision < details.revision
 
 
 def _rank(known: Stored) -> tuple[int, bool, str]:

@@ -121,12 +121,16 @@ class ServerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """That a server was removed, and stays so until it is admitted again: until a state of a later life."""
+    """That a server was removed, and stays so until it is admitted again: until a state of a later life.
+
+    `revision` is that of its record as it was deleted, so that a later one tells that it was restored; 0: not known.
+    """
 
     server_id: str
     stamp: int
     writer: str
     life: int
+    revision: int = 0
 
     @property
     def version(self) -> str:

@@ -44,7 +44,10 @@ class CacheServicer:
         for index, server_id in enumerate(request.server_ids):
             if fault := server_id_fault(server_id):
                 raise InvalidArgument(fault, field=f"server_ids[{index}]")
-        return cache_pb2.RemoveServersResponse(removed=self._cache.remove(list(request.server_ids)))
+        if request.revisions and len(request.revisions) != len(request.server_ids):
+            raise InvalidArgument("not one for each id", field="revisions")
+        revisions = dict(zip(request.server_ids, request.revisions, strict=False))
+        return cache_pb2.RemoveServersResponse(removed=self._cache.remove(list(request.server_ids), revisions))
 
     async def GetServerState(self, request: cache_pb2.GetServerStateRequest, _context: object) -> bytes:
         """One server with the sets that it needs."""

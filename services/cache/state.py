@@ -23,7 +23,7 @@ from runtime.clock import Clock
 from runtime.errors import ResourceExhausted
 from services.cache import room
 from services.cache.arrivals import Arrival, Arrivals, SampleMerger, is_newer
-from services.cache.merge import in_local_time, join
+from services.cache.merge import in_local_time, is_restored, join
 from services.cache.metric_sets import MetricSets
 from services.cache.model import (
     Fleet,
@@ -50,7 +50,8 @@ class Update:
     Attributes:
         told_before: of servers of which nobody has told us; of others it is ignored.
         admit_removed: takes servers back that were removed.
-        details: what is recorded of servers, by id; of those that are not there it is ignored.
+        details: what is recorded of servers, by id; of those that are not there it is ignored. Of a later revision than
+            the one that was deleted they take a server back that is described beside them.
     """
 
     descriptors: Sequence[ServerDescriptor] = ()
@@ -111,6 +112,8 @@ class LiveState:
             lives = self._admit(
                 (*described, *(server_id for _, rows in update.batches for server_id in rows.server_ids))
             )
+        elif update.details:
+            lives = self._admit([server_id for server_id in described if self._is_restored(server_id, update)])
         arrivals, ignored = self._arrivals(update.batches)
         news = {
             server_id: descriptor
@@ -161,17 +164,24 @@ class LiveState:
             self._put(replace(judged, stamp=max(now_ms, state.stamp + 1), writer=self.epoch))
         return tuple(dict.fromkeys((*turned, *silent)))
 
-    def remove(self, server_ids: Iterable[str]) -> int:
-        """Forgets servers and remembers that they are removed. Returns how many were there."""
+    def remove(self, server_ids: Iterable[str], revisions: Mapping[str, int] | None = None) -> int:
+        """Forgets servers and remembers that they are removed, and the revisions of their records, by id. Returns how
+        many were there."""
         there = 0
         now_ms = self._clock.now_ms()
         for server_id in server_ids:
-            state = self._states.get(server_id)
-            there += state is not None
-            is_news = server_id not in self._removed and len(self._removed) < MAX_REMOVED_SERVERS
-            if state is not None or is_news:
-                life, stamp = (max(now_ms, state.life + 1), max(now_ms, state.stamp + 1)) if state else (now_ms, now_ms)
-                self._drop(Removal(server_id=server_id, stamp=stamp, writer=self.epoch, life=life))
+            known, revision = self.stored(server_id), (revisions or {}).get(server_id, 0)
+            is_there = isinstance(known, ServerState)
+            there += is_there
+            if isinstance(known, ServerState) and revision:
+                revision = max(revision, known.details.revision)  # what is known of it is of before, whatever it says
+            if isinstance(known, Removal) and known.revision >= revision:
+                continue
+            if known is None and len(self._removed) >= MAX_REMOVED_SERVERS:
+                continue
+            life = now_ms if known is None else max(now_ms, known.life + 1) if is_there else known.life
+            stamp = max(now_ms, known.stamp + 1) if known else now_ms
+            self._drop(Removal(server_id=server_id, stamp=stamp, writer=self.epoch, life=life, revision=revision))
         return there
 
     def absorb(self, stored: Iterable[Stored], *, at_start: bool = False) -> Absorbed:
@@ -275,6 +285,10 @@ class LiveState:
             self._removed.pop(server_id, None)
             lives[server_id] = (max(now_ms, known.life + 1), known.stamp + 1) if known else (now_ms, now_ms)
         return lives
+
+    def _is_restored(self, server_id: str, update: Update) -> bool:
+        removal, details = self.removal(server_id), update.details.get(server_id)
+        return removal is not None and details is not None and is_restored(details, removal)
 
     def _is_described(self, server_id: str) -> bool:
         state = self._states.get(server_id)

@@ -6,8 +6,9 @@ import orjson
 
 from fleet.model import NO_DETAILS, ServerDetails
 from openmanager.cache.v1 import cache_pb2
-from services.cache.documents import full_document, parse_stored
+from services.cache.documents import full_document, parse_stored, removal_note
 from services.cache.model import ServerState
+from services.cache.state import Update
 from services.cache.wire import Encoder, tag
 from tests.cache.samples import HEADLINE, T0, World, descriptor, rows_of
 
@@ -78,6 +79,53 @@ def test_a_removed_server_has_no_windows_left() -> None:
     assert world.live.sweep() == ()
     world.describe(descriptor("a"), admit_removed=True)
     assert state_of(world).details == NO_DETAILS
+
+
+def test_a_record_of_a_later_revision_than_the_one_that_was_deleted_takes_the_server_back() -> None:
+    world = World()
+    world.describe(descriptor("a"))
+    world.record("a", window(1))
+    world.live.remove(["a"], {"a": 2})
+    for old in (window(1), window(2)):
+        world.live.update(Update(descriptors=[descriptor("a")], details={"a": old}))
+    world.record("a", window(3))  # who it is was not told
+    assert world.live.is_removed("a")
+    world.live.update(Update(descriptors=[descriptor("a")], details={"a": window(3)}))
+    assert state_of(world).details.revision == 3
+    world.live.remove(["a"], {"a": 2})  # the record is an older copy by now, and what is deleted is gone all the same
+    world.live.update(Update(descriptors=[descriptor("a")], details={"a": window(3)}))
+    assert world.live.is_removed("a")
+
+
+def test_a_removal_of_which_no_revision_was_told_stands_until_one_is() -> None:
+    world = World()
+    world.live.remove(["a"])
+    world.live.update(Update(descriptors=[descriptor("a")], details={"a": window(9)}))
+    assert world.live.is_removed("a")
+    assert world.live.remove(["a"], {"a": 5}) == 0
+    removal = world.live.removal("a")
+    assert removal is not None
+    assert parse_stored("a", removal_note(removal), None, {}) == removal
+    assert world.live.remove(["a"], {"a": 4}) == 0
+    assert world.live.removal("a") is removal
+    world.live.update(Update(descriptors=[descriptor("a")], details={"a": window(6)}))
+    assert state_of(world).life > removal.life
+
+
+def test_a_replica_that_was_told_of_the_restored_server_alone_wins_over_the_removal_in_the_store() -> None:
+    """It was restarted after the removal, and a removed server has no document to be read back."""
+    before, after = World("e1"), World("e2")
+    before.live.remove(["a"], {"a": 2})
+    removal = before.live.removal("a")
+    assert removal is not None
+    after.live.update(Update(descriptors=[descriptor("a")], details={"a": window(2)}))
+    after.live.absorb([removal])
+    assert after.live.is_removed("a")
+    again = World("e3")
+    again.live.update(Update(descriptors=[descriptor("a")], details={"a": window(3)}))
+    assert again.live.absorb([removal]).ahead == ("a",)
+    before.live.absorb([state_of(again)])
+    assert state_of(before).life == state_of(again).life > removal.life
 
 
 def test_the_status_is_judged_all_the_same() -> None:

@@ -9,7 +9,7 @@ import pytest
 from fleet.health import ServerStatus
 from fleet.model import ServerDetails
 from services.cache.model import Removal, ServerState, Stored
-from services.cache.state import LiveState
+from services.cache.state import LiveState, Update
 from tests.cache.samples import HEADLINE, T0, World, descriptor, rows_of, set_of
 
 OTHER = set_of("x", "y")
@@ -59,9 +59,11 @@ def test_replicas_that_hear_anything_in_any_order_end_with_the_same(seed: int) -
             world.describe(descriptor("a", role=f"role-{step}"))
         elif action < 0.68:
             windows = ((T0 + step, T0 + step + 9),) if rng.random() < 0.5 else ()
-            world.record("a", ServerDetails(revision=rng.randrange(1, step + 2), maintenance=windows))
+            details = ServerDetails(revision=rng.randrange(1, step + 2), maintenance=windows)
+            described = [descriptor("a", role=f"recorded-{step}")] if rng.random() < 0.5 else []
+            world.live.update(Update(descriptors=described, details={"a": details}))
         elif action < 0.7:
-            world.live.remove(["a"])
+            world.live.remove(["a"], {"a": rng.randrange(step + 2)})
         elif action < 0.75:
             world.describe(descriptor("a", role=f"back-{step}"), admit_removed=True)
         elif action < 0.85:

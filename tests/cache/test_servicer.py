@@ -267,6 +267,10 @@ async def test_removed_servers_and_their_return(serving: Serving) -> None:
         async with calling("cache"):
             await serving.stub.RemoveServers(cache_pb2.RemoveServersRequest(server_ids=["a", ""]))
     assert caught.value.field == "server_ids[1]"
+    with pytest.raises(InvalidArgument) as caught:
+        async with calling("cache"):
+            await serving.stub.RemoveServers(cache_pb2.RemoveServersRequest(server_ids=["a", "b"], revisions=[1]))
+    assert caught.value.field == "revisions"
 
 
 async def test_a_watch_gives_a_snapshot_then_changes_and_removals(serving: Serving) -> None:
