@@ -206,9 +206,10 @@ class Registry:
         is_record = fits = True
         async for page in self._pages():
             recorded.update(record.descriptor.server_id for record in page.servers)
-            is_record &= not page.HasField("stale_since")
+            is_stale = page.HasField("stale_since")
+            is_record &= not is_stale
             deleted.update(_deleted(page.servers))
-            fits &= await self._tell(page.servers)
+            fits &= await self._tell(page.servers, is_stale=is_stale)
         removed = 0
         told = list(deleted) if is_record else []
         for start in range(0, len(told), SEED_PAGE_SIZE):  # together they may be over a message
@@ -234,14 +235,13 @@ class Registry:
             except InvalidArgument as error:  # told again they would be refused again
                 _log.error("metadata refused %d servers: %s", len(part), error)
 
-    async def _tell(self, records: Iterable[metadata_pb2.ServerRecord]) -> bool:
+    async def _tell(self, records: Iterable[metadata_pb2.ServerRecord], *, is_stale: bool = False) -> bool:
         """Tells the cache of servers that the live state lacks, and what it does not know of the others yet; False: it
         had no room for some."""
         request = cache_pb2.UpdateServersRequest()
         for record in records:
             server_id = record.descriptor.server_id
-            known = self._state.revision(server_id)
-            if record.HasField("delete_time") or (known is not None and known >= record.details.revision):
+            if record.HasField("delete_time") or self._is_told(record, is_stale=is_stale):
                 continue
             request.servers.append(record.descriptor)
             request.details.add(server_id=server_id, details=record.details)
@@ -256,6 +256,15 @@ class Registry:
             _log.error("cache has no room for some servers: %s", error)  # it has taken the others
             return False
         return True
+
+    def _is_told(self, record: metadata_pb2.ServerRecord, *, is_stale: bool) -> bool:
+        """Whether the live state knows the record, and who the server is by it: whoever told of the same revision, such
+        as one of a maintenance window, may have told nothing else. A copy that is stale knows nothing better."""
+        entry = self._state.find(record.descriptor.server_id)
+        if entry is None or entry.revision < record.details.revision:
+            return False
+        is_same = _same(entry.state.descriptor, record.descriptor, _SHOWN_FIELDS)
+        return is_same or is_stale or entry.revision > record.details.revision
 
     async def _pages(self) -> AsyncIterator[metadata_pb2.ListServerRecordsResponse]:
         token = ""

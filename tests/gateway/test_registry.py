@@ -65,7 +65,7 @@ class Metadata:
         server_id, is_deleted = list(self.servers.items())[place]
         response = metadata_pb2.ListServerRecordsResponse()
         record = response.servers.add()
-        record.descriptor.server_id = server_id
+        record.descriptor.CopyFrom(metric_pb2.ServerDescriptor(server_id=server_id, environment="production"))
         record.details.revision = 2 if server_id == "changed" else 1
         if is_deleted:
             record.delete_time.seconds = 1
@@ -90,6 +90,12 @@ class State:
 
     def revision(self, server_id: str) -> int | None:
         return {"known": 1, "changed": 1, "unrecorded": 0, "restored": 0}.get(server_id)
+
+    def find(self, server_id: str) -> ServerEntry | None:
+        return next((entry for entry in self.all() if entry.id == server_id), None)
+
+    def __contains__(self, server_id: object) -> bool:
+        return self.find(str(server_id)) is not None
 
     def all(self) -> list[ServerEntry]:
         states = [
