@@ -148,16 +148,11 @@ class Registry:
     async def places(self, server_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Environments and roles that servers have in the record, deleted ones too; of those that are not there,
         nothing."""
-        found: dict[str, tuple[str, str]] = {}
-        for start in range(0, len(server_ids), paging.MAX_PAGE_SIZE):
-            asked = server_ids[start : start + paging.MAX_PAGE_SIZE]
-            request = metadata_pb2.ListServerRecordsRequest(page_size=len(asked), show_deleted=True, server_ids=asked)
-            async with calling("metadata"):
-                response = await self._records.ListServerRecords(request)
-            found |= {
-                one.descriptor.server_id: (one.descriptor.environment, one.descriptor.role) for one in response.servers
-            }
-        return found
+        return {
+            one.descriptor.server_id: (one.descriptor.environment, one.descriptor.role)
+            async for page in self._pages_of(server_ids)
+            for one in page.servers
+        }
 
     async def show_details(self, server_id: str, details: details_pb2.ServerDetails) -> None:
         """Tells the live state what the record of a server says now, and waits until it shows it."""
@@ -211,6 +206,13 @@ class Registry:
             deleted.update(_deleted(page.servers))
             fits &= await self._tell(page.servers, is_stale=is_stale)
         removed = 0
+        if is_record:
+            # it took a while to read all: what was restored meanwhile is there again, and is asked about once more
+            there = [server_id for server_id in deleted if server_id in self._state]
+            async for page in self._pages_of(there):
+                for record in page.servers:
+                    if not record.HasField("delete_time"):
+                        del deleted[record.descriptor.server_id]
         told = list(deleted) if is_record else []
         for start in range(0, len(told), SEED_PAGE_SIZE):  # together they may be over a message
             part = told[start : start + SEED_PAGE_SIZE]
@@ -278,6 +280,15 @@ class Registry:
             token = response.next_page_token
             if not token:
                 return
+
+    async def _pages_of(self, server_ids: Sequence[str]) -> AsyncIterator[metadata_pb2.ListServerRecordsResponse]:
+        """Their records, deleted ones too."""
+        for start in range(0, len(server_ids), paging.MAX_PAGE_SIZE):
+            asked = server_ids[start : start + paging.MAX_PAGE_SIZE]
+            request = metadata_pb2.ListServerRecordsRequest(page_size=len(asked), show_deleted=True, server_ids=asked)
+            async with calling("metadata"):
+                response = await self._records.ListServerRecords(request)
+            yield response
 
     async def _show(self, record: metadata_pb2.ServerRecord) -> fleet_pb2.Server:
         descriptor = record.descriptor

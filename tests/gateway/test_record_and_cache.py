@@ -176,3 +176,23 @@ async def test_a_change_that_the_next_one_overtook_is_shown_all_the_same() -> No
         assert live.state.revision("a") == 3
         live.record.tell("a")
         await eventually(lambda: live.shown() == {"a": "new"})
+
+
+async def test_a_server_that_is_restored_while_the_record_is_compared_stays() -> None:
+    async with product() as live:
+        live.record.change("a", environment="old")
+        live.record.tell("a")
+        await eventually(lambda: live.shown() == {"a": "old"})
+        await live.registry.delete("a")
+        page = asyncio.Event()
+        live.record.pages.append(page)
+        live.registry.snapshot_received()
+        await eventually(lambda: not live.record.pages)
+        await live.registry.undelete("a")
+        sequence = live.state.sequence
+        page.set()
+        live.record.change("z", environment="last")
+        live.registry.snapshot_received()
+        await eventually(lambda: "z" in live.shown())
+        assert live.shown() == {"a": "old", "z": "last"}
+        assert [entry.sequence for entry in live.state.all()] == [sequence, sequence + 1], "it never went"
