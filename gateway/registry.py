@@ -205,24 +205,27 @@ class Registry:
             is_record &= not is_stale
             deleted.update(_deleted(page.servers))
             fits &= await self._tell(page.servers, is_stale=is_stale)
-        removed = 0
+        removed = await self._remove(deleted) if is_record else 0
         if is_record:
-            # it took a while to read all: what was restored meanwhile is there again, and is asked about once more
-            there = [server_id for server_id in deleted if server_id in self._state]
-            async for page in self._pages_of(there):
-                for record in page.servers:
-                    if not record.HasField("delete_time"):
-                        del deleted[record.descriptor.server_id]
-        told = list(deleted) if is_record else []
+            await self._record_all_but(recorded)
+        return is_record and (fits or not removed)  # with those gone there may be room
+
+    async def _remove(self, deleted: dict[str, int]) -> int:
+        """Has the cache forget deleted servers, given with their revisions; returns how many it had."""
+        # it took a while to read all: what was restored meanwhile is there again, and is asked about once more
+        there = [server_id for server_id in deleted if server_id in self._state]
+        async for page in self._pages_of(there):
+            for record in page.servers:
+                if not record.HasField("delete_time"):
+                    del deleted[record.descriptor.server_id]
+        told, removed = list(deleted), 0
         for start in range(0, len(told), SEED_PAGE_SIZE):  # together they may be over a message
             part = told[start : start + SEED_PAGE_SIZE]
             revisions = [deleted[server_id] for server_id in part]
             request = cache_pb2.RemoveServersRequest(server_ids=part, revisions=revisions)
             async with calling("cache"):
                 removed += (await self._cache.RemoveServers(request)).removed
-        if is_record:
-            await self._record_all_but(recorded)
-        return is_record and (fits or not removed)  # with those gone there may be room
+        return removed
 
     async def _record_all_but(self, recorded: Container[str]) -> None:
         """Has servers of the live state recorded that the record lacks: who was to tell it of them, and had told the
