@@ -13,7 +13,7 @@ from typing import Final, ParamSpec, TypeVar
 import apsw
 
 from runtime.errors import DataLoss, OpenManagerError, ResourceExhausted, Unavailable
-from runtime.sqlite import sync_folder
+from runtime.sqlite import is_full, sync_folder
 
 BUSY_TIMEOUT_MS: Final = 10_000
 LOG_KEPT_BYTES: Final = 16 << 20
@@ -45,7 +45,7 @@ def connect(path: Path, *, durable: bool = True) -> apsw.Connection:
 
 def storage_error(error: apsw.Error) -> OpenManagerError:
     """What a caller whose write or read failed is told."""
-    if isinstance(error, apsw.FullError):
+    if is_full(error):
         return ResourceExhausted("the disk of DATA_DIR is full; nothing of this was kept", reason="DISK_FULL")
     if isinstance(error, DAMAGED):
         return DataLoss(f"a file in DATA_DIR is damaged: {error}", reason="STORAGE_FAILED")

@@ -53,6 +53,12 @@ def give_back(db: apsw.Connection, pages: int = sys.maxsize) -> None:
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether a disk has no room: SQLite calls it an I/O error where it is the index of a log that finds none (32 KB,
+    made when a file is opened)."""
+    return isinstance(error, apsw.FullError) or getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder durable: a new file is lost with its directory entry."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

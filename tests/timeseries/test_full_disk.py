@@ -14,3 +14,9 @@ DISK_BYTES = 40 << 20
 def test_a_full_disk_refuses_loses_nothing_and_recovers(tmp_path: Path, part: str) -> None:
     with small_disk(DISK_BYTES) as disk:
         disk.run("tests.timeseries.full_disk", part, str(tmp_path), within_s=100)
+
+
+def test_a_start_on_a_full_disk_says_that_it_is_full() -> None:
+    """It said "disk I/O error": the look of a broken disk, where room was all that it wanted."""
+    with small_disk(1 << 20) as disk:
+        disk.run("tests.timeseries.filled_disk", within_s=60)

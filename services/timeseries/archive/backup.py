@@ -79,7 +79,7 @@ import apsw
 
 from runtime.clock import Clock
 from runtime.errors import OpenManagerError
-from runtime.sqlite import fetch, sync_folder
+from runtime.sqlite import fetch, is_full, sync_folder
 from services.timeseries.archive.journal_copy import JournalCopy
 from services.timeseries.archive.manifest import (
     JOURNAL_NAME,
@@ -377,7 +377,7 @@ def _put(source: Path, folder: Path, file: BackedUpFile) -> None:
 
 
 def _said(error: Exception) -> str:
-    if isinstance(error, apsw.FullError):
+    if is_full(error):
         return "the disk is full"
     if isinstance(error, DAMAGED):
         return f"{error}. See `verify`, which names what is damaged"

@@ -12,6 +12,7 @@ from typing import Final
 import apsw
 
 from runtime.errors import DataLoss, OpenManagerError, ResourceExhausted, Unavailable
+from runtime.sqlite import is_full
 
 FORMAT_VERSION: Final = 1
 JOURNAL_PAGE_BYTES: Final = 8_192
@@ -107,7 +108,7 @@ def file_bytes(path: Path) -> int:
 
 def storage_error(error: apsw.Error) -> OpenManagerError:
     """What a caller whose write or read failed is told."""
-    if isinstance(error, apsw.FullError):
+    if is_full(error):
         return ResourceExhausted("the disk is full; nothing of this batch was kept", reason="DISK_FULL")
     return Unavailable(f"the storage failed: {error}", reason="STORAGE_FAILED")
 
@@ -115,7 +116,7 @@ def storage_error(error: apsw.Error) -> OpenManagerError:
 def opening_error(folder: Path, error: apsw.Error) -> OpenManagerError:
     """What who opens a store is told; a partition that is damaged is left out, so it is the journal that cannot be
     read."""
-    if isinstance(error, apsw.FullError):
+    if is_full(error):
         return ResourceExhausted(f"the disk of {folder} is full: make room and start again", reason="DISK_FULL")
     if is_unreadable(error):
         return unreadable_journal(folder / "journal.db", error)
