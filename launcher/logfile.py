@@ -62,3 +62,12 @@ def summary_of(line: bytes) -> str:
     if not isinstance(entry, dict) or entry.get("level") not in _SHOWN_LEVELS:
         return ""
     return f"{entry['level'].lower()}: {entry.get('message', '')}"
+
+
+def is_of_set_up(line: bytes) -> bool:
+    """Whether a line tells whoever starts the processes of his settings or machine, and not of how starting goes."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and bool(entry.get("of_set_up"))

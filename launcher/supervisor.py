@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from launcher.logfile import LogFile, summary_of
+from launcher.logfile import LogFile, is_of_set_up, summary_of
 from runtime import notify
 from runtime.clock import Clock
 from runtime.notifications import NotifySocket
@@ -70,6 +70,7 @@ class _Running:
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str = ""
     shown: dict[str, float] = field(default_factory=dict)
+    of_set_up: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_LAST_LINES))
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_LAST_LINES))
 
 
@@ -84,7 +85,7 @@ class Supervisor:
         self._logs = logs
         self._clock = clock
         self._say = say
-        self._said_early: set[str] = set()
+        self._said_of_set_up: set[str] = set()
         self._stopping = asyncio.Event()
 
     async def run(self, when_ready: Callable[[], None]) -> None:
@@ -199,8 +200,11 @@ class Supervisor:
             text = summary_of(line)
             if text:
                 running.last_lines.append(text)
-                if running.settled.is_set() and not self._stopping.is_set():
-                    self._tell_news(running, text)
+                if running.settled.is_set():
+                    if not self._stopping.is_set():
+                        self._tell_news(running, text)
+                elif is_of_set_up(line):
+                    running.of_set_up.append(text)
 
     def _tell_news(self, running: _Running, text: str) -> None:
         if self._is_news(running, text):
@@ -224,15 +228,15 @@ class Supervisor:
         running.ready.set()
         if not running.settled.is_set():
             running.settled.set()
-            self._tell_early(running)
+            self._tell_of_set_up(running)
         if again:
             self._say(f"{running.spec.name} is back")
 
-    def _tell_early(self, running: _Running) -> None:
-        """What a process warned of while it started, such as a setting that it does not know; of many alike once."""
-        for text in running.last_lines:
-            if text not in self._said_early:
-                self._said_early.add(text)
+    def _tell_of_set_up(self, running: _Running) -> None:
+        """Such as a setting that a process does not know; what several say is said once."""
+        for text in running.of_set_up:
+            if text not in self._said_of_set_up:
+                self._said_of_set_up.add(text)
                 self._tell_news(running, text)
 
     async def _stop_processes(self) -> None:

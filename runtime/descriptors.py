@@ -8,6 +8,8 @@ import logging
 import resource
 from typing import Final
 
+from runtime.logs import OF_SET_UP
+
 WANTED: Final = 65_536
 """More is of no use: see the bounds of connections."""
 RESERVED: Final = 256
@@ -31,7 +33,8 @@ def allow_many() -> None:
         except (OSError, ValueError) as error:  # macOS has a limit of its own below an infinite one
             _log.info("the limit of open files stays %d: %s", soft, error)
     if max_connections() < FEW:
-        _log.warning("at most %d connections can be open at once: raise the limit of open files", max_connections())
+        say = "at most %d connections can be open at once: raise the limit of open files"
+        _log.warning(say, max_connections(), extra=OF_SET_UP)
 
 
 def max_connections() -> int:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from runtime.logs import OF_SET_UP
 from runtime.redaction import remember_secret
 from runtime.settings import CommonSettings
 
@@ -116,7 +117,7 @@ def _secret_of(path: Path) -> str:
         if not path.exists():
             _create(path)
         if path.stat().st_mode & 0o077:
-            _log.warning("%s can be read by other users of this machine: chmod 600 it", path)
+            _log.warning("%s can be read by other users of this machine: chmod 600 it", path, extra=OF_SET_UP)
         secret = path.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not ASCII text"

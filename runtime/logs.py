@@ -15,6 +15,8 @@ from runtime import tracing
 from runtime.redaction import MASK, is_secret_name, redact
 
 _STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+OF_SET_UP: Final = {"of_set_up": True}
+"""`extra` of what whoever starts the process should see, although it starts: the launcher shows it on its terminal."""
 MAX_TEXT_CHARS: Final = 8_192  # a line stays readable and a runaway message cannot fill the disk
 # JSON lets these stand as they are, but readers of lines take some for line ends, and terminals some for commands.
 _ESCAPED: Final = {code: f"\\u{code:04x}" for code in (*range(0x80, 0xA0), 0x2028, 0x2029)}

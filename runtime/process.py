@@ -183,7 +183,7 @@ def run_process(
         sys.exit(EXIT_BAD_SETTINGS)
     logs.configure(name, settings.log_level)
     for line in () if part else misspelt(settings_class, name, os.environ):
-        _log.warning(line)
+        _log.warning(line, extra=logs.OF_SET_UP)
     descriptors.allow_many()
     telemetry.configure(f"openmanager-{name}", settings.otel_exporter_otlp_endpoint, prometheus=prometheus)
     gc.collect()

@@ -67,9 +67,13 @@ async def test_a_full_disk_under_the_logs_stops_nobody_and_is_said_once(tmp_path
     assert said == [f"talker: error: {tmp_path}/logs/talker.log lacks lines: No space left on device"]
 
 
-async def test_what_a_process_warns_of_before_it_is_ready_is_told(tmp_path: Path) -> None:
-    """Nobody saw it: not that a setting is misspelt, nor that others can read the service secret."""
-    warns = """print('{"level": "WARNING", "message": "REDIS_ULR is no setting"}', flush=True)\n"""
+async def test_what_a_process_warns_of_before_it_is_ready_is_told_if_it_is_of_the_set_up(tmp_path: Path) -> None:
+    """Nobody saw it: not that a setting is misspelt, nor that others can read the service secret. That another process
+    is not there yet is no news while all start."""
+    warns = """
+print('{"level": "WARNING", "message": "REDIS_ULR is no setting", "of_set_up": true}', flush=True)
+print('{"level": "WARNING", "message": "metadata is not reachable"}', flush=True)
+"""
     said: list[str] = []
     async with supervised(tmp_path, said, warns + warns + TALKS) as ready:
         await asyncio.wait_for(ready.wait(), 20)
