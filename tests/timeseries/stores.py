@@ -108,7 +108,7 @@ def as_before_roll_ups(folder: Path) -> None:
         shutil.rmtree(folder / tier)
     change = "DROP TABLE dirty; UPDATE meta SET value = 1 WHERE key = 'format_version'"
     changes = dict.fromkeys(folder.glob("*/*.db"), change)
-    changes[folder / "journal.db"] = "DROP TABLE ended"
+    changes[folder / "journal.db"] = "DROP TABLE ended; DROP TABLE partitions"
     for path, change in changes.items():
         with closing(apsw.Connection(str(path))) as database:
             database.execute(change)

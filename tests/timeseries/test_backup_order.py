@@ -4,7 +4,7 @@ Each promise of the essay in backup.py has a bug here that breaks it, put in on 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
 
@@ -109,9 +109,9 @@ def partitions_first(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             copy(source, target, step)
 
-    def the_journal(journal: JournalCopy) -> tuple[str, int]:
+    def the_journal(journal: JournalCopy, partitions: Collection[tuple[int, int]]) -> tuple[str, int]:
         copy(*live, ignore)
-        return finish(journal)
+        return finish(journal, partitions)
 
     monkeypatch.setattr(backup, "_copy_database", all_but_the_journal)
     monkeypatch.setattr(JournalCopy, "catch_up", ignore)

@@ -141,6 +141,7 @@ async def test_verify_finds_a_file_under_another_name_and_rows_that_went_too_far
     assert verify(tmp_path)[1] == [
         "journal.db: ended of day 3: rows went through 99, past the end 7",
         "rollup-5m/2023-12-06.db: it is the file of another day than its name says",
+        "rollup-5m/2023-12-05.db: it is not there, and nothing says that it went",
     ]
 
 

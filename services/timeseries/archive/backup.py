@@ -99,7 +99,7 @@ from services.timeseries.engine.database import DAMAGED, FORMAT_VERSION, connect
 from services.timeseries.engine.partition import day_of
 from services.timeseries.engine.settings import EngineSettings
 from services.timeseries.engine.store import Store
-from services.timeseries.engine.tiers import TIERS
+from services.timeseries.engine.tiers import RAW, TIERS
 
 _STEP_PAGES: Final = 512
 _TABLES_TRIES, _TABLES_WAIT_S = 10, 0.05
@@ -197,12 +197,15 @@ def _claimed(draft: Path, mark: str, what: str) -> Iterator[None]:
 def _copied(folder: Path, draft: Path, now_ms: int, progress: Progress) -> Manifest:
     journal = copy_journal(folder, draft, progress)
     names, left_out = [], []
+    noted: set[tuple[int, int]] = set()
     for level in _ORDER:
         tier = TierCopy(folder, draft, level, journal, progress)
         tier.copy()
         names += tier.copied
         left_out += tier.left_out
-    identity, last_sequence = journal.finish()
+        kept = tier.copied if level == RAW else tier.copied + tier.left_out
+        noted.update((level, day) for name in kept if (day := day_of(Path(name))) is not None)
+    identity, last_sequence = journal.finish(noted)
     created = datetime.datetime.fromtimestamp(now_ms / 1_000, datetime.UTC)
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -357,7 +360,10 @@ def restore(source: Path, folder: Path, *, settings: EngineSettings, clock: Cloc
     with closing(store):
         store.journal.note_lack(manifest.created_ms, max(manifest.created_ms, clock.now_ms()))
         points = store.partitions.points + store.heads.points
-        return Restored(manifest=manifest, points=points, damaged=store.faults.damaged)
+        left_out = sum(len(tier.partitions.missing) for tier in store.tiers)
+        if not store.lost:
+            store.note_partitions()
+        return Restored(manifest=manifest, points=points, damaged=store.faults.damaged - left_out)
 
 
 def _put(source: Path, folder: Path, file: BackedUpFile) -> None:

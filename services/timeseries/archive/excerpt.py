@@ -54,7 +54,7 @@ def copy_range(folder: Path, target: Path, days: range, progress: Progress) -> E
     _, others = partitions_of(folder, days)
     tier = TierCopy(folder, target, RAW, journal, progress)
     tier.copy(without=others)
-    _, last_sequence = journal.finish()
+    _, last_sequence = journal.finish(())
     _forget(target / JOURNAL_NAME, {day for gone in others.values() for day in gone}, last_sequence)
     found: set[int] = set()
     for name in tier.copied:

@@ -13,7 +13,7 @@ import apsw
 
 from runtime.sqlite import Transaction, fetch
 from services.timeseries.engine.database import read_only_uri
-from services.timeseries.engine.journal import add_missing_tables
+from services.timeseries.engine.journal import add_missing_tables, noted_partitions
 from services.timeseries.engine.tiers import RAW
 
 
@@ -70,15 +70,25 @@ class JournalCopy:
 
     def leave_out(self, level: int, days: range) -> None:
         """Notes that the points of a partition that cannot be read are gone, so that what was made of them stays as it
-        is: of the few rows of it that the journal has, or that come later, it must not be made anew."""
+        is: of the few rows of it that the journal has, or that come later, it must not be made anew. Of roll-ups it is
+        noted that there should be some: whoever opens the copy misses them, and makes them anew where that is
+        possible."""
         with closing(self._open()) as copy, Transaction(copy):
+            if level != RAW:
+                copy.execute("INSERT OR REPLACE INTO partitions VALUES (?, ?, ?)", (level, days.start, len(days)))
+                return
             last = _last_sequence(copy)
-            gone = [(level, day, last) for day in (days if level == RAW else days[:1])]
+            gone = [(level, day, last) for day in days]
             copy.executemany("INSERT OR REPLACE INTO ended VALUES (?, ?, ?)", gone)
 
-    def finish(self) -> tuple[str, int]:
-        """The identity and the last sequence of the copy, which is one file from here on."""
+    def finish(self, partitions: Collection[tuple[int, int]]) -> tuple[str, int]:
+        """The identity and the last sequence of the copy, which is one file from here on.
+
+        `partitions`: the tiers and first days of those that it may go on to note as being there.
+        """
         with closing(self._open()) as copy:
+            gone = [(tier, day) for tier, day in noted_partitions(copy) if (tier, day) not in partitions]
+            copy.executemany("DELETE FROM partitions WHERE tier = ? AND day = ?", gone)
             ((identity,),) = fetch(copy, "SELECT value FROM meta WHERE key = 'identity'")
             copy.execute(
                 "DELETE FROM meta WHERE key = 'stored_through'"

@@ -3,12 +3,13 @@
 It opens read-only connections only, so that it may run beside the service; each file is read within one read
 transaction, a moment of it. What must stay true: a healthy store is never called damaged, also while it is written.
 So what a partition refers to in the journal (cohorts, sequences) is looked up in a journal read after it; and
-everything that a reader would leave out is named here, column by column. Tiers are not compared with one another: their
-files are read at different moments, and a bucket may rightly be newer or older than the points it is made of.
+everything that a reader would leave out is named here, column by column, and each file that is gone. Tiers are not
+compared with one another: their files are read at different moments, and a bucket may rightly be newer or older than
+the points it is made of.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,9 +33,9 @@ from services.timeseries.archive.manifest import (
 from services.timeseries.engine import batch as batch_codec
 from services.timeseries.engine.catalog import Catalog, Cohort
 from services.timeseries.engine.database import FORMAT_VERSION, connect_read_only, file_bytes
-from services.timeseries.engine.journal import load_catalog
+from services.timeseries.engine.journal import load_catalog, noted_partitions
 from services.timeseries.engine.journal_reader import JournalReader, JournalRow
-from services.timeseries.engine.partition import READABLE_VERSIONS, Partition, day_of
+from services.timeseries.engine.partition import READABLE_VERSIONS, Partition, day_of, partition_path
 from services.timeseries.engine.rollup import GENERATION_SHIFT
 from services.timeseries.engine.settings import DAY_MS
 from services.timeseries.engine.tiers import RAW, TIERS
@@ -87,6 +88,7 @@ class _JournalState:
     cohorts: dict[int, Cohort]
     last_sequence: int
     identity: str
+    partitions: Mapping[tuple[int, int], int]
 
 
 @dataclass(slots=True)
@@ -114,7 +116,21 @@ class Verifier:
                 whole = self._file(name, READABLE_VERSIONS, partial(self._partition, level))
                 if whole or (self.folder / name).exists():  # else retention unlinked it
                     self.verified.tiers[kind.folder].partitions += 1
+        if not is_backup:  # of which the manifest says what it has
+            self._missing()
         return self.verified
+
+    def _missing(self) -> None:
+        """Names the partitions that the journal notes and that are not there."""
+
+        def missing(state: _JournalState | None) -> set[tuple[int, str]]:
+            noted = state.partitions if state is not None else {}
+            paths = [(level, partition_path(self.folder / TIERS[level].folder, day)) for level, day in noted]
+            return {(level, f"{path.parent.name}/{path.name}") for level, path in paths if not path.exists()}
+
+        if found := missing(self._state):
+            for _, name in sorted(found & missing(self._state_now())):  # it is noted that one goes before it does
+                self._damaged(name, "", "it is not there, and nothing says that it went")
 
     def _damaged(self, file: str, where: str, what: object) -> None:
         self.verified.damages += 1
@@ -163,6 +179,7 @@ class Verifier:
             {cohort.id: cohort for cohort in catalog.cohorts.values()},
             max(int(meta["swept_through"]), highest or 0),
             str(meta["identity"]),
+            noted_partitions(db),
         )
 
     def _state_now(self) -> _JournalState:

@@ -216,6 +216,7 @@ class Engine(Reads):
             try:
                 await self._loop.run_in_executor(self._upkeep, partial(self._upkeep_once, everything=everything))
                 await self._sweep()
+                await asyncio.wrap_future(self._writer.call(self._store.note_partitions))
             finally:  # also on a full disk, where these may well fail and the limit is what helps
                 if not self._closing.is_set():
                     await self._loop.run_in_executor(self._upkeep, self._retention.keep_limit)

@@ -67,9 +67,15 @@ _OWED: Final = """
 CREATE TABLE IF NOT EXISTS owed (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL) STRICT, WITHOUT ROWID
 """
 
-_SPANS: Final = """
-CREATE TABLE IF NOT EXISTS spans (day INTEGER PRIMARY KEY, days INTEGER NOT NULL) STRICT
+_PARTITIONS: Final = """
+CREATE TABLE partitions (tier INTEGER NOT NULL, day INTEGER NOT NULL, days INTEGER NOT NULL,
+    PRIMARY KEY (tier, day)) STRICT, WITHOUT ROWID
 """
+_FROM_SPANS: Final = """
+INSERT INTO partitions SELECT 0, day, days FROM spans WHERE day NOT IN (SELECT day FROM ended WHERE tier = 0);
+DROP TABLE spans
+"""
+_FORGET_PARTITION: Final = "DELETE FROM partitions WHERE tier = ? AND day = ?"
 
 _INSERT: Final = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)"
 _INSERTS: Final = [_INSERT + ", (?, ?, ?, ?, ?, ?)" * more for more in range(16)]
@@ -114,6 +120,9 @@ class Journal:
             """What was written before this instant came to another folder, if to any."""
             self.lacks_ms = int(str(self._meta("lacks_from") or 0)), int(str(self._meta("lacks_until") or 0))
             """As was what came between these."""
+            self.partitions = noted_partitions(self._db)
+            """The partitions that there are, but for the newest: tier and first day -> days, also should a file not be
+            able to say so any more, or not be there."""
             self._descriptors_from = min([self.swept_through, *self.followers().values()])
             ((highest,),) = fetch(self._db, "SELECT max(sequence) FROM batches")
             self.last_sequence = max(self.swept_through, highest or 0)
@@ -226,6 +235,8 @@ class Journal:
         with Transaction(self._db):
             self._db.executemany("INSERT OR REPLACE INTO evictions VALUES (?, ?, 0)", gone)
             self._db.executemany("INSERT OR REPLACE INTO ended VALUES (0, ?, ?)", gone)
+            self._db.executemany(_FORGET_PARTITION, [(0, day) for day, _ in gone])
+        self._forgotten((0, day) for day, _ in gone)
 
     def finish_eviction(self, days: Iterable[int]) -> None:
         """Notes that the days' file is gone, so that one that is made later for them stays."""
@@ -237,6 +248,12 @@ class Journal:
         """Notes durably that a partition of roll-ups goes, with all that was made of rows up to a sequence."""
         with Transaction(self._db):
             self._db.execute("INSERT OR REPLACE INTO ended VALUES (?, ?, ?)", (tier, day, through))
+            self._db.execute(_FORGET_PARTITION, (tier, day))
+        self._forgotten([(tier, day)])
+
+    def _forgotten(self, gone: Iterable[tuple[int, int]]) -> None:
+        for partition in gone:
+            self.partitions.pop(partition, None)
 
     def ended(self) -> list[tuple[int, int, int]]:
         """The partitions that went: tier, first day, and the sequence up to which rows went with them."""
@@ -247,16 +264,14 @@ class Journal:
         rows = fetch(self._db, "SELECT day, through, unlinked FROM evictions")
         return {day: (through, bool(unlinked)) for day, through, unlinked in rows}
 
-    def spans(self) -> dict[int, int]:
-        """The partitions of points that have several days: the first one, and how many, also should the file not be
-        able to say so any more."""
-        return dict(fetch(self._db, "SELECT day, days FROM spans"))
-
-    def note_spans(self, spans: Mapping[int, int]) -> None:
-        """Notes that there are these, and no others."""
+    def note_partitions(self, there: Mapping[tuple[int, int], int]) -> None:
+        """Notes that there are these, as in `partitions`, and no others; call it while none is on its way out."""
+        if there == self.partitions:
+            return
         with Transaction(self._db):
-            self._db.execute("DELETE FROM spans")
-            self._db.executemany("INSERT INTO spans VALUES (?, ?)", spans.items())
+            self._db.execute("DELETE FROM partitions")
+            self._db.executemany("INSERT INTO partitions VALUES (?, ?, ?)", [(*of, there[of]) for of in there])
+        self.partitions = dict(there)
 
     def shrink(self, *, urgent: bool = False) -> bool:
         """Gives free pages back when most of the file is free, as after a follower's long outage, or it is urgent.
@@ -356,7 +371,17 @@ def add_missing_tables(db: apsw.Connection) -> None:
     add_left_table(db)
     db.execute(_SETTLED)
     db.execute(_OWED)
-    db.execute(_SPANS)
+    if not db.table_exists("main", "partitions"):
+        db.execute(_PARTITIONS)
+        if db.table_exists("main", "spans"):  # which had only those of several days
+            db.execute(_FROM_SPANS)
+
+
+def noted_partitions(db: apsw.Connection) -> dict[tuple[int, int], int]:
+    """The partitions that a journal notes: tier and first day -> days; an older one may note none."""
+    if not db.table_exists("main", "partitions"):
+        return {}
+    return {(tier, day): days for tier, day, days in fetch(db, "SELECT tier, day, days FROM partitions")}
 
 
 def load_catalog(db: apsw.Connection) -> Catalog:

@@ -364,6 +364,17 @@ def marked(partition: Partition, part: Closed, now_ms: int) -> Iterator[Mark]:
         yield mark_of(partition, (number, part.cohort_id, first_ms, last_ms, rows, now_ms))
 
 
+def of_days(db: apsw.Connection, days: range) -> list[Closed]:
+    """What the blocks of a file have of some days, for `marked`; they are not stored again."""
+    found = integers(
+        db,
+        "SELECT cohort, max(min(first_ms), ?1), min(max(last_ms), ?2 - 1), sum(row_count) FROM blocks"
+        " WHERE first_ms < ?2 AND last_ms >= ?1 GROUP BY cohort",
+        (days.start * DAY_MS, days.stop * DAY_MS),
+    )
+    return [Closed(cohort_id=of, blocks=(), touched=[(first, last, rows)]) for of, first, last, rows in found]
+
+
 def partition_path(folder: Path, day: int) -> Path:
     """The file of a day."""
     return folder / f"{EPOCH + datetime.timedelta(days=day):%Y-%m-%d}.db"

@@ -36,6 +36,7 @@ from services.timeseries.engine.partition import (
     mark_of,
     marked,
     move_aside,
+    of_days,
     partition_path,
     prepare,
     remove_files,
@@ -54,7 +55,7 @@ class Partitions:
         identity: str,
         idle_limit: int,
         *,
-        noted_spans: Mapping[int, int] | None = None,
+        noted: Mapping[int, int] | None = None,
         span_days: int = 1,
         sparse_days: int | None = None,
         sparse_points: int = 0,
@@ -65,7 +66,7 @@ class Partitions:
         Args:
             folder: made if it is not there; `identity`: of the journal.
             idle_limit: connections kept open.
-            noted_spans: first day -> days, for files that cannot say it any more.
+            noted: first day -> days, of files that were there; they may not be able to say it any more.
             span_days: days of a file.
             sparse_days: days of a file where there are few points; None: as many.
             sparse_points: few are under so many a day; such files also have small pages.
@@ -95,11 +96,15 @@ class Partitions:
         """What is wrong with those that could not be read at the start."""
         self.found_sequence = self.found_cohort = 0
         """The highest of all rows, and of all blocks, that were there at the start."""
-        noted, days = noted_spans or {}, map(day_of, folder.glob("*.db"))
+        noted, days = noted or {}, map(day_of, folder.glob("*.db"))
         spans = {day: noted.get(day, span_days) for day in days if day is not None}
         self._placed = Placement(spans, span_days=span_days, sparse_days=sparse_days, sparse_points=sparse_points)
         for day in spans:
             self._look_into(day)
+        self.missing = {day: noted[day] for day in noted if day not in self._placed.spans}
+        """First day -> days, of files that were there and were gone at the start, or empty."""
+        if self.missing:
+            self.all_usable = False
 
     def expect(self, points_a_day: float) -> None:
         """Says how many points are to come, for the first partition: a later one is made like the newest."""
@@ -128,10 +133,10 @@ class Partitions:
             return self._placed.within(first, last)
 
     @property
-    def long_spans(self) -> dict[int, int]:
-        """First day -> days, of the partitions that have more than others."""
+    def spans(self) -> dict[int, int]:
+        """First day -> days, of the partitions that have a file."""
         with self._lock:
-            return {day: days for day, days in self._placed.spans.items() if days > self.span_days}
+            return dict(self._placed.spans)
 
     @property
     def name(self) -> str:
@@ -345,6 +350,14 @@ class Partitions:
             pile = piles.setdefault(part.cohort_id, Pile())
             for stored in part.blocks:
                 pile.add(stored.rows, self._short_below)
+
+    def mark(self, day: int, days: range, now_ms: int) -> list[Mark]:
+        """Marks all rows of some days in a partition's blocks once more, in one transaction; returns the marks.
+
+        Raises as `lend`, and `apsw.Error`.
+        """
+        with self.lend(day) as partition, Transaction(partition.db):
+            return [mark for part in of_days(partition.db, days) for mark in marked(partition, part, now_ms)]
 
     def clear(self, marks: Sequence[Mark]) -> None:
         """Forgets marks of one file, whose roll-ups are durable; raises as `lend`, and `apsw.Error`."""

@@ -106,10 +106,12 @@ class Retention:
         return max(max([min(starts, default=_MAX_DAY), *ends]) * DAY_MS, self._store.journal.whole_from_ms)
 
     def end_lost(self) -> None:
-        """Has what was made of lost files stay as it is; before any roll-up is made of what is left of them."""
+        """Has lost roll-ups made anew, and what was made of other lost files stay as it is; before any roll-up is made
+        of what is left of them."""
         for tier, days in list(self._store.lost):
             try:
-                self._on_writer(partial(self._store.end_lost, tier, days))
+                if not self._store.make_again(tier, days):
+                    self._on_writer(partial(self._store.end_lost, tier, days))
             except Exception as error:
                 self._note(f"the loss of {tier.partitions.path(days.start).name} could not be noted", error)
 

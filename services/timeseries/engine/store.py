@@ -31,7 +31,14 @@ from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
 from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.journal_reader import JournalRow
-from services.timeseries.engine.partition import BlockInfo, Closed, partition_path, remove_files
+from services.timeseries.engine.partition import (
+    BlockInfo,
+    Closed,
+    PartitionGoneError,
+    UnusablePartitionError,
+    partition_path,
+    remove_files,
+)
 from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.payload import Opened
 from services.timeseries.engine.settings import DAY_MS, EngineSettings
@@ -77,7 +84,6 @@ class Store:
                 self.journal.finish_eviction(unfinished)
                 for tier, day, through in self.journal.ended():
                     self.ended[tier][day] = through
-                self._noted_spans = self.journal.spans()
             self.tiers = self._open_tiers(folder)
             self.partitions = self.tiers[RAW].partitions
             self._give_no_number_again()
@@ -87,7 +93,8 @@ class Store:
             self._replay({day: through for day, (through, _) in evictions.items()})
             with suppress(apsw.Error):  # the upkeep tries again; a full disk must not keep it from starting
                 for of_tier, days in list(self.lost):
-                    self.end_lost(of_tier, days)
+                    if not self.make_again(of_tier, days):
+                        self.end_lost(of_tier, days)
         except BaseException:
             self.journal.close()
             raise
@@ -116,7 +123,7 @@ class Store:
                 folder / kind.folder,
                 self.journal.identity,
                 settings.partition_connections,
-                noted_spans=self._noted_spans if level == RAW else None,
+                noted={day: days for (of, day), days in self.journal.partitions.items() if of == level},
                 span_days=kind.span_days,
                 sparse_days=kind.sparse_days,
                 sparse_points=settings.sparse_points_a_day,
@@ -131,17 +138,49 @@ class Store:
         for tier in tiers:
             for day, why in tier.partitions.found_unusable.items():
                 self.faults.damage(f"partition of {tier.partitions.name}", day, why)
+                if tier.level != RAW:  # one of points is set aside when rows come for it
+                    tier.partitions.on_lost(range(day, day + tier.partitions.span_of(day)))
+            for day, span in tier.partitions.missing.items():
+                why = f"{tier.partitions.path(day).name} is not there any more"
+                self.faults.damage(f"partition of {tier.partitions.name}", day, why)
+                tier.partitions.on_lost(range(day, day + span))
         return tiers
 
     def _lost(self, tier: Tier, days: range) -> None:
-        """A file cannot be used any more and is set aside: the numbers of its marks will be given again."""
+        """A file cannot be used any more and is set aside, or is gone: the numbers of its marks will be given again."""
         with self.lock:
             tier.marks.drop(days.start)
             self.lost.append((tier, days))
 
+    def make_again(self, tier: Tier, days: range) -> bool:
+        """Has a file of roll-ups that was lost made anew of what the finer tier has; whether that is all there was, so
+        that nothing of it is final. Durable, but for `lost`, which a start fills again. In the upkeep thread."""
+        if tier.level == RAW:
+            return False
+        finer, whole = self.tiers[tier.level - 1], True
+        span = finer.kind.span_days
+        with self.lock:
+            ended = set(self.ended[finer.level])
+        for first in range(days.start, days.stop, span):
+            if first in ended:
+                whole = False
+                continue
+            for day in finer.partitions.days(first, first + span - 1):
+                try:
+                    marks = finer.partitions.mark(day, range(first, first + span), self.clock.now_ms())
+                except (PartitionGoneError, UnusablePartitionError):
+                    whole = False
+                    continue
+                with self.lock:
+                    finer.marks.add(mark for mark in marks if mark.cohort_id in self.catalog.cohorts_by_id)
+        if whole:
+            with self.lock:
+                self.lost.remove((tier, days))
+        return whole
+
     def end_lost(self, tier: Tier, days: range) -> None:
-        """Notes durably that what was made of a file that was set aside is final: it must not be made anew of the rows
-        that come later, or are still in the journal. In the writer's thread, or before there is one."""
+        """Notes durably that what was made of a file that was set aside, or is gone, is final: it must not be made anew
+        of the rows that come later, or are still in the journal. In the writer's thread, or before there is one."""
         for day in days if tier.level == RAW else days[:1]:
             self.journal.end(tier.level, day, self.last_sequence)
             with self.lock:
@@ -270,7 +309,6 @@ class Store:
         self.swept_through = self.journal.swept_through
         self.journal.shrink()
         self._note_stored()
-        self._note_spans()
         return swept
 
     def _note_stored(self) -> None:
@@ -281,12 +319,13 @@ class Store:
         if through > self.journal.stored_through and self.partitions.all_usable:
             self.journal.note_stored(through)
 
-    def _note_spans(self) -> None:
-        """Has a start know the days of a partition that cannot be read any more: what was made of each stays."""
-        spans = self.partitions.long_spans
-        if spans != self._noted_spans:
-            self.journal.note_spans(spans)
-            self._noted_spans = spans
+    def note_partitions(self) -> None:
+        """Has a start know which partitions there are: of one that is gone, or cannot be read any more, what was made
+        of each day stays. In the writer's thread, while none is on its way out."""
+        with self.lock:
+            there = {(tier.level, days.start): len(days) for tier, days in self.lost}  # until `end_lost` has noted it
+        there |= {(tier.level, day): days for tier in self.tiers for day, days in tier.partitions.spans.items()}
+        self.journal.note_partitions(there)
 
     def forget(self, first: int, days: int, *, force: bool) -> bool:
         """Notes durably that all points so far of a partition's days are gone, and drops their heads. In the writer's
