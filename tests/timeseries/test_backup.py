@@ -193,9 +193,46 @@ async def test_an_engine_does_not_start_on_half_a_restore(
     monkeypatch.setattr(backup, "_put", all_but_the_last)
     with pytest.raises(BackupError, match=f"Input/output error. Delete what is in {tmp_path / 'store'} and try again"):
         restore(tmp_path / "backup", tmp_path / "store")
-    with pytest.raises(DataLoss):
+    with pytest.raises(DataLoss, match="was cut off: delete what is in it and restore again"):
         async with Engine.open(tmp_path / "store", clock=ManualClock(NOON), settings=QUIET):
             pass
+
+
+async def test_a_young_backup_that_is_cut_off_in_its_only_file_starts_as_no_new_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is in a block yet, so no partition says that there should be a journal."""
+    async with Engine.open(tmp_path / "live", clock=ManualClock(NOON), settings=QUIET) as engine:
+        await engine.append(writer.batch(writer.spread(1)), metric_sets=(writer.SET,))
+    assert len(back_up(tmp_path / "live", tmp_path / "backup").files) == 1
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        restore(tmp_path / "backup", tmp_path / "store")
+    monkeypatch.undo()
+    with pytest.raises(DataLoss, match="was cut off"):
+        async with Engine.open(tmp_path / "store", clock=ManualClock(NOON), settings=QUIET):
+            pass
+
+
+async def test_a_store_that_starts_after_a_restore_knows_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever the restore was killed: the service asks a store that follows for what came after the backup."""
+    await fill(tmp_path / "live")
+    back_up(tmp_path / "live", tmp_path / "backup")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backup, "Store", killed)
+    with pytest.raises(KeyboardInterrupt):
+        restore(tmp_path / "backup", tmp_path / "store")
+    async with Engine.open(tmp_path / "store", clock=ManualClock(NOON), settings=QUIET) as engine:
+        assert engine.lacks_ms == (NOON, NOON)
 
 
 async def test_a_backup_killed_in_the_middle_leaves_nothing_in_its_place(tmp_path: Path) -> None:

@@ -55,8 +55,9 @@ were copied late enough. A tail tells such a hole as `missed`, and `gap_through`
 Followers keep the cursors of t1, so they may ship again what they have: harmless.
 
 **What else must stay true.** A backup is written to PATH.partial, synced, described by manifest.json, and only then
-renamed: a PATH that exists is whole. A restore checks all of it before it writes anything, and puts the journal in
-place last: an engine refuses partitions without a journal, so it cannot start on half a restore.
+renamed: a PATH that exists is whole. A restore checks all of it before it writes anything. It begins with a journal of
+another name (`UNFINISHED_JOURNAL`), beside which an engine does not start, and gives it the right one when everything
+is in place and the journal says what this store lacks; so nothing starts on half a restore.
 
 A partition that SQLite cannot read is left out and named, and the rest is still worth having; what was made of it stays
 as it is (`JournalCopy.leave_out`). Rotten columns inside a readable file are copied as they are: verify names them.
@@ -95,7 +96,15 @@ from services.timeseries.archive.manifest import (
     tier_files,
     write_manifest,
 )
-from services.timeseries.engine.database import DAMAGED, FORMAT_VERSION, connect_read_only, file_bytes, is_unreadable
+from services.timeseries.engine.database import (
+    DAMAGED,
+    FORMAT_VERSION,
+    UNFINISHED_JOURNAL,
+    connect_read_only,
+    file_bytes,
+    is_unreadable,
+)
+from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.partition import day_of
 from services.timeseries.engine.settings import EngineSettings
 from services.timeseries.engine.store import Store
@@ -347,18 +356,24 @@ def restore(source: Path, folder: Path, *, settings: EngineSettings, clock: Cloc
     damaged = [f"{name}: {what}" for name, what in damaged_files(source, manifest, lambda *_: None)]
     if damaged:
         raise BackupError(f"{source} is damaged, nothing was restored; use another backup. " + "; ".join(damaged))
+    begun = folder / UNFINISHED_JOURNAL
     try:
-        for file in reversed(manifest.files):
+        begun.touch(mode=0o600)
+        sync_folder(folder)
+        for file in reversed(manifest.files):  # the journal last
             _put(source, folder, file)
             progress(file.name, file.bytes, file.bytes)
     except OSError as error:
         raise BackupError(f"the restore failed: {_said(error)}. Delete what is in {folder} and try again") from error
     try:
+        with closing(Journal(begun, may_create=False, now_ms=clock.now_ms())) as journal:
+            journal.note_lack(manifest.created_ms, max(manifest.created_ms, clock.now_ms()))
+        begun.rename(folder / JOURNAL_NAME)
+        sync_folder(folder)
         store = Store(folder, settings, clock)
-    except (apsw.Error, OpenManagerError) as error:
+    except (apsw.Error, OSError, OpenManagerError) as error:
         raise BackupError(f"what was restored in {folder} does not open: {error}. Use another backup") from error
     with closing(store):
-        store.journal.note_lack(manifest.created_ms, max(manifest.created_ms, clock.now_ms()))
         points = store.partitions.points + store.heads.points
         left_out = sum(len(tier.partitions.missing) for tier in store.tiers)
         if not store.lost:
@@ -367,18 +382,17 @@ def restore(source: Path, folder: Path, *, settings: EngineSettings, clock: Cloc
 
 
 def _put(source: Path, folder: Path, file: BackedUpFile) -> None:
-    target = folder / file.name
+    """Puts a file in its place; the journal beside it."""
+    target = folder / (UNFINISHED_JOURNAL if file.name == JOURNAL_NAME else file.name)
     if not target.parent.exists():
         target.parent.mkdir(mode=0o700)
         sync_folder(folder)
-    draft = target.with_name(f"{target.name}.partial")
-    with (source / file.name).open("rb") as reading, draft.open("xb") as writing:
+    with (source / file.name).open("rb") as reading, target.open("wb") as writing:
         digest, _ = digest_of(reading.read, writing.write)
         if digest != file.sha256:
             raise OSError(f"{source / file.name} changed while it was read")
         writing.flush()
         os.fsync(writing.fileno())
-    draft.rename(target)
     sync_folder(target.parent)
 
 

@@ -22,6 +22,8 @@ PARTITION_PAGE_BYTES: Final = 8_192  # measured: as fast as larger ones for one 
 SPARSE_PAGE_BYTES: Final = (
     1_024  # for small payloads, of which the last page of each, and every table's first, is empty
 )
+UNFINISHED_JOURNAL: Final = "journal.db.partial"
+"""What a restore makes before anything else, and names journal.db when all is in place: no engine opens the folder."""
 BUSY_TIMEOUT_MS: Final = 10_000
 LOG_KEPT_BYTES: Final = 64 << 20
 
@@ -121,6 +123,11 @@ def opening_error(folder: Path, error: apsw.Error) -> OpenManagerError:
     if is_unreadable(error):
         return unreadable_journal(folder / "journal.db", error)
     return Unavailable(f"the store in {folder} cannot be opened: {error}", reason="STORAGE_FAILED")
+
+
+def unfinished_restore(folder: Path) -> DataLoss:
+    """For a folder in which a restore was cut off. Says what to do."""
+    return DataLoss(f"a restore into {folder} was cut off: delete what is in it and restore again")
 
 
 def unreadable_journal(path: Path, why: object) -> DataLoss:

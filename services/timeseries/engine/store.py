@@ -26,7 +26,12 @@ from services.timeseries.engine import batch as batch_codec
 from services.timeseries.engine import block
 from services.timeseries.engine.cache import Cache
 from services.timeseries.engine.catalog import Catalog, Cohort
-from services.timeseries.engine.database import file_bytes, unreadable_journal
+from services.timeseries.engine.database import (
+    UNFINISHED_JOURNAL,
+    file_bytes,
+    unfinished_restore,
+    unreadable_journal,
+)
 from services.timeseries.engine.faults import Faults
 from services.timeseries.engine.head import Chunk, Head, Heads, heads_of
 from services.timeseries.engine.journal import Journal
@@ -68,6 +73,8 @@ class Store:
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
         self.journal_path = folder / "journal.db"
+        if not self.journal_path.exists() and (folder / UNFINISHED_JOURNAL).exists():
+            raise unfinished_restore(folder)
         orphans = any(any((folder / kind.folder).glob("*.db")) for kind in TIERS)
         with self._journal_is_to_blame():
             self.journal = Journal(self.journal_path, may_create=not orphans, now_ms=clock.now_ms())
