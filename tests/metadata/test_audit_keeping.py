@@ -16,14 +16,14 @@ from runtime import tasks
 from runtime.clock import ManualClock, SystemClock
 from runtime.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from runtime.limits import MAX_MESSAGE_BYTES
-from services.metadata.audit.checkpoint import CHECKPOINTS_FILE
+from services.metadata.audit.checkpoint import CHECKPOINTS_FILE, KEY_FILE
 from services.metadata.audit.keeper import CHECKPOINT_INTERVAL_S
 from services.metadata.audit.servicer import AuditServicer
 from services.metadata.audit.store import EventFilter
 from services.metadata.journal import Fact
 from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
-from tests.metadata.audit_parts import Audit, Writer, auditing
+from tests.metadata.audit_parts import Audit, Writer, auditing, told
 
 DAY_US = 86_400_000_000
 
@@ -120,6 +120,34 @@ async def test_a_chain_goes_on_from_the_database_where_data_dir_was_lost(
         assert audit.keeper.sink.end(writer.name) == writer.end
         await audit.parts.all_inserted()
         assert {kind for kind, _, _ in await audit.found()} == {"CHECKPOINT_REMOVED", "CHECKPOINT_ALTERED"}  # no key
+
+
+async def test_a_start_without_data_dir_and_database_gives_no_number_twice(
+    own_server: PostgresServer, tmp_path: Path
+) -> None:
+    """A machine that is set up again from backups may well start metadata before PostgreSQL."""
+    target = await own_server.fresh_database()
+    writer, other = Writer(), Writer("metadata-2")
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+    async with auditing(target, own_server, tmp_path / "first") as audit:
+        for _ in range(3):
+            await audit.filled(writer, 5)
+    key = (tmp_path / "first" / KEY_FILE).read_bytes()
+    (tmp_path / "second" / KEY_FILE).write_bytes(key)
+    own_server.stop(signal.SIGQUIT)
+    async with auditing(target, own_server, tmp_path / "second") as audit:
+        await audit.ship(other.make(2))
+        with pytest.raises(Unavailable):
+            await audit.keeper.sign()
+        own_server.start()
+        await audit.parts.all_inserted(60.0)
+        await audit.ship(writer.make(5))
+        assert await audit.keeper.sign()
+        await audit.parts.all_inserted(60.0)
+        proof = await audit.keeper.verify()
+        assert (told(proof), proof.checkpoints) == ({("CHECKPOINT_REMOVED", 1, 3)}, 4)  # those of DATA_DIR are lost
+        assert {chain.writer_id: chain.proved_seq for chain in proof.chains} == {writer.name: 20, other.name: 2}
 
 
 async def nothing() -> bool:

@@ -108,6 +108,7 @@ class Keeper:
         """The service's own, where it has one: dropping a month is an event."""
         self._last: Checkpoint | None = None
         self._last_said: Said | None = None
+        self._is_last_known = False  # no number is given before that is sure
         self._unsent: Checkpoint | None = None  # the last one, until the journal has it: it may be full
         self._last_at_s = 0.0
         self._signing, self._alone = asyncio.Lock(), asyncio.Lock()
@@ -116,12 +117,14 @@ class Keeper:
     async def __aenter__(self) -> Self:
         """Reads key and checkpoints; raises DataLoss where the key is none, OSError where the disk failed."""
         self._signer = await asyncio.to_thread(Signer, self._folder)
-        self._last = last_of(await asyncio.to_thread(self._file.read))
-        if self._last is None:
-            self._last = await self._from_database()
-        self._last_said = None if self._last is None else self._last.said()
+        self._take_last(last_of(await asyncio.to_thread(self._file.read)))
+        self._is_last_known = self._last is not None
         await self.sink.recover(self._last_said)
         self._unsent = self._last  # a death may have come between our disk and the journal
+        try:
+            await self._find_last()
+        except OpenManagerError as failure:
+            log.warning("nothing is signed until the audit log's checkpoints are known: %s", failure.message)
         try:
             await self._send()
         except OpenManagerError as failure:  # no reason not to serve
@@ -140,17 +143,29 @@ class Keeper:
         except (OpenManagerError, OSError) as failure:
             log.warning("no checkpoint of the audit log at the stop: %s", failure)
 
-    async def _from_database(self) -> Checkpoint | None:
-        """The last one in the database, where DATA_DIR has none: it was lost, or is a new one."""
-        try:
-            return last_of(await self._store.checkpoints())
-        except OpenManagerError as error:
-            log.warning("the checkpoints of the audit log are not known: %s", error.message)
-            return None
+    def _take_last(self, last: Checkpoint | None) -> None:
+        self._last, self._last_said = last, None if last is None else last.said()
+
+    async def _find_last(self) -> None:
+        """Finds the last checkpoint in the database where DATA_DIR has none: it was lost, or is a new one. Until then
+        a number might be given that the database knows.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        if not self._is_last_known:
+            self._take_last(last_of(await self._store.checkpoints()))
+            self.sink.learn(self._last_said)
+            self._is_last_known = True
 
     async def sign(self) -> bool:
-        """Signs the ends of all chains; False: the last checkpoint has them."""
+        """Signs the ends of all chains; False: the last checkpoint has them.
+
+        Raises:
+            Unavailable: DATA_DIR has no checkpoint, and the database is away.
+        """
         async with self._signing:
+            await self._find_last()
             await self._send()
             ends, months = dict(self.sink.ends), tuple(sorted(self.sink.months))
             last = self._last_said
@@ -221,6 +236,7 @@ class Keeper:
         # A checkpoint that is signed meanwhile would be in one place and not yet in another, and may name events that
         # are neither among those that wait now nor in the database when it is read.
         async with self._signing:
+            await self._find_last()
             ends = dict(self.sink.ends)
             # The journal before the database: what is inserted in between is then in both and not in none.
             waiting = await self._facts.unwritten(AUDIT_EVENT.name)

@@ -44,14 +44,19 @@ class Sink:
 
     async def recover(self, last: Said | None) -> None:
         """Finds the ends again, from the last checkpoint and the facts since; before anything is taken."""
-        if last is not None:
-            self.ends = dict(last.chains)
-            self.months = set(last.months)
+        self.learn(last)
         for fact in await self._facts.last_of_subjects(AUDIT_EVENT.name, "seq"):
             event = event_of(fact)
             if event.seq > self.end(event.writer_id).seq:
                 self.ends[event.writer_id] = event.link
         self.months |= {month_of(fact.created_us) for fact in await self._facts.unwritten(AUDIT_EVENT.name)}
+
+    def learn(self, last: Said | None) -> None:
+        """Takes the ends and months of the last checkpoint, but for ends that are known to be later ones."""
+        if last is not None:
+            for writer, end in last.chains.items():
+                self.ends[writer] = max(end, self.end(writer), key=lambda link: link.seq)
+            self.months.update(last.months)
 
     def end(self, writer_id: str) -> Link:
         """How far a chain goes; START for one that is not known."""
