@@ -306,7 +306,7 @@ async def _serve_http(
         return Health(ready=not lacks, reasons=lacks)
 
     policy = Policy(services)
-    authenticator = telling(exchange_authenticator(policy), door.audit.refused_call, _caller_of)
+    authenticator = telling(exchange_authenticator(door.callers, policy), door.audit.refused_call, _caller_of)
     interception = Interception(authenticator, waiting=door.waiting)
     door.table.ends(interception.end_streams_of)
     app = create_app(

@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from contextvars import Token
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 
 from opentelemetry import trace
@@ -74,6 +75,8 @@ Unauthenticated or PermissionDenied. What it needs to know it has in memory: it 
 AtOnce = Callable[[Request, Caller | None], Response | None]
 """Given a request and who sends it (None: nobody was asked, or a process of ours), answers from memory, or with None:
 then the method is to be called. It waits for nothing."""
+Receive = Callable[[Request], Awaitable[object]]
+"""Given a request of which its caller has sent the beginning, returns when he has sent the rest."""
 
 
 def metadata_value(context: CallContext, name: str) -> str | None:
@@ -177,10 +180,11 @@ class Interception:
         context: CallContext,
         at_once: AtOnce[Request, Response] | None = None,
         tried: "NotAnswered | None" = None,
+        receive: Receive[Request] | None = None,
     ) -> Response:
         """Runs a method with one response. Its deadline: the caller's or the default, never over the maximum.
 
-        `tried`: what `at_once` has begun, in the same task.
+        `tried`: what `at_once` has begun, in the same task. `receive`: brings what is not here of the request yet.
         """
         started, peer = time.monotonic() if tried is None else tried.started, ""
         failure: OpenManagerError | None = None
@@ -200,10 +204,13 @@ class Interception:
             peer = context.peer()
             place = "" if self._waiting is None else self._waiting.enter(method)
             try:
+                if receive is not None:
+                    self._leave(place)
+                    place = ""
+                    handler = partial(self._when_here, method, handler, receive)
                 return await self._in_time(handler, request, context, started)
             finally:
-                if self._waiting is not None:
-                    self._waiting.leave(place)
+                self._leave(place)
         except asyncio.CancelledError:
             failure = _cancelled(context)
             raise
@@ -216,6 +223,32 @@ class Interception:
             _record(method, peer, context, started, failure)
             if current is not None:
                 caller.current.reset(current)
+
+    async def _when_here(
+        self,
+        method: str,
+        handler: Callable[[Request, Any], Awaitable[Response]],
+        receive: Receive[Request],
+        request: Request,
+        context: Any,
+    ) -> Response:
+        await self._all_of(method, receive, request, context)
+        place = "" if self._waiting is None else self._waiting.enter(method)
+        try:
+            return await handler(request, context)
+        finally:
+            self._leave(place)
+
+    async def _all_of(self, method: str, receive: Receive[Request], request: Request, context: CallContext) -> None:
+        """Returns when all of a request is here. It has come as slowly as its caller likes, who has no place meanwhile,
+        since he waits for no store, and who is let in by what he may do now."""
+        await receive(request)
+        if self._authenticator is not None:
+            caller.current.set(self._authenticator(method, context))
+
+    def _leave(self, place: str) -> None:
+        if place and self._waiting is not None:
+            self._waiting.leave(place)
 
     async def _in_time(
         self, handler: Callable[[Request, Any], Awaitable[Response]], request: Request, context: Any, started: float
@@ -252,7 +285,7 @@ class Interception:
         async with aclosing(self.stream(method, one, requests, context, waits=False)) as responses:
             return await anext(responses)
 
-    async def stream(  # noqa: C901  as `unary`
+    async def stream(
         self,
         method: str,
         handler: Callable[[Request, Any], AsyncIterator[Response]],
@@ -260,10 +293,12 @@ class Interception:
         context: CallContext,
         *,
         waits: bool = True,
+        receive: Receive[Request] | None = None,
     ) -> AsyncGenerator[Response, None]:
         """Runs a method that answers with a stream (an async generator): no deadline but the caller's.
 
-        `waits` False: its answer begins when the caller likes, since the request is a stream too.
+        `waits` False: its answer begins when the caller likes, since the request is a stream too. `receive`: as of
+        `unary`.
         """
         started, peer = time.monotonic(), context.peer()
         left_s = context.time_remaining()
@@ -277,13 +312,14 @@ class Interception:
             if self._authenticator is not None:
                 running.who = self._authenticator(method, context)
                 caller.current.set(running.who)  # a stream has a context of its own
+            if receive is not None:
+                await self._all_of(method, receive, request, context)
             if self._waiting is not None and waits:
                 place = self._waiting.enter(method)
             async with aclosing(cast("AsyncGenerator[Response, None]", handler(request, context))) as responses:
                 async for response in responses:
-                    if place and self._waiting is not None:
-                        self._waiting.leave(place)
-                        place = ""
+                    self._leave(place)
+                    place = ""
                     running.sending = True
                     yield response
                     running.sending = False
@@ -305,8 +341,7 @@ class Interception:
         finally:
             call.over = True
             self._streams.end(task)
-            if place and self._waiting is not None:
-                self._waiting.leave(place)
+            self._leave(place)
             _record(method, peer, context, started, failure)
 
     def end_streams(self) -> None:

@@ -197,11 +197,15 @@ def known_to(callers: Callers, policy: Policy) -> Knows:
     return knows
 
 
-def exchange_authenticator(policy: Policy) -> Authenticator:
-    """The same for HTTP, where the guard has found who calls before."""
+def exchange_authenticator(callers: Callers, policy: Policy) -> Authenticator:
+    """The same for HTTP, where the guard has found who calls before: at the head of a request, whose body comes when it
+    likes. Then this is asked again."""
 
     def authenticate(method: str, exchange: Any) -> Caller:
         caller: Caller = exchange.caller
+        over = callers.over(caller)
+        if over is not None:
+            raise over
         policy.check(method, caller)
         return caller
 

@@ -73,8 +73,9 @@ class Bridge:
             if endpoint.framer is not None:
                 await self._stream(endpoint, endpoint.framer, exchange, send)
             else:
-                run = self._interception.unary
-                answer = await run(endpoint.rpc, endpoint.answer, exchange, exchange, endpoint.from_memory)
+                answer = await self._interception.unary(
+                    endpoint.rpc, endpoint.answer, exchange, exchange, endpoint.from_memory, receive=endpoint.receive
+                )
                 await answer.send(send, exchange, with_body=with_body)
         except OpenManagerError as error:
             if not exchange.gone:
@@ -105,8 +106,9 @@ class Bridge:
     async def _pump(self, endpoint: Endpoint, exchange: Exchange, writer: StreamWriter) -> None:
         limit = asyncio.timeout(exchange.time_remaining())
         run = self._interception.stream
+        running = run(endpoint.rpc, endpoint.stream, exchange, exchange, receive=endpoint.receive)
         try:
-            async with limit, aclosing(run(endpoint.rpc, endpoint.stream, exchange, exchange)) as chunks:
+            async with limit, aclosing(running) as chunks:
                 async for chunk in chunks:
                     await writer.write(chunk)
         except TimeoutError:

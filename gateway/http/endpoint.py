@@ -21,14 +21,15 @@ from google.protobuf.message_factory import GetMessageClass
 
 from gateway.http.answer import Answer
 from gateway.http.encode import encoder_of, reader_of
-from gateway.http.exchange import DISCONNECT_WATCH_AFTER_S, Exchange
+from gateway.http.exchange import DISCONNECT_WATCH_AFTER_S, MAX_BODY_BYTES, MAX_OPEN_BODY_BYTES, Exchange
 from gateway.http.routes import REMEMBERED_PATH_CHARS, REMEMBERED_PATHS, Route
 from gateway.http.streams import Framer, framer_of, if_match_field, last_id_field
 from gateway.http.transcode import RequestReader
+from openmanager.gateway.v1 import options_pb2
 from runtime.caller import Caller
 from runtime.clock import Clock
 from runtime.errors import InvalidArgument
-from runtime.interception import AtOnce
+from runtime.interception import AtOnce, Receive
 from runtime.prepared import Prepared
 
 DECODE_IN_THREAD_BYTES: Final = 16 << 10
@@ -58,6 +59,8 @@ class Endpoint:
         output = route.method.output_type
         self.route = route
         self.rpc = route.rpc
+        self.receive: Receive[Exchange] | None = self._received if route.body or route.changes else None
+        self._most_bytes = MAX_OPEN_BODY_BYTES if _is_open(route) else MAX_BODY_BYTES
         self.behaviour = behaviour
         self.reader = RequestReader(route)
         self._at_once = None if route.body else at_once
@@ -116,6 +119,10 @@ class Endpoint:
             async for response in responses:
                 yield await self.encode(response)
 
+    async def _received(self, exchange: Exchange) -> bytes:
+        """The body, once it is here."""
+        return await exchange.body(self._most_bytes)
+
     def _without_query(self, values: tuple[str, ...]) -> Message:
         """The request that a path makes, for methods that change nothing of it: it is kept."""
         return self.reader.read(values, b"", b"", 0)
@@ -125,7 +132,7 @@ class Endpoint:
 
     async def _decode(self, exchange: Exchange) -> Message:
         """The request message; starts watching for the caller's leaving."""
-        body = await exchange.body() if self.route.body or self.route.changes else b""
+        body = b"" if self.receive is None else await self._received(exchange)
         exchange.watch(after_s=DISCONNECT_WATCH_AFTER_S if self.framer is None else 0.0)
         query: bytes = exchange.scope["query_string"]
         if len(body) > DECODE_IN_THREAD_BYTES:
@@ -169,6 +176,10 @@ class Endpoint:
 
     def _to_json(self, message: Any) -> bytes:
         return orjson.dumps(self._encode(getattr(message, self._field) if self._field else message))
+
+
+def _is_open(route: Route) -> bool:
+    return bool(route.method.GetOptions().Extensions[options_pb2.open_to_all])
 
 
 def _same(value: Any) -> Any:

@@ -21,6 +21,9 @@ from runtime.settings import parse_duration
 
 MAX_BODY_BYTES: Final = 16 << 20
 """The largest body of a request."""
+MAX_OPEN_BODY_BYTES: Final = 16 << 10
+"""The largest of a method that is open to all: a stranger's, of whom ten thousand may be here at once. A name and a
+password take half of it, however they are escaped."""
 BODY_READ_TIMEOUT_S: Final = 30.0
 """How long a body may take to arrive."""
 DISCONNECT_WATCH_AFTER_S: Final = 0.05
@@ -32,6 +35,7 @@ class Exchange:
     """The context of one call over HTTP."""
 
     __slots__ = (
+        "_body",
         "_deadline",
         "_metadata",
         "_receive",
@@ -56,6 +60,7 @@ class Exchange:
         self.trailers: Sequence[tuple[str, str]] = ()
         """What the method said beside its answer; over HTTP, headers."""
         self._receive = receive
+        self._body: bytes | None = None
         self._metadata: tuple[tuple[str, str], ...] | None = None
         self._deadline = math.inf
         self._task: asyncio.Task[Any] | None = None
@@ -119,21 +124,24 @@ class Exchange:
             raise InvalidArgument(f'{text[:64]!r} is not one entity tag such as "r17", or *', field="if-match")
         return found[1] or found[2]
 
-    async def body(self) -> bytes:
-        """The whole body, at most MAX_BODY_BYTES, within BODY_READ_TIMEOUT_S."""
+    async def body(self, most_bytes: int = MAX_BODY_BYTES) -> bytes:
+        """The whole body, at most `most_bytes`, within BODY_READ_TIMEOUT_S; once it is here, the same again."""
+        if self._body is not None:
+            return self._body
         length = self.header(b"content-length")
-        if length is not None and length.isdecimal() and int(length) > MAX_BODY_BYTES:
-            raise BodyTooLarge("MAX_BODY_BYTES", MAX_BODY_BYTES)
+        if length is not None and length.isdecimal() and int(length) > most_bytes:
+            raise _too_large(most_bytes)
         limit = asyncio.timeout(BODY_READ_TIMEOUT_S)
         try:
             async with limit:
-                return await self._read()
+                self._body = await self._read(most_bytes)
         except TimeoutError:
             if limit.expired():
                 raise DeadlineExceeded(f"the body took longer than {BODY_READ_TIMEOUT_S:g} s to arrive") from None
             raise
+        return self._body
 
-    async def _read(self) -> bytes:
+    async def _read(self, most_bytes: int) -> bytes:
         chunks: list[bytes] = []
         size = 0
         while True:
@@ -142,8 +150,8 @@ class Exchange:
                 raise InvalidArgument("ended before it was complete, or is not chunked as HTTP has it", field="body")
             chunk = message.get("body", b"")
             size += len(chunk)
-            if size > MAX_BODY_BYTES:
-                raise BodyTooLarge("MAX_BODY_BYTES", MAX_BODY_BYTES)
+            if size > most_bytes:
+                raise _too_large(most_bytes)
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return b"".join(chunks)
@@ -170,6 +178,10 @@ class Exchange:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+
+
+def _too_large(most_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge("MAX_BODY_BYTES" if most_bytes == MAX_BODY_BYTES else "MAX_OPEN_BODY_BYTES", most_bytes)
 
 
 def _timeout_s(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Calls that their callers begin, and go on with when they may not any more."""
+"""Calls that their callers begin and do not go on with for as long as they like."""
 
 import asyncio
 import hashlib
@@ -13,6 +13,7 @@ from gateway.access.callers import Callers, grpc_authenticator, known_to
 from gateway.access.policy import Policy
 from gateway.access.table import AccessTable
 from gateway.admission import Admission
+from gateway.http.exchange import MAX_OPEN_BODY_BYTES
 from openmanager.gateway.v1 import fleet_pb2
 from runtime.channel import Channel
 from runtime.clock import SystemClock
@@ -20,7 +21,8 @@ from runtime.doorman import Knows, Metadata
 from runtime.handlers import bind
 from runtime.interception import Interception
 from runtime.server import GrpcServer
-from tests.gateway.http.serving import FakeServicer
+from runtime.waiting import Waiting
+from tests.gateway.http.serving import FakeServicer, read_answer, serving
 from tests.harness import eventually
 from tests.harness.http2 import DATA, END_STREAM, HEADERS, Connection, message
 
@@ -80,6 +82,50 @@ async def test_what_a_caller_may_is_asked_when_his_message_is_there(
         assert len(servicer.requests) == (answer == OK)
     finally:
         await server.stop(0)
+
+
+async def test_what_a_caller_may_is_asked_when_his_body_is_there(table: AccessTable) -> None:
+    callers = Callers(None, table, accounts=True)
+    async with serving(callers=callers) as served, asyncio.timeout(WITHIN_S):
+        for later, words in (
+            ({}, "TOKEN_INVALID"), (known(VIEWER), "ACCESS_CHANGED"), (known(ADMIN), "web-01"),
+        ):  # fmt: skip
+            table._take(known(ADMIN))
+            head = {"authorization": f"Bearer {SECRET}", "content-length": "15"}
+            reader, writer = await served.send("POST", "/v1/servers", b'{"id":', head)
+            await eventually(lambda: served.app.in_flight == 1, WITHIN_S)
+            table._take(later)
+            writer.write(b'"web-01"}')
+            answer = await read_answer(reader)
+            assert words in answer.body.decode(), answer
+            writer.close()
+            await eventually(lambda: not served.app.in_flight, WITHIN_S)
+        assert len(served.servicer.requests) == 1
+
+
+async def test_a_body_that_has_not_come_takes_no_place_of_those_who_wait_for_a_store() -> None:
+    """Of half log-ins each stranger may begin some: nobody could log in, nor ask who he is, while they lasted."""
+    waiting = Waiting(2, setting="GATEWAY_MAX_WAITING_CALLS")
+    async with serving(token=SECRET, interception=Interception(waiting=waiting)) as served, asyncio.timeout(WITHIN_S):
+        begun = [await served.send("POST", "/v1/session", b"{", {"content-length": "100"}) for _ in range(2)]
+        await eventually(lambda: served.app.in_flight == len(begun), WITHIN_S)
+        answer = await served.get("/v1/tokens", authorization=f"Bearer {SECRET}")
+        assert answer.status == 501, answer  # the played service does not have it, but was asked
+        for _, writer in begun:
+            writer.close()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_stranger_sends_no_more_than_a_log_in_takes(chunked: bool) -> None:
+    body = b'{"password":"%b"}' % (b"x" * MAX_OPEN_BODY_BYTES)
+    head = {"content-length": "", "transfer-encoding": "chunked"} if chunked else {}
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+    async with serving(token=SECRET) as served, asyncio.timeout(WITHIN_S):
+        for path in ("/v1/session", "/v1/users:setUp"):
+            reader, writer = await served.send("POST", path, sent, head)
+            answer = await read_answer(reader)
+            assert answer.status == 413 and "MAX_OPEN_BODY_BYTES" in answer.body.decode(), answer
+            writer.close()
 
 
 async def fields_of(connection: Connection, stream: int) -> bytes:

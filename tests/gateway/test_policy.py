@@ -196,11 +196,11 @@ async def test_over_tls_only_the_cookie_that_demands_it_counts(table: AccessTabl
 
 def http_app(table: AccessTable, *, secure: bool = False) -> HttpApp:
     services = reached_services()
-    policy = Policy(services)
+    callers, policy = Callers(None, table, accounts=True), Policy(services)
     return create_app(
         services,
-        interception=Interception(exchange_authenticator(policy)),
-        guard=Guard(Callers(None, table, accounts=True), cookie=Cookie(secure=secure)),
+        interception=Interception(exchange_authenticator(callers, policy)),
+        guard=Guard(callers, cookie=Cookie(secure=secure)),
         policy=policy,
         health=lambda: Health(ready=True),
         metrics=lambda: b"",

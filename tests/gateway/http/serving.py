@@ -268,16 +268,18 @@ async def serving(
     servicers: Mapping[str, object] | None = None,
     origin: Origin | None = None,
     refused: Refused | None = None,
+    callers: Callers | None = None,
     **options: Any,
 ) -> AsyncIterator[Served]:
     """Serves every public service on a free port until the block ends; `servicers`: real ones, by service."""
     servicer = FakeServicer()
+    callers = callers or Callers(token, None, origin=origin)
     services = bound_services(servicer, servicers)
     policy = Policy(services)
     app = create_app(
         services,
-        interception=interception or Interception(exchange_authenticator(policy)),
-        guard=Guard(Callers(token, None, origin=origin)),
+        interception=interception or Interception(exchange_authenticator(callers, policy)),
+        guard=Guard(callers),
         policy=policy,
         health=lambda: health or Health(ready=True),
         metrics=lambda: b"up 1\n",

@@ -73,11 +73,11 @@ class Quick(Servicer):
 def app_of(servicer: Servicer, *, token: str | None = TOKEN, rate: float = 0.0) -> HttpApp:
     clock = SystemClock()
     services = [bind(fleet_pb2.DESCRIPTOR.services_by_name["FleetService"], servicer)]
-    policy = Policy(services)
+    callers, policy = Callers(token, None), Policy(services)
     return create_app(
         services,
-        interception=Interception(exchange_authenticator(policy)),
-        guard=Guard(Callers(token, None)),
+        interception=Interception(exchange_authenticator(callers, policy)),
+        guard=Guard(callers),
         policy=policy,
         health=lambda: Health(ready=True),
         metrics=lambda: b"",
