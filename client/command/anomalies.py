@@ -72,7 +72,9 @@ async def _list(manager: OpenManager, options: Namespace, terminal: Terminal) ->
         terminal.line(line)
     if last.total_size > len(shown):
         complain(f"{last.total_size - len(shown):,} more: --count 0 lists all")
-    if last.HasField("learned") and last.learned < 1:
+    if last.partly_judged:
+        terminal.line("not all metrics are judged: analytics watches as many as it may (ANALYTICS_SERIES_LIMIT)")
+    if last.HasField("learned") and last.learned < 1 and not (last.partly_judged and not last.learned):
         terminal.line(f"still learning what is usual, {last.learned:.0%} done: what is not known yet is not found")
 
 

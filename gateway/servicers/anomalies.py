@@ -64,27 +64,29 @@ class AnomalyServicer:
         try:
             async with calling("metadata"):
                 page: metadata_pb2.QueryAnomaliesResponse = await self._record.QueryAnomalies(inner)
+            known = await learned
             return pb.ListAnomaliesResponse(
                 anomalies=page.anomalies,
                 next_page_token=page.next_page_token,
                 total_size=page.total_size,
-                learned=await learned,
+                learned=None if known is None else known.learned,
                 stale_since=page.stale_since if page.HasField("stale_since") else None,
+                partly_judged=known is not None and known.partly_judged,
             )
         finally:
             learned.cancel()
 
-    async def _learned(self, server_id: str) -> float | None:
+    async def _learned(self, server_id: str) -> analytics_pb2.GetLearnedResponse | None:
         """None while analytics does not answer."""
         try:
             with self._circuit.attempt():
                 async with calling("analytics"):
-                    answer = await self._detection.GetLearned(
+                    answer: analytics_pb2.GetLearnedResponse = await self._detection.GetLearned(
                         analytics_pb2.GetLearnedRequest(server_id=server_id), timeout=LEARNED_WITHIN_S
                     )
         except OpenManagerError:  # the answer says it: `learned` is absent
             return None
-        return float(answer.learned)
+        return answer
 
     async def GetAnomaly(self, request: pb.GetAnomalyRequest, _context: object) -> pb.GetAnomalyResponse:
         """One finding."""

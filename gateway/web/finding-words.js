@@ -50,9 +50,11 @@ export function remarksOf(one) {
 }
 
 /** What a list of findings tells of what it may lack; "" when that is nothing. */
-export function lackOf({ learned, staleSince }) {
+export function lackOf({ learned, staleSince, partlyJudged }) {
   const away = staleSince ? `The record is away since ${stamp(Date.parse(staleSince))}: findings may be missing.` : "";
   const analytics = learned === undefined ? "Analytics does not answer: nothing new may be found." : "";
-  const learning = learned < 1 ? `Still learning what is usual, ${Math.floor(learned * 100)} % done.` : "";
-  return [away, analytics, learning].filter(Boolean).join(" ");
+  const beyond = partlyJudged ? "Not all metrics are judged: analytics watches as many as it may." : "";
+  const nothing = partlyJudged && learned === 0; // of a server none of whose metrics is judged nothing is learnt
+  const learning = learned < 1 && !nothing ? `Still learning what is usual, ${Math.floor(learned * 100)} % done.` : "";
+  return [away, analytics, beyond, learning].filter(Boolean).join(" ");
 }

@@ -9,7 +9,7 @@ What must stay true of every detector:
 
 A batch is shown in three steps: `advance` to its time, `observe` its rows, part by part, and `settle`. Only `advance`
 may take long; it says so before (`due`), and may then run in a thread while nothing else of the detector is called but
-`name`, `learned`, `learned_of`, `about`, `foresight`, `unwatched_rows`, `untimely_rows` and `columns_of`.
+`name`, `learned`, `learned_of`, `is_partly_judged`, `about`, `foresight`, `unwatched_rows`, `untimely_rows` and `columns_of`.
 """
 
 from collections.abc import Sequence
@@ -100,12 +100,14 @@ class About:
 
     Attributes:
         servers, series: how many are watched.
+        partly_judged: servers of which some series, or all, are not, as they are beyond the bounds.
         state_bytes: of what is known of them.
         raised, lowered: servers whose level people's verdicts have moved.
     """
 
     servers: int
     series: int
+    partly_judged: int
     state_bytes: int
     raised: int
     lowered: int
@@ -120,10 +122,14 @@ class Detector(Protocol):
 
     @property
     def learned(self) -> float:
-        """How much is known of what must be known before servers are judged, 0 to 1; 0 while none is watched."""
+        """How much is known of what must be known before servers are judged, 0 to 1; 0 while none is watched. Servers of
+        which no series are watched do not count: of them nothing is learnt."""
 
     def learned_of(self, server_id: str) -> float:
-        """The same of one server; 0 for one that is not watched."""
+        """The same of one server; 0 for one that is not watched, or none of its series."""
+
+    def is_partly_judged(self, server_id: str) -> bool:
+        """Whether some series of a server, or all, are beyond the bounds."""
 
     @property
     def foresight(self) -> Foresight | None:

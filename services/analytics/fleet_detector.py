@@ -98,6 +98,9 @@ class FleetDetector:
     def learned_of(self, server_id: str) -> float:
         return self._learned.get(server_id, 0.0)
 
+    def is_partly_judged(self, server_id: str) -> bool:
+        return server_id in self._registry.lacking
+
     def columns_of(self, metric_set: MetricSet) -> SetColumns:
         return SetColumns.of(metric_set)
 
@@ -185,7 +188,13 @@ class FleetDetector:
 
     def _say_learned(self) -> None:
         """A new dictionary, as others may be reading the one before."""
-        self._learned = dict(zip(self._registry.server_ids, self._scorer.learned().tolist(), strict=False))
+        shares = zip(
+            self._registry.server_ids,
+            self._scorer.learned().tolist(),
+            np.diff(self._scorer.starts).tolist(),
+            strict=False,
+        )
+        self._learned = {server_id: share for server_id, share, size in shares if size}
 
     def observe(
         self, columns: SetColumns, server_ids: Sequence[str], times_ms: Integers, values: Floats, now_ms: int
@@ -285,6 +294,7 @@ class FleetDetector:
         return About(
             servers=count,
             series=self._registry.cell_count - 1,
+            partly_judged=len(self._registry.lacking),
             state_bytes=self._scorer.nbytes + self._predictor.nbytes,
             raised=len({*np.flatnonzero(bars > 1.0).tolist(), *patient, *cautious}),
             lowered=int(np.count_nonzero(bars < 1.0)),

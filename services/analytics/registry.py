@@ -80,7 +80,8 @@ class Registry:
         self.server_ids: list[str] = []
         self.names: list[str] = [""]
         self.cell_count = 1
-        self.refused_series = 0
+        self.lacking: set[str] = set()
+        """Servers of which series were refused. Another set where places changed, so that it can be read meanwhile."""
         self._is_told: set[str] = set()
         self._named: tuple[str, Integers] | None = None
         self._servers: dict[str, int] = {}
@@ -192,9 +193,9 @@ class Registry:
         places = [place for place, series in enumerate(columns.series) if series not in known] if known else None
         new = columns.series if places is None else [columns.series[place] for place in places]
         roles = columns.roles if places is None else columns.roles[places]
-        room = self.limits.series + 1 - first
+        room = max(self.limits.series + 1 - first, 0)  # the limit may have been lowered
         if len(new) > room:
-            self.refused_series += len(new) - room
+            self.lacking.add(self.server_ids[server])
             self._tell("%d series are watched (Limits.series): further ones are not judged", self.limits.series)
             new, roles = new[:room], roles[:room]
         self._add_cells(server, new, roles, self._names_of(columns) if len(new) == len(columns) else None)
@@ -253,6 +254,8 @@ class Registry:
         if moved:
             streams.first[:] = _UNKNOWN
         self.server_ids = [one for one, stays in zip(self.server_ids, keep_servers.tolist(), strict=True) if stays]
+        # who has lacked series looks for all of them anew
+        self.lacking = set() if moved else self.lacking.intersection(self.server_ids)
         self._set(cells, self.names, streams, kept_streams, stream_cells)
 
     def _set(

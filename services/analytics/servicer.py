@@ -22,8 +22,11 @@ class DetectionServicer:
 
     async def GetLearned(self, request: pb.GetLearnedRequest, _context: object) -> pb.GetLearnedResponse:
         detector = self._analysis.detector
-        learned = detector.learned_of(request.server_id) if request.server_id else detector.learned
-        return pb.GetLearnedResponse(learned=learned)
+        if request.server_id:
+            learned, partly = detector.learned_of(request.server_id), detector.is_partly_judged(request.server_id)
+        else:
+            learned, partly = detector.learned, detector.about().partly_judged > 0
+        return pb.GetLearnedResponse(learned=learned, partly_judged=partly)
 
     async def ReportModels(self, _request: pb.ReportModelsRequest, _context: object) -> pb.ReportModelsResponse:
         detector, counters = self._analysis.detector, self._analysis.counters
@@ -32,6 +35,7 @@ class DetectionServicer:
             learned=detector.learned,
             servers=about.servers,
             series=about.series,
+            partly_judged_servers=about.partly_judged,
             state_bytes=about.state_bytes,
             minutes=counters.minutes,
             less_sensitive_servers=about.raised,

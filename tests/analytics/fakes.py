@@ -313,9 +313,9 @@ def fast_tick(number: int, servers: tuple[str, ...] = SERVERS) -> Rows:
     return rows_of(servers, [time_ms] * len(servers), usual(0, time_ms=time_ms)[: len(servers)])
 
 
-def restarted(detector: FleetDetector) -> FleetDetector:
+def restarted(detector: FleetDetector, **arguments: Any) -> FleetDetector:
     """A new detector that goes on from a checkpoint of one."""
-    again = FleetDetector()
+    again = FleetDetector(**arguments)
     snapshot = Snapshot(next_sequence=1, verdicts_until=0, detector=detector.state(), waiting=())
     again.restore(checkpoint.decode(written(snapshot)).detector)
     return again

@@ -78,6 +78,26 @@ def test_servers_and_series_beyond_the_bounds_are_refused_and_told_once(
     assert caplog.text.count("Limits.servers") == caplog.text.count("Limits.series") == 1
 
 
+def test_of_servers_beyond_the_bounds_it_is_said_and_others_are_learnt() -> None:
+    metric_set, servers = MetricSet((Metric(name="x"), Metric(name="y"))), ("a", "b", "c", "d")
+    detector = FleetDetector(limits=Limits(series=3))
+    for tick in range(120):
+        if tick == 60:
+            detector = restarted(detector, limits=Limits(series=2))
+            assert detector.about().partly_judged == 0, "nobody has come yet"
+        rows = rows_of(servers, [T0_MS + tick * 15 * TICK_MS] * 4, [[tick % 7, 1.0]] * 4, metric_set)
+        show(detector, rows, metric_set=metric_set)
+    assert [detector.is_partly_judged(one) for one in servers] == [False, True, True, True]
+    assert (detector.about().partly_judged, detector.about().series) == (3, 3)
+    assert detector.learned == 1.0, "of c and d nothing is ever learnt"
+    assert [detector.learned_of(one) for one in servers] == [1.0, 1.0, 0.0, 0.0]
+    later_ms = T0_MS + FORGET_AFTER_MS + 2 * 86_400_000
+    for tick in range(2):  # a and b are forgotten, so that there is room
+        rows = rows_of(("d",), [later_ms + tick * 60 * TICK_MS], [[1.0, 1.0]], metric_set)
+        show(detector, rows, metric_set=metric_set)
+    assert (detector.about().partly_judged, detector.about().series) == (0, 2)
+
+
 def test_after_a_restart_a_tick_is_still_taken_by_slices() -> None:
     detector = restarted(trained())
     show(detector, fleet_tick(LEARN_TICKS))

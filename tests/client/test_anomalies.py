@@ -36,11 +36,12 @@ def part(metric: str, value: float) -> anomaly_pb2.AnomalyContribution:
 class FakeAnalytics:
     """These findings on one page."""
 
-    def __init__(self, *told: anomaly_pb2.Anomaly) -> None:
+    def __init__(self, *told: anomaly_pb2.Anomaly, learned: float = 1.0, partly_judged: bool = False) -> None:
         self.told = told
+        self.known: dict[str, Any] = {"learned": learned, "partly_judged": partly_judged}
 
     async def ListAnomalies(self, _request: Any, _context: object) -> pb.ListAnomaliesResponse:
-        return pb.ListAnomaliesResponse(anomalies=self.told, total_size=len(self.told), learned=1.0)
+        return pb.ListAnomaliesResponse(anomalies=self.told, total_size=len(self.told), **self.known)
 
     async def GetAnomaly(self, request: Any, _context: object) -> pb.GetAnomalyResponse:
         (one,) = (one for one in self.told if one.id == request.id)
@@ -70,3 +71,17 @@ async def test_what_was_found_is_said_for_each_detector() -> None:
             ["cpu_usage", "97.5", "-", "to", "-", "0.50"],
             ["load\N{REPLACEMENT CHARACTER}[31m", "-", "-", "to", "-", "0.50"],
         ]
+
+
+async def test_that_not_all_is_judged_is_said() -> None:
+    beyond = "not all metrics are judged: analytics watches as many as it may (ANALYTICS_SERIES_LIMIT)"
+    learning = "still learning what is usual, 50% done: what is not known yet is not found"
+    for learned, partly_judged, said in (
+        (1.0, True, [beyond]),
+        (0.5, True, [beyond, learning]),
+        (0.0, True, [beyond]),  # of a server none of whose metrics is judged
+        (0.5, False, [learning]),
+    ):
+        async with serving(FakeAnalytics(learned=learned, partly_judged=partly_judged)) as address:
+            listed = await asyncio.to_thread(called, address, "anomalies")
+            assert listed.stdout.splitlines() == ["nothing was found", *said]

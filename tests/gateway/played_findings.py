@@ -102,7 +102,8 @@ class PlayedMetadata:
         self, request: analytics_pb2.GetLearnedRequest, _context: Any
     ) -> analytics_pb2.GetLearnedResponse:
         """Analytics' only part here."""
-        return analytics_pb2.GetLearnedResponse(learned=0.25 if request.server_id else 0.5)
+        learned = 0.25 if request.server_id else 0.5
+        return analytics_pb2.GetLearnedResponse(learned=learned, partly_judged=request.server_id == "db-1")
 
     async def ReportModels(
         self, _request: analytics_pb2.ReportModelsRequest, _context: Any

@@ -22,6 +22,7 @@ async def test_the_question_goes_on_as_it_is_and_the_answer_comes_back() -> None
         assert (list(answer.anomalies), answer.next_page_token, answer.total_size) == (made.metadata.known, "next", 7)
         assert (answer.learned, answer.stale_since) == (0.25, timestamp_from_us(NOW_US))
         assert (await made.list()).learned == 0.5
+        assert [(await made.list(server_id=one)).partly_judged for one in ("", "web-1", "db-1")] == [False, False, True]
         asked = {
             "page_size": 3,
             "page_token": "t",
@@ -113,7 +114,7 @@ async def test_findings_are_listed_while_analytics_is_away() -> None:
     async with gateway(analytics="127.0.0.1:1") as made:
         answer = await made.list()
         assert len(answer.anomalies) == 2
-        assert not answer.HasField("learned")
+        assert not answer.HasField("learned") and not answer.partly_judged
 
 
 async def test_the_report_says_what_people_said_and_what_could_not_be_asked() -> None:
