@@ -9,7 +9,8 @@ What must stay true of every detector:
 
 A batch is shown in three steps: `advance` to its time, `observe` its rows, part by part, and `settle`. Only `advance`
 may take long; it says so before (`due`), and may then run in a thread while nothing else of the detector is called but
-`name`, `learned`, `learned_of`, `is_partly_judged`, `about`, `foresight`, `unwatched_rows`, `untimely_rows` and `columns_of`.
+`name`, `learned`, `learned_of`, `is_partly_judged`, `about`, `foresight`, `unwatched_rows`, `untimely_rows` and
+`columns_of`.
 """
 
 from collections.abc import Sequence
@@ -122,8 +123,10 @@ class Detector(Protocol):
 
     @property
     def learned(self) -> float:
-        """How much is known of what must be known before servers are judged, 0 to 1; 0 while none is watched. Servers of
-        which no series are watched do not count: of them nothing is learnt."""
+        """How much is known of what must be known before servers are judged, 0 to 1; 0 while none is watched.
+
+        Servers of which no series are watched do not count: of them nothing is learnt.
+        """
 
     def learned_of(self, server_id: str) -> float:
         """The same of one server; 0 for one that is not watched, or none of its series."""
