@@ -5,10 +5,10 @@ every table that is read here.
 """
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import apsw
 
@@ -35,15 +35,6 @@ class JournalRow:
     payload: bytes
 
 
-class Behind(NamedTuple):
-    """What a follower has not shipped (batches: of those that are kept), and when the oldest of it was received (None:
-    nothing is left)."""
-
-    batches: int
-    points: int
-    oldest_ms: int | None
-
-
 class JournalReader:
     """A reading connection for tails, status and verification. One thread at a time."""
 
@@ -51,6 +42,12 @@ class JournalReader:
         """`db`: a connection to use, and to close, instead of a new one."""
         self._db = db or connect(path, JOURNAL_PAGE_BYTES)
         self._db.pragma("query_only", 1)
+
+    @contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """Has all that is read inside be of the same moment, whatever is written meanwhile."""
+        with self._db:
+            yield
 
     def first_sequence(self) -> int:
         """The oldest sequence still kept; one past the end when none is."""
@@ -92,13 +89,36 @@ class JournalReader:
         """The followers' names and the last sequence each has shipped."""
         return dict(fetch(self._db, "SELECT name, cursor FROM followers"))
 
-    def behind(self, name: str, cursor: int) -> Behind:
-        """What a follower lacks at its cursor, also of what is no longer here."""
-        ((batches, points, oldest_ms),) = fetch(
-            self._db, "SELECT count(*), total(points), min(received_ms) FROM batches WHERE sequence > ?", (cursor,)
+    def counted(self, after: int, through: int, group: int) -> list[tuple[int, int]]:
+        """The points of the batches in `(after, through]`, by so many sequences: the last one that is there, and how
+        many points."""
+        return [
+            (last, int(points))
+            for last, points in fetch(
+                self._db,
+                "SELECT max(sequence), total(points) FROM batches WHERE sequence > ? AND sequence <= ?"
+                " GROUP BY sequence / ? ORDER BY 1",
+                (after, through, group),
+            )
+        ]
+
+    def points_between(self, after: int, through: int) -> int:
+        """The points of the batches in `(after, through]`."""
+        ((points,),) = fetch(
+            self._db, "SELECT total(points) FROM batches WHERE sequence > ? AND sequence <= ?", (after, through)
         )
-        gone_points, gone_ms = left(self._db).get(name, (0, oldest_ms))
-        return Behind(batches, int(points) + gone_points, gone_ms)
+        return int(points)
+
+    def received_after(self, sequence: int) -> int | None:
+        """When the first batch after a sequence was received; None: there is none."""
+        found = fetch(
+            self._db, "SELECT received_ms FROM batches WHERE sequence > ? ORDER BY sequence LIMIT 1", (sequence,)
+        )
+        return int(found[0][0]) if found else None
+
+    def left_of(self, name: str) -> tuple[int, int] | None:
+        """What left the journal before a follower had it: points, and when the oldest was received."""
+        return left(self._db).get(name)
 
     def close(self) -> None:
         self._db.close()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import apsw
 
 from fleet.model import MetricSet, Rows, ServerDescriptor
+from services.timeseries.engine.backlog import Backlog
 from services.timeseries.engine.database import storage_error
 from services.timeseries.engine.journal_reader import JournalReader, JournalRow
 from services.timeseries.engine.store import Store
@@ -59,6 +60,7 @@ class TailSource:
         self._store = store
         self._lock = threading.Lock()
         self._reader = JournalReader(store.journal_path)
+        self._backlogs: dict[str, Backlog] = {}
 
     def read(self, wanted: int, bytes_limit: int, *, first: bool) -> list[TailBatch]:
         """The acknowledged batches from `wanted` on, a run bounded in bytes; empty when there is none yet."""
@@ -112,12 +114,18 @@ class TailSource:
 
     def followers(self) -> tuple[FollowerStatus, ...]:
         """How far each follower is."""
+        last = self._store.last_sequence  # first: all of it is there at the moment that is looked at
         try:
-            with self._lock:
+            with self._lock, self._reader.at_one_moment():
                 cursors = self._reader.followers()
+                self._backlogs = {name: self._backlogs.get(name) or Backlog(name) for name in sorted(cursors)}
                 return tuple(
-                    FollowerStatus(name=name, cursor=cursor, **self._reader.behind(name, cursor)._asdict())
-                    for name, cursor in sorted(cursors.items())
+                    FollowerStatus(
+                        name=name,
+                        cursor=cursors[name],
+                        **backlog.behind(self._reader, cursors[name], last)._asdict(),
+                    )
+                    for name, backlog in self._backlogs.items()
                 )
         except apsw.Error as error:
             raise storage_error(error) from error
