@@ -5,6 +5,7 @@ What must stay true: every change reaches the watchers and the follower; no call
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -34,6 +35,9 @@ LOAD_TIMEOUT_S: Final = 2.0
 """How long a start waits for the store to be read back; what has come by then is used."""
 STORE_PAUSES: Final = Backoff(initial_s=0.1, max_s=2.0)
 """Between two attempts at a store that is away, whoever makes them: its return shows within 2 s."""
+CATCH_UP_S: Final = 5.0
+"""So long after the store is back other replicas may still have to tell what they heard while it was away: they try
+every 2 s, and what they hear goes out in parts."""
 ROWS_PER_SLICE: Final = 250
 """Rows that are applied before other calls get their turn; 3-5 ms."""
 
@@ -180,9 +184,13 @@ class Cache:
         self.follower.mark_everything()
 
     async def _sweep_forever(self) -> None:
+        deaf_until_s = -math.inf
         while True:
             await self.clock.sleep(SWEEP_INTERVAL_S)
-            self._publish(self._live.sweep(deaf=not self._peers.is_current))
+            now_s = self.clock.monotonic()
+            if not self._peers.is_current or self.follower.is_failing:
+                deaf_until_s = now_s + CATCH_UP_S
+            self._publish(self._live.sweep(deaf=now_s < deaf_until_s))
             self._peers.tick()
             self.follower.tick()
 

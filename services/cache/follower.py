@@ -171,6 +171,11 @@ class Follower:
                 self._dirty.setdefault(server_id, now_s)
         self.list_again()
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last write failed: others may be unable to tell what they heard, too."""
+        return self._failures > 0
+
     async def probe(self) -> StoreProbe:
         """How the store is, and how far it is behind even when it does not answer."""
         started_s = self._clock.monotonic()
@@ -235,7 +240,7 @@ class Follower:
         ids = list(dict.fromkeys(self._live.ids()) | self._writing if everything else self._writing)
         parts = [ids[at : at + PART_SERVERS] for at in range(0, len(ids), PART_SERVERS)] or [[]]
         pause_s = min(SPREAD_PAUSE_S, MAX_SPREAD_S / len(parts)) if spread and len(ids) > SPREAD_OVER_SERVERS else 0.0
-        failures_before, error, busy_s = self._failures, "", 0.0
+        is_taken, error, busy_s = False, "", 0.0
         start_s = self._clock.monotonic()
         try:
             with _span(causes, len(ids)):
@@ -245,7 +250,9 @@ class Follower:
                     part_start_s = self._clock.monotonic()
                     fleet = self._fleet(changed=bool(ids)) if place == len(parts) - 1 else None
                     if part or fleet is not None:
-                        error = await self._write_part(part, fleet, everything=everything) or error
+                        written = await self._write_part(part, fleet, everything=everything)
+                        error = written.error or error
+                        is_taken |= len(written.newer) < len(part) or (fleet is not None and written.listed)
                     busy_s += self._clock.monotonic() - part_start_s
         except (OpenManagerError, TimeoutError) as raised:
             self._wait_again(everything=True)
@@ -259,7 +266,7 @@ class Follower:
             self._wait_again(everything=False)
             if error:
                 self._failed(error, is_new=True)
-            elif failures_before:
+            elif self._failures and is_taken:  # what is refused as not seen might have failed all the same
                 self._failures = 0
                 _log.info("the store is back: everything current was written", extra={"store": self._store.address})
         return busy_s
@@ -274,8 +281,8 @@ class Follower:
         self._listed_at, self._refresh_at = now_s, now_s + REFRESH_INTERVAL_S
         return self._live.fleet()
 
-    async def _write_part(self, part: list[str], fleet: Fleet | None, *, everything: bool) -> str:
-        """Writes some servers as they are now; returns what went wrong with a part of the store."""
+    async def _write_part(self, part: list[str], fleet: Fleet | None, *, everything: bool) -> Written:
+        """Writes some servers as they are now; returns what came of it."""
         states = [stored for server_id in part if (stored := self._live.stored(server_id)) is not None]
         for server_id in part:
             if (since_s := self._dirty.pop(server_id, None)) is not None:  # it changed since the round began
@@ -292,7 +299,7 @@ class Follower:
             _log.info("the store has lost what it held: everything is written again")
             self.mark_everything()
         self._has_listed |= fleet is not None
-        return written.error
+        return written
 
     def _note_refusal(self, *, is_refused: bool, now_s: float) -> None:
         """Whoever wrote the fleet may have died before telling: then everything is read, and nobody waits for it."""

@@ -238,3 +238,55 @@ async def test_a_replica_does_not_call_silent_what_it_cannot_hear(redis: RedisSe
             return second.get("a").status == ServerStatus.OFFLINE
 
         await eventually(hears_of_it, within_s=20)
+
+
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+async def test_a_replica_does_not_call_silent_what_the_other_cannot_tell(redis: RedisServer, fault: str) -> None:
+    """A Redis that takes no writes may be read and listened to."""
+    clock = ManualClock(now_ms())
+    statuses = set()
+    async with (
+        redis.client() as raw,
+        replica(redis.url, "e1", clock) as first,
+        replica(redis.url, "e2", clock) as second,
+    ):
+
+        def knows(cpu: float) -> bool:
+            clock.advance(0.1)
+            statuses.update((first.get("a").status, second.get("a").status))
+            return second.get("a").metrics()["cpu_usage"] == cpu
+
+        errors: list[str] = []
+        second.follower.tell_errors(errors.append)
+
+        def is_failing() -> bool:
+            clock.advance(0.5)
+            return bool(errors)
+
+        await eventually(lambda: first.is_current and second.is_current)
+        clock.advance(1)
+        await first.update(Update(descriptors=[descriptor("a", report_interval_ms=60_000)]))
+        await report(first, "a")
+        await eventually(lambda: _knows(second) and knows(10))
+        if fault == "full":
+            await raw.config_set("maxmemory", 1)
+        else:
+            await raw.execute_command("REPLICAOF", "127.0.0.1", "1")
+        await eventually(is_failing)  # it writes the fleet every 20 s
+        for cpu in range(11, 56):
+            await report(first, "a", cpu=cpu)
+            clock.advance(5)
+            await asyncio.sleep(0.002)
+            assert not knows(cpu)
+        if fault == "full":
+            await raw.config_set("maxmemory", 0)
+        else:
+            await raw.execute_command("REPLICAOF", "NO", "ONE")
+        await eventually(lambda: knows(55))
+        assert statuses == {ServerStatus.HEALTHY}
+
+        def is_silent() -> bool:
+            clock.advance(20)
+            return second.get("a").status == ServerStatus.OFFLINE
+
+        await eventually(is_silent)  # now it is
