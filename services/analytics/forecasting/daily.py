@@ -38,6 +38,10 @@ WEEK_NOISE: Final = 1.0
 """Standard errors by which a weekday's departure is shrunk."""
 JUMP: Final = 6.0
 """Deviations of the daily steps beyond which a step is a jump."""
+LOCAL_JUMP: Final = 3.0
+"""So many deviations of the steps around it must it be, too: where growth bends, steps differ from one another, most of
+all at the ends. Without, a cache that fills up to 80 % and stays there was taken to grow by jumps, and to be full in a
+week."""
 STEPS_AROUND: Final = 7
 JUMP_SIDE_DAYS: Final = 3
 """A jump's size is the median of so many days after it less that before it: what comes back at once is an outlier."""
@@ -129,16 +133,18 @@ def jumps_of(peaks: Floats) -> Floats:
     if np.count_nonzero(~np.isnan(steps)) < STEPS_AROUND:
         return jumps
     side = STEPS_AROUND // 2
-    around = np.pad(steps, side, constant_values=np.nan)
-    usual = median(np.lib.stride_tricks.sliding_window_view(around, STEPS_AROUND))
-    away = steps - usual
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(steps, side, constant_values=np.nan), STEPS_AROUND)
+    usual = median(around)
+    away = np.abs(steps - usual)
     spread = robust_size(away[~np.isnan(away)], 0.8)
-    for day in (np.flatnonzero(np.abs(away) > JUMP * spread) + 1).tolist():
+    local = DEVIATIONS_PER_MAD * median(np.abs(around - usual[:, None]))
+    for day in (np.flatnonzero((away > JUMP * spread) & (away > LOCAL_JUMP * local)) + 1).tolist():
         slope = float(usual[day - 1])
         before = peaks[max(0, day - JUMP_SIDE_DAYS) : day][::-1]
         after = peaks[day : day + JUMP_SIDE_DAYS]
         size = _level(after, -slope) - _level(before, slope) - slope
-        if abs(size) > JUMP / 2 * spread and abs(size) > 0.5 * abs(away[day - 1]) and size * away[day - 1] > 0:
+        step = float(steps[day - 1]) - slope
+        if abs(size) > JUMP / 2 * spread and abs(size) > 0.5 * abs(step) and size * step > 0:
             jumps[day] = size
     return jumps
 

@@ -28,6 +28,8 @@ DISCONTINUITY: Final = 3.0
 """Deviations of a day by which a piece must begin away from the one before to have jumped."""
 RECURRING_JUMPS: Final = 3
 """So many jumps in one direction, or more in any, are a habit that goes on; fewer happened and are over."""
+HABIT_SHARE: Final = 0.1
+"""The least part of how far the peaks have moved that is a habit's: else it is something else that they move by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,7 +84,8 @@ def growth_of(peaks: Floats) -> Growth:
     level = (float(median(left)) if not np.isnan(left).all() else run[-1].level) + float(jumps.sum())
     start, step_variance = run[0].start, 0.0
     found = jumps + _discontinuities(pieces, noise)
-    if _is_habit(found):
+    is_habit = _is_habit(found, days)
+    if is_habit:
         rate, rate_error, step_variance = _jumping(days)
         start, changes = 0, ()
     significance = _significance(rate, rate_error)
@@ -96,7 +99,7 @@ def growth_of(peaks: Floats) -> Growth:
         rate=rate,
         rate_error=rate_error,
         significance=significance,
-        is_habit=_is_habit(found),
+        is_habit=is_habit,
         step_variance=step_variance,
         week=week,
         noise=noise,
@@ -117,11 +120,12 @@ def _discontinuities(pieces: list[Piece], noise: Noise) -> Floats:
     return far
 
 
-def _is_habit(jumps: Floats) -> bool:
-    """Whether jumps will go on: three in one direction, or four."""
+def _is_habit(jumps: Floats, days: Floats) -> bool:
+    """Whether jumps will go on: three in one direction, or four, that are no small part of how the days move."""
     count = np.count_nonzero(jumps)
     one_way = abs(float(np.sign(jumps).sum())) == count
-    return bool(count > RECURRING_JUMPS or (count == RECURRING_JUMPS and one_way))
+    many = count > RECURRING_JUMPS or (count == RECURRING_JUMPS and one_way)
+    return bool(many and np.abs(jumps).sum() >= HABIT_SHARE * np.ptp(days[~np.isnan(days)]))
 
 
 def _is_taken_back(jumps: Floats, rate: float, start: int) -> bool:

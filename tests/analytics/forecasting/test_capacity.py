@@ -125,6 +125,21 @@ def test_growth_that_a_clean_up_takes_back_is_too_uncertain() -> None:
     assert exhaust(times, values, 90).reason is Reason.TOO_UNCERTAIN
 
 
+@pytest.mark.parametrize("noisy", [0.0, 0.02, 0.2])
+def test_growth_that_bends_is_not_made_by_jumps(noisy: float) -> None:
+    hours = np.arange(60 * 24)
+    noise = noisy * np.random.default_rng(0).standard_normal(len(hours))
+    times = START_MS + hours.astype(np.int64) * HOUR_MS
+    for days in (3, 4, 8):  # a cache that fills up to 80 %, and stays there
+        found = exhaust(times, 80 * (1 - np.exp(-hours / 24 / days)) + noise, LIMIT)
+        assert (found.date_ms, found.reason) == (None, Reason.FLAT)
+        assert found.rate_per_day < 0.1
+    faster = exhaust(times, 20 + 60 * (hours / len(hours)) ** 2 + noise, LIMIT)  # at 80 % now, and faster each day
+    assert faster.date_ms is not None
+    assert (faster.date_ms - times[-1]) / DAY_MS == pytest.approx(60 * ((70 / 60) ** 0.5 - 1), rel=0.35)
+    assert faster.rate_per_day == pytest.approx(2.0, rel=0.15)
+
+
 def test_what_happened_before_the_rate_changed_does_not_count() -> None:
     times, values = line(60, 40, 0.1)
     values[40 * 24 :] += 0.9 * np.arange(20 * 24) / 24
