@@ -18,6 +18,7 @@ from runtime.clock import Clock
 from runtime.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
 from services.metadata import checks
 from services.metadata.queries import instant_of, microseconds_of, place_in
+from services.metadata.server_copy import Seen
 from services.metadata.store import Page
 from services.metadata.store_connection import Database
 from services.metadata.store_postgres import WINDOWS_OF_ONE, details_of
@@ -33,7 +34,7 @@ MAX_CALLER_CHARACTERS: Final = 255
 
 _COLUMNS: Final = "id, server_id, starts_at, ends_at, reason, created_by, created_at, updated_at"
 _TOUCH: Final = """UPDATE servers SET updated_at = now() WHERE id = $1 AND deleted_at IS NULL
-    RETURNING revision, labels, notes <> '' AS has_notes"""
+    RETURNING revision, updated_at, labels, notes <> '' AS has_notes"""
 _FORGET: Final = """DELETE FROM maintenance_windows WHERE server_id = $1 AND ends_at <= now() AND id IN
     (SELECT id FROM maintenance_windows WHERE server_id = $1 AND ends_at <= now() ORDER BY ends_at DESC OFFSET $2)"""
 _COUNT_OPEN: Final = "SELECT count(*) FROM maintenance_windows WHERE server_id = $1 AND ends_at > now() AND id <> $2"
@@ -77,9 +78,9 @@ class Window:
 
 
 class MaintenanceStore:
-    """Windows in a `Database`. `changed` is called after each change, which is one of the server's record, too."""
+    """Windows in a `Database`. `changed` is told of each change what its server's record is then."""
 
-    def __init__(self, database: Database, *, clock: Clock, changed: Callable[[], None]) -> None:
+    def __init__(self, database: Database, *, clock: Clock, changed: Callable[[Seen], None]) -> None:
         self._database = database
         self._clock = clock
         self._changed = changed
@@ -108,7 +109,7 @@ class MaintenanceStore:
             if row is None:
                 raise AlreadyExists(f"there is a maintenance window {own_id}", field="id")
             details = await _details(connection, new.server_id, server)
-        self._changed()
+        self._changed(Seen(new.server_id, server["revision"], server["updated_at"]))
         return _window(row), details
 
     async def get(self, server_id: str, window_id: str) -> Window:
@@ -174,7 +175,7 @@ class MaintenanceStore:
             reason = new.reason if "reason" in chosen else before.reason
             row = await connection.fetchrow(_CHANGE, new.server_id, wanted, start, end, reason)
             details = await _details(connection, new.server_id, server)
-        self._changed()
+        self._changed(Seen(new.server_id, server["revision"], server["updated_at"]))
         return _window(row), details
 
     async def remove(self, server_id: str, window_id: str) -> ServerDetails:
@@ -190,7 +191,7 @@ class MaintenanceStore:
             if await connection.fetchval(_REMOVE, server_id, wanted) is None:
                 raise _no_window(wanted)
             details = await _details(connection, server_id, server)
-        self._changed()
+        self._changed(Seen(server_id, server["revision"], server["updated_at"]))
         return details
 
     def _now(self) -> datetime:

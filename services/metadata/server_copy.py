@@ -1,18 +1,21 @@
 """servers.db: the last known copy of the registry, to be read while PostgreSQL is away, also after a restart.
 
-It follows by asking for what changed, every `POLL_S` and soon after a change of ours. What must stay true: it is never
-written but from what PostgreSQL answered, in one transaction with the time of the question; it is a copy, so one that
-cannot be read is thrown away, and a failure of its own disk harms nobody.
+It follows by asking for what changed, every `POLL_S` and soon after a change of ours. It remembers up to which revision
+each server was seen, also one that the record lacks now: PostgreSQL may be replaced by an older copy, an empty database
+or a standby that lost the last changes, and a number that stands for something else there is taken by nobody who knows
+it. What must stay true: it is never written but from what PostgreSQL answered, in one transaction with the time of the
+question; a revision that was told stands for one content; it is a copy, so one that cannot be read is thrown away, and
+a failure of its own disk harms nobody.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import apsw
 import orjson
@@ -47,6 +50,12 @@ CREATE TABLE servers (id TEXT PRIMARY KEY, hostname TEXT NOT NULL, environment T
     notes TEXT NOT NULL, windows TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
+_SEEN: Final = """
+CREATE TABLE seen (id TEXT PRIMARY KEY, revision INTEGER NOT NULL, updated_us INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO seen SELECT id, revision, updated_us FROM servers;
+"""
+_SEE: Final = """INSERT INTO seen VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET revision = excluded.revision,
+    updated_us = excluded.updated_us WHERE excluded.revision > revision"""
 _MATCHES: Final = """(?1 = '' OR environment = ?1) AND (?2 = '' OR role = ?2)
     AND (?3 IS NULL OR id IN (SELECT value FROM json_each(?3))) AND (?4 OR deleted_us IS NULL)
     AND NOT (?5 AND deleted_us IS NULL) AND NOT EXISTS (SELECT 1 FROM json_each(?6) AS wanted
@@ -56,6 +65,18 @@ _MATCHES: Final = """(?1 = '' OR environment = ?1) AND (?2 = '' OR role = ?2)
 _MARKS: Final = ", ".join("?" * (_COLUMNS.count(",") + 1))
 
 log = logging.getLogger(__name__)
+
+
+class Seen(NamedTuple):
+    """A server's record as it was told to somebody."""
+
+    server_id: str
+    revision: int
+    update_time: datetime
+
+
+def seen_of(server: ServerRecord) -> Seen:
+    return Seen(server.descriptor.server_id, server.details.revision, server.update_time)
 
 
 class CopyFile:
@@ -76,6 +97,8 @@ class CopyFile:
             with Transaction(db):
                 if not db.table_exists("main", "servers"):
                     db.execute(_SCHEMA)
+                if not db.table_exists("main", "seen"):
+                    db.execute(_SEEN)
             fetch(db, f"SELECT count(*) FROM (SELECT {_COLUMNS} FROM servers)")  # noqa: S608
         except BaseException:
             db.close()
@@ -98,8 +121,25 @@ class CopyFile:
                 [_row(server) for server in servers],
             )
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('as_of_us', ?)", (microseconds_of(as_of),))
+            self._see(map(seen_of, servers))
         ((total,),) = fetch(self._db, "SELECT count(*) FROM servers")
         return int(total)
+
+    def see(self, seen: Iterable[Seen]) -> None:
+        """Remembers what was told."""
+        with Transaction(self._db):
+            self._see(seen)
+
+    def _see(self, seen: Iterable[Seen]) -> None:
+        self._db.executemany(_SEE, [(server_id, revision, microseconds_of(at)) for server_id, revision, at in seen])
+
+    def overtaken(self, servers: Sequence[ServerRecord]) -> Sequence[Seen]:
+        """How those were seen that are behind that now, or have become something else under the same revision."""
+        ids = orjson.dumps([server.descriptor.server_id for server in servers]).decode()
+        rows = fetch(self._db, "SELECT * FROM seen WHERE id IN (SELECT value FROM json_each(?))", (ids,))
+        seen = {str(row[0]): Seen(str(row[0]), int(row[1]), instant_of(int(row[2]))) for row in rows}
+        found = ((seen.get(now.server_id, now), now) for now in map(seen_of, servers))
+        return [before for before, now in found if before != now and before.revision >= now.revision]
 
     def list(self, query: ServerQuery) -> tuple[list[ServerRecord], int]:
         """One server more than the page has, and how many match in all."""
@@ -157,6 +197,7 @@ class ServerCopy:
         self._whole_at = 0.0
         self._task: asyncio.Task[None] | None = None
         self._watchers: set[_Slot] = set()
+        self._told: dict[str, Seen] = {}  # what is not in the file yet
         self.as_of: datetime | None = None
         """When the copy was the record; None: there is none yet."""
         database.on_return(self._changed.set)
@@ -177,8 +218,12 @@ class ServerCopy:
         await self._thread.run(self._file.close)
         self._thread.close()
 
-    def changed(self) -> None:
-        """Tells that the record was changed, so that the copy asks soon."""
+    def changed(self, told: Seen | None = None) -> None:
+        """Tells that the record was changed, so that the copy asks soon; and what of that the caller is told."""
+        if told is not None:
+            before = self._told.get(told.server_id)
+            if before is None or before.revision < told.revision:
+                self._told[told.server_id] = told
         self._changed.set()
 
     async def list(self, query: ServerQuery) -> tuple[list[ServerRecord], int]:
@@ -223,12 +268,16 @@ class ServerCopy:
     async def _ask(self) -> None:
         """Reads what changed since the last question, or all: at first, from another database, and now and then."""
         identity, now = self._database.identity, self._clock.monotonic()
+        told, self._told = self._told, {}
+        if told:
+            await self._thread.run(self._file.see, told.values())
         if self._asked is None or identity != self._identity or now >= self._whole_at:
             await self._ask_for_all()
             self._identity, self._whole_at = identity, now + WHOLE_EVERY_S
             return
         as_of = instant_of(self._clock.now_ms() * 1_000)
-        changed, total, asked = await self._postgres.changed_servers(self._asked - OVERLAP)
+        found, total, asked = await self._postgres.changed_servers(self._asked - OVERLAP)
+        changed = await self._in_order(found)
         kept = await self._thread.run(self._file.store, changed, as_of, whole=False)
         self._asked, self.as_of = asked, as_of
         self._tell(changed)
@@ -247,9 +296,22 @@ class ServerCopy:
             servers += page.items
             if not (token := page.next_page_token):
                 break
-        await self._thread.run(self._file.store, servers, as_of, whole=True)
+        whole = await self._in_order(servers)
+        await self._thread.run(self._file.store, whole, as_of, whole=True)
         self._asked, self.as_of = asked, as_of
-        self._tell(servers)
+        self._tell(whole)
+
+    async def _in_order(self, servers: Sequence[ServerRecord]) -> Sequence[ServerRecord]:
+        """The records, after those were moved on that somebody knows a later revision of, or another content."""
+        overtaken = await self._thread.run(self._file.overtaken, servers)
+        if not overtaken:
+            return servers
+        moved: dict[str, ServerRecord] = {}
+        for start in range(0, len(overtaken), _PAGE):
+            for record in await self._postgres.move_on(overtaken[start : start + _PAGE]):
+                moved[record.descriptor.server_id] = record
+        log.warning("%d records of servers are older than what was known of them: they go on after that", len(moved))
+        return [moved.get(server.descriptor.server_id, server) for server in servers]
 
 
 def _row(server: ServerRecord) -> tuple[str | int | None, ...]:

@@ -20,7 +20,7 @@ from services.metadata import checks
 from services.metadata.facts import Facts
 from services.metadata.interactions_local import LocalInteractions
 from services.metadata.queries import ServerQuery
-from services.metadata.server_copy import ServerCopy
+from services.metadata.server_copy import ServerCopy, seen_of
 from services.metadata.store import NO_REMARKS, MetadataStore, Page, Remarks, ServerFilter, ServerRecord
 from services.metadata.store_connection import Database
 from services.metadata.store_postgres import PostgresStore
@@ -96,10 +96,13 @@ class LocalFirstStore(LocalInteractions, MetadataStore):
         return self._copy.watch()
 
     async def _changing(self, change: Awaitable[T]) -> T:
+        told = None
         try:
-            return await change
+            changed = await change
+            told = seen_of(changed) if isinstance(changed, ServerRecord) else None
         finally:
-            self._copy.changed()
+            self._copy.changed(told)
+        return changed
 
     def _stale_since(self) -> datetime:
         return self._copy.as_of or super()._stale_since()

@@ -33,6 +33,10 @@ _LIST_SERVERS = f"""SELECT {_SERVER_COLUMNS} FROM servers WHERE {_SERVER_MATCHES
 _COUNT_SERVERS = f"SELECT count(*) FROM servers WHERE {_SERVER_MATCHES}"
 _NOW_AND_TOTAL = "SELECT now(), (SELECT count(*) FROM servers)"
 _CHANGED_SERVERS = f"SELECT {_SERVER_COLUMNS} FROM servers WHERE updated_at >= $1"
+_MOVE_ON = f"""UPDATE servers SET revision = seen_revision + 1, updated_at = now()
+    FROM unnest($1::text[], $2::bigint[], $3::timestamptz[]) AS seen (seen_id, seen_revision, seen_at)
+    WHERE id = seen_id AND (revision < seen_revision OR (revision = seen_revision AND updated_at <> seen_at))
+    RETURNING {_SERVER_COLUMNS}"""
 _GET_SERVER = f"SELECT {_SERVER_COLUMNS} FROM servers WHERE id = $1 AND deleted_at IS NULL"
 _CREATE_SERVER = f"""INSERT INTO servers (id, hostname, environment, role, location, report_interval_ms, labels, notes)
     VALUES ($1, $2, NULLIF($3, ''), NULLIF($4, ''), NULLIF($5, ''), NULLIF($6::integer, 0), $7::jsonb, $8)
@@ -104,6 +108,15 @@ class PostgresStore:
             now, total = await connection.fetchrow(_NOW_AND_TOTAL)
             rows = await connection.fetch(_CHANGED_SERVERS, since)
         return [_server(row) for row in rows], total, now
+
+    async def move_on(self, seen: Sequence[tuple[str, int, datetime]]) -> list[ServerRecord]:
+        """Has records that are not as they were seen (id, revision, update time) go on behind that revision.
+
+        Returns those that did; one that is as it was seen, or later, stays.
+        """
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(_MOVE_ON, *(list(column) for column in zip(*seen, strict=True)))
+        return [_server(row) for row in rows]
 
     async def get_server(self, server_id: str, *, within_s: float | None = None) -> ServerRecord:
         async with self._database.connection(within_s=within_s) as connection:

@@ -153,7 +153,7 @@ async def test_of_windows_that_have_ended_so_many_are_kept(
     ],
 )
 async def test_windows_that_cannot_be_are_refused_by_name(bad: NewWindow, field: str) -> None:
-    blind = MaintenanceStore(None, clock=SystemClock(), changed=lambda: None)  # type: ignore[arg-type]  # is not asked
+    blind = MaintenanceStore(None, clock=SystemClock(), changed=lambda _: None)  # type: ignore[arg-type]  # is not asked
     with pytest.raises(InvalidArgument) as refused:
         await blind.add(bad)
     assert refused.value.field == field
@@ -161,7 +161,7 @@ async def test_windows_that_cannot_be_are_refused_by_name(bad: NewWindow, field:
 
 async def test_a_window_begins_now_unless_it_says_when(windows: MaintenanceStore, parts: Parts) -> None:
     clock = ManualClock()
-    own = MaintenanceStore(parts.database, clock=clock, changed=lambda: None)
+    own = MaintenanceStore(parts.database, clock=clock, changed=lambda _seen: None)
     end = datetime.fromtimestamp(clock.now_ms() / 1000, UTC) + HOUR
     made, _ = await own.add(NewWindow(server_id="a", start_time=None, end_time=end))
     assert int(made.start_time.timestamp() * 1000) == clock.now_ms()
