@@ -300,6 +300,8 @@ class Facts:
             return
         payloads = f"[{','.join(waiting.fact.payload for waiting in batch)}]"
         try:
+            while kind.some and await connection.fetchval(kind.some, payloads, timeout=INSERT_TIMEOUT_S):
+                pass
             await connection.execute(kind.insert, payloads, timeout=INSERT_TIMEOUT_S)
         except Exception as error:
             if isinstance(error, (*UNAVAILABLE, *ABORTED)) and not isinstance(error, DISK_FULL):

@@ -1,3 +1,4 @@
+# ruff: noqa: S608  every statement is put together from constant texts
 """The kinds of append-only facts, and how PostgreSQL is given facts of each: one statement for any number of them.
 
 A new kind is a table and an entry here. What must stay true: a statement takes a JSON array of payloads as its one
@@ -10,10 +11,17 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactKind:
-    """`insert` has one parameter, a JSON array of the payloads."""
+    """How facts of a kind are inserted.
+
+    Attributes:
+        insert: has one parameter, a JSON array of the payloads.
+        some: with the same parameter, does a part of what one statement may have no time for, and gives back how much
+            that was; repeated before `insert` until there is nothing left. Empty: all is done at once.
+    """
 
     name: str
     insert: str
+    some: str = ""
 
 
 # What was said of an interaction that PostgreSQL has only now (it had refused it, or was another one) counts, too.
@@ -70,11 +78,18 @@ AI_FEEDBACK: Final = FactKind(
 )
 
 # What was recorded after it stays, also when this is sent again. `ids` are of interactions that PostgreSQL did not
-# have, whose ratings it may have.
+# have, whose ratings it may have. A session may have any number of them: 200,000 take longer than a statement may.
+_ERASED: Final = """fact AS MATERIALIZED (SELECT * FROM json_to_recordset($1::json) AS said (session_id text,
+        created_at timestamptz, ids uuid[]))"""
 AI_ERASURE: Final = FactKind(
     name="ai_erasure",
-    insert="""WITH fact AS MATERIALIZED (SELECT * FROM json_to_recordset($1::json) AS said (session_id text,
-        created_at timestamptz, ids uuid[])),
+    some=f"""WITH {_ERASED},
+    old AS MATERIALIZED (SELECT id FROM ai_interactions JOIN fact USING (session_id)
+        WHERE ai_interactions.created_at <= fact.created_at LIMIT 500),
+    unsaid AS (DELETE FROM ai_feedback WHERE interaction_id IN (SELECT id FROM old)),
+    gone AS (DELETE FROM ai_interactions WHERE id IN (SELECT id FROM old) RETURNING id)
+    SELECT count(*) FROM gone""",
+    insert=f"""WITH {_ERASED},
     gone AS (DELETE FROM ai_interactions AS old USING fact
         WHERE old.session_id = fact.session_id AND old.created_at <= fact.created_at RETURNING old.id)
     DELETE FROM ai_feedback WHERE interaction_id IN (SELECT id FROM gone UNION ALL SELECT unnest(ids) FROM fact)""",

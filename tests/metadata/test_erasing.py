@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,19 @@ from runtime.errors import InvalidArgument, NotFound
 from services.metadata.journal import Journal
 from services.metadata.store import InteractionFilter, MetadataStore, NewInteraction
 from services.metadata.store_local import LocalFirstStore
+from services.metadata.target import DatabaseTarget
 from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
-from tests.metadata.parts import Parts, opened
+from tests.metadata.parts import PATIENT, Parts, opened
 from tests.metadata.test_migrate import connect
 
 ALL = InteractionFilter()
 SECRET = "between you and me 7261"
+MANY = """INSERT INTO ai_interactions (session_id, created_at)
+    SELECT 's0', now() - interval '1 day' FROM generate_series(1, 2500);
+CREATE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.001); RETURN OLD; END';
+CREATE TRIGGER slow BEFORE DELETE ON ai_interactions FOR EACH ROW EXECUTE FUNCTION be_slow()"""
+"""A statement has no time for all of them."""
 
 
 async def sessions_in(parts: Parts) -> list[str]:
@@ -76,6 +83,17 @@ async def test_an_erased_session_is_gone_from_everywhere(parts: Parts, tmp_path:
     again = await store.record_interaction(NewInteraction(session_id="s0", query="later"))
     await parts.all_inserted()
     assert await store.get_interaction(again.id) == again
+
+
+@pytest.mark.full
+async def test_a_session_of_any_size_is_erased_and_holds_up_nothing(target: DatabaseTarget, tmp_path: Path) -> None:
+    async with opened(target, tmp_path, bounds=replace(PATIENT, command_s=2.0)) as parts:
+        async with parts.database.connection() as connection:
+            await connection.execute(MANY, timeout=60.0)
+        await parts.store.erase_session("s0")
+        await parts.store.record_interaction(NewInteraction(session_id="s1"))
+        await parts.all_inserted()
+        assert await sessions_in(parts) == ["s1"]
 
 
 async def test_bad_sessions_are_refused_by_name(blind_store: MetadataStore) -> None:
