@@ -6,15 +6,15 @@ must stay true: what is said later has a later time, whatever the clock does mea
 
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import timedelta
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
 import orjson
 
 from services.metadata import checks
 from services.metadata.interaction_query import InteractionQuery, in_journal
-from services.metadata.journal import Fact
+from services.metadata.journal import Fact, Journal
 from services.metadata.journal_query import Newest
 from services.metadata.kinds import AI_ERASURE, AI_FEEDBACK, AI_INTERACTION
 from services.metadata.queries import instant_of, microseconds_of
@@ -120,6 +120,29 @@ def erasure_fact(session_id: str, created_us: int, ids: list[str]) -> Fact:
     row = {"session_id": session_id, "created_at": instant_of(created_us).isoformat(), "ids": ids}
     payload = orjson.dumps(row).decode()
     return Fact(kind=ERASURE, id=own, subject="", created_us=created_us, payload=payload)
+
+
+class Erasures(NamedTuple):
+    """What PostgreSQL has not been told to erase yet: sessions, and of each the time up to which it goes."""
+
+    sessions: tuple[str, ...] = ()
+    until: tuple[datetime, ...] = ()
+
+    def take(self, interaction: Interaction) -> bool:
+        """Whether an interaction that PostgreSQL still has is erased."""
+        return any(
+            session == interaction.session_id and interaction.create_time <= until
+            for session, until in zip(*self, strict=True)
+        )
+
+
+def erasures(journal: Journal) -> Erasures:
+    """Those that wait."""
+    waiting = journal.unwritten(ERASURE)
+    if not waiting:
+        return Erasures()
+    sessions = (orjson.loads(fact.payload)["session_id"] for fact in waiting)
+    return Erasures(tuple(sessions), tuple(instant_of(fact.created_us) for fact in waiting))
 
 
 def with_feedback(interaction: Interaction, said: Iterable[Fact]) -> Interaction:

@@ -1,8 +1,9 @@
 """Interactions as callers get them: recorded in the journal, read from PostgreSQL and from what it lacks.
 
 What must stay true: what was acknowledged is read by every later call, an interaction with the latest rating and
-correction; what is answered without PostgreSQL says so. One exception: filters by rating go by what PostgreSQL has, and
-a rating that waits there behind others (it was away) is only shown.
+correction; what was erased is read by none, nor taken for what is recorded again; what is answered without PostgreSQL
+says so. One exception: filters by rating go by what PostgreSQL has, and a rating that waits there behind others (it was
+away) is only shown.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -57,8 +58,11 @@ class LocalInteractions:
 
     async def record_interaction(self, interaction: NewInteraction) -> Interaction:
         fact = interactions.checked_fact(interaction, self._next_us())
-        if interaction.id and (known := await self._known(UUID(fact.id))) is not None:
-            return known
+        if interaction.id:
+            erased = await self._facts.read(interactions.erasures)
+            known = await self._known(UUID(fact.id))
+            if known is not None and not erased.take(known):
+                return known
         if interaction.embedding:
             await self._embeddings.check_new(interaction.embedding, within_s=KNOWN_WITHIN_S)
         stored = await self._facts.record(fact)
@@ -85,9 +89,11 @@ class LocalInteractions:
         # The journal first: what is inserted between the two questions is then in both answers and not in none.
         local = await self._facts.find(interactions.KIND, str(wanted), unwritten=True)
         said = await self._said(str(wanted), unwritten=True)
+        erased = await self._facts.read(interactions.erasures)
         found = None
         try:
             found = await self._interactions.get(wanted, within_s=within_s)
+            found = None if found is not None and erased.take(found) else found
         except Unavailable:
             local = local or await self._facts.find(interactions.KIND, str(wanted))
             if local is None:
@@ -137,11 +143,14 @@ class LocalInteractions:
             noted = self._facts.noted
             # The journal first: what is inserted between the two questions is then in both answers and not in none.
             local, waiting, first_ids = await self._local(query, unwritten=True)
-            said = await self._facts.read(
-                lambda journal: journal.newest(Newest(interactions.FEEDBACK), None, IN_FLIGHT_FACTS)
+            said, erased = await self._facts.read(
+                lambda journal: (
+                    journal.newest(Newest(interactions.FEEDBACK), None, IN_FLIGHT_FACTS),
+                    interactions.erasures(journal),
+                )
             )
             try:
-                found, total, written = await self._interactions.newest(query, first_ids)
+                found, total, written = await self._interactions.newest(query, first_ids, erased)
             except Unavailable:
                 return await self._list_local_interactions(query)
             if self._facts.noted - noted <= MAX_NOTED_BETWEEN:
@@ -214,8 +223,8 @@ class LocalInteractions:
         return await self._facts.read(lambda journal: journal.first_waiting(interactions.KIND)) is not None
 
     async def _all_settled(self) -> None:
-        """For what only PostgreSQL answers: it must have what was recorded before."""
-        for kind in (interactions.KIND, interactions.FEEDBACK):
+        """For what only PostgreSQL answers: it must have what was recorded before, and not what was erased."""
+        for kind in (*interactions.PERSONAL, interactions.ERASURE):
             if not await self._facts.settled(kind, CAUGHT_UP_WITHIN_S):
                 raise Unavailable(
                     "what was recorded is not in the metadata database yet", reason="CATCHING_UP", retry_after_s=1.0

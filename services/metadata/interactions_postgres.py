@@ -13,12 +13,14 @@ from uuid import UUID
 import orjson
 
 from services.metadata.interaction_query import InteractionQuery, in_postgres
+from services.metadata.interactions import Erasures
 from services.metadata.store import Interaction
 from services.metadata.store_connection import Database
 
 COLUMNS: Final = """id, session_id, query, response, confidence, user_rating, created_at, model, prompt_hash,
     prompt_tokens, response_tokens, latency_ms, server_ids, anomaly_ids, tags, correction,
     rating_comment, rated_at, corrected_at"""
+NOTHING_ERASED: Final = Erasures()
 FORGET_ROWS: Final = 1_000
 PHRASE_ROWS: Final = 7_000
 """Of so many interactions with the words of a phrase it is quicker to look at each than to go back in time until
@@ -60,15 +62,16 @@ class PostgresInteractions:
         return {str(row["id"]): of_row(row) for row in rows}
 
     async def newest(
-        self, query: InteractionQuery, asked_ids: Sequence[str] = ()
+        self, query: InteractionQuery, asked_ids: Sequence[str] = (), erased: Erasures = NOTHING_ERASED
     ) -> tuple[list[Interaction], int, int]:
-        """One interaction more than the page has, how many match in all, and how many of `asked_ids` are there."""
+        """One interaction more than the page has, how many match in all, and how many of `asked_ids` are there; but
+        what is erased."""
         values: list[Any] = []
-        matches = in_postgres(query.filters, values)
+        matches, kept = in_postgres(query.filters, values), _but(erased, values)
         # One statement, so that what is inserted meanwhile is in both numbers or in none.
-        count = f"""SELECT (SELECT count(*) FROM ai_interactions WHERE {matches}),
-            (SELECT count(*) FROM ai_interactions WHERE id = ANY (${len(values) + 1}::uuid[]))"""
-        listing, bound = listing_sql(query, COLUMNS)
+        count = f"""SELECT (SELECT count(*) FROM ai_interactions WHERE {matches}{kept}),
+            (SELECT count(*) FROM ai_interactions WHERE id = ANY (${len(values) + 1}::uuid[]){kept})"""
+        listing, bound = listing_sql(query, COLUMNS, erased)
         async with self._database.connection() as connection:
             rows = await connection.fetch(listing, *bound)
             total, asked = await connection.fetchrow(count, *values, asked_ids)
@@ -107,10 +110,19 @@ class PostgresInteractions:
         return total
 
 
-def listing_sql(query: InteractionQuery, columns: str) -> tuple[str, list[Any]]:
+def _but(erased: Erasures, values: list[Any]) -> str:
+    """To be added to a condition: without what is erased."""
+    if not erased.sessions:
+        return ""
+    values += erased
+    return f""" AND NOT EXISTS (SELECT FROM unnest(${len(values) - 1}::text[], ${len(values)}::timestamptz[])
+        AS erased (session, until) WHERE session_id = erased.session AND created_at <= erased.until)"""
+
+
+def listing_sql(query: InteractionQuery, columns: str, erased: Erasures = NOTHING_ERASED) -> tuple[str, list[Any]]:
     """The statement of a page, with one row more, and its parameters."""
     values: list[Any] = []
-    matches = in_postgres(query.filters, values)
+    matches = in_postgres(query.filters, values) + _but(erased, values)
     if query.words:
         values.append(query.words)
         matches += f" AND words @@ websearch_to_tsquery('simple', ${len(values)})"

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from runtime.clock import SystemClock
-from runtime.errors import InvalidArgument, NotFound
+from runtime.errors import InvalidArgument, NotFound, Unavailable
+from services.metadata import interactions_local
 from services.metadata.journal import Journal
 from services.metadata.store import InteractionFilter, MetadataStore, NewInteraction
 from services.metadata.store_local import LocalFirstStore
@@ -94,6 +95,37 @@ async def test_a_session_of_any_size_is_erased_and_holds_up_nothing(target: Data
         await parts.store.record_interaction(NewInteraction(session_id="s1"))
         await parts.all_inserted()
         assert await sessions_in(parts) == ["s1"]
+
+
+async def test_what_waits_to_be_erased_is_read_by_nobody_and_may_be_recorded_again(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interactions_local, "CAUGHT_UP_WITHIN_S", 0.2)
+    store = parts.store
+    mine = await store.record_interaction(NewInteraction(session_id="s0", query=SECRET, response="r"))
+    other = await store.record_interaction(NewInteraction(session_id="s1", query="q", response="r"))
+    await parts.all_inserted()
+    async with parts.database.connection() as connection, connection.transaction():
+        await connection.execute("SELECT FROM ai_interactions FOR UPDATE")
+        assert (await store.erase_session("s0")).pending
+        with pytest.raises(NotFound):
+            await store.get_interaction(mine.id)
+        with pytest.raises(NotFound):
+            await store.rate_interaction(mine.id, 5)
+        listed = await store.list_interactions(ALL)
+        assert ([one.id for one in listed.items], listed.total_size) == ([other.id], 1)
+        with pytest.raises(Unavailable) as refused:
+            await store.search_interactions("between", ALL)
+        assert refused.value.reason == "CATCHING_UP"
+        with pytest.raises(Unavailable):
+            [example async for example in store.export_interactions(ALL)]
+        again = await store.record_interaction(NewInteraction(id=mine.id, session_id="s0", query="again"))
+        assert again.query == "again"
+        listed = await store.list_interactions(ALL)
+        assert ([one.query for one in listed.items], listed.total_size) == (["again", "q"], 2)
+    await parts.all_inserted()
+    assert await store.get_interaction(mine.id) == again
+    assert await sessions_in(parts) == ["s1", "s0"]
 
 
 async def test_bad_sessions_are_refused_by_name(blind_store: MetadataStore) -> None:
