@@ -53,12 +53,12 @@ _UPDATE_SERVER = f"""UPDATE servers SET
     updated_at = now()
     WHERE id = $1 AND deleted_at IS NULL AND ($10::bigint IS NULL OR revision = $10) RETURNING {_SERVER_COLUMNS}"""
 # The join leaves out what would not differ before anything is locked: ON CONFLICT DO UPDATE locks (and so writes) every
-# row it meets, even one that its WHERE then leaves alone.
+# row it meets, even one that its WHERE then leaves alone. What is not said stays as the row has it when it is locked:
+# somebody may have changed it since the statement began.
 _REGISTER_SERVERS = """INSERT INTO servers AS kept (id, hostname, environment, role, location, report_interval_ms)
-    SELECT said.id, coalesce(nullif(said.hostname, ''), old.hostname, said.id),
-        coalesce(nullif(said.environment, ''), old.environment), coalesce(nullif(said.role, ''), old.role),
-        coalesce(nullif(said.location, ''), old.location),
-        coalesce(nullif(said.report_interval_ms, 0), old.report_interval_ms)
+    SELECT said.id, CASE WHEN said.hostname = '' AND old.id IS NULL THEN said.id ELSE said.hostname END,
+        nullif(said.environment, ''), nullif(said.role, ''), nullif(said.location, ''),
+        nullif(said.report_interval_ms, 0)
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[])
         AS said (id, hostname, environment, role, location, report_interval_ms)
     LEFT JOIN servers AS old ON old.id = said.id
@@ -68,11 +68,14 @@ _REGISTER_SERVERS = """INSERT INTO servers AS kept (id, hostname, environment, r
         OR (said.role <> '' AND said.role IS DISTINCT FROM old.role)
         OR (said.location <> '' AND said.location IS DISTINCT FROM old.location)
         OR (said.report_interval_ms <> 0 AND said.report_interval_ms IS DISTINCT FROM old.report_interval_ms)
-    ON CONFLICT (id) DO UPDATE SET hostname = EXCLUDED.hostname, environment = EXCLUDED.environment,
-        role = EXCLUDED.role, location = EXCLUDED.location, report_interval_ms = EXCLUDED.report_interval_ms,
-        updated_at = now()
+    ON CONFLICT (id) DO UPDATE SET hostname = coalesce(nullif(EXCLUDED.hostname, ''), kept.hostname),
+        environment = coalesce(EXCLUDED.environment, kept.environment), role = coalesce(EXCLUDED.role, kept.role),
+        location = coalesce(EXCLUDED.location, kept.location),
+        report_interval_ms = coalesce(EXCLUDED.report_interval_ms, kept.report_interval_ms), updated_at = now()
         WHERE (kept.hostname, kept.environment, kept.role, kept.location, kept.report_interval_ms) IS DISTINCT FROM
-        (EXCLUDED.hostname, EXCLUDED.environment, EXCLUDED.role, EXCLUDED.location, EXCLUDED.report_interval_ms)"""
+        (coalesce(nullif(EXCLUDED.hostname, ''), kept.hostname), coalesce(EXCLUDED.environment, kept.environment),
+        coalesce(EXCLUDED.role, kept.role), coalesce(EXCLUDED.location, kept.location),
+        coalesce(EXCLUDED.report_interval_ms, kept.report_interval_ms))"""
 _DELETE_SERVER = f"""UPDATE servers SET deleted_at = now(), updated_at = now()
     WHERE id = $1 AND deleted_at IS NULL AND ($2::bigint IS NULL OR revision = $2) RETURNING {_SERVER_COLUMNS}"""
 _UNDELETE_SERVER = f"""UPDATE servers SET deleted_at = NULL, updated_at = now()

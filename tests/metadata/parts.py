@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from runtime.clock import Clock, SystemClock
 from services.metadata.facts import Facts
@@ -36,6 +37,11 @@ class Parts:
             return (await self.facts.backlog()).waiting == 0
 
         await eventually(nothing_waits, within_s)
+
+
+async def waits_for_a_lock(connection: Any) -> bool:
+    """Whether somebody waits for what another one holds."""
+    return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"))
 
 
 def assemble(

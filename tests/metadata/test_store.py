@@ -9,8 +9,12 @@ from fleet.model import ServerDescriptor
 from runtime import paging
 from runtime.errors import AlreadyExists, InvalidArgument, NotFound
 from services.metadata import checks
+from services.metadata.connector import Connector
 from services.metadata.store import InteractionFilter, MetadataStore, NewInteraction, ServerFilter
 from services.metadata.store_connection import Database
+from services.metadata.target import DatabaseTarget
+from tests.harness import eventually
+from tests.metadata.parts import waits_for_a_lock
 
 ALL = ServerFilter()
 INJECTIONS = (
@@ -203,6 +207,24 @@ async def test_register_neither_writes_nor_locks_what_does_not_differ(store: Met
         after = [tuple(row) for row in await connection.fetch(physical)]
     assert after[0] == before[0]
     assert after[1] != before[1]
+
+
+async def test_what_a_sender_does_not_say_stays_as_somebody_changes_it_meanwhile(
+    store: MetadataStore, target: DatabaseTarget
+) -> None:
+    await store.create_server(server("a", environment="staging", role="web", location="here", report_interval_ms=1_000))
+    other = await Connector(target, 30.0).connect(30.0)
+    change = other.transaction()
+    await change.start()
+    await other.execute("UPDATE servers SET hostname = 'new', environment = 'production', location = NULL")
+    sent = ServerDescriptor(server_id="a", hostname="", role="db")
+    registering = asyncio.create_task(store.register_servers([sent]))
+    await eventually(lambda: waits_for_a_lock(other))
+    await change.commit()
+    await other.close()
+    assert await registering == 1
+    said = server("a", hostname="new", environment="production", role="db", report_interval_ms=1_000)
+    assert (await store.get_server("a")).descriptor == said
 
 
 async def test_register_leaves_a_deleted_server_deleted(store: MetadataStore) -> None:
