@@ -4,7 +4,7 @@ What must stay true: nothing is recorded of a file with a row that cannot be, un
 row does not say stays as it is; the answer has an outcome for each row, in order, and a dry run has the same ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from fleet.model import ServerDescriptor
-from runtime.errors import InvalidArgument
+from runtime.errors import Aborted, InvalidArgument
 from services.metadata import checks
 from services.metadata.store import Remarks
 from services.metadata.store_connection import Database
@@ -22,13 +22,16 @@ MAX_IMPORTED_SERVERS: Final = 20_000
 
 _KNOWN: Final = """SELECT id, hostname, coalesce(environment, '') AS environment, coalesce(role, '') AS role,
     coalesce(location, '') AS location, labels, notes, deleted_at FROM servers WHERE id = ANY ($1) ORDER BY id"""
-_PUT: Final = """INSERT INTO servers AS kept (id, hostname, environment, role, location, labels, notes)
-    SELECT id, hostname, nullif(environment, ''), nullif(role, ''), nullif(location, ''), labels::jsonb, notes
+_SAID: Final = """(SELECT id, hostname, nullif(environment, '') AS environment, nullif(role, '') AS role,
+        nullif(location, '') AS location, labels::jsonb AS labels, notes
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-        AS said (id, hostname, environment, role, location, labels, notes)
-    ON CONFLICT (id) DO UPDATE SET hostname = EXCLUDED.hostname, environment = EXCLUDED.environment,
-        role = EXCLUDED.role, location = EXCLUDED.location, labels = EXCLUDED.labels, notes = EXCLUDED.notes,
-        updated_at = now()"""
+        AS said (id, hostname, environment, role, location, labels, notes)) AS said"""
+# One that somebody has recorded since it was looked for is not overwritten: it was judged as if there were none.
+_ADD: Final = f"""INSERT INTO servers (id, hostname, environment, role, location, labels, notes)
+    SELECT id, hostname, environment, role, location, labels, notes FROM {_SAID} ON CONFLICT (id) DO NOTHING"""  # noqa: S608  constants
+_CHANGE: Final = f"""UPDATE servers SET hostname = said.hostname, environment = said.environment, role = said.role,
+    location = said.location, labels = said.labels, notes = said.notes, updated_at = now()
+    FROM {_SAID} WHERE servers.id = said.id"""  # noqa: S608
 
 
 class Outcome(IntEnum):
@@ -76,6 +79,7 @@ class ServerImports:
         Raises:
             InvalidArgument: more than MAX_IMPORTED_SERVERS.
             Unavailable: the database is away.
+            Aborted: somebody recorded one of them meanwhile; nothing is recorded.
         """
         if len(servers) > MAX_IMPORTED_SERVERS:
             raise InvalidArgument(f"more than {MAX_IMPORTED_SERVERS} (MAX_IMPORTED_SERVERS)", field="servers")
@@ -91,12 +95,21 @@ class ServerImports:
             done = [result for result in results if result is not None]
             applies = partial or all(result.outcome is not Outcome.FAILED for result in done)
             if applies and puts and not dry_run:
-                puts.sort(key=lambda values: str(values["id"]))
-                columns = ("id", *FIELDS)
-                await connection.execute(_PUT, *([values[name] for values in puts] for name in columns))
+                await _put(connection, puts, known)
         if applies and puts and not dry_run:
             self._changed()
         return done, applies and bool(puts)
+
+
+async def _put(connection: Any, puts: Sequence[Values], known: Container[str]) -> None:
+    puts = sorted(puts, key=lambda values: str(values["id"]))
+    new = [values for values in puts if values["id"] not in known]
+    changed = [values for values in puts if values["id"] in known]
+    for statement, rows in ((_ADD, new), (_CHANGE, changed)):
+        columns = ([values[name] for values in rows] for name in ("id", *FIELDS))
+        done: str = await connection.execute(statement, *columns)
+        if int(done.rpartition(" ")[2]) < len(rows):
+            raise Aborted("somebody recorded one of these servers meanwhile; repeat the call")
 
 
 def _faults(servers: Sequence[ImportedServer]) -> list[Result | None]:

@@ -1,16 +1,20 @@
 """Many servers at once: all or nothing or what can be, and a dry run that says the same."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fleet.model import ServerDescriptor
-from runtime.errors import InvalidArgument
+from runtime.errors import Aborted, InvalidArgument
 from services.metadata import imports
+from services.metadata.connector import Connector
 from services.metadata.imports import FIELDS, ImportedServer, Outcome, ServerImports
 from services.metadata.store import MetadataStore, Remarks, ServerFilter
-from tests.metadata.parts import Parts
+from services.metadata.target import DatabaseTarget
+from tests.harness import eventually
+from tests.metadata.parts import Parts, waits_for_a_lock
 
 
 def said(server_id: str, *, labels: tuple[tuple[str, str], ...] = (), notes: str = "", **fields: str) -> ImportedServer:
@@ -88,6 +92,25 @@ async def test_one_that_cannot_be_keeps_all_out_unless_the_others_are_wanted(
     results, applied = await importer.run(BAD, partial=True)
     assert applied
     assert {record.descriptor.server_id for record in await everything(store)} == {"fine", "gone", "old"}
+
+
+async def test_what_a_row_does_not_say_of_a_server_that_is_recorded_meanwhile_stays(
+    importer: ServerImports, store: MetadataStore, target: DatabaseTarget
+) -> None:
+    other = await Connector(target, 30.0).connect(30.0)
+    recording = other.transaction()
+    await recording.start()
+    await other.execute("INSERT INTO servers (id, hostname, environment) VALUES ('a', 'a.example', 'production')")
+    importing = asyncio.create_task(importer.run([said("a", labels=(("team", "shop"),))]))
+    await eventually(lambda: waits_for_a_lock(other))
+    await recording.commit()
+    await other.close()
+    with pytest.raises(Aborted):
+        await importing
+    await importer.run([said("a", labels=(("team", "shop"),))])
+    found = await store.get_server("a")
+    assert (found.descriptor.hostname, found.descriptor.environment) == ("a.example", "production")
+    assert found.details.labels == (("team", "shop"),)
 
 
 async def test_so_many_may_be_imported_at_once(importer: ServerImports, store: MetadataStore) -> None:
