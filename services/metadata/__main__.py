@@ -106,6 +106,7 @@ async def serve(settings: MetadataSettings, process: Process[MetadataSettings]) 
             users = AccessStore(database)
             feed = AccessFeed(process.folder, users, process.clock)
             sessions = Sessions(database, process.clock, lifetime_s=settings.session_lifetime)
+            users.told = sessions.told = feed.take
             audit = AuditStore(database)
             anomalies = await AnomalyStore.opened(database, facts, process.clock)
             maintenance = MaintenanceStore(database, clock=process.clock, changed=copy.changed)

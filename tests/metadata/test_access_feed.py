@@ -6,17 +6,22 @@ from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
+from unittest.mock import Mock
 
 import pytest
 
 from fleet import access
 from fleet.access import ADMIN, AGENT, OPERATOR, VIEWER
+from openmanager.access.v1 import access_pb2 as feed_pb2
+from openmanager.gateway.v1 import access_pb2, options_pb2
 from runtime.clock import ManualClock, SystemClock
 from runtime.errors import NotFound, Unavailable
+from runtime.interception import CallContext
 from services.metadata.access import feed as module
 from services.metadata.access.feed import AccessFeed
 from services.metadata.access.model import Credential, Known, Scope, Token, User
 from services.metadata.access.secrets import digest
+from services.metadata.access.servicer import AccessServicer, SessionServicer
 from services.metadata.access.sessions import Identity, Sessions
 from services.metadata.access.store import AccessStore
 from services.metadata.store_connection import Database
@@ -84,6 +89,56 @@ async def test_another_database_with_as_many_changes_is_told_and_kept(tmp_path: 
             feed.changed()
             assert (await asyncio.wait_for(anext(told), 10)).credentials == ()
             await eventually(lambda: _on_disk(tmp_path) == (1, ()))
+    finally:
+        following.cancel()
+        await asyncio.wait({following})
+
+
+class Leaving(AccessStore):
+    """PostgreSQL goes away as soon as it has made a change."""
+
+    is_away = False
+
+    async def revision(self) -> int:
+        return (await self.known()).revision
+
+    async def known(self) -> Known:
+        if self.is_away:
+            raise Unavailable("away")
+        return await super().known()
+
+
+async def test_a_change_right_before_the_database_went_away_holds_while_it_is_away(
+    database: Database, tmp_path: Path
+) -> None:
+    store, sessions = Leaving(database), Sessions(database, SystemClock(), lifetime_s=3_600.0)
+    await store.create_user(User(name="Ada", role=ADMIN), PASSWORD)
+    await store.create_user(User(name="Grace", role=OPERATOR), PASSWORD)
+    tokens = [(await store.create_token(Token(name=str(number), role=VIEWER)))[0].id for number in range(3)]
+    await store.create_token(Token(name="of Grace", role=VIEWER, user="Grace"))
+    secret, _ = await sessions.by_password("Ada", PASSWORD, "192.0.2.1")
+    everybody = {one.hash for one in (await store.known()).credentials}
+    feed = AccessFeed(tmp_path, store, SystemClock())
+    store.told = sessions.told = feed.take
+    servicer, log_outs = AccessServicer(store, feed, tmp_path), SessionServicer(sessions, feed)
+    following = asyncio.create_task(feed.follow())
+    try:
+        await eventually((tmp_path / "access.json").exists)
+        assert {one.hash for one in _on_disk(tmp_path)[1]} == everybody
+        store.is_away = True
+        await servicer.RevokeToken(access_pb2.RevokeTokenRequest(id=tokens[0]), Mock())
+        await servicer.DeleteUser(access_pb2.DeleteUserRequest(name="Grace"), Mock())
+        await log_outs.EndSession(feed_pb2.EndSessionRequest(hash=digest(secret)), cast("CallContext", None))
+        wanted = access_pb2.Token(name="new", role=options_pb2.ROLE_VIEWER)
+        tokens.append((await servicer.CreateToken(access_pb2.CreateTokenRequest(token=wanted), Mock())).token.id)
+        assert {one.id for one in _on_disk(tmp_path)[1]} == set(tokens[1:])
+        await eventually(lambda: feed.known is not None and feed.known.stale_since is not None)
+        assert feed.known is not None
+        assert {one.id for one in feed.known.credentials} == set(tokens[1:])
+        store.is_away = False
+        feed.changed()
+        await eventually(lambda: feed.known is not None and feed.known.stale_since is None)
+        assert {one.id for one in feed.known.credentials} == set(tokens[1:])
     finally:
         following.cancel()
         await asyncio.wait({following})

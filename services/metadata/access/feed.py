@@ -1,8 +1,9 @@
 """What gateways are told: everybody who may come in, from PostgreSQL while it answers, else as it was last known.
 
 What must stay true: a change that this process made is told at once, one that another made within CHECK_INTERVAL_S,
-also when our own disk fails: a revoked token must not live on because it is full; what is told of a database that is
-away says so; the copy on disk is read by nobody but this service (0600), and holds hashes only.
+also when our own disk fails: a revoked token must not live on because it is full, nor because PostgreSQL went away as
+soon as it was revoked; what is told of a database that is away says so; the copy on disk is read by nobody but this
+service (0600), and holds hashes only.
 """
 
 import asyncio
@@ -42,11 +43,24 @@ class AccessFeed:
         self.known: Known | None = _read(self._path)
         """None: nothing was ever known."""
         self._identity: str | None = None
+        self._record: Known | None = None  # what is known without what the database's absence adds
         self._copied: Known | None = None
+        self._copying = asyncio.Lock()
 
     def changed(self) -> None:
         """Something was changed by this process: it is looked at now."""
         self._wake.set()
+
+    def take(self, known: Known) -> None:
+        """Tells what a change of this process came to; what was looked up since holds."""
+        now = self.known
+        if now is None or now.stale_since is not None or now.revision < known.revision:
+            self._tell(known)
+
+    async def kept(self) -> None:
+        """Returns when the copy on disk has what was told, if the disk takes it: a restart may come any time."""
+        self.changed()
+        await self._copy()
 
     async def follow(self) -> None:
         """Never ends; while PostgreSQL is away it goes on asking."""
@@ -54,10 +68,10 @@ class AccessFeed:
             self._wake.clear()
             try:
                 await self._look()
-                await self._copy()
             except Unavailable:
                 if self.known is not None and self.known.stale_since is None:
                     self._tell(replace(self.known, stale_since=instant_of(self._clock.now_ms() * 1_000)))
+            await self._copy()
             wait = asyncio.create_task(self._wake.wait(), name="access-wake")
             pause = asyncio.create_task(self._clock.sleep(CHECK_INTERVAL_S), name="access-pause")
             try:
@@ -75,7 +89,11 @@ class AccessFeed:
             or identity != self._identity
             or await self._store.revision() != known.revision
         ):
-            self._tell(await self._store.known())
+            found = await self._store.known()
+            if self.known is not known:  # a change came first, and what was found may be from before it
+                self._wake.set()
+                return
+            self._tell(found)
             self._identity = identity
 
     async def watch(self) -> AsyncGenerator[Known, None]:
@@ -90,19 +108,22 @@ class AccessFeed:
                 await news.wait()
 
     async def _copy(self) -> None:
-        """Writes what is known to disk, and again until it is there."""
-        known = self.known
-        if known is None or known.stale_since is not None or known is self._copied:
-            return
-        try:
-            await asyncio.to_thread(_write, self._path, known, instant_of(self._clock.now_ms() * 1_000))
-        except OSError as error:
-            log.error("who may come in is told, but cannot be kept for an outage: %s", error)  # noqa: TRY400
-        else:
-            self._copied = known
+        """Writes what is known to disk; where that fails, the next one does."""
+        async with self._copying:
+            record = self._record
+            if record is self._copied or record is None:
+                return
+            try:
+                await asyncio.to_thread(_write, self._path, record, instant_of(self._clock.now_ms() * 1_000))
+            except OSError as error:
+                log.error("who may come in is told, but cannot be kept for an outage: %s", error)  # noqa: TRY400
+            else:
+                self._copied = record
 
     def _tell(self, known: Known) -> None:
         self.known = known
+        if known.stale_since is None:
+            self._record = known
         news, self._news = self._news, asyncio.Event()
         news.set()
 

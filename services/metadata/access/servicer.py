@@ -62,19 +62,19 @@ class AccessServicer:
         present = {"role": given.role, "scope": given.HasField("scope"), "disabled": given.disabled}
         fields = list(request.update_mask.paths) or [name for name in UPDATABLE if present[name]]
         before, user = await self._store.update_user(_given_user(given), fields)
-        self._feed.changed()
+        await self._feed.kept()
         audited.tell(context, before=MessageToDict(_user(before)))
         return pb.UpdateUserResponse(user=_user(user))
 
     async def DeleteUser(self, request: pb.DeleteUserRequest, context: object) -> pb.DeleteUserResponse:
         before = await self._store.delete_user(request.name)
-        self._feed.changed()
+        await self._feed.kept()
         audited.tell(context, before=MessageToDict(_user(before)))
         return pb.DeleteUserResponse()
 
     async def SetPassword(self, request: pb.SetPasswordRequest, _context: object) -> pb.SetPasswordResponse:
         await self._store.set_password(request.name, request.password)
-        self._feed.changed()
+        await self._feed.kept()
         return pb.SetPasswordResponse()
 
     async def CreateToken(self, request: pb.CreateTokenRequest, _context: object) -> pb.CreateTokenResponse:
@@ -88,7 +88,7 @@ class AccessServicer:
             expire_time=_instant(given.expire_time) if given.HasField("expire_time") else None,
         )
         token, secret = await self._store.create_token(wanted)
-        self._feed.changed()
+        await self._feed.kept()
         return pb.CreateTokenResponse(token=_token(token), secret=secret)
 
     async def ListTokens(self, request: pb.ListTokensRequest, _context: object) -> pb.ListTokensResponse:
@@ -99,12 +99,12 @@ class AccessServicer:
 
     async def RotateToken(self, request: pb.RotateTokenRequest, _context: object) -> pb.RotateTokenResponse:
         token, secret = await self._store.rotate_token(request.id)
-        self._feed.changed()
+        await self._feed.kept()
         return pb.RotateTokenResponse(token=_token(token), secret=secret)
 
     async def RevokeToken(self, request: pb.RevokeTokenRequest, context: object) -> pb.RevokeTokenResponse:
         token = await self._store.revoke_token(request.id)
-        self._feed.changed()
+        await self._feed.kept()
         audited.tell(context, before=MessageToDict(_token(replace(token, revoke_time=None))))
         return pb.RevokeTokenResponse(token=_token(token))
 
@@ -166,7 +166,7 @@ class SessionServicer:
         self, request: feed_pb2.EndSessionRequest, _context: CallContext
     ) -> feed_pb2.EndSessionResponse:
         name = await self._sessions.end(request.hash)
-        self._feed.changed()
+        await self._feed.kept()
         return feed_pb2.EndSessionResponse(name=name)
 
 

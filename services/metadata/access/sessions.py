@@ -11,6 +11,7 @@ itself the same.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from services.metadata.access.model import (
     MAX_NAME_CHARACTERS,
     MAX_PASSWORD_BYTES,
     Credential,
+    Known,
     check_name,
     check_role,
 )
@@ -91,6 +93,8 @@ class Sessions:
         self._lifetime_s = lifetime_s
         self._hashing = asyncio.Semaphore(MAX_HASHING)
         self._waiting = 0
+        self.told: Callable[[Known], None] | None = None
+        """As `AccessStore.told`."""
 
     async def by_password(self, name: str, password: str, address: str) -> tuple[str, Credential]:
         """The secret of a new session, and how it is known.
@@ -130,7 +134,7 @@ class Sessions:
 
     async def end(self, digest: bytes) -> str:
         """Ends the session with this hash; whose it was, empty: there was none."""
-        async with changing(self._database) as connection:
+        async with changing(self._database, self.told) as connection:
             return await connection.fetchval(_END, digest) or ""
 
     async def _matches(self, kept: str | None, password: str) -> bool:

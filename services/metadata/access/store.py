@@ -6,7 +6,7 @@ one; what changes bumps the revision that watchers look at (triggers of the sche
 or one that others lean on, does so in `changing`.
 """
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -70,15 +70,21 @@ UPDATABLE: Final = ("role", "scope", "disabled")
 
 
 @asynccontextmanager
-async def changing(database: Database) -> AsyncIterator[Any]:
+async def changing(database: Database, told: Callable[[Known], None] | None = None) -> AsyncIterator[Any]:
     """A connection in a transaction that no other change of users and tokens runs beside.
 
     All of them bump the revision in the end. Who locked other rows before that, in whatever order, waited in a circle
-    with somebody else: after a second PostgreSQL aborts one of them.
+    with somebody else: after a second PostgreSQL aborts one of them. `told` is given who may come in then: who asks for
+    that afterwards may find the database away, for hours.
     """
+    known: Known | None = None
     async with database.connection() as connection, connection.transaction():
         await connection.execute("SELECT FROM access_state FOR UPDATE")
         yield connection
+        if told is not None:
+            known = await _known(connection)
+    if told is not None and known is not None:
+        told(known)
 
 
 class AccessStore:
@@ -86,6 +92,8 @@ class AccessStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.told: Callable[[Known], None] | None = None
+        """Is given who may come in, after each change of that."""
 
     async def new_setup_token(self) -> str:
         """A set-up token, in the place of the one before; empty: there is a user already."""
@@ -188,7 +196,7 @@ class AccessStore:
     @asynccontextmanager
     async def _administrated(self) -> AsyncIterator[Any]:
         """A transaction that leaves an administrator, if there was one."""
-        async with changing(self._database) as connection:  # two at once would each leave the other
+        async with changing(self._database, self.told) as connection:  # two at once would each leave the other
             before = await connection.fetchval(ADMINISTRATORS)
             yield connection
             if before and not await connection.fetchval(ADMINISTRATORS):
@@ -198,7 +206,7 @@ class AccessStore:
         """Ends the user's sessions, too. Raises NotFound."""
         checks.check_text(name, "name")
         kept = await secrets.hashed(check_password(password))
-        async with changing(self._database) as connection:
+        async with changing(self._database, self.told) as connection:
             changed = await connection.fetchval(
                 f"UPDATE access_users SET password_hash = $2, updated_at = now() WHERE {OF_NAME} RETURNING id",
                 name,
@@ -223,7 +231,7 @@ class AccessStore:
         if token.expire_time is not None and token.expire_time <= datetime.now(UTC):
             raise InvalidArgument("is over already", field="token.expire_time")
         secret, wanted = secrets.new_token(), _uuid(token.id, "token.id") if token.id else None
-        async with changing(self._database) as connection:  # it leans on its user, who may be going just now
+        async with changing(self._database, self.told) as connection:  # it leans on its user, who may be going just now
             user_id = None
             if token.user:
                 found = await connection.fetchrow(f"SELECT id, role FROM access_users WHERE {OF_NAME}", token.user)
@@ -261,7 +269,7 @@ class AccessStore:
     async def rotate_token(self, token_id: str) -> tuple[Token, str]:
         """The token with another secret; raises NotFound, also when it was revoked or is over."""
         wanted, secret = _uuid(token_id), secrets.new_token()
-        async with changing(self._database) as connection:
+        async with changing(self._database, self.told) as connection:
             changed = await connection.fetchval(
                 f"UPDATE access_tokens AS t SET hash = $2 WHERE t.id = $1 AND {LIVE} RETURNING true",
                 wanted,
@@ -273,7 +281,7 @@ class AccessStore:
     async def revoke_token(self, token_id: str) -> Token:
         """The token, ended; once more is no fault. Raises NotFound."""
         wanted = _uuid(token_id)
-        async with changing(self._database) as connection:
+        async with changing(self._database, self.told) as connection:
             await connection.execute(
                 "UPDATE access_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", wanted
             )
@@ -303,9 +311,13 @@ class AccessStore:
             self._database.connection() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            revision = await connection.fetchval("SELECT revision FROM access_state")
-            rows = await connection.fetch(_CREDENTIALS)
-        return Known(revision=revision, credentials=tuple(map(credential_of, rows)))
+            return await _known(connection)
+
+
+async def _known(connection: Any) -> Known:
+    revision = await connection.fetchval("SELECT revision FROM access_state")
+    rows = await connection.fetch(_CREDENTIALS)
+    return Known(revision=revision, credentials=tuple(map(credential_of, rows)))
 
 
 def _no_setup_token() -> Unauthenticated:
