@@ -27,7 +27,7 @@ from runtime.local_file import FileThread
 from runtime.tasks import Backoff, run_forever
 from services.metadata import erasing
 from services.metadata.driver_errors import ABORTED, DISK_FULL, UNAVAILABLE, describe, is_refusal
-from services.metadata.journal import FILE_NAME, Backlog, Fact, Journal, Waiting
+from services.metadata.journal import BUNDLE, FILE_NAME, Backlog, Fact, Journal, Waiting
 from services.metadata.kinds import KINDS, FactKind
 from services.metadata.line import MARK, UNSAID, Position
 from services.metadata.store_connection import Database
@@ -281,7 +281,10 @@ class Facts:
             await self._note(outcome, position)
         if identity is None or is_known:
             return bool(batch)
-        again = await self._write_thread.run(self._writer.begin_identity, identity, position)
+        again = 0
+        while self._identity is not None and (part := await self._write_thread.run(self._writer.wait_again, BUNDLE)):
+            again += part
+        again += await self._write_thread.run(self._writer.begin_identity, identity, position)
         if self._identity is None:
             log.info("facts go to %s", identity)
         else:
@@ -329,7 +332,8 @@ class Facts:
 
     async def _sweep_all(self) -> None:
         while True:
-            await self._write_thread.run(self._writer.sweep, self._clock.now_ms())
+            while await self._write_thread.run(self._writer.sweep, self._clock.now_ms(), BUNDLE) == BUNDLE:
+                pass  # recordings that came meanwhile are stored before the next ones go
             await self._clock.sleep(SWEEP_INTERVAL_S)
 
 

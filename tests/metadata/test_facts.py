@@ -20,7 +20,7 @@ from services.metadata.kinds import KINDS, FactKind
 from services.metadata.line import UNSAID, Position
 from services.metadata.store import InteractionFilter, NewInteraction
 from services.metadata.store_connection import Database
-from services.metadata.target import DatabaseTarget
+from services.metadata.target import DatabaseTarget, target_of_url
 from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
 from tests.metadata.parts import LIMIT_BYTES, PATIENT, Parts, opened
@@ -181,6 +181,67 @@ async def test_another_database_gets_what_the_last_one_had(
             page = await parts.store.list_interactions(ALL, page_size=1_000)
             assert [one.query for one in page.items] == [f"{n}" for n in reversed(range(700))]
             assert (page.total_size, page.stale_since) == (700, None)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[list[int], threading.Event]:
+    """Answers of a method of the journal that is done in bundles, the first one when the event is set."""
+    answers: list[int] = []
+    work, go_on = getattr(Journal, name), threading.Event()
+
+    def counting(self: Journal, *arguments: int) -> int:
+        assert answers or go_on.wait(30.0)
+        answers.append(work(self, *arguments))
+        return answers[-1]
+
+    monkeypatch.setattr(Journal, name, counting)
+    monkeypatch.setattr(facts_module, "BUNDLE", 10)
+    return answers, go_on
+
+
+async def recorded_meanwhile(facts: Facts, go_on: threading.Event) -> None:
+    recording = asyncio.create_task(facts.record(fact("new")))
+    await asyncio.sleep(0)
+    await eventually(lambda: not facts._group)
+    go_on.set()
+    await recording
+
+
+async def test_recordings_do_not_wait_until_all_that_is_old_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A day after a long outage all that waited in it goes at once."""
+    _fill(tmp_path, 400)
+    swept, go_on = counted(monkeypatch, "sweep")
+    away = Database(target_of_url("postgresql://127.0.0.1:1/none"), clock=SystemClock(), bounds=PATIENT)
+    async with Facts(tmp_path, away, clock=SystemClock(), limit_bytes=LIMIT_BYTES) as facts:
+        await recorded_meanwhile(facts, go_on)
+        assert len(swept) < 30
+        await eventually(lambda: sum(swept) == 400)
+        assert (await facts.backlog()).waiting == 1
+
+
+async def test_recordings_do_not_wait_until_all_waits_again_for_another_database(
+    target: DatabaseTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill(tmp_path, 400, SystemClock().now_ms())
+    put_back, go_on = counted(monkeypatch, "wait_again")
+    async with (
+        Database(target, clock=SystemClock(), bounds=PATIENT) as database,
+        Facts(tmp_path, database, clock=SystemClock(), limit_bytes=LIMIT_BYTES) as facts,
+    ):
+        await recorded_meanwhile(facts, go_on)
+        assert len(put_back) < 30
+        await eventually(lambda: sum(put_back) == 400)
+
+
+def _fill(folder: Path, facts: int, inserted_ms: int = 0) -> None:
+    """A journal with facts that another database has."""
+    journal = Journal(folder / "facts.db")
+    made = [Fact(kind="old", id=str(n), subject="", created_us=n, payload="{}") for n in range(facts)]
+    journal.append(made, LIMIT_BYTES)
+    journal.begin_identity("another")
+    journal.note_inserted([waiting.sequence for waiting in journal.waiting(facts, LIMIT_BYTES)], inserted_ms)
+    journal.close()
 
 
 async def test_what_another_database_may_lack_is_read_before_it_is_sent_again(
