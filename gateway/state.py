@@ -169,7 +169,7 @@ class FleetState:
             self._removed.clear()
             self._gaps.clear()
             self._known_from = version.sequence
-        elif version.sequence > self.sequence + 1:
+        else:
             self._remember_gap(self.sequence, version.sequence)
         self.epoch, self.sequence = version.epoch, version.sequence
         self._entries, self._ids = entries, sorted(entries)
@@ -179,8 +179,10 @@ class FleetState:
             self._remember_removed(before[server_id])
 
     def _change_some(self, message: cache_pb2.WatchServersResponse, sets: Sets) -> None:
-        version = message.version
+        version, before_it = message.version, self.sequence
         self.sequence = version.sequence
+        if any(server_id not in self._entries for server_id in message.removed_server_ids):
+            self._remember_gap(before_it, version.sequence)  # they came and went: others may have told of both
         for server_id in message.removed_server_ids:
             gone = self._entries.pop(server_id, None)
             if gone is not None:
@@ -209,6 +211,8 @@ class FleetState:
 
     def _remember_gap(self, start: int, end: int) -> None:
         """Another gateway's readers may have seen servers, or places of servers, that came and went meanwhile."""
+        if end <= start + 1:
+            return
         self._gaps.append((start, end))
         if len(self._gaps) > MAX_GAPS:
             _, self._known_from = self._gaps.popleft()

@@ -202,6 +202,27 @@ async def test_who_saw_elsewhere_what_was_missed_here_is_given_everything_anew()
                 assert not (await watch.next()).snapshot
 
 
+async def test_who_saw_elsewhere_a_server_that_came_and_went_between_two_messages_is_not_left_with_it() -> None:
+    """A gateway that is behind is told of both in one message; another one told its watchers of each."""
+    async with world() as w:
+        w.cache.send(server_state("a"), snapshot=True)
+        await eventually(lambda: w.state.known)
+        before = w.state.version
+        w.cache.skip(1)  # "new" came
+        seen_elsewhere = f"e-{w.cache.sequence}"
+        w.cache.send(removed=("new",))
+        w.cache.send(server_state("a"))
+        await eventually(w.caught_up)
+        async with w.watch(after_version=seen_elsewhere) as watch:
+            watch.known["new"] = fleet_pb2.Server(id="new")
+            await watch.next()
+            assert set(watch.known) == {"a"}
+        for known in (before, w.state.version):
+            async with w.watch(after_version=known) as watch:
+                w.cache.send(server_state("a"))
+                assert not (await watch.next()).snapshot
+
+
 async def test_stretches_that_were_missed_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "MAX_GAPS", 2)
     async with world() as w:
