@@ -111,8 +111,10 @@ class FleetState:
                             whole = None
                             self.following = True
                             on_snapshot()
+                    if whole is not None:
+                        continue  # what is shown is what it was, and as old
                     self._tell()
-                    if whole is None and held > most:
+                    if held > most:
                         most = 2 * _metrics(self._used_sets()) + MAX_UNUSED_METRICS
                         if held > most:
                             stream.cancel()

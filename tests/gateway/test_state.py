@@ -64,6 +64,21 @@ async def test_a_large_snapshot_comes_in_parts_and_drops_nobody_before_its_end()
         assert fleet_pb2.GetServerResponse.FromString((await w.get("a")).data).server.metrics["other"] == 3
 
 
+async def test_half_a_snapshot_makes_what_is_shown_no_younger() -> None:
+    clock = ManualClock()
+    async with world(clock=clock) as w:
+        w.cache.send(server_state("a", 1, 1, 1, 1), snapshot=True)
+        await eventually(lambda: w.state.following)
+        w.cache.cut()
+        await eventually(lambda: _has_begun(w.cache, 2))
+        clock.advance(600)
+        w.cache.send(server_state("a", 2, 2, 2, 2), snapshot=True, continues=True)
+        w.cache.cut()
+        await eventually(lambda: _has_begun(w.cache, 3))
+        assert (await w.page()).servers[0].metrics["cpu_usage"] == 1
+        assert w.context.trailers == {"age": "600"}
+
+
 async def test_a_snapshot_that_begins_anew_before_its_end_shows_nobody_of_what_was_sent_before() -> None:
     async with world() as w:
         w.cache.send(server_state("a", 1, 1, 1, 1), server_state("gone", 1, 1, 1, 1), snapshot=True, continues=True)
