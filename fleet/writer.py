@@ -12,6 +12,7 @@ too, and the rule "send the set again" then holds for every store at once.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,6 +51,9 @@ NO_ROOM = frozenset({"MAX_SERVERS", "MAX_LIVE_VALUES"})
 
 MAX_REGISTRATIONS = 5_000
 """Servers told to metadata in one call."""
+
+STOP_TIMEOUT_S = 1.0
+"""So long a writer that ends goes on telling cache and metadata of what was acknowledged last."""
 
 _log = logging.getLogger(__name__)
 _FOLLOW_BACKOFF = Backoff(initial_s=0.2, max_s=5.0)
@@ -122,6 +126,10 @@ class FleetWriter:
         self._for_metadata: dict[str, ServerDescriptor] = {}
         self._rows_waiting = asyncio.Event()
         self._servers_waiting = asyncio.Event()
+        self._cache_told = asyncio.Event()  # of all that it is to be told
+        self._metadata_told = asyncio.Event()
+        self._cache_told.set()
+        self._metadata_told.set()
         self._followers: list[asyncio.Task[None]] = []
         self.counters = WriterCounters()
 
@@ -134,6 +142,10 @@ class FleetWriter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self._cache_told.wait()
+                await self._metadata_told.wait()
         await tasks.cancel(*self._followers)
 
     async def write(self, batch: WriteBatch) -> WriteResult:
@@ -236,9 +248,11 @@ class FleetWriter:
             self._for_cache[server.server_id] = server
             self._for_metadata[server.server_id] = server
             self._servers_waiting.set()
+            self._metadata_told.clear()
         if batch.rows:
             self._rows.add(batch, otel_context.get_current(), self._clock.now_ms())
         self._rows_waiting.set()
+        self._cache_told.clear()
 
     def _name(self, unknown: Iterable[str]) -> None:
         for server_id in unknown:
@@ -246,6 +260,7 @@ class FleetWriter:
                 self._named.add(server_id)
                 self._for_metadata.setdefault(server_id, ServerDescriptor(server_id=server_id, hostname=""))
                 self._servers_waiting.set()
+                self._metadata_told.clear()
 
     async def _feed_cache(self) -> None:
         while True:
@@ -269,6 +284,8 @@ class FleetWriter:
                 otel_context.detach(token)
             if len(self._rows):
                 self._rows_waiting.set()
+            if not self._rows_waiting.is_set():
+                self._cache_told.set()
 
     async def _update_cache(
         self,
@@ -335,6 +352,7 @@ class FleetWriter:
             part = dict(list(self._for_metadata.items())[:MAX_REGISTRATIONS])
             if not part:
                 self._servers_waiting.clear()
+                self._metadata_told.set()
                 continue
             request = metadata_pb2.RegisterServersRequest(
                 servers=[descriptor_to_pb(server) for server in part.values()]

@@ -184,6 +184,28 @@ async def test_cache_and_metadata_away_refuse_nothing_and_catch_up_with_the_late
     assert stores.updated[0].servers[0].server_id == "s"
 
 
+async def test_what_is_acknowledged_last_is_told_before_the_writer_ends() -> None:
+    stores = Stores()
+    async with writing(stores) as writer:
+        await writer.write(batch(1, SERVER))
+    assert stores.cached_ticks() == [1.0]
+    assert [request.servers[0].server_id for request in stores.registered] == ["s"]
+
+
+async def test_a_cache_that_says_nothing_does_not_keep_a_writer_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet.writer.STOP_TIMEOUT_S", 0.1)
+    stores, ended = Stores(), asyncio.Event()
+
+    async def hang(_request: cache_pb2.UpdateServersRequest, _context: Any) -> cache_pb2.UpdateServersResponse:
+        await ended.wait()
+        return cache_pb2.UpdateServersResponse()
+
+    monkeypatch.setattr(stores, "UpdateServers", hang)
+    async with asyncio.timeout(10), writing(stores) as writer:
+        await writer.write(batch(1, SERVER))
+    assert stores.registered
+
+
 async def test_failures_are_told_as_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[dict[str, str]] = []
     monkeypatch.setattr("fleet.writer._failures", SimpleNamespace(add=lambda _one, peer: told.append(peer)))
