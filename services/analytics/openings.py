@@ -67,16 +67,20 @@ class Openings:
         """Takes one minute of all servers, shape (S,) each; returns the findings that opened, grew or closed."""
         state = self._state
         is_open = state.peak >= 0
+        # before this minute: where nobody was heard there were no minutes either
+        unjudged = is_open & (start_ms - state.judged_ms >= UNJUDGED_MS)
         np.copyto(state.judged_ms, start_ms, where=judged)
-        np.copyto(state.abnormal_ms, start_ms, where=abnormal)
+        np.copyto(state.abnormal_ms, start_ms, where=abnormal & ~unjudged)
         state.quiet = np.where(abnormal, 0, state.quiet + (is_open & judged))
         opens = abnormal & ~is_open & (start_ms >= state.rest_until_ms)
         grows = abnormal & is_open & (scores > state.peak)
-        closes = is_open & ((state.quiet >= QUIET_WINDOWS) | (start_ms - state.judged_ms >= UNJUDGED_MS))
+        closes = unjudged | (is_open & (state.quiet >= QUIET_WINDOWS))
         np.copyto(state.peak, scores, where=opens | grows)
         np.copyto(state.quiet, 0, where=opens)
         state.peak[closes] = -1.0
         state.rest_until_ms[closes] = start_ms + REST_MS
+        # what goes on after a pause is another finding, and has no rest of its own
+        state.rest_until_ms[unjudged] = state.abnormal_ms[unjudged] + QUIET_WINDOWS * WINDOW_MS + REST_MS
         changed = []
         for server in np.flatnonzero(opens | grows | closes).tolist():
             server_id = server_ids[server]

@@ -90,6 +90,18 @@ def test_a_pause_does_not_end_a_finding() -> None:
     assert closed.end_ms == at_ms(20 + 3 + QUIET_WINDOWS - 2 + 3 + 1)
 
 
+def test_a_pause_in_which_nobody_was_heard_ends_a_finding() -> None:
+    """As of a fleet of one server that is away: then there are no minutes in which it is not judged."""
+    shown = Shown()
+    shown.go_on(20)
+    shown.go_on(3, broken=True)
+    shown.tick += 300
+    shown.go_on(5, broken=True)
+    before, after = shown.findings
+    assert (before.start_ms, before.end_ms) == (at_ms(20), at_ms(23))
+    assert (after.end_ms, after.start_ms >= at_ms(323)) == (None, True)
+
+
 def test_after_a_finding_there_is_rest() -> None:
     rest = REST_MS // TICK_MS
     shown = Shown()
