@@ -35,6 +35,7 @@ _PARTS: Final = (
 )
 
 _SILENCE: Final = "silence"
+_PREDICTION: Final = "prediction"
 
 
 async def run(manager: OpenManager, options: Namespace) -> int:
@@ -121,7 +122,10 @@ def _what(one: pb.Anomaly) -> str:
     if one.detector == _SILENCE:
         return _silence(one)
     others = len(one.contributions) - 1
-    return (one.metric or one.detector) + (f" and {others} more" if others > 0 else "")
+    metrics = one.metric + (f" and {others} more" if others > 0 else "")
+    if one.detector == _PREDICTION:  # of what is to come: nothing need be abnormal yet
+        return ": ".join(filter(None, ("likely to fail", metrics)))
+    return metrics or one.detector
 
 
 def _silence(one: pb.Anomaly) -> str:

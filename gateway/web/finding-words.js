@@ -18,10 +18,15 @@ function silentFor(one) {
 
 export const isSilence = (one) => one.detector === "silence";
 
+/** Whether it is of what is to come: nothing need be abnormal yet. */
+export const isForeseen = (one) => one.detector === "prediction";
+
 export function whatOf(one) {
   if (isSilence(one)) return `silent${silentFor(one)}`;
   const more = one.contributions.length - 1;
-  return more > 0 ? `${one.metric} and ${more} more` : one.metric || one.detector;
+  const metrics = more > 0 ? `${one.metric} and ${more} more` : one.metric;
+  if (isForeseen(one)) return ["likely to fail", metrics].filter(Boolean).join(": ");
+  return metrics || one.detector;
 }
 
 export function whenOf(one) {

@@ -5,7 +5,9 @@
 
 import { call, caller } from "./calls.js";
 import { $, element, fromTemplate, reconcile, ROWS_AT_ONCE, score, text } from "./elements.js";
-import { goesOn, isSilence, lackOf, remarksOf, timed, valueOf, whatOf, whenOf, whoOf } from "./finding-words.js";
+import {
+  goesOn, isForeseen, isSilence, lackOf, remarksOf, timed, valueOf, whatOf, whenOf, whoOf,
+} from "./finding-words.js";
 import { drawHistory } from "./history.js";
 import { findingDays, judgedUnit, server, shaded } from "./shown-server.js";
 import { fullStamp, inUtc, whole } from "./times-and-units.js";
@@ -87,7 +89,8 @@ function fillFound(row, one) {
 /** What is seen of a finding that is opened. */
 function fillBody({ one, details, usual, table, partRows, remarks }) {
   if (!details.open) return;
-  const peak = `Furthest from usual at ${fullStamp(Date.parse(one.peakTime))}.`;
+  const at = fullStamp(Date.parse(one.peakTime));
+  const peak = isForeseen(one) ? `Likeliest to fail within hours at ${at}.` : `Furthest from usual at ${at}.`;
   const silence = `Usual is up to ${valueOf(one.expectedHigh, "s")} between two messages.`;
   text(usual, isSilence(one) ? silence : peak);
   const wanted = one.contributions.length || !one.metric ? one.contributions : [one];

@@ -55,8 +55,8 @@ async def test_what_was_found_is_said_for_each_detector() -> None:
         "silent": finding(2, "silence", value=math.nan),
         "silent for 2h": finding(6, "silence", value=40.0, peak_time=at(-7_190)),
         "silent for 3h": finding(7, "silence", value=10_800.0, peak_time=at(-86_400), end_time=at(-86_400)),
-        "disk_usage": finding(3, "prediction", "disk_usage"),
-        "prediction": finding(4, "prediction"),  # that it falls again and again has no metric
+        "likely to fail: disk_usage": finding(3, "prediction", "disk_usage"),
+        "likely to fail": finding(4, "prediction"),  # that it falls again and again has no metric
         "cpu_usage and 1 more": finding(5, "departure", "cpu_usage", contributions=parts),
     }
     async with serving(FakeAnalytics(*told.values())) as address:

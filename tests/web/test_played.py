@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from fleet.anomaly import anomaly_to_pb
 from gateway import web
 from openmanager.fleet.v1 import status_pb2
-from openmanager.gateway.v1 import access_pb2, fleet_pb2, options_pb2, storage_pb2
+from openmanager.gateway.v1 import access_pb2, analytics_pb2, fleet_pb2, options_pb2, storage_pb2
 from runtime.prepared import Prepared
 from tests.gateway.http.serving import serving
 from tests.harness import eventually
+from tests.harness.findings import finding
 from tests.web.browser import Browser
 from tests.web.guarded import SHOWN_WITHIN_S
 
@@ -68,6 +71,39 @@ async def test_a_fleet_that_is_followed_again_is_not_said_to_be_old(browser: Bro
             fleet.age = ""
             await asyncio.to_thread(page.within, SHOWN_WITHIN_S, f"!{old}")
             assert await asyncio.to_thread(page.text, "#live-text") == "Live"
+
+
+class Foreseen(Quiet):
+    """Of one server it is likely that it fails, and analytics watches less than there is."""
+
+    age = ""
+
+    async def WatchFleet(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
+        told = [
+            anomaly_to_pb(replace(finding("web-1", 1_790_000_000_000 + place, detector="prediction"), **more))
+            for place, more in enumerate(({"metric": "", "contributions": ()}, {}))
+        ]
+        yield fleet_pb2.WatchFleetResponse(
+            snapshot=True, version="e-1", servers=[fleet_pb2.Server(id="web-1")], anomalies=told
+        )
+        await asyncio.get_running_loop().create_future()
+
+    async def ListAnomalies(self, _request: Any, _context: Any) -> Any:
+        return analytics_pb2.ListAnomaliesResponse(learned=1.0, partly_judged=True)
+
+
+async def test_what_is_foreseen_is_told_from_what_is_abnormal_and_that_not_all_is_judged(browser: Browser) -> None:
+    played = played_by(fleet := Foreseen()) | {"AnalyticsService": fleet}
+    async with serving(extra=web.routes(), servicers=played) as served:
+        with browser.page() as page:
+            await asyncio.to_thread(page.open, f"http://{served.address}/")
+            words = "[...document.querySelectorAll('#findings .what')].map((cell) => cell.textContent)"
+            two = f"(() => {{ const words = {words}; return words.length === 2 && words; }})()"
+            shown = await asyncio.to_thread(page.within, SHOWN_WITHIN_S, two)
+            assert shown == ["likely to fail: cpu_usage", "likely to fail"]
+            lacks = "Not all metrics are judged: analytics watches as many as it may."
+            said = f"document.querySelector('#findings-said').textContent.endsWith('{lacks}')"
+            await asyncio.to_thread(page.within, SHOWN_WITHIN_S, said)
 
 
 async def test_a_stream_that_falls_silent_is_opened_anew_by_a_clock_that_is_set_back(browser: Browser) -> None:
