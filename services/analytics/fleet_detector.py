@@ -247,9 +247,9 @@ class FleetDetector:
         keep_streams &= keep_servers[registry.servers_of(np.arange(registry.stream_count))]
         if all_stay and 2 * np.count_nonzero(keep_streams) > registry.stream_count:
             return []
-        going = [one for one, stays in zip(registry.server_ids, keep_servers.tolist(), strict=True) if not stays]
-        found = self._silence.forget(going, now_ms) + self._openings.forget(going, now_ms)
-        found += self._course.forget(going, now_ms)
+        going = [(server, registry.server_ids[server]) for server in np.flatnonzero(~keep_servers).tolist()]
+        found = self._silence.forget([server_id for _, server_id in going], now_ms)
+        found += self._openings.forget(going) + self._course.forget(going)
         cells = np.flatnonzero(keep_cells)
         place = np.full(registry.cell_count, -1)
         place[cells] = np.arange(len(cells))

@@ -4,7 +4,7 @@ What must stay true: a server has at most one open finding; minutes in which a s
 keep it open, until it has not been judged for long.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
@@ -95,9 +95,13 @@ class Openings:
             changed.append(finding)
         return changed
 
-    def forget(self, server_ids: list[str], now_ms: int) -> list[Anomaly]:
-        """Ends what is open of servers that go."""
-        return [self.open.pop(one).changed(end_ms=now_ms) for one in server_ids if one in self.open]
+    def forget(self, going: Iterable[tuple[int, str]]) -> list[Anomaly]:
+        """Ends what is open of servers that go, by place and id: with their last abnormal minute, long ago."""
+        return [
+            self.open.pop(server_id).changed(end_ms=int(self._state.abnormal_ms[server]) + WINDOW_MS)
+            for server, server_id in going
+            if server_id in self.open
+        ]
 
     def rearrange(self, source: Integers) -> None:
         """For each server the place that it had, -1 for a new one."""

@@ -163,6 +163,22 @@ def test_after_a_pause_of_over_a_week_everybody_is_watched_anew() -> None:
     assert (state.arrays["series.origin"][len(METRICS) :] < 1e5).all(), "nobody's rows are another one's"
 
 
+def test_what_went_on_before_a_pause_of_over_a_week_did_not_go_on_in_it() -> None:
+    shown = Shown()
+    for minute in range(200):  # server-1 comes to its limit
+        rows = fleet_tick(LEARN_TICKS + shown.tick, broken=minute >= 195)
+        rows.values[1, METRICS.index("disk_usage")] = min(40.0 + 0.3 * minute, 97.0)
+        shown.show(rows)
+        shown.tick += 1
+    open_before = {one.id: one for one in shown.findings if one.end_ms is None}
+    assert {one.detector for one in open_before.values()} == {"departure", "prediction"}
+    shown.tick += 8 * 1_440
+    shown.go_on(2)
+    for one in (shown.found[before] for before in open_before):
+        assert one.end_ms is not None
+        assert one.peak_ms < one.end_ms <= at_ms(200), one.detector
+
+
 def _without(name: str) -> Any:
     return lambda arrays: arrays.pop(name)
 

@@ -129,9 +129,13 @@ class Course:
         cautious: Flags = self._state.level > p.OPEN
         return cautious
 
-    def forget(self, server_ids: list[str], now_ms: int) -> list[Anomaly]:
-        """Ends what is open of servers that go."""
-        return [self.open.pop(one).changed(end_ms=now_ms) for one in server_ids if one in self.open]
+    def forget(self, going: Iterable[tuple[int, str]]) -> list[Anomaly]:
+        """Ends what is open of servers that go, by place and id: when it was likely last, however long ago."""
+        return [
+            self.open.pop(server_id).changed(end_ms=int(self._state.last_ms[server]))
+            for server, server_id in going
+            if server_id in self.open
+        ]
 
     def rearrange(self, source: Integers) -> None:
         """For each server the place that it had, -1 for a new one."""
