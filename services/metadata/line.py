@@ -36,7 +36,8 @@ _ASK: Final = f"""SELECT current_setting('server_version') AS version,
         pg_snapshot_xmin(pg_current_snapshot())::text::bigint END AS transactions"""  # noqa: S608  constants
 _ASK_LESS: Final = """SELECT current_setting('server_version') AS version,
     current_setting('transaction_read_only') = 'on' AS read_only, NULL AS identity, NULL AS log, NULL AS transactions"""
-_READ_MARK: Final = "SELECT mark FROM fact_marks WHERE journal = $1"
+_READ_MARKS: Final = """SELECT coalesce(max(mark) FILTER (WHERE journal = $1), 0),
+    coalesce(sum(mark) FILTER (WHERE journal IS DISTINCT FROM $1), 0)::bigint FROM fact_marks"""
 MARK_WITHIN_S: Final = 0.3
 """For reading the mark: a lock on its table says nothing of the database, which all else is asked of catalogues."""
 MARK: Final = """INSERT INTO fact_marks AS old (journal, mark) VALUES ($1, 1)
@@ -77,11 +78,12 @@ UNSAID: Final = Position()
 
 class Answer(NamedTuple):
     """What a server says of itself; `identity` (system identifier, timeline, database, tables) is None where it cannot,
-    as is `position`."""
+    as is `position`. `others`: how often journals that are not ours have marked it; None: that was not read."""
 
     version: str
     identity: str | None
     position: Position | None
+    others: int | None = None
 
 
 class Lineage:
@@ -98,6 +100,9 @@ class Lineage:
         """How far the database that answered last is known to have been."""
         self.journal: UUID | None = None
         """Whose marks count."""
+        self._others: int | None = None
+        self.others_came = 0
+        """How often it was seen that others have marked the database meanwhile."""
 
     def remember(self, identity: str | None, position: Position, journal: UUID | None = None) -> None:
         """What an earlier life of the service knew."""
@@ -113,6 +118,10 @@ class Lineage:
         """The answer with the identity that all may compare."""
         if answer.identity is None or answer.position is None:
             return answer
+        if answer.others is not None:
+            if answer.identity == self._base and self._others is not None and self._others < answer.others:
+                self.others_came += 1
+            self._others = answer.others
         position = answer.position
         if position.mark == UNREAD:
             position = position._replace(mark=self.position.mark if answer.identity == self._base else 0)
@@ -132,20 +141,22 @@ async def question(connection: Any, journal: UUID | None) -> Answer:
             row = await connection.fetchrow(_ASK)
         except CANNOT_SAY:
             row = await connection.fetchrow(_ASK_LESS)
-        mark = UNREAD if row["log"] is None else await _mark(connection, journal)
+        mark, others = (UNREAD, None) if row["log"] is None else await _marks(connection, journal)
     if row["read_only"]:
         raise asyncpg.ReadOnlySQLTransactionError("it takes no writes: a standby, or set to read-only")
     position = None if row["log"] is None else Position(row["log"], row["transactions"], mark)
-    return Answer(row["version"], row["identity"], position)
+    return Answer(row["version"], row["identity"], position, others)
 
 
-async def _mark(connection: Any, journal: UUID | None) -> int:
+async def _marks(connection: Any, journal: UUID | None) -> tuple[int, int | None]:
+    """Ours, and those of all others together."""
     try:
-        return await connection.fetchval(_READ_MARK, journal, timeout=MARK_WITHIN_S) or 0
+        mark, others = await connection.fetchrow(_READ_MARKS, journal, timeout=MARK_WITHIN_S)
     except asyncpg.UndefinedTableError:  # from before there were marks, or without tables yet
-        return 0
+        return 0, None
     except (TimeoutError, *GIVEN_UP, *CANNOT_SAY):
-        return UNREAD
+        return UNREAD, None
+    return mark, others
 
 
 class Line:

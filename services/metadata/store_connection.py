@@ -40,6 +40,7 @@ from services.metadata.target import DatabaseTarget
 
 MAX_CONNECTIONS = 10
 IDLE_CONNECTION_S = 60.0
+SHARED_FOR_S = 900.0
 KEEPER_BACKOFF = Backoff(initial_s=0.2, max_s=2.0)
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Database:
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._line = Line(self._connector.connect, bounds.probe_s)
         self._said_nothing = False
+        self._shared_at: float | None = None
         self._migrated = asyncio.Event()
         self._wanted_migration = True
         self._trouble = asyncio.Event()
@@ -105,6 +107,16 @@ class Database:
     def usable(self) -> bool:
         """Whether calls go to the database; `on_return` tells when they do again."""
         return self._migrated.is_set() and self.circuit.state is CircuitState.CLOSED
+
+    @property
+    def shared(self) -> str:
+        """That another metadata service works with this database, if one was seen to lately; empty: none was."""
+        if self._shared_at is None or self._clock.monotonic() - self._shared_at > SHARED_FOR_S:
+            return ""
+        return (
+            "another metadata service has given facts to this database within the last quarter of an hour: stop one, or"
+            " give it a database of its own; neither can prove its audit log so"
+        )
 
     def on_return(self, returned: Callable[[], None]) -> None:
         """Has it told whenever the database may be used again, or is another one than before."""
@@ -267,12 +279,16 @@ class Database:
         return answer
 
     async def _told(self, asked: Awaitable[Answer]) -> Answer:
-        before = self.lineage.before()
+        before, came = self.lineage.before(), self.lineage.others_came
         try:
-            return self.lineage.named(await asked, before)
+            answer = await asked
         except asyncpg.ReadOnlySQLTransactionError:
             self._connector.leave_host()
             raise
+        named = self.lineage.named(answer, before)
+        if self.lineage.others_came > came:
+            self._shared_at = self._clock.monotonic()
+        return named
 
     @asynccontextmanager
     async def _border(self, *, detailed: bool = False) -> AsyncIterator[None]:

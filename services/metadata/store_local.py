@@ -113,7 +113,7 @@ class LocalFirstStore(LocalInteractions, MetadataStore):
         now_us = self._clock.now_ms() * 1_000
         return replace(
             probe,
-            degraded="" if probe.down else self._facts.degraded(backlog),
+            degraded="" if probe.down else self._facts.degraded(backlog) or self._database.shared,
             lag_points=backlog.waiting,
             lag_seconds=0.0 if backlog.oldest_us is None else max(0.0, (now_us - backlog.oldest_us) / 1e6),
             spool_bytes=backlog.bytes,

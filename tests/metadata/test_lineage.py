@@ -1,10 +1,13 @@
 """An older copy of a database is told from the database, however often it is put back."""
 
+from pathlib import Path
+
 import pytest
 
 from services.metadata.interactions import NewInteraction
 from services.metadata.line import UNREAD, Answer, Lineage, Position
-from tests.metadata.parts import Parts
+from tests.harness.postgres import PostgresServer
+from tests.metadata.parts import Parts, opened
 
 IDENTITY = "7300000000000000000-00000001-16384"
 
@@ -62,6 +65,29 @@ def test_a_mark_that_could_not_be_read_says_nothing() -> None:
     name = answers.identity_at(200, 10, 7)
     assert answers.identity_at(201, 11, UNREAD) == name
     assert answers.identity_at(202, 12, 6) != name
+
+
+async def test_another_service_that_works_with_the_same_database_is_told_of(
+    embedded_server: PostgresServer, tmp_path: Path
+) -> None:
+    target = await embedded_server.fresh_database()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+
+    async def recorded(*both: Parts) -> list[str]:
+        for parts in both:
+            await parts.store.record_interaction(NewInteraction(query="q"))
+            await parts.all_inserted()
+        return [(await parts.store.probe()).degraded for parts in both]
+
+    async with opened(target, tmp_path / "one") as one:
+        assert await recorded(one) == [""]
+        async with opened(target, tmp_path / "two") as two:
+            assert await recorded(two) == [""]
+            for degraded in await recorded(one, two):
+                assert degraded.startswith("another metadata service has given facts to this database")
+    async with opened(target, tmp_path / "one") as one:
+        assert await recorded(one) == [""]
 
 
 async def test_a_lock_on_the_marks_is_no_outage_and_no_copy(parts: Parts) -> None:
