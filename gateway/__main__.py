@@ -274,6 +274,7 @@ async def _serve_grpc(
         ready=lambda: not _lacks(settings, state, door) and http_listening.is_set(),
         interception=interception,
         knows=known_to(door.callers, policy),
+        open_to_all=policy.open_to_all(),
         share_port=own_number() is not None,
     )
 

@@ -11,6 +11,15 @@ MAX_STREAMS_PER_CONNECTION: Final = 1_000
 """Calls running at once on one connection; a client's further ones wait."""
 MAX_CONCURRENT_CALLS: Final = 10_000
 """Calls running at once in a server, streams included; more are refused with RESOURCE_EXHAUSTED."""
+MAX_OPEN_CALLS: Final = MAX_CONCURRENT_CALLS // 2
+"""Of these, to methods that are open to all. Strangers make them, and leave the other half to who is known."""
+MAX_OPEN_CALLS_OF_ADDRESS: Final = 1_000
+"""Of these, from one address: of clients behind a proxy each may watch health."""
+MAX_OPEN_MESSAGES: Final = 2
+"""Messages of one address to methods that are open to all which are read at once: of each gRPC keeps what has come, up
+to TRANSPORT_FACTOR times MAX_MESSAGE_BYTES."""
+OPEN_MESSAGE_WITHIN_S: Final = 5.0
+"""How long such a message may take; clients send it with the call."""
 MAX_PENDING_CALLS: Final = 1_000
 """Calls that gRPC has received and the event loop has not begun. From here on gRPC refuses some of them by itself, at
 three times as many all: as HTTP/2's REFUSED_STREAM, which means "not processed" and which clients repeat by themselves,

@@ -21,7 +21,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cached_property
 from pathlib import Path
@@ -81,13 +81,15 @@ class Process(Generic[S]):
         ready: Callable[[], bool] | None = None,
         interception: Interception | None = None,
         knows: Knows | None = None,
+        open_to_all: Collection[str] = (),
         share_port: bool = False,
     ) -> None:
         """Serves until `stopping`, lets calls in flight finish, returns.
 
         An inner server (public=False) lets in who has the service secret; a public one whom `interception` lets in,
-        everyone without one, and `knows` says beforehand whom it will not (runtime.doorman). Health says SERVING while
-        `ready()` is true. `share_port`: others like this one listen on the same port.
+        everyone without one, and `knows` says beforehand whom it will not (runtime.doorman), but for methods that are
+        `open_to_all`. Health says SERVING while `ready()` is true. `share_port`: others like this one listen on the
+        same port.
         """
         setting = address_setting or f"{self.name.upper()}_ADDRESS"
         if not public:
@@ -95,7 +97,14 @@ class Process(Generic[S]):
             knows = bearer_of(self.secret, open_services=REFLECTION_SERVICES)  # to callers on this machine
         credentials = tls.server_credentials(self.settings, address, public=public)
         interception = interception or Interception()
-        server = GrpcServer(servicers, interception, credentials=credentials, share_port=share_port, knows=knows)
+        server = GrpcServer(
+            servicers,
+            interception,
+            credentials=credentials,
+            share_port=share_port,
+            knows=knows,
+            open_to_all=open_to_all,
+        )
         try:
             bound = await server.start(address)
         except AddressUnavailable as error:

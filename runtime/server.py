@@ -8,14 +8,14 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from runtime import descriptors, limits, reflection
-from runtime.doorman import Doorman, Knows
+from runtime.doorman import Doorman, InTurn, Knows
 from runtime.handlers import Bound, bind
 from runtime.interception import HEALTH_SERVICE, Interception
 from runtime.limits import MAX_MESSAGE_BYTES
@@ -46,8 +46,10 @@ class GrpcServer:
         max_concurrent_calls: int = limits.MAX_CONCURRENT_CALLS,
         share_port: bool = False,
         knows: Knows | None = None,
+        open_to_all: Collection[str] = (),
     ) -> None:
-        """Prepares. `knows`: who is refused before anything of his message is read; None: nobody."""
+        """Prepares. `knows`: who is refused before anything of his message is read; None: nobody. `open_to_all`: what
+        he may call all the same."""
         self.interception = interception
         self._credentials = credentials
         self._share_port = share_port
@@ -77,10 +79,11 @@ class GrpcServer:
                 ("grpc.http2.min_ping_interval_without_data_ms", limits.KEEPALIVE_TIME_MS // 2),
             ),
         )
+        in_turn = InTurn()
         served = (*servicers, *reflection.bound((*self._services, HEALTH_SERVICE)))
-        self._server.add_generic_rpc_handlers((Doorman(served, interception, knows),))
+        self._server.add_generic_rpc_handlers((Doorman(served, interception, knows, open_to_all, in_turn),))
         # Open to all without interception: it says nothing more than up or down, and is too frequent to log.
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, cast("Any", _ByNoName(self._server)))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, cast("Any", _ByNoName(self._server, in_turn)))
 
     async def start(self, address: str) -> str:
         """Listens on `address` ("host:port") and returns it with the real port; health says NOT_SERVING at first."""
@@ -141,14 +144,21 @@ class _ByNoName:
     """A server to generated code, which is given a service's methods as all others.
 
     Of each method that is registered by name grpc.aio has a call waiting, and looks at all that wait whenever one comes
-    of whatever method: the three of health cost every call 4 us of processor.
+    of whatever method: the three of health cost every call 4 us of processor. They are open to all, so strangers'
+    messages are read in turn.
     """
 
-    def __init__(self, server: grpc.aio.Server) -> None:
-        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+    def __init__(self, server: grpc.aio.Server, in_turn: InTurn) -> None:
+        self._server = server
+        self._in_turn = in_turn
 
-    def add_registered_method_handlers(self, _service: str, _handlers: object) -> None:
-        """They are among the others."""
+    def add_generic_rpc_handlers(self, _handlers: object) -> None:
+        """They are those of below."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Adds them."""
+        made = {name: self._in_turn.of(handler) for name, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, made),))
 
 
 def _probe(address: str) -> None:

@@ -63,6 +63,10 @@ class Policy:
                     found.add(method)
         return frozenset(found)
 
+    def open_to_all(self) -> frozenset[str]:
+        """The methods that everybody may call, whoever he is."""
+        return frozenset(method for method, rule in self._rules.items() if rule.open_to_all)
+
     def check_page(self, caller: Caller) -> None:
         """Raises PermissionDenied for who may not read what is about the whole fleet: metrics, the web page."""
         if not includes(caller.may, VIEWER):

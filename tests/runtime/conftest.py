@@ -1,7 +1,7 @@
 """Real servers on free ports for the tests of the runtime."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,10 @@ async def serving(
     interception: Interception | None = None,
     address: str = "127.0.0.1:0",
     knows: Knows | None = None,
+    open_to_all: Collection[str] = (),
 ) -> AsyncIterator[Serving]:
     servicer = servicer or EchoServicer()
-    server = GrpcServer([bind(SERVICE, servicer)], interception or Interception(), knows=knows)
+    server = GrpcServer([bind(SERVICE, servicer)], interception or Interception(), knows=knows, open_to_all=open_to_all)
     bound = await server.start(address)
     try:
         yield Serving(server, bound, servicer)

@@ -16,6 +16,7 @@ EACH = 15 << 20
 """Of a message of 16 MiB on each stream, as much as its window lets through: 900 MiB of all, if they were kept."""
 LITTLE_MB = 80
 METHODS = ("FleetService/GetServer", "FleetService/WatchFleet", "IngestService/WriteMetrics", "Nobody/Knows")
+OPEN = ("openmanager.gateway.v1.AccessService/SetUp", "grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch")
 WITHIN_S = 30.0
 
 
@@ -57,11 +58,23 @@ class Windows:
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_messages_that_never_end_are_not_kept(target: Attacked, method: str) -> None:
+    answers = await unfinished(target, f"/openmanager.gateway.v1.{method}")
+    assert {answer.count(b"grpc-status\x0216") for answer in answers} == {1}, "all UNAUTHENTICATED"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", OPEN)
+async def test_nor_of_methods_that_are_open_to_all(target: Attacked, method: str) -> None:
+    assert len(await unfinished(target, f"/{method}")) == STREAMS
+
+
+async def unfinished(target: Attacked, path: str) -> list[bytes]:
+    """How calls are answered that send as much of their messages as they may, but not all."""
     async with target.endures(LITTLE_MB), await Connection.open(target.grpc) as connection:
         assert await connection.until(SETTINGS) is not None
         windows = Windows(connection)
         listening = asyncio.create_task(windows.listen())
-        streams = [connection.call(f"/openmanager.gateway.v1.{method}") for _ in range(STREAMS)]
+        streams = [connection.call(path) for _ in range(STREAMS)]
         for stream in streams:
             if windows.take(stream, 5):
                 connection.send(DATA, 0, stream, message(16 << 20))
@@ -70,7 +83,7 @@ async def test_messages_that_never_end_are_not_kept(target: Attacked, method: st
                 await send(connection, windows, streams)
         finally:
             listening.cancel()
-        assert {windows.answers[stream].count(b"grpc-status\x0216") for stream in streams} == {1}, "all UNAUTHENTICATED"
+        return [windows.answers[stream] for stream in streams]
 
 
 async def send(connection: Connection, windows: Windows, streams: list[int]) -> None:
