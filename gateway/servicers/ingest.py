@@ -5,7 +5,7 @@ numbers, so no value is touched on the way through (a test holds the two message
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
 from fleet import access
 from fleet.codec import descriptor_from_pb, metric_from_pb
@@ -45,10 +45,10 @@ class IngestServicer:
         self, requests: AsyncIterator[ingest_pb2.WriteMetricsRequest], _context: object
     ) -> AsyncIterator[ingest_pb2.WriteMetricsResponse]:
         """Answers each request once its points are on disk."""
-        set_id = ""
+        set_id, described = "", set[str]()
         async for request in requests:
             set_id = await self._set_of(request, set_id)
-            yield await self._write(request, set_id)
+            yield await self._write(request, set_id, described)
 
     async def _set_of(self, request: ingest_pb2.WriteMetricsRequest, previous: str) -> str:
         if not request.metrics:
@@ -58,10 +58,12 @@ class IngestServicer:
         self._writer.hold_message(message)
         return message.id
 
-    async def _write(self, request: ingest_pb2.WriteMetricsRequest, set_id: str) -> ingest_pb2.WriteMetricsResponse:
+    async def _write(
+        self, request: ingest_pb2.WriteMetricsRequest, set_id: str, described: set[str]
+    ) -> ingest_pb2.WriteMetricsResponse:
         servers = [descriptor_from_pb(message) for message in request.servers]
         check_descriptors(servers)
-        await self._check_scope(request, servers)
+        await self._check_scope(request, servers, described)
         unknown = self._unknown(request)
         request.ClearField("metrics")
         request.ClearField("servers")
@@ -85,8 +87,13 @@ class IngestServicer:
             metric_set_id=set_id,
         )
 
-    async def _check_scope(self, request: ingest_pb2.WriteMetricsRequest, servers: Sequence[ServerDescriptor]) -> None:
-        """Raises PermissionDenied for a server that the caller does not see, or would move out of his scope."""
+    async def _check_scope(
+        self, request: ingest_pb2.WriteMetricsRequest, servers: Sequence[ServerDescriptor], described: set[str]
+    ) -> None:
+        """Raises PermissionDenied for a server that the caller does not see, or would move out of his scope.
+
+        `described`: the servers that this stream has described and the live state has not shown since.
+        """
         scope = access.scope()
         if scope is None:
             return
@@ -96,16 +103,28 @@ class IngestServicer:
             place = (server.environment or environment, server.role or role)
             if not scope.has(server.server_id, *place) or (entry and not sees(self._state, server.server_id)):
                 raise _out_of_scope(server.server_id, f"servers[{index}]")
-        # The live state lacks deleted servers, and for a moment all where the cache begins anew.
-        lacks = [server.server_id for server in servers if server.server_id not in self._state]
-        recorded = await self._recorded(lacks) if lacks and (scope.environments or scope.server_roles) else {}
+        said = {server.server_id for server in servers}
+        rows = [row.server_id for row in request.rows]
+        described.difference_update([server_id for server_id in described if server_id in self._state])
+        recorded = await self._places_of(scope, said.union(set(rows) - described))
         for index, server in enumerate(servers):
             if server.server_id in recorded and not scope.has(server.server_id, *recorded[server.server_id]):
                 raise _out_of_scope(server.server_id, f"servers[{index}]")
-        said = {server.server_id for server in request.servers}
-        for index, row in enumerate(request.rows):  # of who is new to the fleet he is told the same as of who is hidden
-            if row.server_id not in said and not sees(self._state, row.server_id):
-                raise _out_of_scope(row.server_id, f"rows[{index}].server_id")
+        described.update(server_id for server_id in said if server_id not in self._state)
+        for index, server_id in enumerate(rows):  # of who is new to the fleet he is told the same as of who is hidden
+            if server_id in said or sees(self._state, server_id):
+                continue
+            known = server_id not in self._state and server_id in recorded
+            if server_id not in described and not (known and scope.has(server_id, *recorded[server_id])):
+                raise _out_of_scope(server_id, f"rows[{index}].server_id")
+
+    async def _places_of(self, scope: access.Scope, server_ids: Iterable[str]) -> Mapping[str, tuple[str, str]]:
+        """Those of the record, where they count and the live state does not have them: it lacks deleted servers, and
+        for a moment all where the cache begins anew."""
+        if not scope.environments and not scope.server_roles:
+            return {}
+        lacks = [one for one in server_ids if one not in self._state and not server_id_fault(one)]
+        return await self._recorded(lacks) if lacks else {}
 
     def _unknown(self, request: ingest_pb2.WriteMetricsRequest) -> Sequence[str]:
         """Servers with rows that are neither described nor in the fleet: new ones, or deleted ones, or all of them
