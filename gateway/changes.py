@@ -2,7 +2,8 @@
 
 A watcher is a version and nothing more: its next message holds every server that changed since, once, as it is now,
 however long it took to read the last one. So a slow reader costs no memory; watchers that keep up and want the same
-share the same bytes; and one that was cut off goes on from the last version that it saw, at any gateway process.
+share the same bytes; and one that was cut off goes on from the last version that it saw, at any gateway process. Whose
+scope is another one since is given everything anew: his version says what it was.
 
 What must stay true: after any message a watcher knows every server as it was at the message's version (while a
 snapshot goes on, those servers that were sent). Where it is not known what a reader may have seen, it is told that a
@@ -39,7 +40,7 @@ TURN_S: Final = 0.0005
 """After so long of making bytes other calls get their turn; those of a server with 511 metrics take 0.3 ms."""
 
 _RESPONSE = fleet_pb2.WatchFleetResponse
-_VERSION: Final = re.compile(r"(.+)-([0-9]{1,19})(?:\.([0-9]{1,18}))?", re.DOTALL)
+_VERSION: Final = re.compile(r"(.+)-([0-9]{1,19})(?:\.([0-9]{1,18}))?(?:@([0-9a-f]{16}))?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,11 @@ class Wanted:
     environment: str = ""
     role: str = ""
     scope: Scope | None = None
+
+    @property
+    def mark(self) -> str:
+        """Of the scope; empty: he sees all."""
+        return "" if self.scope is None else self.scope.mark
 
     def has(self, entry: ServerEntry) -> bool:
         """Whether the server is one of them."""
@@ -128,7 +134,9 @@ class Changes:
             ResourceExhausted: MAX_WATCHERS.
             Unavailable: the fleet was never received.
         """
-        epoch, place = _parsed(after_version)
+        epoch, place, mark = _parsed(after_version)
+        if mark != wanted.mark:  # he saw other servers then, and nobody knows which
+            epoch, place = "", None
         self._state.check_known()
         with self._counted():
             while True:
@@ -231,8 +239,9 @@ async def _built(news: _News, place: _Place | None, wanted: Wanted) -> _Message:
     if not more:  # after all that it is about
         findings = max(findings, news.findings_version)
         parts += [_finding(one) for one in news.findings if one.server_id not in news.unseen]
+    mark = wanted.mark
     head = _RESPONSE(
-        version=f"{news.epoch}-{after}" + (f".{findings}" if findings else ""),
+        version=f"{news.epoch}-{after}" + (f".{findings}" if findings else "") + (f"@{mark}" if mark else ""),
         snapshot=place is None,
         continues=more,
         removed=[fleet_pb2.RemovedServer(id=server_id) for server_id in sorted(gone)],
@@ -269,12 +278,13 @@ async def _turns(since_s: float) -> float:
     return time.monotonic()
 
 
-def _parsed(version: str) -> tuple[str, _Place | None]:
-    """Epoch and place; of no version, or that of a snapshot's first event, an epoch that there is not."""
+def _parsed(version: str) -> tuple[str, _Place | None, str]:
+    """Epoch, place and mark of the scope; of no version, or that of a snapshot's first event, an epoch that there is
+    not."""
     if version in {"", "0"}:
-        return "", None
+        return "", None, ""
     found = _VERSION.fullmatch(version)
     if found is None:
         raise InvalidArgument("not a version of the fleet, as a message of this stream has one", field="after_version")
-    epoch, sequence, findings = found.groups()
-    return epoch, _Place(int(sequence), int(sequence), int(findings or 0))
+    epoch, sequence, findings, mark = found.groups()
+    return epoch, _Place(int(sequence), int(sequence), int(findings or 0)), mark or ""

@@ -125,7 +125,7 @@ class Findings:
         return found
 
     async def watch(
-        self, wants: Wants, after_version: str, *, by_place: bool = False
+        self, wants: Wants, after_version: str, *, by_place: bool = False, mark: str = ""
     ) -> AsyncGenerator[analytics_pb2.WatchAnomaliesResponse, None]:
         """Yields what goes on, then what changes, until it is closed.
 
@@ -135,13 +135,15 @@ class Findings:
             by_place: what he wants depends on where servers are: when one of which something goes on has come to its
                 place or has left the fleet, he is given all that goes on, anew; so he is where he goes on with a
                 version, after what changed, as nobody knows where servers were then.
+            mark: of his scope; with a version of another one he has nothing.
 
         Raises:
             InvalidArgument: field after_version.
             ResourceExhausted: MAX_WATCHERS.
             Unavailable: metadata was never reached.
         """
-        version = _parsed(after_version)
+        version = _parsed(after_version, mark)
+        end = f"@{mark}" if mark else ""
         looked = _NOT_YET if version else self._looked
         if not self.version:
             raise Unavailable("the findings have not been received from metadata yet", retry_after_s=1.0)
@@ -155,13 +157,17 @@ class Findings:
                     looked = self._looked
                 shown = [one for one in found or () if wants(one.server_id)]
                 if shown or is_whole:
-                    yield analytics_pb2.WatchAnomaliesResponse(version=str(reached), snapshot=is_whole, anomalies=shown)
+                    yield analytics_pb2.WatchAnomaliesResponse(
+                        version=f"{reached}{end}", snapshot=is_whole, anomalies=shown
+                    )
                 version = max(version, reached)  # another gateway may have been further
                 while version >= self.version:
                     if by_place and self._moved_since(looked):
                         looked = self._looked
                         shown = [one for one in self.since(0) or () if wants(one.server_id)]
-                        yield analytics_pb2.WatchAnomaliesResponse(version=str(version), snapshot=True, anomalies=shown)
+                        yield analytics_pb2.WatchAnomaliesResponse(
+                            version=f"{version}{end}", snapshot=True, anomalies=shown
+                        )
                         continue
                     looked = self._looked
                     await self._state.changed()
@@ -207,7 +213,8 @@ def _version(anomaly: Anomaly) -> int:
     return us_from_timestamp(anomaly.update_time)
 
 
-def _parsed(version: str) -> int:
-    if version and (not version.isdecimal() or len(version) > 18):
+def _parsed(version: str, mark: str) -> int:
+    number, _, marked = version.partition("@")
+    if version and (not number.isdecimal() or len(number) > 18 or len(marked) > 16):
         raise InvalidArgument("not a version, as a message of this stream has one", field="after_version")
-    return int(version or 0)
+    return int(number or 0) if marked == mark else 0

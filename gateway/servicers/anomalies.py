@@ -153,7 +153,8 @@ class AnomalyServicer:
             return request.server_id in {"", server_id} and wanted.has_finding(self._state.find(server_id))
 
         by_place = not wanted.has_finding(None)
-        async with aclosing(self._findings.watch(wants, request.after_version, by_place=by_place)) as messages:
+        watch = self._findings.watch(wants, request.after_version, by_place=by_place, mark=wanted.mark)
+        async with aclosing(watch) as messages:
             async for message in messages:
                 yield message
 
