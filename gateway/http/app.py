@@ -9,6 +9,7 @@ got this far is logged once and its text stays here; while the server stops, str
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -42,13 +43,14 @@ from gateway.http.replies import (
     status_value,
     trace_headers,
 )
+from gateway.http.routes import Match
 from gateway.http.shortcut import Shortcut
 from runtime import tracing
 from runtime.clock import Clock, SystemClock
 from runtime.errors import OpenManagerError, ResourceExhausted
 from runtime.handlers import Bound
 from runtime.interception import Interception, masked
-from runtime.limits import MAX_CONCURRENT_CALLS, STREAM_GRACE_S
+from runtime.limits import MAX_CONCURRENT_CALLS, MAX_OPEN_CALLS, MAX_OPEN_CALLS_OF_ADDRESS, STREAM_GRACE_S
 from runtime.redaction import redact
 
 _LOGGED: Final = "openmanager.logged"  # in the scope: the exception has been answered and logged
@@ -95,6 +97,7 @@ class HttpApp:
         self._refused = refused
         self._shortcut = Shortcut(bridge, guard, admission, policy)
         self._running: set[asyncio.Task[Any]] = set()
+        self._open: Counter[str] = Counter()  # requests of what is open to all, by address
         self._loop: asyncio.AbstractEventLoop | None = None  # kept, since asking for it is a system call (getpid)
 
     def at_once(self, scope: Scope) -> tuple[Event, Event] | None:
@@ -115,9 +118,7 @@ class HttpApp:
             if call.is_recording():
                 self._describe(call, scope)
             if len(self._running) >= MAX_CONCURRENT_CALLS:
-                limit = f"MAX_CONCURRENT_CALLS ({MAX_CONCURRENT_CALLS})"
-                error = ResourceExhausted(f"over {limit}", reason="TOO_MANY_REQUESTS", retry_after_s=1.0)
-                await send_error(send, error)
+                await send_error(send, _too_many(f"MAX_CONCURRENT_CALLS ({MAX_CONCURRENT_CALLS})"))
                 return
             self._running.add(task)
             await self._admit_and_answer(scope, receive, send)
@@ -141,9 +142,10 @@ class HttpApp:
     async def _admit_and_answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         match = self.bridge.find(scope)
         rpc = "" if match is None or match.route is None else match.route.rpc
+        open_to_all = self._policy.rule(rpc).open_to_all
         caller = None
         try:
-            caller = await self._guard.let_in(scope, open_to_all=self._policy.rule(rpc).open_to_all)
+            caller = await self._guard.let_in(scope, open_to_all=open_to_all)
             if match is None and scope["path"] not in OPEN_PAGES and scope["path"] not in self._guard.open_paths:
                 self._policy.check_page(caller)
         except OpenManagerError as error:
@@ -162,7 +164,24 @@ class HttpApp:
                 self._refused(rpc, scope, caller, error)
             await send_error(send, error, with_body=scope["method"] != "HEAD")
         else:
+            if open_to_all:
+                await self._answer_anybody(match, scope, receive, send, caller)
+            else:
+                await self.bridge.answer(match, scope, receive, send, caller)
+
+    async def _answer_anybody(self, match: Match, scope: Scope, receive: Receive, send: Send, caller: Caller) -> None:
+        """Leaves requests to who is known: a stranger's body may be as slow as he likes."""
+        address = scope["client"][0] if scope.get("client") else ""
+        if self._open.total() >= MAX_OPEN_CALLS or self._open[address] >= MAX_OPEN_CALLS_OF_ADDRESS:
+            await send_error(send, _too_many("MAX_OPEN_CALLS"))
+            return
+        self._open[address] += 1
+        try:
             await self.bridge.answer(match, scope, receive, send, caller)
+        finally:
+            self._open[address] -= 1
+            if not self._open[address]:
+                del self._open[address]
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -257,6 +276,10 @@ def create_app(
         exception_handlers={HTTPException: _page_error, Exception: _broken_page},
     )
     return HttpApp(bridge, guard, admission or Admission(clock), interception, policy, pages, refused)
+
+
+def _too_many(limit: str) -> ResourceExhausted:
+    return ResourceExhausted(f"over {limit}", reason="TOO_MANY_REQUESTS", retry_after_s=1.0)
 
 
 def _told_by_proxy(origin: Origin, scope: Scope) -> None:

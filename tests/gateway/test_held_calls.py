@@ -13,6 +13,7 @@ from gateway.access.callers import Callers, grpc_authenticator, known_to
 from gateway.access.policy import Policy
 from gateway.access.table import AccessTable
 from gateway.admission import Admission
+from gateway.http import app
 from gateway.http.exchange import MAX_OPEN_BODY_BYTES
 from openmanager.gateway.v1 import fleet_pb2
 from runtime.channel import Channel
@@ -113,6 +114,24 @@ async def test_a_body_that_has_not_come_takes_no_place_of_those_who_wait_for_a_s
         assert answer.status == 501, answer  # the played service does not have it, but was asked
         for _, writer in begun:
             writer.close()
+
+
+@pytest.mark.parametrize("bound", ["MAX_OPEN_CALLS", "MAX_OPEN_CALLS_OF_ADDRESS"])
+async def test_half_log_ins_leave_requests_to_who_is_known(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "MAX_CONCURRENT_CALLS", 4)
+    monkeypatch.setattr(app, bound, 2)
+    async with serving(token=SECRET) as served, asyncio.timeout(WITHIN_S):
+        half = ("POST", "/v1/session", b"{", {"content-length": "100"})
+        begun = [await served.send(*half) for _ in range(2)]
+        await eventually(lambda: served.app.in_flight == 2, WITHIN_S)
+        begun += [await served.send(*half) for _ in range(2)]
+        for reader, _ in begun[2:]:
+            refused = await read_answer(reader)
+            assert refused.status == 429 and "MAX_OPEN_CALLS" in refused.body.decode(), refused
+        assert (await served.get("/v1/fleet/summary", authorization=f"Bearer {SECRET}")).status == 200
+        for _, writer in begun:
+            writer.close()
+        await eventually(lambda: not served.app.in_flight and not served.app._open, WITHIN_S)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
