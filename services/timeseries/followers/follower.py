@@ -144,9 +144,10 @@ class Follower:
             )
         self._silent_probes = 0
         latency_ms = (self._clock.monotonic() - started_s) * 1_000
+        is_owed = self._position.is_owed  # first: then the lag has it, or this does
         behind = await self.lag()
         degraded = self._last_error if self._failures else ""
-        if not degraded and self._position.is_owed:
+        if not degraded and is_owed:
             degraded = "it was away and may lack what it took before; that is shipped again within a minute"
         if not degraded and behind.batches_in_blocks:
             degraded = f"{behind.batches_in_blocks} batches behind the journal, catching up from blocks"

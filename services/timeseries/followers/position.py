@@ -34,12 +34,13 @@ class Position:
         self._again_through = 0  # up to this sequence the store has acknowledged everything before
         self._owed: int | None = None  # the cursor to which to go back as soon as that may be; the journal has it, too
         self._may_go_back_s = float("-inf")
+        self._is_going_back = False
         self._advanced = asyncio.Event()
 
     @property
     def is_owed(self) -> bool:
-        """Whether the store may lack what it took before."""
-        return self._owed is not None
+        """Whether the store may lack what it took before, and the cursor does not say so."""
+        return self._owed is not None or self._is_going_back
 
     async def register(self) -> None:
         """Finds the cursor, and what is owed since before the process ended or could not pay."""
@@ -105,5 +106,9 @@ class Position:
             self._may_go_back_s = now_s + SETTLED_AFTER_S
         self._again_through = max(self.cursor, self._again_through)
         owed, self._owed = self._owed, None  # first: what a probe finds meanwhile is owed anew
-        self.cursor = await self._cursors.go_back(self._backend.name, owed)
+        self._is_going_back = True
+        try:
+            self.cursor = await self._cursors.go_back(self._backend.name, owed)
+        finally:
+            self._is_going_back = False
         self.has_gone_back |= is_lacking

@@ -1,5 +1,6 @@
 """What a store forgot when it died is shipped again, however it died and whoever saw it; nothing else is."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -282,3 +283,32 @@ async def test_what_is_shipped_again_a_store_may_forget_again(tmp_path: Path) ->
                 await let_run(clock, lambda number=number: eventually(lambda: 1 in backend.times))
                 await let_run(clock, lambda: caught_up(engine))
         assert set(backend.times) == {0, 1, 2, 3, 20, 30}
+
+
+async def test_a_store_is_not_shown_well_while_the_cursor_goes_back(tmp_path: Path) -> None:
+    backend, clock = Silent(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)) as follower,
+    ):
+        await engine.append(tick(SET, 0), metric_sets=(SET,))
+        await let_run(clock, lambda: caught_up(engine))
+        backend.errors, backend.room = [Unavailable("it died")] * 2, 2
+        for _ in range(2):
+            await follower.probe()
+        held, go_on = engine.cursors.go_back, asyncio.Event()
+
+        async def go_back(name: str, cursor: int) -> int:
+            is_held.set()
+            await go_on.wait()
+            return await held(name, cursor)
+
+        is_held = asyncio.Event()
+        engine.cursors.go_back = go_back  # type: ignore[method-assign]
+        await engine.append(tick(SET, 1))
+        await let_run(clock, is_held.wait)
+        assert "may lack" in (await follower.probe()).degraded
+        go_on.set()
+        await let_run(clock, lambda: eventually(lambda: "no room" in follower._last_error))
+        shown = await follower.probe()
+        assert shown.degraded and shown.lag_points == 2
