@@ -163,6 +163,8 @@ class TimeSeriesServicer:
             self._check_names(query.server_ids, query.metrics)
         if combination.changes:
             return combined_responses(combined(self._engine.query(query), query, combination))
+        if local and self._reader is not None and (lacking := self._reader.lacking(query)):
+            return _ending(self._engine.packed(query, query_responses), lacking)
         return self._engine.packed(query, query_responses)
 
     def _is_here(self, query: EngineQuery, *, local: bool) -> bool:
@@ -185,11 +187,19 @@ async def _joined(reader: Reader, query: EngineQuery, combination: Combination) 
         for result in answer.results:
             yield result
 
-    async with aclosing(combined_responses(combined(results(), query, combination))) as responses:
+    responses = combined_responses(combined(results(), query, combination))
+    async with aclosing(_ending(responses, answer.incomplete)) as messages:
+        async for message in messages:
+            yield message
+
+
+async def _ending(responses: AsyncGenerator[bytes, None], incomplete: Sequence[str]) -> AsyncGenerator[bytes, None]:
+    """An answer, and then what it may lack."""
+    async with aclosing(responses):
         async for response in responses:
             yield response
-    if answer.incomplete:
-        yield timeseries_pb2.QueryResponse(incomplete=answer.incomplete).SerializeToString()
+    if incomplete:
+        yield timeseries_pb2.QueryResponse(incomplete=incomplete).SerializeToString()
 
 
 async def probe(engine: Engine) -> StoreProbe:

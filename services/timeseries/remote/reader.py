@@ -75,6 +75,14 @@ class Reader:
         """Whether the engine alone has all there is to the query."""
         return not self._peers and all(is_here for _, _, is_here in self._parts(query))
 
+    def lacking(self, query: Query) -> list[str]:
+        """Of which parts of a query's range the engine may not have everything that came to this replica."""
+        return [
+            f"from {_text(start)} to {_text(end)} only what replicas hold is shown"
+            for start, end, is_here in self._parts(query)
+            if not is_here
+        ]
+
     async def list_metrics(self, server_id: str) -> list[MetricInfo]:
         """The metrics of all replicas that answer, in order of their keys; one that is away is logged."""
         found: dict[str, MetricInfo] = {}
@@ -187,11 +195,7 @@ class Reader:
         try:
             answer.results = await self._of_store(query, metrics, held)
         except (Unavailable, DeadlineExceeded) as error:
-            answer.incomplete.clear()
-            for start, end, is_here in self._parts(query):
-                if not is_here:
-                    text = f"from {_text(start)} to {_text(end)} only what replicas hold is shown"
-                    answer.incomplete.append(text)
+            answer.incomplete[:] = self.lacking(query)
             await self._without_store(query, replicas, answer)
             if answer.incomplete:
                 answer.incomplete.insert(0, self._away(error))
@@ -215,7 +219,7 @@ class Reader:
     async def _without_store(self, query: Query, replicas: Sequence[Replica], answer: Answer) -> None:
         there: list[Replica] = []
         by_name: dict[Name, list[tuple[Replica, SeriesResult]]] = {}
-        asked = [replica.query(query) for replica in replicas]
+        asked = [replica.answered(query) for replica in replicas]
         for replica, found in zip(replicas, await asyncio.gather(*asked, return_exceptions=True), strict=True):
             if isinstance(found, BaseException):
                 if not isinstance(found, Unavailable | DeadlineExceeded):
@@ -223,7 +227,8 @@ class Reader:
                 answer.incomplete.append(f"{replica.name} does not answer: rows that it alone holds are missing")
                 continue
             there.append(replica)
-            for result in found:
+            answer.incomplete += [f"{replica.name}: {text}" for text in found.lacking]
+            for result in found.results:
                 by_name.setdefault((result.server_id, result.metric_key), []).append((replica, result))
         moved = {name: [one for _, one in results] for name, results in by_name.items() if len(results) > 1}
         alone = [result for name, ((_, result), *_) in by_name.items() if name not in moved]

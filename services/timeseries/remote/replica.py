@@ -36,6 +36,13 @@ class Held(NamedTuple):
     points: list[SeriesResult]
 
 
+class Answered(NamedTuple):
+    """What a replica holds itself, and, in words, of which parts of the range that may not be everything."""
+
+    results: list[SeriesResult]
+    lacking: list[str]
+
+
 class Replica(Protocol):
     """Something that holds the rows of some servers. Raises Unavailable when it is away."""
 
@@ -45,6 +52,9 @@ class Replica(Protocol):
 
     async def query(self, query: Query) -> list[SeriesResult]:
         """The engine's answer, from what the replica holds itself."""
+
+    async def answered(self, query: Query) -> Answered:
+        """The same, and what it may lack; of this process its reader knows that."""
 
     async def unshipped(self, query: Query, follower: str) -> Held:
         """The points of the range, and of what an aggregation needs before it, that a follower may not have shipped."""
@@ -66,6 +76,9 @@ class ThisReplica:
 
     async def query(self, query: Query) -> list[SeriesResult]:
         return [result async for result in self._engine.query(query)]
+
+    async def answered(self, query: Query) -> Answered:
+        return Answered(await self.query(query), [])
 
     async def unshipped(self, query: Query, follower: str) -> Held:
         ranges = await self._engine.cursors.unshipped(follower)
@@ -97,12 +110,16 @@ class Peer:
         self._metrics_until_s = float("-inf")
 
     async def query(self, query: Query) -> list[SeriesResult]:
+        return (await self.answered(query)).results
+
+    async def answered(self, query: Query) -> Answered:
         request = timeseries_pb2.QueryRequest(query=_message(query), local=True)
-        found = _Collected(await self.metrics(), self._max_points)
+        found, lacking = _Collected(await self.metrics(), self._max_points), list[str]()
         with self._circuit.attempt():
             async for answer in self._asked(self._stub.Query, request):
                 found.add(answer.series)
-        return found.results()
+                lacking += answer.incomplete
+        return Answered(found.results(), lacking)
 
     async def unshipped(self, query: Query, follower: str) -> Held:
         request = timeseries_pb2.ReadUnshippedRequest(query=_message(query), follower=follower)
