@@ -26,6 +26,8 @@ LOCK_KEY = 0x6F70_656E_6D67_7201
 LOCK_TIMEOUT_S = 60
 MIGRATION_TIMEOUT_S = 600.0
 MIN_SERVER_VERSION = 15
+OWN = ("access_changed", "audit_insert", "access_state", "access_users", "audit_checkpoints", "audit_events")
+"""Functions and tables that only migrations make, or a dump that is restored: what it makes first is among them."""
 
 _NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 
@@ -77,6 +79,8 @@ async def migrate(connection: Any, migrations: Sequence[Migration]) -> int:
     async with _alone(connection):
         applied = await _applied(connection)
         _check(applied, migrations)
+        if not applied:
+            await _check_new(connection)
         for migration in migrations[len(applied) :]:
             await _apply(connection, migration)
     return len(migrations)
@@ -87,6 +91,7 @@ async def _applied(connection: Any) -> Sequence[Any]:
     try:
         # Looked up first: the role may be allowed to use the table but not to make one.
         if await connection.fetchval("SELECT to_regclass('schema_version')") is None:
+            await _check_new(connection)
             await connection.execute(
                 "CREATE TABLE schema_version (version integer PRIMARY KEY, name text NOT NULL, "
                 "applied_at timestamptz NOT NULL DEFAULT now(), checksum text NOT NULL)"
@@ -101,6 +106,21 @@ async def _applied(connection: Any) -> Sequence[Any]:
             reason="MIGRATION_FAILED",
         ) from error
     return found
+
+
+async def _check_new(connection: Any) -> None:
+    """Keeps hands off a database that is being restored: what is made in it now is what the dump cannot make."""
+    found = await connection.fetchval(
+        "SELECT name FROM unnest($1::text[]) AS name"
+        " WHERE to_regclass(name) IS NOT NULL OR to_regproc(name) IS NOT NULL LIMIT 1",
+        OWN,
+    )
+    if found is not None:
+        raise FailedPrecondition(
+            f"there is {found}, and no version of the schema: a dump is being restored, or was in part; the database is"
+            " left alone until it is whole (docs/operations.md, Backup and restore of the record)",
+            reason="SCHEMA_INCOMPLETE",
+        )
 
 
 @asynccontextmanager
