@@ -34,6 +34,7 @@ READABLE_VERSIONS: Final = (1, 2)
 """1 had no table `dirty`; it is brought up to date when it is opened, all of it marked for its roll-ups."""
 
 EPOCH: Final = datetime.date(1970, 1, 1)
+_ASIDE: Final = ".unusable-"
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
@@ -393,7 +394,7 @@ def remove_files(*paths: Path) -> None:
 def move_aside(path: Path) -> Path:
     """Gives a partition and its logs another name, durably; returns that."""
     number = 1
-    while (aside := path.with_name(f"{path.name}.unusable-{number}")).exists():
+    while (aside := path.with_name(f"{path.name}{_ASIDE}{number}")).exists():
         number += 1
     for suffix in ("", "-wal", "-shm"):
         file = path.with_name(path.name + suffix)
@@ -401,6 +402,12 @@ def move_aside(path: Path) -> Path:
             file.rename(aside.with_name(aside.name + suffix))
     sync_folder(path.parent)
     return aside
+
+
+def days_aside(folder: Path) -> list[int]:
+    """The first days of the files of a folder that were set aside and are still there."""
+    found = {day_of(Path(path.name.partition(_ASIDE)[0])) for path in folder.glob(f"*{_ASIDE}*")}
+    return sorted(day for day in found if day is not None)
 
 
 def day_of(path: Path) -> int | None:

@@ -41,6 +41,7 @@ from services.timeseries.engine.partition import (
     Closed,
     PartitionGoneError,
     UnusablePartitionError,
+    days_aside,
     partition_path,
     remove_files,
 )
@@ -143,18 +144,21 @@ class Store:
         for tier in tiers[:-1]:  # of a series that a damaged journal does not name any more nothing can be made
             tier.marks.add(mark for mark in tier.partitions.marks() if mark.cohort_id in named)
         for tier in tiers:
-            for day, why in tier.partitions.found_unusable.items():
-                self.faults.damage(f"partition of {tier.partitions.name}", day, why)
-                if tier.level != RAW:  # one of points is set aside when rows come for it
-                    tier.partitions.on_lost(range(day, day + tier.partitions.span_of(day)))
-            for day, span in tier.partitions.missing.items():
-                why = f"{tier.partitions.path(day).name} is not there any more"
-                self.faults.damage(f"partition of {tier.partitions.name}", day, why)
-                tier.partitions.on_lost(range(day, day + span))
+            partitions = tier.partitions
+            for day, why in partitions.found_unusable.items():
+                if tier.level == RAW:  # it is set aside when rows come for it
+                    self.faults.damage(f"partition of {partitions.name}", day, why)
+                else:
+                    self._lost(tier, range(day, day + partitions.span_of(day)), why)
+            for day, span in partitions.missing.items():
+                self._lost(tier, range(day, day + span), f"{partitions.path(day).name} is not there any more")
+            for day in days_aside(folder / tier.kind.folder):
+                self.faults.damage(f"partition of {partitions.name}", day, "it was set aside")
         return tiers
 
-    def _lost(self, tier: Tier, days: range) -> None:
+    def _lost(self, tier: Tier, days: range, why: str = "it is set aside, what it held is lost") -> None:
         """A file cannot be used any more and is set aside, or is gone: the numbers of its marks will be given again."""
+        self.faults.damage(f"partition of {tier.partitions.name}", days.start, why)
         with self.lock:
             tier.marks.drop(days.start)
             self.lost.append((tier, days))

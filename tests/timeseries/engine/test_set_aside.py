@@ -223,3 +223,28 @@ async def test_what_a_start_finds_lost_is_noted_by_it(tmp_path: Path) -> None:
     async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
         await engine.maintain(everything=True)
         assert_same(await ask(engine, COUNTS), before)
+
+
+@pytest.mark.parametrize("tier", ["blocks", "rollup-5m", "rollup-1h"])
+async def test_a_file_that_is_set_aside_is_told_for_as_long_as_it_is_kept(tmp_path: Path, tier: str) -> None:
+    """What it held is missing in every answer, and nobody would know."""
+    clock = ManualClock(NOON + DAY_MS)
+    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+        lines = [("a", NOON + n, [1.0, 2.0, 3.0]) for n in range(40)]
+        await engine.append(rows(SET, lines), metric_sets=(SET,))
+        await engine.maintain(everything=True)
+        (path,) = (tmp_path / tier).glob("*.db")
+        for of in engine._store.tiers:
+            of.partitions.close()
+        path.with_name(f"{path.name}-wal").unlink(missing_ok=True)
+        path.write_bytes(b"this is no database" * 1_000)
+        await engine.append(rows(SET, [("a", NOON + 3_600_000, [1.0, 2.0, 3.0])]))
+        await engine.maintain(everything=True)
+        (aside,) = (tmp_path / tier).glob("*unusable-1")
+        assert (await engine.status()).damaged == 1
+    for kept in (True, False):
+        if not kept:
+            aside.unlink()
+        async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+            await engine.maintain(everything=True)
+            assert (await engine.status()).damaged == int(kept)
