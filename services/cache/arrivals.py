@@ -48,9 +48,11 @@ Arrivals = dict[str, dict[str, Arrival]]
 
 def is_newer(time_ms: int, known: Arrival | Sample, now_ms: int) -> bool:
     """Whether a row that comes now is news beside what is known of its set: a later one, or the first ones of a clock
-    that was ahead and is set right."""
+    that was ahead and is set right. Where that was our own, what came by it has a time that nobody can vouch for."""
     if time_ms >= known.time_ms or isinstance(known, Arrival):
         return time_ms > known.time_ms
+    if known.received_ms > now_ms + AHEAD_MS:
+        return time_ms <= now_ms + AHEAD_MS
     return time_ms <= now_ms + AHEAD_MS and order_of(time_ms, now_ms) > known.order
 
 

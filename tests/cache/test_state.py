@@ -146,6 +146,23 @@ def test_a_clock_that_was_ahead_hides_nothing_when_it_is_set_right(world: World,
         assert metrics(world)["cpu_usage"] == 20 + number
 
 
+@pytest.mark.parametrize("ahead_s", [60, 5 * 3_600])
+def test_our_own_clock_that_was_ahead_hides_nothing_when_it_is_set_right(world: World, ahead_s: int) -> None:
+    """Every server was offline, whatever it reported, until the time came to which the clock had jumped."""
+    world.clock.set_now_ms(T0 + ahead_s * 1_000)
+    world.report("a", 10)
+    world.clock.set_now_ms(T0)
+    for number in range(1, 5):
+        world.clock.advance(10.5)
+        world.report("a", 20 + number, at_ms=world.clock.now_ms() - 50)
+        assert world.report("a", 99, at_ms=world.clock.now_ms() - 60).ignored_rows == 1
+        assert world.live.sweep() == ()
+        found = world.live.get("a")
+        assert found is not None and found.observed_ms == world.clock.now_ms() - 50
+        assert metrics(world)["cpu_usage"] == 20 + number
+        assert status(world) == ServerStatus.HEALTHY
+
+
 def test_late_rows_of_a_clock_that_is_ahead_are_late(world: World) -> None:
     for second in range(3):
         world.clock.advance(1)
