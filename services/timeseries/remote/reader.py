@@ -12,8 +12,8 @@ own answer::
 
     [start, ...)  the store     [...)  points of the store + points of every replica     [..., end)  the store
 
-While the store is away the replicas answer with what they hold: a series that only one has as it is, one that has
-moved from one to another from the points of both, and before those from the windows of each.
+While the store is away, or lacks too much, the replicas answer with what they hold: a series that only one has as it
+is, one that has moved from one to another from the points of both, and before those from the windows of each.
 
 What must stay true: an acknowledged point of the range is in the answer, or `incomplete` says who could not be asked;
 replicas are asked before the store, for what is shipped in between is then in both answers, not in neither.
@@ -183,6 +183,7 @@ class Reader:
     async def _of_replicas(self, query: Query, metrics: Mapping[str, Metric], answer: Answer) -> None:
         replicas: tuple[Replica, ...] = (self._this, *self._peers)
         held: list[Held] = []
+        without = ""
         asked = [replica.unshipped(query, self._remote.name) for replica in replicas]
         for replica, found in zip(replicas, await asyncio.gather(*asked, return_exceptions=True), strict=True):
             if isinstance(found, Held):
@@ -190,15 +191,20 @@ class Reader:
             elif isinstance(found, Unavailable | DeadlineExceeded):
                 text = f"{replica.name} does not answer: what it has not shipped to {self._remote.name} is missing"
                 answer.incomplete.append(text)
+            elif isinstance(found, ResourceExhausted) and query.step_ms:  # points, not windows, are too many
+                without = f"{self._remote.name} is not asked, it lacks too much to be put together ({found.message})"
             else:
                 raise found
         try:
-            answer.results = await self._of_store(query, metrics, held)
+            if not without:
+                answer.results = await self._of_store(query, metrics, held)
         except (Unavailable, DeadlineExceeded) as error:
+            without = self._away(error)
+        if without:
             answer.incomplete[:] = self.lacking(query)
             await self._without_store(query, replicas, answer)
             if answer.incomplete:
-                answer.incomplete.insert(0, self._away(error))
+                answer.incomplete.insert(0, without)
 
     async def _of_store(self, query: Query, metrics: Mapping[str, Metric], held: Sequence[Held]) -> list[SeriesResult]:
         back_ms = lookback_ms(query.aggregation, query.step_ms)

@@ -235,6 +235,20 @@ async def test_while_the_store_is_away_what_a_restored_replica_lacks_is_said(clu
     ]
 
 
+async def test_windows_are_answered_however_much_waits_for_the_store(cluster: Cluster) -> None:
+    """All points of it would be too many: hours of a large fleet, of which a few windows are wanted."""
+    await cluster.ship(0, 10)
+    settings = replace(SETTINGS, max_points=100)
+    for engine in cluster.engines:
+        engine._store.settings = settings
+    for start_ms, is_whole in ((NOON, True), (NOON - 50_000_000, False)):
+        query = Query(metrics=("cpu_usage",), start_ms=start_ms, end_ms=NOON + 1_200_000, step_ms=300_000)
+        found, incomplete = await cluster.asked(query)
+        assert_same(found, cluster.everything.query(query), query.aggregation)
+        assert (incomplete == []) is is_whole
+    assert "is not asked, it lacks too much to be put together" in incomplete[0]
+
+
 async def test_a_replica_that_is_away_is_named(cluster: Cluster) -> None:
     await cluster.ship(0, 120)
     await cluster.ship(1, 100)
