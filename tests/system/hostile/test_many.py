@@ -31,6 +31,8 @@ from tests.harness.http2 import (
 
 GET_SERVER = "/openmanager.gateway.v1.FleetService/GetServer"
 WATCH_FLEET = "/openmanager.gateway.v1.FleetService/WatchFleet"
+CHECK_HEALTH, WATCH_HEALTH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+SET_UP = "/openmanager.gateway.v1.AccessService/SetUp"
 CANCEL = b"\0\0\0\x08"
 LITTLE_MB = 80
 """For calls of which none is kept, beside the other client's."""
@@ -137,7 +139,7 @@ async def test_http_streams_that_are_cancelled_at_once_close_the_connection(targ
             await reading
 
 
-@pytest.mark.parametrize("method", [GET_SERVER, WATCH_FLEET])
+@pytest.mark.parametrize("method", [GET_SERVER, WATCH_FLEET, CHECK_HEALTH, WATCH_HEALTH, SET_UP])
 async def test_grpc_calls_that_are_cancelled_at_once(target: Attacked, method: str) -> None:
     head = block(grpc_request(target.grpc, method))
     async with (
