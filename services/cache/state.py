@@ -179,8 +179,7 @@ class LiveState:
                 continue
             if known is None and len(self._removed) >= MAX_REMOVED_SERVERS:
                 continue
-            life = now_ms if known is None else max(now_ms, known.life + 1) if is_there else known.life
-            stamp = max(now_ms, known.stamp + 1) if known else now_ms
+            life, stamp = (max(now_ms, known.life + 1), max(now_ms, known.stamp + 1)) if known else (now_ms, now_ms)
             self._drop(Removal(server_id=server_id, stamp=stamp, writer=self.epoch, life=life, revision=revision))
         return there
 

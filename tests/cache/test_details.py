@@ -112,6 +112,22 @@ def test_a_removal_of_which_no_revision_was_told_stands_until_one_is() -> None:
     assert state_of(world).life > removal.life
 
 
+def test_a_server_that_is_deleted_again_is_gone_also_where_nobody_heard_that_it_was_restored() -> None:
+    first, second = World("e1"), World("e2")
+    for world in (first, second):
+        world.live.remove(["a"], {"a": 2})
+    first.clock.advance(1)
+    first.live.update(Update(descriptors=[descriptor("a")], details={"a": window(3)}))
+    restored = state_of(first)
+    second.clock.advance(2)
+    second.live.remove(["a"], {"a": 4})
+    removal = second.live.removal("a")
+    assert removal is not None
+    second.live.absorb([restored])
+    first.live.absorb([removal])
+    assert first.live.is_removed("a") and second.live.is_removed("a")
+
+
 def test_a_replica_that_was_told_of_the_restored_server_alone_wins_over_the_removal_in_the_store() -> None:
     """It was restarted after the removal, and a removed server has no document to be read back."""
     before, after = World("e1"), World("e2")
