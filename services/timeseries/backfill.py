@@ -183,8 +183,10 @@ class Backfill:
         copy.mkdir()
         try:
             excerpt = await asyncio.to_thread(copy_range, self._store, copy, days, lambda *_: None)
-            for name in excerpt.left_out:
-                self._tell(f"{name} cannot be read and is left out; `verify` says more")
+            for name in (*excerpt.left_out, *(name for name, gone in excerpt.missing.items() if self._wants(gone))):
+                if name not in self.state.left_out:
+                    self.state.left_out.append(name)
+                    self._tell(f"{name} cannot be read, or is gone, and is left out; `verify` says more")
             for day in self._left.keys() - excerpt.days - self._journaled - set(days):
                 if set(partitions_of(self._store, range(day, day + 1))[0]) <= set(files):
                     del self._left[day]  # the files say by their names only where they begin
@@ -193,9 +195,14 @@ class Backfill:
                 yield engine
                 damaged = (await engine.status()).damaged
                 if damaged:
+                    self.state.damaged = True
                     self._tell(f"{damaged} damaged blocks are left out; `verify` names them")
         finally:
             await asyncio.to_thread(shutil.rmtree, copy, ignore_errors=True)
+
+    def _wants(self, days: range) -> bool:
+        """Whether some of these days are in the range."""
+        return days.start * DAY_MS < self.state.end_ms and self.state.start_ms < days.stop * DAY_MS
 
     async def _day(self, engine: Engine, day: int, servers: Sequence[str]) -> None:
         state = self.state

@@ -31,6 +31,8 @@ class State:
         unseen: batches that left the journal before they were looked at.
         refused: points that the target refuses for good, by reason.
         short: [day, server, points here, points there] where the target has fewer.
+        left_out: partitions that cannot be read or are gone.
+        damaged: some blocks of others cannot be read.
         is_done: all of it is copied.
     """
 
@@ -47,6 +49,8 @@ class State:
     unseen: int = 0
     refused: dict[str, int] = field(default_factory=dict)
     short: list[tuple[str, str, int, int]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    damaged: bool = False
     is_done: bool = False
 
     @classmethod

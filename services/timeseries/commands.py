@@ -90,7 +90,7 @@ def _back_up(store: Path, target: Path) -> int:
     if not manifest.left_out:
         return _EXIT_OK
     _complain(
-        f"left out, because SQLite cannot read them: {', '.join(manifest.left_out)}. The rest can be restored;"
+        f"left out, because they cannot be read or are gone: {', '.join(manifest.left_out)}. The rest can be restored;"
         " keep an older backup for these, and see `verify`"
     )
     return _EXIT_FAILED
@@ -167,8 +167,8 @@ def _export(store: Path, options: argparse.Namespace) -> int:
         return _EXIT_OK
     names = ", ".join(manifest.left_out) or "no day"
     _complain(
-        f"left out, because they cannot be read: {names}, and {manifest.damaged} blocks of other days. `verify` names"
-        " them; to have them, restore a backup and export that"
+        f"left out, because they cannot be read or are gone: {names}, and {manifest.damaged} blocks of other days."
+        " `verify` names them; to have them, restore a backup and export that"
     )
     return _EXIT_FAILED
 
@@ -280,6 +280,13 @@ def _report(state: State, seconds: float, *, verified: bool) -> int:
             f"{state.unseen} batches left the journal before they were looked at: values that they wrote anew for these"
             " days may be old ones there. Call it with --restart when less is written, or with a higher --rate"
         )
+    if state.left_out or state.damaged:
+        names = ", ".join(state.left_out) or "no day"
+        _complain(
+            f"left out, because they cannot be read or are gone: {names}{', and blocks of other days' * state.damaged}."
+            " `verify` names them; to have them, restore a backup and copy from that"
+        )
+        return _EXIT_FAILED
     if not state.refused and not state.short and not state.unseen:
         return _EXIT_OK
     if state.refused or state.short:

@@ -14,6 +14,7 @@ from fleet.model import ServerDescriptor
 from runtime.clock import Clock, ManualClock, SystemClock
 from runtime.errors import Unavailable
 from services.timeseries import backfill as module
+from services.timeseries import commands
 from services.timeseries.backfill import Backfill, BackfillError
 from services.timeseries.backfill_state import State
 from services.timeseries.engine import Engine, EngineSettings
@@ -372,3 +373,27 @@ async def test_what_does_not_arrive_is_found_by_counting(
     await reader.close()
     assert {server for _, server, _, _ in filling.state.short} == {"b"}
     assert all(here > there == 0 for _, _, here, there in filling.state.short) and filling.state.refused["LOST"]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_days_that_cannot_be_read_or_are_gone_are_named_and_the_rest_copied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], gone: bool
+) -> None:
+    settings = EngineSettings(sparse_points_a_day=0, maintenance_interval_s=1e9, journal_keep_s=0.0)
+    async with Engine.open(tmp_path / "store", clock=ManualClock(MIDNIGHT), settings=settings) as engine:
+        for day in (-2, -1, 0):
+            at = MIDNIGHT + day * DAY_MS
+            await engine.append(rows(SET, [("a", at + n, [1.0, 2.0]) for n in range(10)]), metric_sets=(SET,))
+        await engine.maintain(everything=True)
+    path = min((tmp_path / "store" / "blocks").glob("*.db"))
+    if gone:
+        path.unlink()
+    else:
+        path.write_bytes(b"this is no database" * 1_000)
+    told, backend = list[str](), PlayedBackend()
+    filling = prepared(tmp_path, backend, tell=told.append)
+    await filling.run()
+    assert len([text for text in told if text.startswith(f"blocks/{path.name} cannot be read, or is gone")]) == 1
+    assert (filling.state.points, filling.state.left_out) == (40, [f"blocks/{path.name}"])
+    assert commands._report(filling.state, 1.0, verified=False) == 1
+    assert f"left out, because they cannot be read or are gone: blocks/{path.name}." in capsys.readouterr().err

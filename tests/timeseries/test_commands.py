@@ -145,7 +145,7 @@ async def test_exit_codes_and_words(
     assert called("verify", str(tmp_path / "backup"))[0] == 0
     path.write_bytes(b"no database" * 999)
     status, _, err = called("backup", str(tmp_path / "second"))
-    assert status == 1 and f"left out, because SQLite cannot read them: blocks/{path.name}" in err
+    assert status == 1 and f"left out, because they cannot be read or are gone: blocks/{path.name}" in err
     shutil.rmtree(tmp_path / "timeseries")
     status, out, err = called("restore", str(tmp_path / "second"))
     assert status == 1 and "restored" in out and "the backup was made without" in err

@@ -240,6 +240,17 @@ async def test_a_killed_export_is_not_taken_for_one(tmp_path: Path, capsys: pyte
     assert layout.files_to_import(tmp_path / "out")[0] == parts(tmp_path / "out")
 
 
+async def test_a_day_that_is_gone_is_named_by_who_exports_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await fill(tmp_path / "timeseries")
+    first, second = sorted((tmp_path / "timeseries" / "blocks").glob("*.db"))
+    first.unlink()
+    assert await command("export", tmp_path / "out", data=tmp_path) == 1
+    assert f"left out, because they cannot be read or are gone: blocks/{first.name}, and 0" in capsys.readouterr().err
+    assert await command("export", tmp_path / "other", "--start", second.stem, data=tmp_path) == 0
+
+
 @pytest.mark.parametrize("what", ["missing", "short"])
 async def test_an_export_of_which_something_is_gone_is_refused(
     tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
@@ -269,7 +280,7 @@ async def test_a_damaged_store_is_exported_but_for_what_is_damaged(
     with closing(apsw.Connection(str(other))) as partition:
         partition.execute("UPDATE blocks SET payload = zeroblob(length(payload)) WHERE cohort = 2")
     assert await command("export", tmp_path / "out", data=tmp_path) == 1
-    reason = f"left out, because they cannot be read: blocks/{path.name}, and 1 blocks of other days"
+    reason = f"left out, because they cannot be read or are gone: blocks/{path.name}, and 1 blocks of other days"
     assert reason in capsys.readouterr().err
     rest = [pq.ParquetFile(part).metadata.num_rows for part in parts(tmp_path / "out")]
     assert rest[0] == 3 and 300 <= rest[1] < 450  # a row of a head, and what is not damaged

@@ -59,8 +59,9 @@ renamed: a PATH that exists is whole. A restore checks all of it before it write
 another name (`UNFINISHED_JOURNAL`), beside which an engine does not start, and gives it the right one when everything
 is in place and the journal says what this store lacks; so nothing starts on half a restore.
 
-A partition that SQLite cannot read is left out and named, and the rest is still worth having; what was made of it stays
-as it is (`JournalCopy.leave_out`). Rotten columns inside a readable file are copied as they are: verify names them.
+A partition that SQLite cannot read, or that is gone, is left out and named, and the rest is still worth having; what
+was made of it stays as it is (`JournalCopy.leave_out`). Rotten columns inside a readable file are copied as they are:
+verify names them.
 """
 
 import contextlib
@@ -81,7 +82,7 @@ import apsw
 from runtime.clock import Clock
 from runtime.errors import OpenManagerError
 from runtime.sqlite import fetch, is_full, sync_folder
-from services.timeseries.archive.journal_copy import JournalCopy
+from services.timeseries.archive.journal_copy import NOT_GONE, JournalCopy
 from services.timeseries.archive.manifest import (
     JOURNAL_NAME,
     BackedUpFile,
@@ -105,7 +106,7 @@ from services.timeseries.engine.database import (
     is_unreadable,
 )
 from services.timeseries.engine.journal import Journal
-from services.timeseries.engine.partition import day_of
+from services.timeseries.engine.partition import day_of, partition_path
 from services.timeseries.engine.settings import EngineSettings
 from services.timeseries.engine.store import Store
 from services.timeseries.engine.tiers import RAW, TIERS
@@ -210,6 +211,9 @@ def _copied(folder: Path, draft: Path, now_ms: int, progress: Progress) -> Manif
     for level in _ORDER:
         tier = TierCopy(folder, draft, level, journal, progress)
         tier.copy()
+        for name, days in tier.missing().items():
+            tier.left_out.append(name)
+            journal.leave_out(level, days)
         names += tier.copied
         left_out += tier.left_out
         kept = tier.copied if level == RAW else tier.copied + tier.left_out
@@ -256,6 +260,17 @@ class TierCopy:
             else:
                 raise apsw.BusyError(f"{name} went and came again all the time")
         self._journal.catch_up(self._level, self._settled)  # with the note of one that went after its last look
+
+    def missing(self) -> dict[str, range]:
+        """The partitions that should be there and are not, as the journal has it, with their days."""
+        kind, found = TIERS[self._level], {}
+        for day, days in self._journal.noted(self._level).items():
+            path = partition_path(self._folder / kind.folder, day)
+            if not path.exists():
+                found[f"{kind.folder}/{path.name}"] = range(day, day + days)
+        if found:  # it is noted that one goes before it does
+            self._journal.catch_up(self._level, self._settled)
+        return {name: days for name, days in found.items() if self._journal.gone(self._level, days.start) == NOT_GONE}
 
     def _copy_partition(self, name: str, day: int) -> bool:
         """Copies one, or notes why not; False: it must be tried again."""

@@ -7,7 +7,7 @@ the journal may still have it.
 """
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -38,10 +38,17 @@ refuse; but so many cells are in memory at once, 32 MB."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Excerpt:
-    """What `copy_range` copied: days (since the epoch) that blocks may have rows of, and unreadable partitions."""
+    """What `copy_range` copied.
+
+    Attributes:
+        days: since the epoch, that blocks may have rows of.
+        left_out: partitions of the range that cannot be read or are gone.
+        missing: all that are gone, with their days.
+    """
 
     days: set[int]
     left_out: list[str]
+    missing: dict[str, range] = field(default_factory=dict)
 
 
 def copy_range(folder: Path, target: Path, days: range, progress: Progress) -> Excerpt:
@@ -54,6 +61,8 @@ def copy_range(folder: Path, target: Path, days: range, progress: Progress) -> E
     _, others = partitions_of(folder, days)
     tier = TierCopy(folder, target, RAW, journal, progress)
     tier.copy(without=others)
+    missing = tier.missing()
+    tier.left_out += [name for name, gone in missing.items() if gone.start < days.stop and days.start < gone.stop]
     _, last_sequence = journal.finish(())
     _forget(target / JOURNAL_NAME, {day for gone in others.values() for day in gone}, last_sequence)
     found: set[int] = set()
@@ -66,7 +75,7 @@ def copy_range(folder: Path, target: Path, days: range, progress: Progress) -> E
             tier.left_out.append(name)
         else:
             found.update(day for first, last in spans for day in range(first, last + 1))
-    return Excerpt(days=found, left_out=tier.left_out)
+    return Excerpt(days=found, left_out=tier.left_out, missing=missing)
 
 
 def partitions_of(folder: Path, days: range) -> tuple[list[str], dict[str, range]]:

@@ -7,7 +7,7 @@ servers everything is taken, of the notes of partitions that went only those who
 from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import apsw
 
@@ -27,6 +27,9 @@ class Gone(NamedTuple):
 
     through: int
     going: bool
+
+
+NOT_GONE: Final = Gone(0, going=False)
 
 
 class JournalCopy:
@@ -66,7 +69,12 @@ class JournalCopy:
     def gone(self, level: int, day: int) -> Gone:
         """What the copy notes of a partition, by its first day."""
         with closing(self._open()) as copy:
-            return _gone(copy, "main", level).get(day, Gone(0, going=False))
+            return _gone(copy, "main", level).get(day, NOT_GONE)
+
+    def noted(self, level: int) -> dict[int, int]:
+        """The partitions of a tier that the copy notes as being there: first day -> days."""
+        with closing(self._open()) as copy:
+            return {day: days for (tier, day), days in noted_partitions(copy).items() if tier == level}
 
     def leave_out(self, level: int, days: range) -> None:
         """Notes that the points of a partition that cannot be read are gone, so that what was made of them stays as it

@@ -45,7 +45,7 @@ class Manifest:
         first_time, last_time: of the points.
         points: how many there are.
         files: their files.
-        left_out: days of the store that could not be read.
+        left_out: days of the store that could not be read, or were gone.
         damaged: blocks of other days that could not be read.
     """
 

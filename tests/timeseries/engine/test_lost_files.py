@@ -143,6 +143,22 @@ async def test_an_older_journal_that_knows_only_of_long_files_is_brought_up_to_d
         assert not journal.table_exists("main", "spans")
 
 
+@pytest.mark.parametrize("folder", ["blocks", "rollup-5m"])
+async def test_a_backup_names_what_is_gone_and_keeps_what_was_made_of_it(tmp_path: Path, folder: str) -> None:
+    model = await fill(tmp_path / "live")
+    path = min((tmp_path / "live" / folder).glob("*.db"))
+    path.unlink()
+    assert back_up(tmp_path / "live", tmp_path / "backup").left_out == (f"{folder}/{path.name}",)
+    restore(tmp_path / "backup", tmp_path / "store")
+    async with Engine.open(tmp_path / "store", clock=ManualClock(NOON + 2 * DAY_MS), settings=SETTINGS) as engine:
+        await engine.append(LATE)
+        if folder != "blocks":
+            model.append(SET, LATE)
+        await engine.maintain(everything=True)
+        for query in (COUNTS, HOURS):
+            assert_same(await ask(engine, query), model.query(query), Aggregation.COUNT)
+
+
 @pytest.mark.parametrize("folder", ["rollup-5m", "rollup-1h"])
 async def test_roll_ups_that_a_backup_had_to_leave_out_are_made_anew(tmp_path: Path, folder: str) -> None:
     model = await fill(tmp_path / "live")
