@@ -49,11 +49,19 @@ class JsonFormatter(logging.Formatter):
             if name not in _STANDARD_FIELDS and name not in line:
                 line[name] = MASK if is_secret_name(name) else _value(value)
         if record.exc_info:
-            line["exception"] = _text(self.formatException(record.exc_info))
+            line["exception"] = _traceback(self.formatException(record.exc_info))
         if record.stack_info:
             line["stack"] = _text(record.stack_info)
         text = orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY).decode()
         return text if text.isascii() else text.translate(_ESCAPED)
+
+
+def _traceback(text: str) -> str:
+    """What was raised stands at its end, however many other exceptions led to it."""
+    text = redact(text)
+    if len(text) > MAX_TEXT_CHARS:
+        text = f"{text[: MAX_TEXT_CHARS // 4]}\n...\n{text[-MAX_TEXT_CHARS // 4 * 3 :]}"
+    return text.encode("utf-8", "replace").decode()
 
 
 def _text(text: str) -> str:

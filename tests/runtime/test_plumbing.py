@@ -178,6 +178,27 @@ def test_a_line_is_json_with_its_fields(lines: io.StringIO) -> None:
     assert "trace_id" not in first
 
 
+def test_of_a_long_traceback_the_log_has_what_was_raised(lines: io.StringIO) -> None:
+    """Its end was cut off: where many exceptions lead to one, as where a database is not reached, the reason."""
+
+    def fail(depth: int) -> None:
+        try:
+            if depth:
+                fail(depth - 1)
+            raise ValueError(f"the first of {'many ' * 20}")
+        except (ValueError, ZeroDivisionError) as error:
+            raise ZeroDivisionError(f"the cause {depth}") from error
+
+    try:
+        fail(40)
+    except ZeroDivisionError:
+        logging.getLogger("test.logs").exception("failed")
+    (line,) = lines.getvalue().splitlines()
+    told = json.loads(line)["exception"]
+    assert told.startswith("Traceback") and told.endswith("ZeroDivisionError: the cause 40")
+    assert len(told) <= logs.MAX_TEXT_CHARS + 10
+
+
 def test_whatever_a_caller_sends_one_event_is_one_line_and_no_command(lines: io.StringIO) -> None:
     sent = "caf\u00e9 \x85\u2028\u2029\n\r\x0b\x0c\x1b[2J\x9b2J"
     logging.getLogger("test.logs").info("refused", extra={"error": sent})
