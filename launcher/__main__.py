@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Mapping
@@ -126,7 +127,8 @@ def _welcome(data: Path) -> str:
         f"  data        {data}   logs in {data / 'logs'}",
     ]
     if os.environ.get("GATEWAY_ACCOUNTS", "").lower() in _TRUE:
-        setup = f"openmanager setup NAME --setup-token-file {data / 'metadata' / 'setup-token'}"
+        token_file = shlex.quote(str(data / "metadata" / "setup-token"))
+        setup = f"openmanager setup NAME --setup-token-file {token_file}"
         if tls or at["GATEWAY_GRPC_ADDRESS"] != _ADDRESSES["GATEWAY_GRPC_ADDRESS"]:
             setup += f" --address {'https://' * tls}{at['GATEWAY_GRPC_ADDRESS']}"
         lines += ["  access      whoever has a token; while there is no user yet:", f"              {setup}"]

@@ -1,5 +1,6 @@
 """What the launcher says of who may come in is what the gateway does."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ def test_it_takes_for_accounts_what_the_gateway_does(monkeypatch: pytest.MonkeyP
     accounts = GatewaySettings.load({"GATEWAY_ACCOUNTS": written}).accounts
     assert ("whoever has a token" in said) == accounts
     assert ("whoever is on this machine is administrator" in said) != accounts
+
+
+def test_the_command_that_it_shows_can_be_copied_whatever_the_folder_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_ACCOUNTS", "true")
+    shown = next(line for line in _welcome(Path("/srv/our $data")).splitlines() if "openmanager setup" in line)
+    assert "/srv/our $data/metadata/setup-token" in shlex.split(shown)
 
 
 @pytest.mark.parametrize(
