@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -104,6 +105,17 @@ def _targets(value: object) -> object:
     return targets
 
 
+def _endpoint(value: str) -> str:
+    """What OpenTelemetry dials: a URL, or host:port."""
+    try:
+        urlsplit(value)
+    except ValueError:
+        raise ValueError(f"{_shown(value)} is not a URL such as http://host:4317") from None
+    if not value.isascii() or not value.isprintable() or " " in value or value.endswith("//"):
+        raise ValueError(f"{_shown(value)} is not a URL such as http://host:4317")
+    return value
+
+
 def _duration(value: object) -> object:
     return parse_duration(value) if isinstance(value, str) else value
 
@@ -163,7 +175,7 @@ class CommonSettings(BaseSettings):
     service_secret: SecretStr | None = setting(
         "SERVICE_SECRET", None, "Secret that inner services demand of callers; default: DATA_DIR/service-secret."
     )
-    otel_exporter_otlp_endpoint: str | None = setting(
+    otel_exporter_otlp_endpoint: Annotated[str, AfterValidator(_endpoint)] | None = setting(
         "OTEL_EXPORTER_OTLP_ENDPOINT", None, "Where traces and metrics go by OTLP gRPC; unset: nowhere."
     )
 

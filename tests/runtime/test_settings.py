@@ -228,3 +228,15 @@ def test_durations_and_sizes() -> None:
             parse_duration(bad)
         with pytest.raises(ValueError, match="is not a size"):
             parse_byte_size(bad)
+
+
+@pytest.mark.parametrize("written", [" ", "http://", "http://[::1", "http://collector: 4317", "collector\n"])
+def test_an_endpoint_that_nothing_could_be_sent_to_is_refused(written: str) -> None:
+    """One that is no URL ended every process with a traceback, and the others said so with each batch, for ever."""
+    (told,) = problems({"OTEL_EXPORTER_OTLP_ENDPOINT": written})
+    assert told == f"OTEL_EXPORTER_OTLP_ENDPOINT: {written!r} is not a URL such as http://host:4317"
+
+
+@pytest.mark.parametrize("written", ["http://collector:4317", "https://[::1]:4317/", "collector:4317", "collector"])
+def test_an_endpoint_may_be_written_as_opentelemetry_takes_it(written: str) -> None:
+    assert CacheSettings.load({"OTEL_EXPORTER_OTLP_ENDPOINT": written}).otel_exporter_otlp_endpoint == written
