@@ -35,7 +35,7 @@ from services.timeseries.engine.catalog import Catalog, Cohort
 from services.timeseries.engine.database import FORMAT_VERSION, connect_read_only, file_bytes
 from services.timeseries.engine.journal import load_catalog, noted_partitions
 from services.timeseries.engine.journal_reader import JournalReader, JournalRow
-from services.timeseries.engine.partition import READABLE_VERSIONS, Partition, day_of, partition_path
+from services.timeseries.engine.partition import READABLE_VERSIONS, Partition, day_of, files_aside, partition_path
 from services.timeseries.engine.rollup import GENERATION_SHIFT
 from services.timeseries.engine.settings import DAY_MS
 from services.timeseries.engine.tiers import RAW, TIERS
@@ -118,7 +118,14 @@ class Verifier:
                     self.verified.tiers[kind.folder].partitions += 1
         if not is_backup:  # of which the manifest says what it has
             self._missing()
+            self._set_aside()
         return self.verified
+
+    def _set_aside(self) -> None:
+        """Names the partitions that were set aside: nobody reads them, and the status counts them."""
+        for kind in TIERS:
+            for path in files_aside(self.folder / kind.folder):
+                self._damaged(f"{kind.folder}/{path.name}", "", "it was set aside, and what it held is left out")
 
     def _missing(self) -> None:
         """Names the partitions that the journal notes and that are not there."""

@@ -404,9 +404,14 @@ def move_aside(path: Path) -> Path:
     return aside
 
 
+def files_aside(folder: Path) -> list[Path]:
+    """The files of a folder that were set aside and are still there, without their logs."""
+    return sorted(path for path in folder.glob(f"*{_ASIDE}*") if path.suffix[-1:].isdigit())
+
+
 def days_aside(folder: Path) -> list[int]:
-    """The first days of the files of a folder that were set aside and are still there."""
-    found = {day_of(Path(path.name.partition(_ASIDE)[0])) for path in folder.glob(f"*{_ASIDE}*")}
+    """Their first days."""
+    found = {day_of(Path(path.name.partition(_ASIDE)[0])) for path in files_aside(folder)}
     return sorted(day for day in found if day is not None)
 
 

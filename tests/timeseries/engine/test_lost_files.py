@@ -71,6 +71,10 @@ async def test_lost_roll_ups_are_made_anew_of_what_is_there(tmp_path: Path, fold
                 await engine.maintain(everything=True)
                 for query in (COUNTS, HOURS):
                     assert_same(await ask(engine, query), model.query(query), Aggregation.COUNT)
+    for aside in (tmp_path / folder).glob("*.unusable-*"):  # it is counted for as long as it is kept
+        if not aside.name.endswith(("-wal", "-shm")):
+            assert verify(tmp_path)[1] == [f"{folder}/{aside.name}: it was set aside, and what it held is left out"]
+        aside.unlink()
     verified, damages = verify(tmp_path)
     assert damages == [] and verified.tiers[folder].points > 0
     async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
