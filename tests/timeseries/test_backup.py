@@ -218,6 +218,22 @@ async def test_a_young_backup_that_is_cut_off_in_its_only_file_starts_as_no_new_
             pass
 
 
+async def test_a_restore_for_which_there_is_no_room_blames_no_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may be full only when the store is opened."""
+    await fill(tmp_path / "live")
+    back_up(tmp_path / "live", tmp_path / "backup")
+
+    def full(*_: object) -> None:
+        raise apsw.FullError("database or disk is full")
+
+    monkeypatch.setattr(backup, "Store", full)
+    wanted = f"the restore failed: the disk is full. Delete what is in {tmp_path / 'store'} and try again"
+    with pytest.raises(BackupError, match=wanted):
+        restore(tmp_path / "backup", tmp_path / "store")
+
+
 async def test_a_store_that_starts_after_a_restore_knows_what_it_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -378,22 +378,21 @@ def restore(source: Path, folder: Path, *, settings: EngineSettings, clock: Cloc
         for file in reversed(manifest.files):  # the journal last
             _put(source, folder, file)
             progress(file.name, file.bytes, file.bytes)
-    except OSError as error:
-        raise BackupError(f"the restore failed: {_said(error)}. Delete what is in {folder} and try again") from error
-    try:
         with closing(Journal(begun, may_create=False, now_ms=clock.now_ms())) as journal:
             journal.note_lack(manifest.created_ms, max(manifest.created_ms, clock.now_ms()))
         begun.rename(folder / JOURNAL_NAME)
         sync_folder(folder)
-        store = Store(folder, settings, clock)
+        with closing(Store(folder, settings, clock)) as store:
+            points = store.partitions.points + store.heads.points
+            left_out = sum(len(tier.partitions.missing) for tier in store.tiers)
+            if not store.lost:
+                store.note_partitions()
+            return Restored(manifest=manifest, points=points, damaged=store.faults.damaged - left_out)
     except (apsw.Error, OSError, OpenManagerError) as error:
+        if isinstance(error, OSError) or is_full(error):
+            what = f"the restore failed: {_said(error)}. Delete what is in {folder} and try again"
+            raise BackupError(what) from error
         raise BackupError(f"what was restored in {folder} does not open: {error}. Use another backup") from error
-    with closing(store):
-        points = store.partitions.points + store.heads.points
-        left_out = sum(len(tier.partitions.missing) for tier in store.tiers)
-        if not store.lost:
-            store.note_partitions()
-        return Restored(manifest=manifest, points=points, damaged=store.faults.damaged - left_out)
 
 
 def _put(source: Path, folder: Path, file: BackedUpFile) -> None:
