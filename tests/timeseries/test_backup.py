@@ -1,7 +1,8 @@
 """Backup and restore: of a store that is written all the time, killed in the middle, and with bytes that rot.
 
 Run as a program, this file is a backup that stops in the middle, to be killed there: `python test_backup.py FOLDER
-TARGET`. The process that writes is that of appending.py: blocks close and the journal is swept all the time.
+TARGET`; with a number it kills itself when it syncs a folder for that time. The process that writes is that of
+appending.py: blocks close and the journal is swept all the time.
 """
 
 import asyncio
@@ -251,6 +252,23 @@ async def test_a_store_that_starts_after_a_restore_knows_what_it_lacks(
         assert engine.lacks_ms == (NOON, NOON)
 
 
+async def test_a_backup_killed_at_its_end_is_in_the_way_of_no_other(tmp_path: Path) -> None:
+    """Everything is copied and described, and not yet in its place."""
+    model = await fill(tmp_path / "live")
+    target = tmp_path / "backup"
+    process = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, __file__, str(tmp_path / "live"), str(target), "1"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"},
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL and not target.exists()
+    back_up(tmp_path / "live", target)
+    assert verify(target)[1] == []
+    assert restore(target, tmp_path / "store").points == model.points
+
+
 async def test_a_backup_killed_in_the_middle_leaves_nothing_in_its_place(tmp_path: Path) -> None:
     model = await fill(tmp_path / "live")
     target, draft = tmp_path / "backup", tmp_path / "backup.partial"
@@ -291,7 +309,7 @@ async def test_a_backup_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.iterdir()] == ["live"]
 
 
-async def test_places_that_are_taken_or_wrong_are_refused(tmp_path: Path) -> None:
+async def test_places_that_are_taken_or_wrong_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "live"
     await fill(store)
     (tmp_path / "taken").mkdir()
@@ -307,6 +325,9 @@ async def test_places_that_are_taken_or_wrong_are_refused(tmp_path: Path) -> Non
     }.items():
         with pytest.raises(BackupError, match=said):
             back_up(store, target)
+    with monkeypatch.context() as patch, pytest.raises(BackupError, match="is where a disk is mounted: name a new"):
+        patch.setattr(Path, "is_mount", lambda path: path == tmp_path / "disk")  # it cannot be renamed to
+        back_up(store, tmp_path / "disk")
     with pytest.raises(BackupError, match="there is no store"):
         back_up(tmp_path / "taken", tmp_path / "backup")
     with pytest.raises(BackupError, match="no store and no backup"):
@@ -323,6 +344,19 @@ def stop_in_the_middle(*_: object) -> None:
     time.sleep(60)
 
 
+def killed_at(call: int) -> Callable[[Path], None]:
+    calls = iter(range(1, call + 1))
+
+    def sync(_folder: Path) -> None:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return sync
+
+
 if __name__ == "__main__":
-    JournalCopy.catch_up = stop_in_the_middle  # type: ignore[method-assign]
+    if sys.argv[3:]:
+        backup.sync_folder = killed_at(int(sys.argv[3]))  # type: ignore[attr-defined]
+    else:
+        JournalCopy.catch_up = stop_in_the_middle  # type: ignore[method-assign]
     back_up(Path(sys.argv[1]), Path(sys.argv[2]))

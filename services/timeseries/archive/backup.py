@@ -140,6 +140,8 @@ def check_target(folder: Path, target: Path, names: Iterable[str]) -> None:
         raise BackupError(f"{target} lies in the store itself: name a folder elsewhere, best on another disk")
     if not target.parent.is_dir():
         raise BackupError(f"there is no folder {target.parent}: make it, or mount what belongs there")
+    if target.is_mount():
+        raise BackupError(f"{target} is where a disk is mounted: name a new folder in it")
     if target.exists() and not (target.is_dir() and _is_empty(target)):
         raise BackupError(f"{target} is there already and not an empty folder: name a new one")
     needed = sum(file_bytes(folder / name) for name in (JOURNAL_NAME, *names))
@@ -162,10 +164,11 @@ def drafted(target: Path, what: str) -> Iterator[Path]:
     with _claimed(draft, mark, what):
         try:
             yield draft
-            (draft / mark).unlink()
             for inside in (*(path for path in draft.rglob("*") if path.is_dir()), draft):
                 sync_folder(inside)
             draft.rename(target)  # replaces an empty folder
+            (target / mark).unlink()  # not before: who is killed in between must not be in the way of the next one
+            sync_folder(target)
             sync_folder(target.parent)
         except (OSError, apsw.Error) as error:
             raise BackupError(f"the {what} failed and was removed: {_said(error)}") from error
