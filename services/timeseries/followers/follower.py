@@ -322,7 +322,7 @@ class Follower:
                     self._silences += 1
                     if self._silences == 2:  # more than a lost connection
                         await self._position.owe()
-                        await self._position.pay_back()
+                await self._position.pay_back()  # also what could not be paid at once, however long this takes
                 self._last_error = error.message
                 self._tell(error.message)
                 pause_s = RETRY.delay_s(self._failures, self._rng)

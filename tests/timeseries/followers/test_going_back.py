@@ -312,3 +312,30 @@ async def test_a_store_is_not_shown_well_while_the_cursor_goes_back(tmp_path: Pa
         await let_run(clock, lambda: eventually(lambda: "no room" in follower._last_error))
         shown = await follower.probe()
         assert shown.degraded and shown.lag_points == 2
+
+
+async def test_what_is_owed_to_a_store_is_in_its_lag_though_it_stays_away(tmp_path: Path) -> None:
+    """Else the journal, or the day's end, would let it go, and nobody would count it."""
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)) as follower,
+    ):
+        await engine.append(tick(SET, 0), metric_sets=(SET,))
+        await let_run(clock, lambda: caught_up(engine))
+        for number in (1, 2):  # the second death comes within a minute of going back after the first
+            backend.batches, backend.errors = [], [Unavailable("it died")] * (2 if number == 1 else MANY)
+            await engine.append(tick(SET, number))
+            await let_run(clock, lambda: eventually(lambda: len(backend.errors) < MANY - 2))
+            if number == 1:
+                await let_run(clock, lambda: caught_up(engine))
+        assert (await follower.lag()).points == 1
+        clock.advance(SETTLED_AFTER_S)
+
+        async def all_are_owed() -> bool:
+            return (await follower.lag()).points == 3
+
+        await let_run(clock, lambda: eventually(all_are_owed))
+        backend.errors = []
+        await let_run(clock, lambda: caught_up(engine))
+        assert set(backend.times) == {0, 1, 2}
