@@ -14,8 +14,7 @@ is the last part of the fleet's.
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -24,9 +23,10 @@ from fleet.codec import delimited
 from gateway.entry import Places, ServerEntry
 from gateway.findings import Anomaly, Findings
 from gateway.state import FleetState, Removal
+from gateway.watchers import Watchers
 from openmanager.gateway.v1 import fleet_pb2
 from runtime.clock import Clock
-from runtime.errors import InvalidArgument, ResourceExhausted
+from runtime.errors import InvalidArgument
 from runtime.prepared import Prepared
 
 MAX_WATCHERS: Final = 5_000
@@ -114,13 +114,13 @@ class Changes:
         self._state = state
         self._findings = findings
         self._clock = clock
-        self._count = 0
+        self._watchers = Watchers(MAX_WATCHERS, "the fleet")
         self._messages: dict[tuple[_Place | None, Wanted], _Message] = {}  # of the versions `_messages_of`
         self._messages_of = ("", 0)
         self._making = asyncio.Lock()
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._watchers)
 
     async def watch(self, wanted: Wanted, after_version: str = "") -> AsyncGenerator[Prepared, None]:
         """Yields serialized WatchFleetResponses until it is closed.
@@ -138,7 +138,7 @@ class Changes:
         if mark != wanted.mark:  # he saw other servers then, and nobody knows which
             epoch, place = "", None
         self._state.check_known()
-        with self._counted():
+        with self._watchers.counted():
             while True:
                 if epoch != self._state.epoch:
                     epoch, place = self._state.epoch, None
@@ -159,18 +159,6 @@ class Changes:
     def _has_all(self, epoch: str, place: _Place) -> bool:
         servers = (epoch, place.servers) == (self._state.epoch, self._state.sequence)
         return servers and place.findings >= self._findings.version
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        if self._count >= MAX_WATCHERS:
-            raise ResourceExhausted(
-                f"{MAX_WATCHERS} clients watch already (MAX_WATCHERS)", metadata={"limit": "MAX_WATCHERS"}
-            )
-        self._count += 1
-        try:
-            yield
-        finally:
-            self._count -= 1
 
     async def _message(self, place: _Place | None, wanted: Wanted) -> _Message:
         """What follows a place; made once for all who are there."""

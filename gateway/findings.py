@@ -6,19 +6,19 @@ is now, or is told that what he has is void; nothing that is known is newer than
 servers are watched all the same.
 """
 
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from typing import Final
 
 from fleet.codec import us_from_timestamp
 from gateway.state import FleetState
+from gateway.watchers import Watchers
 from openmanager.fleet.v1 import anomaly_pb2
 from openmanager.gateway.v1 import analytics_pb2
 from openmanager.metadata.v1 import anomaly_pb2 as metadata_pb2
 from openmanager.metadata.v1 import anomaly_pb2_grpc
 from runtime.channel import Channel, calling
 from runtime.clock import Clock
-from runtime.errors import InvalidArgument, ResourceExhausted, Unavailable
+from runtime.errors import InvalidArgument, Unavailable
 
 KEPT: Final = 2_000
 """Findings that are over; who is behind by more is given those that go on, anew."""
@@ -46,7 +46,7 @@ class Findings:
         self._complete_from = 0
         self._lacks = False
         """Whether findings of a day ago and before may be missing."""
-        self._watchers = 0
+        self._watchers = Watchers(MAX_WATCHERS, "findings")
         self._moved: tuple[object, bool] = (None, False)
         self.version = 0
         """The time of the last change, microseconds since the Unix epoch; 0: metadata was never reached."""
@@ -147,7 +147,7 @@ class Findings:
         looked = _NOT_YET if version else self._looked
         if not self.version:
             raise Unavailable("the findings have not been received from metadata yet", retry_after_s=1.0)
-        with self._counted():
+        with self._watchers.counted():
             while True:
                 reached, found = self.version, self.since(version)
                 if found is None:
@@ -195,18 +195,6 @@ class Findings:
             if server_id in gone if entry is None else entry.placed_at > sequence:
                 return True
         return False
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        if self._watchers >= MAX_WATCHERS:
-            raise ResourceExhausted(
-                f"{MAX_WATCHERS} clients watch findings already (MAX_WATCHERS)", metadata={"limit": "MAX_WATCHERS"}
-            )
-        self._watchers += 1
-        try:
-            yield
-        finally:
-            self._watchers -= 1
 
 
 def _version(anomaly: Anomaly) -> int:
