@@ -185,12 +185,16 @@ class Peers:
             self._became_current()
 
     def _news(self, versions: Mapping[str, str]) -> dict[str, str]:
-        """Those that are not ours and not known yet."""
-        return {
-            server_id: version
-            for server_id, version in versions.items()
-            if version != self._live.bases.get(server_id) and not version.endswith(f".{self._live.epoch}")
-        }
+        """Those that are not known yet."""
+        return {server_id: version for server_id, version in versions.items() if not self._is_known(server_id, version)}
+
+    def _is_known(self, server_id: str, version: str) -> bool:
+        """What is ours is, but for a server that we have removed since: somebody who did not hear of that may have
+        written it again."""
+        if version == self._live.bases.get(server_id):
+            return True
+        removal = self._live.removal(server_id)
+        return version.endswith(f".{self._live.epoch}") and (removal is None or removal.version == version)
 
 
 @contextmanager

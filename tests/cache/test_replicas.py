@@ -240,6 +240,27 @@ async def test_a_replica_does_not_call_silent_what_it_cannot_hear(redis: RedisSe
         await eventually(hears_of_it, within_s=20)
 
 
+async def test_a_removed_server_that_another_replica_writes_again_is_taken_out_at_once(redis: RedisServer) -> None:
+    """It did not hear of the removal, which Redis has lost; the version that it writes is one of who removed it."""
+    async with (
+        fault_proxy(redis.port) as proxy,
+        redis.client() as raw,
+        replica(redis.url, "e1") as first,
+        replica(f"redis://127.0.0.1:{proxy.port}", "e2") as second,
+    ):
+        await eventually(lambda: first.is_current and second.is_current)
+        await report(first, "a", "b")
+        await eventually(lambda: agree(first, second) and len(second.states()[0]) == 2)
+        await proxy.cut()
+        await eventually(lambda: not second.is_current)
+        first.remove(["a"])
+        await eventually(lambda: first.follower.lag() == (0, 0.0))
+        await raw.flushall()
+        await proxy.restore()
+        await eventually(lambda: agree(first, second) and len(second.states()[0]) == 1, within_s=30)
+        await eventually(lambda: holds(raw, first))
+
+
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 async def test_a_replica_does_not_call_silent_what_the_other_cannot_tell(redis: RedisServer, fault: str) -> None:
     """A Redis that takes no writes may be read and listened to."""
