@@ -378,6 +378,8 @@ class Database:
             except OpenManagerError as error:
                 failures += 1
                 self._last_fault = error.message
+                if isinstance(error, FailedPrecondition):  # what answers now is not what this program knows
+                    self._migrated.clear()
                 if failures & (failures - 1) == 0:  # said ever more rarely
                     log.warning("the metadata database is not ready: %s", error.message)
             else:

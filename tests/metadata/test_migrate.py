@@ -8,13 +8,14 @@ import asyncpg
 import pytest
 
 from runtime.clock import SystemClock
-from runtime.errors import FailedPrecondition
+from runtime.errors import FailedPrecondition, Unavailable
 from services.metadata.queries import ServerQuery
 from services.metadata.store import ServerFilter
 from services.metadata.store_connection import Database
 from services.metadata.store_migrate import Migration, load_migrations, migrate
 from services.metadata.store_postgres import PostgresStore
 from services.metadata.target import DatabaseTarget
+from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
 
 KNOWN = load_migrations()
@@ -176,6 +177,28 @@ async def test_a_schema_newer_than_the_program_is_left_alone(connection: Any, ta
         async with Database(target, clock=SystemClock()):
             pass
     assert refused.value.reason == "SCHEMA_TOO_NEW"
+
+
+async def test_a_schema_that_is_newer_in_the_database_that_answers_now_is_left_alone(database: Database) -> None:
+    """As where one of a later version is restored in its place while the service runs."""
+    async with database.connection() as connection:
+        await database.probe()
+        await connection.execute(
+            "ALTER TABLE ai_feedback RENAME TO earlier; CREATE TABLE ai_feedback (LIKE earlier INCLUDING ALL);"
+            f"INSERT INTO schema_version (version, name, checksum) VALUES ({NEXT}, 'later', '')"
+        )
+
+    async def why_not() -> str:
+        try:
+            await database.probe()
+        except Unavailable as error:
+            return error.message
+        return ""
+
+    assert f"schema is version {NEXT}" in str(await eventually(why_not))
+    with pytest.raises(Unavailable):
+        async with database.connection():
+            pass
 
 
 async def test_a_migration_altered_after_its_release_is_noticed(connection: Any) -> None:
