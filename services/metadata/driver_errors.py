@@ -34,6 +34,8 @@ GIVEN_UP: Final = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
 on its table (VACUUM FULL). Of the database as a whole that says nothing."""
 DISK_FULL: Final = asyncpg.DiskFullError
 """One of them, but of inserting only: it reads all the same."""
+ANSWERED: Final = (*GIVEN_UP, DISK_FULL)
+"""Those of them that are no sign of an outage."""
 ABORTED: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 CANNOT_SAY: Final = (
     asyncpg.InsufficientPrivilegeError,

@@ -32,7 +32,7 @@ from runtime.errors import Aborted, FailedPrecondition, OpenManagerError, Unavai
 from runtime.redaction import remember_secret
 from runtime.tasks import Backoff, run_forever
 from services.metadata.connector import Connector, DurableConnection
-from services.metadata.driver_errors import ABORTED, GIVEN_UP, UNAVAILABLE, describe
+from services.metadata.driver_errors import ABORTED, ANSWERED, DISK_FULL, GIVEN_UP, UNAVAILABLE, describe
 from services.metadata.line import Answer, Line, Lineage, question
 from services.metadata.query_spans import trace_queries
 from services.metadata.store_migrate import Migration, load_migrations, migrate
@@ -164,17 +164,17 @@ class Database:
         self._check_usable()
         async with self._slot():
             self._check_usable()
-            given_up: Unavailable | None = None
+            answered: Unavailable | None = None
             with self.circuit.attempt():
                 try:
                     async with self._border(detailed=detailed), self._lent(within_s) as connection:
                         yield connection
                 except Unavailable as error:
-                    if not isinstance(error.__cause__, GIVEN_UP):
+                    if not isinstance(error.__cause__, ANSWERED):
                         raise
-                    given_up = error
-            if given_up is not None:
-                raise given_up
+                    answered = error
+            if answered is not None:
+                raise answered
 
     def _check_usable(self) -> None:
         if not self._migrated.is_set():
@@ -315,8 +315,11 @@ class Database:
         if fault != self._last_fault:
             log.warning("the metadata database failed: %s", fault)
         self._last_fault = fault
-        late = isinstance(error, GIVEN_UP)
-        told = "the metadata database could not do this in time" if late else "the metadata database does not answer"
+        told = "the metadata database does not answer"
+        if isinstance(error, GIVEN_UP):
+            told = "the metadata database could not do this in time"
+        elif isinstance(error, DISK_FULL):
+            told = "the disk of the metadata database is full"
         return Unavailable(fault if detailed else told, retry_after_s=1.0)
 
     def _new_pool(self) -> Any:

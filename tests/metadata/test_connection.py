@@ -21,13 +21,14 @@ from runtime import telemetry
 from runtime.clock import SystemClock
 from runtime.errors import Aborted, FailedPrecondition, Internal, Unavailable
 from services.metadata import connector
+from services.metadata.store import ServerFilter
 from services.metadata.store_connection import MAX_CONNECTIONS, Bounds, Database
 from services.metadata.store_migrate import Migration
 from services.metadata.store_postgres import PostgresStore
 from services.metadata.target import DatabaseTarget, target_of_url
 from tests.harness import eventually, free_port
 from tests.harness.postgres import OWNER, PostgresServer
-from tests.metadata.parts import EVERYTHING, PATIENT
+from tests.metadata.parts import EVERYTHING, PATIENT, Parts
 
 QUICK = Bounds(acquire_s=0.6, command_s=0.8, probe_s=0.5)
 """For what hangs; what does not is given time (PATIENT)."""
@@ -234,6 +235,24 @@ async def test_statements_that_wait_for_a_lock_in_vain_are_no_outage(database: D
                     await connection.execute("SELECT FROM ai_interactions")
         assert database.usable
         assert await answers(PostgresStore(database))
+
+
+async def test_a_full_disk_of_the_database_is_no_outage_for_who_reads(parts: Parts) -> None:
+    store = parts.store
+    await store.create_server(ServerDescriptor(server_id="a", hostname="a"))
+    await eventually(lambda: parts.copy.as_of is not None)
+    async with parts.database.connection() as connection:
+        await connection.execute(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION"
+            " 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;"
+            "CREATE TRIGGER full_disk BEFORE INSERT ON servers FOR EACH ROW EXECUTE FUNCTION full_disk()"
+        )
+    for name in ("b", "c", "d"):
+        with pytest.raises(Unavailable, match="disk of the metadata database is full"):
+            await store.create_server(ServerDescriptor(server_id=name, hostname=name))
+    assert parts.database.usable
+    assert (await store.list_servers(ServerFilter())).stale_since is None
+    assert not (await store.probe()).down
 
 
 async def test_unknown_failures_are_logged_and_hidden_from_callers(
