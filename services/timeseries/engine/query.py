@@ -237,7 +237,8 @@ class Scan:
             of_all = store.catalog.cohorts_of[server_id]
             by_day = [store.heads.snapshot(cohort, 0, MAX_TIME_MS // DAY_MS) for cohort in of_all]
             chunks = [chunk for days in by_day for of_day in days.values() for chunk in of_day]
-            found = unsettled_ranges(chunks, store.tiers, [cohort.id for cohort in of_all], as_points)
+            gone = store.gone_before_finer()
+            found = unsettled_ranges(chunks, store.tiers, [cohort.id for cohort in of_all], as_points, gone)
         of_server = list(cohorts.values())
         for number, ranges in enumerate(found):
             if number > RAW and store.ended[number - 1]:

@@ -48,7 +48,7 @@ from services.timeseries.engine.partition import (
 from services.timeseries.engine.partitions import Partitions
 from services.timeseries.engine.payload import Opened
 from services.timeseries.engine.settings import DAY_MS, EngineSettings
-from services.timeseries.engine.tiers import RAW, TIERS, Tier, touched
+from services.timeseries.engine.tiers import RAW, TIERS, Ranges, Tier, gone_before_finer, touched
 
 _log = logging.getLogger(__name__)
 _BLOCK_ROWS_FACTOR: Final = 2
@@ -84,6 +84,7 @@ class Store:
             self.lost: list[tuple[Tier, range]] = []
             """What was set aside, and is still to be noted with `end_lost`."""
             self.ended: list[dict[int, int]] = [{} for _ in TIERS]
+            self._gone: tuple[int, list[Ranges]] = (-1, [])
             with self._journal_is_to_blame():
                 self.catalog: Catalog = self.journal.load()
                 evictions = self.journal.evictions()
@@ -358,6 +359,14 @@ class Store:
         with self.lock:
             self.heads.points -= points
         return True
+
+    def gone_before_finer(self) -> list[Ranges]:
+        """See `tiers`. Called holding the lock."""
+        endings, ranges = self._gone
+        if endings != self.endings:
+            ranges = gone_before_finer(self.ended)
+            self._gone = self.endings, ranges
+        return ranges
 
     def _waits(self, tier: Tier, days: range) -> bool:
         """Whether rows of a partition's days are in heads, or not in the roll-ups that it holds or that it feeds."""

@@ -11,7 +11,7 @@ What must stay true:
 * `plan` covers a range without a gap or an overlap, and a tier serves whole buckets of its own only.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from services.timeseries.engine.head import Chunk
 from services.timeseries.engine.partition import Mark
 from services.timeseries.engine.partitions import Partitions
+from services.timeseries.engine.settings import DAY_MS
 
 RAW: Final = 0
 MINUTE_MS: Final = 60_000
@@ -173,10 +174,14 @@ def _split(start_ms: int, end_ms: int, level: int, unsettled: Sequence[Ranges]) 
 
 
 def unsettled_ranges(
-    chunks: Iterable[Chunk], tiers: Sequence[Tier], cohort_ids: Iterable[int], as_points: Ranges
+    chunks: Iterable[Chunk],
+    tiers: Sequence[Tier],
+    cohort_ids: Iterable[int],
+    as_points: Ranges,
+    gone: Sequence[Ranges],
 ) -> list[Ranges]:
-    """For each level the ranges for which it has no right buckets of some cohorts, given the rows in their heads and
-    the ranges that are to be read `as_points`.
+    """For each level the ranges for which it has no right buckets of some cohorts, given the rows in their heads, the
+    ranges that are to be read `as_points`, and what has `gone` of each level before the finer one.
 
     Called holding the engine's lock, under which the chunks were taken.
     """
@@ -186,8 +191,20 @@ def unsettled_ranges(
     found: list[Ranges] = [[]]
     for tier, finer in zip(tiers[1:], tiers, strict=False):
         spans.extend((mark.first_ms, mark.last_ms + 1) for cohort in cohorts for mark in finer.marks.of(cohort))
-        found.append(aligned(spans, tier.width_ms))
+        found.append(aligned([*spans, *gone[tier.level]], tier.width_ms))
         spans = list(found[-1])
+    return found
+
+
+def gone_before_finer(ended: Sequence[Mapping[int, int]]) -> list[Ranges]:
+    """For each level the days whose roll-ups went while the next finer tier still has all of them, as it does where the
+    disk's limit came to roll-ups before the newest file of points; `ended` are the first days of what went of each."""
+    found: list[Ranges] = [[]]
+    for level in range(RAW + 1, len(TIERS)):
+        finer = TIERS[level - 1].span_days
+        days = (day for start in ended[level] for day in range(start, start + TIERS[level].span_days))
+        held = (day for day in days if day // finer * finer not in ended[level - 1])
+        found.append(aligned(((day * DAY_MS, (day + 1) * DAY_MS) for day in held), DAY_MS))
     return found
 
 

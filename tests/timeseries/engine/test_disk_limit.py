@@ -10,12 +10,12 @@ import pytest
 
 from runtime.clock import ManualClock
 from runtime.errors import ResourceExhausted
-from services.timeseries.engine import Engine, Query
+from services.timeseries.engine import Aggregation, Engine, Query
 from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.store import Store
 from services.timeseries.servicer import probe
 from tests.timeseries.engine.days import DAY_MS, KEEPING, NOON, SET, TODAY, WIDE, noise, of_day
-from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything
+from tests.timeseries.engine.model import EVERYTHING, Model, ask, assert_same, everything, rows
 
 
 async def test_over_the_limit_the_oldest_days_go_and_rows_are_taken(tmp_path: Path) -> None:
@@ -132,3 +132,30 @@ async def test_days_that_the_limit_took_are_too_late_while_it_is_near(
         rest = 700
         await engine.maintain()
         assert engine.oldest_ms == 0, "there is room again"
+
+
+async def test_where_roll_ups_go_before_the_points_that_they_were_made_of_the_points_answer(tmp_path: Path) -> None:
+    """Of few points the newest file has 32 days, and stays; the roll-ups of its first days have files of their own."""
+    start = NOON // (32 * DAY_MS) * 32 * DAY_MS
+    settings = dataclasses.replace(KEEPING, sparse_points_a_day=1 << 40)
+    model, clock = Model(), ManualClock(start + 20 * DAY_MS)
+
+    async def compare(engine: Engine) -> None:
+        for aggregation in (Aggregation.COUNT, Aggregation.MAX, Aggregation.AVG):
+            for step_ms in (300_000, 900_000, 3_600_000, DAY_MS):
+                query = Query(metrics=None, start_ms=0, end_ms=1 << 62, step_ms=step_ms, aggregation=aggregation)
+                assert_same(await ask(engine, query), model.query(query), aggregation)
+
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        for day in (1, 10, 20):
+            lines = [("a", start + day * DAY_MS + n * 60_000, [float(n % 7), float(n)]) for n in range(-30, 30)]
+            await engine.append(rows(SET, lines), metric_sets=(SET,))
+            model.append(SET, rows(SET, lines))
+        await engine.maintain(everything=True)
+        await compare(engine)
+        engine._store.settings = dataclasses.replace(settings, disk_bytes_limit=1)
+        await engine.maintain()
+        assert len(list((tmp_path / "blocks").glob("*.db"))) == len(list((tmp_path / "rollup-5m").glob("*.db"))) == 1
+        await compare(engine)
+    async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
+        await compare(engine)
