@@ -140,7 +140,7 @@ class Store:
             )
             tiers.append(Tier(level=level, kind=kind, partitions=partitions, retention_s=retention_s))
         for tier in tiers:
-            tier.partitions.on_lost = partial(self._lost, tier)
+            tier.partitions.on_lost = partial(self._lost_now, tier)
         named = self.catalog.cohorts_by_id
         for tier in tiers[:-1]:  # of a series that a damaged journal does not name any more nothing can be made
             tier.marks.add(mark for mark in tier.partitions.marks() if mark.cohort_id in named)
@@ -163,6 +163,12 @@ class Store:
         with self.lock:
             tier.marks.drop(days.start)
             self.lost.append((tier, days))
+
+    def _lost_now(self, tier: Tier, days: range) -> None:
+        """As `_lost`, while it runs: what can be made anew is read from what it is made of from this moment on."""
+        self._lost(tier, days)
+        with suppress(apsw.Error):  # the upkeep tries again
+            self.make_again(tier, days)
 
     def make_again(self, tier: Tier, days: range) -> bool:
         """Has a file of roll-ups that was lost made anew of what the finer tier has; whether that is all there was, so

@@ -248,3 +248,39 @@ async def test_a_file_that_is_set_aside_is_told_for_as_long_as_it_is_kept(tmp_pa
         async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
             await engine.maintain(everything=True)
             assert (await engine.status()).damaged == int(kept)
+
+
+@pytest.mark.parametrize("tier", ["rollup-5m", "rollup-1h"])
+async def test_roll_ups_that_are_lost_are_made_again_of_the_points_and_refuse_no_row(tmp_path: Path, tier: str) -> None:
+    """The hour that goes on had been made of its first part, which was all that it ever had after that."""
+    model, clock = Model(), ManualClock(NOON)
+    async with Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine:
+
+        async def put(*minutes: int) -> None:
+            batch = rows(SET, [("a", NOON + minute * 60_000, [1.0, 2.0, 3.0]) for minute in minutes])
+            late, endings = await engine.too_late(batch.server_ids, batch.times_ms)
+            assert not late.any()
+            await engine.append(batch, metric_sets=(SET,), endings=endings)
+            model.append(SET, batch)
+
+        async def compare() -> None:
+            for step_ms in (300_000, 3_600_000):
+                query = replace(COUNTS, step_ms=step_ms)
+                assert_same(await ask(engine, query), model.query(query), Aggregation.COUNT)
+
+        await put(*range(20))
+        await engine.maintain(everything=True)
+        (path,) = (tmp_path / tier).glob("*.db")
+        for of in engine._store.tiers:
+            of.partitions.close()
+        path.with_name(f"{path.name}-wal").unlink(missing_ok=True)
+        path.write_bytes(b"this is no database" * 1_000)
+        await put(25)
+        await engine.maintain(everything=True)
+        assert len(list((tmp_path / tier).glob("*unusable-1"))) == 1
+        await put(30)
+        await compare()
+        await engine.maintain(everything=True)
+        await engine.maintain(everything=True)
+        assert not any(len(of.marks) for of in engine._store.tiers)
+        await compare()
