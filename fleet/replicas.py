@@ -7,7 +7,8 @@ What must stay true:
 * a batch is acknowledged when each of its rows is acknowledged by some replica; a row that one replica may have taken
   before it went away is sent again to another, and is the same point there;
 * a replica is told a server's descriptor and a metric set before the first row that needs them, also when the server
-  comes to it from another one, when whoever told us of it did so before we were started, and when it lost its data;
+  comes to it from another one, when whoever told us of it did so before we were started, and when it lost its data, or
+  the last of them, as one that was restored from a backup has;
 * with one replica nothing of this costs anything.
 """
 
@@ -36,6 +37,9 @@ SERVERS_TOGETHER = 5_000
 FULL = frozenset({"DISK_FULL", "HEADS_FULL"})
 """Reasons for which a replica takes no rows, and keeps nothing of those that it is sent, until somebody makes room."""
 
+GONE_REASON = "PEER_UNAVAILABLE"
+"""Of a failure that is not the process's own word."""
+
 Describe = Callable[[str], ServerDescriptor | None]
 """What is known elsewhere of a server."""
 
@@ -53,6 +57,8 @@ class Replica:
         self._stub = timeseries_pb2_grpc.TimeSeriesServiceStub(channel.grpc)
         self._durable_sets: set[str] = set()  # it has acknowledged them
         self._told: dict[str, ServerDescriptor] = {}
+        self._sequence = 0  # the highest that it gave a batch
+        self._may_lack = False  # it was gone, or gives sequences again
 
     def forget_set(self, set_id: str) -> None:
         """The set is held no more: it is sent again with the next rows that use it."""
@@ -73,6 +79,12 @@ class Replica:
         servers: Sequence[ServerDescriptor],
     ) -> timeseries_pb2.AppendResponse:
         """Returns once it has acknowledged the rows; `metric_set` is theirs, None: unknown here."""
+        if self._may_lack:
+            try:
+                await self._tell_again()
+            except Unavailable as error:
+                if error.reason == GONE_REASON:
+                    raise  # else it may still take rows, as one whose store does not follow
         request = timeseries_pb2.AppendRequest(batch=batch, servers=[descriptor_to_pb(server) for server in servers])
         if metric_set is not None and metric_set.id not in self._durable_sets:
             request.metric_sets.append(metric_set)
@@ -102,10 +114,21 @@ class Replica:
         told = [descriptor_to_pb(server) for server in self._told.values()]
         for start in range(0, len(told), SERVERS_TOGETHER):
             await self._call(timeseries_pb2.AppendRequest(servers=told[start : start + SERVERS_TOGETHER]))
+        self._may_lack = False
 
     async def _call(self, request: timeseries_pb2.AppendRequest) -> timeseries_pb2.AppendResponse:
-        async with calling("timeseries"):
-            response: timeseries_pb2.AppendResponse = await self._stub.Append(request)
+        """Notes what says that it may be another one now: it was restored, and had to be stopped for that."""
+        before = self._sequence
+        try:
+            async with calling("timeseries"):
+                response: timeseries_pb2.AppendResponse = await self._stub.Append(request)
+        except Unavailable as error:
+            self._may_lack |= error.reason == GONE_REASON
+            raise
+        if 0 < response.sequence <= before:  # it had given that before it was asked for this
+            self._may_lack, self._sequence = True, response.sequence
+        else:
+            self._sequence = max(self._sequence, response.sequence)
         return response
 
 

@@ -243,6 +243,30 @@ async def test_a_replica_that_lost_its_data_is_told_the_set_and_its_servers_agai
         assert [store.told for store in cluster.stores] == told
 
 
+@pytest.mark.parametrize("noticed", [True, False], ids=["it was gone", "nobody asked meanwhile"])
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_replica_that_was_restored_from_a_backup_is_told_its_servers_again(count: int, noticed: bool) -> None:
+    """It has the set, and not what servers said since then: their rows would have no tags, or old ones."""
+    async with running(count) as cluster:
+        for tick in (1, 2, 3):
+            await cluster.send(tick, news=list(KNOWN.values()))
+        told = [dict(store.told) for store in cluster.stores]
+        for store in cluster.stores:
+            store.fails = Unavailable("gone", reason="PEER_UNAVAILABLE") if noticed else None
+        if noticed:
+            with pytest.raises(Unavailable):
+                await cluster.send(4)
+        for store in cluster.stores:
+            store.fails, store.calls = None, 0
+            store.told.clear()
+        for tick in (5, 6)[noticed:]:  # noticed before any row, or by the first
+            await cluster.send(tick)
+        assert [store.told for store in cluster.stores] == told
+        calls = [store.calls for store in cluster.stores]
+        await cluster.send(7)
+        assert [store.calls for store in cluster.stores] == [number + 1 for number in calls], "once"
+
+
 @pytest.mark.parametrize("count", [1, 3])
 async def test_rows_that_leave_no_room_for_their_set_in_a_message_follow_it(
     count: int, monkeypatch: pytest.MonkeyPatch
