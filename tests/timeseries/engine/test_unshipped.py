@@ -9,7 +9,7 @@ import apsw
 import pytest
 
 from runtime.clock import ManualClock
-from services.timeseries.engine import Engine, EngineSettings
+from services.timeseries.engine import Engine, EngineSettings, unshipped
 from services.timeseries.engine.cursors import SETTLED_AFTER_S
 from services.timeseries.engine.unshipped import joined
 from tests.timeseries.engine.model import metric_set, rows
@@ -76,6 +76,29 @@ async def test_what_was_shipped_just_before_a_restart_is_not_settled_after_it(tm
         await engine.cursors.advance("store", last)
         clock.advance(SETTLED_AFTER_S)
         assert await engine.cursors.unshipped("store") == []
+
+
+async def test_a_look_costs_little_however_much_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store may be away for hours, and each query asks."""
+    monkeypatch.setattr(unshipped, "MAX_KNOWN", 8)
+    clock = ManualClock(NOON)
+    async with Engine.open(tmp_path, clock=clock, settings=QUIET) as engine:
+        await engine.cursors.register("store")
+        sequences = [
+            await engine.append(rows(SET, [("a", NOON + number * 1_000, [1.0])]), metric_sets=(SET,))
+            for number in range(50)
+        ]
+        assert await engine.cursors.unshipped("store") == [(NOON, NOON + 49_001)]
+        assert len(engine.cursors._followers["store"].unshipped._known) <= 8
+        for number, sequence in enumerate(sequences):
+            await engine.cursors.advance("store", sequence)
+            clock.advance(SETTLED_AFTER_S)
+            found = await engine.cursors.unshipped("store")
+            if number < 49:
+                ((start, end),) = found
+                assert NOON + (number - 8) * 1_000 <= start <= NOON + (number + 1) * 1_000
+                assert end == NOON + 49_001
+        assert found == []
 
 
 async def test_what_the_store_may_have_lost_is_unshipped_until_a_minute_after_it_was_shipped_again(
