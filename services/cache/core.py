@@ -188,7 +188,7 @@ class Cache:
         while True:
             await self.clock.sleep(SWEEP_INTERVAL_S)
             now_s = self.clock.monotonic()
-            if not self._peers.is_current or self.follower.is_failing:
+            if self._peers.has_others and (not self._peers.is_current or self.follower.is_failing):
                 deaf_until_s = now_s + CATCH_UP_S
             self._publish(self._live.sweep(deaf=now_s < deaf_until_s))
             self._peers.tick()

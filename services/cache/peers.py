@@ -77,6 +77,8 @@ class Peers:
         self._tasks: list[asyncio.Task[None]] = []
         self._became_current: Callable[[], None] = lambda: None
         self.last_error = ""
+        self.has_others = False
+        """Whether anybody else was ever heard: who is alone has nobody to wait for."""
 
     @property
     def is_current(self) -> bool:
@@ -119,7 +121,9 @@ class Peers:
                     self._is_listening = True
                     self.distrust()
                     async for one in heard:
-                        self._heard |= self._news(one.versions)  # at most one entry for each server
+                        news = self._news(one.versions)
+                        self.has_others |= bool(news or (one.fleet and not one.fleet.endswith(f".{self._live.epoch}")))
+                        self._heard |= news  # at most one entry for each server
                         if one.fleet:
                             self._heard_fleets.append(one.fleet)
                         self._wake.set()

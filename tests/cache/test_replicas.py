@@ -240,6 +240,24 @@ async def test_a_replica_does_not_call_silent_what_it_cannot_hear(redis: RedisSe
         await eventually(hears_of_it, within_s=20)
 
 
+async def test_a_replica_that_is_alone_calls_silent_whom_it_heard_before_it_was_restarted(redis: RedisServer) -> None:
+    clock = ManualClock(now_ms())
+    async with replica(redis.url, "e1", clock) as before:
+        await report(before, "a")
+        await eventually(lambda: before.follower.lag() == (0, 0.0))
+    async with fault_proxy(redis.port) as proxy, replica(f"redis://127.0.0.1:{proxy.port}", "e2", clock) as after:
+        assert after.get("a").status == ServerStatus.HEALTHY
+        await eventually(lambda: after.is_current)
+        await proxy.cut()
+        await eventually(lambda: not after.is_current)
+
+        def is_silent() -> bool:
+            clock.advance(1)
+            return after.get("a").status == ServerStatus.OFFLINE
+
+        await eventually(is_silent)
+
+
 async def test_a_removed_server_that_another_replica_writes_again_is_taken_out_at_once(redis: RedisServer) -> None:
     """It did not hear of the removal, which Redis has lost; the version that it writes is one of who removed it."""
     async with (
