@@ -348,6 +348,10 @@ class Interception:
         """Ends every running stream with UNAVAILABLE, SHUTTING_DOWN: a watcher would otherwise hold the process up."""
         self._streams.end_all()
 
+    def is_over(self) -> bool:
+        """Whether the running task's stream is to end because its caller may not go on."""
+        return self._streams.is_over(asyncio.current_task())
+
     async def end_streams_of(self, over: Over) -> None:
         """Ends the running streams of callers who may not go on."""
         await self._streams.end_of(over)

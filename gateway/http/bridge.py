@@ -110,7 +110,11 @@ class Bridge:
         try:
             async with limit, aclosing(running) as chunks:
                 async for chunk in chunks:
-                    await writer.write(chunk)
+                    try:
+                        await writer.write(chunk)
+                    except asyncio.CancelledError:
+                        exchange.gone = exchange.gone or self._interception.is_over()  # and he does not read
+                        raise
         except TimeoutError:
             raise DeadlineExceeded("the stream did not end within Request-Timeout") from None
         except asyncio.CancelledError:

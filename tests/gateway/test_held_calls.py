@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import math
 from collections.abc import AsyncIterator
 
@@ -9,13 +10,14 @@ import pytest
 import pytest_asyncio
 
 from fleet.access import ADMIN, VIEWER, Caller
-from gateway.access.callers import Callers, grpc_authenticator, known_to
+from gateway.access.callers import Callers, exchange_authenticator, grpc_authenticator, known_to
 from gateway.access.policy import Policy
 from gateway.access.table import AccessTable
 from gateway.admission import Admission
 from gateway.http import app
 from gateway.http.exchange import MAX_OPEN_BODY_BYTES
 from openmanager.gateway.v1 import fleet_pb2
+from runtime import streams
 from runtime.channel import Channel
 from runtime.clock import SystemClock
 from runtime.doorman import Knows, Metadata
@@ -23,7 +25,7 @@ from runtime.handlers import bind
 from runtime.interception import Interception
 from runtime.server import GrpcServer
 from runtime.waiting import Waiting
-from tests.gateway.http.serving import FakeServicer, read_answer, serving
+from tests.gateway.http.serving import FakeServicer, bound_services, read_answer, serving
 from tests.harness import eventually
 from tests.harness.http2 import DATA, END_STREAM, HEADERS, Connection, message
 
@@ -114,6 +116,57 @@ async def test_a_body_that_has_not_come_takes_no_place_of_those_who_wait_for_a_s
         assert answer.status == 501, answer  # the played service does not have it, but was asked
         for _, writer in begun:
             writer.close()
+
+
+async def test_who_may_not_go_on_and_does_not_read_goes_all_the_same(
+    table: AccessTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He would keep his places among watchers and calls for ever, by a token that was revoked for it."""
+    monkeypatch.setattr(streams, "TAKEN_WITHIN_S", 0.2)
+    servicer = FakeServicer()
+    bound = [bind(SERVICE, servicer)]
+    callers = Callers(None, table, accounts=True)
+    interception = Interception(grpc_authenticator(callers, Policy(bound), Admission(SystemClock())))
+    server = GrpcServer(bound, interception)
+    try:
+        async with await Connection.open(await server.start("127.0.0.1:0")) as connection, asyncio.timeout(WITHIN_S):
+            stream = connection.call(f"/{SERVICE}/WatchFleet", [("authorization", f"Bearer {SECRET}")])
+            connection.send(DATA, END_STREAM, stream, message(0))
+            await sent_as_much_as_fits(servicer)
+            table._take({})
+            await interception.end_streams_of(table.over)
+            await eventually(lambda: not servicer.running, WITHIN_S)
+    finally:
+        await server.stop(0)
+
+
+async def test_so_it_is_over_http(
+    table: AccessTable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(streams, "TAKEN_WITHIN_S", 0.2)
+    callers = Callers(None, table, accounts=True)
+    interception = Interception(exchange_authenticator(callers, Policy(bound_services(FakeServicer()))))
+    async with serving(callers=callers, interception=interception) as served, asyncio.timeout(WITHIN_S):
+        _, writer = await served.send("GET", "/v1/fleet/watch", headers={"authorization": f"Bearer {SECRET}"})
+        await sent_as_much_as_fits(served.servicer)
+        table._take({})
+        await interception.end_streams_of(table.over)
+        await eventually(lambda: not served.servicer.running and not served.app.in_flight, WITHIN_S)
+        writer.close()
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def sent_as_much_as_fits(servicer: FakeServicer) -> None:
+    """Has a watcher sent messages until whoever does not read holds the next one up."""
+    large = fleet_pb2.WatchFleetResponse(version="e-1", servers=[fleet_pb2.Server(id="x" * 200_000)] * 10)
+    for _ in range(20):
+        servicer.ticks.put_nowait(large)
+    await eventually(lambda: servicer.ticks.qsize() < 20, WITHIN_S)
+    left = 0
+    while left != servicer.ticks.qsize():
+        left = servicer.ticks.qsize()
+        await asyncio.sleep(0.2)
+    assert left and servicer.running == 1
 
 
 @pytest.mark.parametrize("bound", ["MAX_OPEN_CALLS", "MAX_OPEN_CALLS_OF_ADDRESS"])
