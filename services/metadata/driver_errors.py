@@ -58,6 +58,17 @@ def describe(error: BaseException) -> str:
     return clip(redact(f"{type(error).__name__}: {text}"), MAX_ERROR_TEXT_BYTES)
 
 
+def in_short(error: BaseException) -> str:
+    """What callers are told, who learn no details."""
+    if isinstance(error, GIVEN_UP):
+        return "the metadata database could not do this in time"
+    if isinstance(error, DISK_FULL):
+        return "the disk of the metadata database is full"
+    if isinstance(error, asyncpg.TooManyConnectionsError):
+        return "the metadata database has no connection left"
+    return "the metadata database does not answer"
+
+
 def is_refusal(error: BaseException) -> bool:
     """Whether the database answered that it will not keep these values; repeating them would be answered alike."""
     if not isinstance(error, asyncpg.PostgresError) or isinstance(error, (*UNAVAILABLE, *ABORTED)):

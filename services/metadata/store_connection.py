@@ -32,7 +32,7 @@ from runtime.errors import Aborted, FailedPrecondition, OpenManagerError, Unavai
 from runtime.redaction import remember_secret
 from runtime.tasks import Backoff, run_forever
 from services.metadata.connector import Connector, DurableConnection
-from services.metadata.driver_errors import ABORTED, ANSWERED, DISK_FULL, GIVEN_UP, UNAVAILABLE, describe
+from services.metadata.driver_errors import ABORTED, ANSWERED, UNAVAILABLE, describe, in_short
 from services.metadata.line import Answer, Line, Lineage, question
 from services.metadata.query_spans import trace_queries
 from services.metadata.store_migrate import Migration, load_migrations, migrate
@@ -170,11 +170,18 @@ class Database:
                     async with self._border(detailed=detailed), self._lent(within_s) as connection:
                         yield connection
                 except Unavailable as error:
-                    if not isinstance(error.__cause__, ANSWERED):
+                    if not self._answered(error.__cause__):
                         raise
                     answered = error
             if answered is not None:
                 raise answered
+
+    def _answered(self, fault: BaseException | None) -> bool:
+        """Whether a fault says nothing of the database as a whole. That it has no connection left for one caller is no
+        outage while others have some: leaving these behind, as after one, would leave us with none."""
+        if isinstance(fault, asyncpg.TooManyConnectionsError):
+            return bool(self._pool.get_size())
+        return isinstance(fault, ANSWERED)
 
     def _check_usable(self) -> None:
         if not self._migrated.is_set():
@@ -315,12 +322,7 @@ class Database:
         if fault != self._last_fault:
             log.warning("the metadata database failed: %s", fault)
         self._last_fault = fault
-        told = "the metadata database does not answer"
-        if isinstance(error, GIVEN_UP):
-            told = "the metadata database could not do this in time"
-        elif isinstance(error, DISK_FULL):
-            told = "the disk of the metadata database is full"
-        return Unavailable(fault if detailed else told, retry_after_s=1.0)
+        return Unavailable(fault if detailed else in_short(error), retry_after_s=1.0)
 
     def _new_pool(self) -> Any:
         """A pool without connections; awaiting it, as often as one likes, never waits."""

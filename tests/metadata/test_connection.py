@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -253,6 +253,25 @@ async def test_a_full_disk_of_the_database_is_no_outage_for_who_reads(parts: Par
     assert parts.database.usable
     assert (await store.list_servers(ServerFilter())).stale_since is None
     assert not (await store.probe()).down
+
+
+async def test_that_there_is_no_connection_more_is_no_outage_for_those_that_there_are(
+    embedded_server: PostgresServer,
+) -> None:
+    target = await embedded_server.fresh_database()
+    async with open_database(target) as database, AsyncExitStack() as held:
+        await database.probe()
+        limit = f"ALTER DATABASE {target.options['database']} CONNECTION LIMIT 3"  # one of them is the probe's
+        await embedded_server.execute(limit)
+        both = [await held.enter_async_context(database.connection()) for _ in range(2)]
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                async with database.connection():
+                    pass
+        assert database.usable
+        assert [await one.fetchval("SELECT 1") for one in both] == [1, 1]
+        await held.aclose()
+        assert await answers(PostgresStore(database))
 
 
 async def test_unknown_failures_are_logged_and_hidden_from_callers(
