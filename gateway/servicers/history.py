@@ -52,9 +52,9 @@ class HistoryServicer:
             raise unknown_server(request.server_id, "server_id")
         query = self._query(request, [request.server_id], list(request.metric))
         names = {"metrics": "metric", "server_ids": "server_id"}
-        asked, answer = timeseries_pb2.QueryOnceRequest(query=query), timeseries_pb2.QueryOnceResponse()
+        answer = timeseries_pb2.QueryOnceResponse()
         with self._named(query, names):
-            answer = await self._readers.call(lambda stub: stub.QueryOnce(asked))
+            answer = await self._once(query)
         response = public_pb2.GetServerHistoryResponse(incomplete=answer.incomplete)
         for series in answer.series:
             _join(response.series, series)
@@ -133,14 +133,47 @@ class HistoryServicer:
             aggregation=request.aggregation,
         )
 
+    async def _once(self, query: history_pb2.HistoryQuery) -> timeseries_pb2.QueryOnceResponse:
+        asked = timeseries_pb2.QueryOnceRequest(query=query)
+        try:
+            return await self._readers.call(lambda stub: stub.QueryOnce(asked))
+        except InvalidArgument as error:
+            await self._leave_out_unknown(query, error)
+        return await self._once(query) if query.metrics else timeseries_pb2.QueryOnceResponse()
+
     async def _run(self, query: history_pb2.HistoryQuery) -> AsyncIterator[timeseries_pb2.QueryResponse]:
+        with self._named(query, {}):
+            try:
+                async for message in self._messages(query):
+                    yield message
+            except InvalidArgument as error:
+                await self._leave_out_unknown(query, error)
+            else:
+                return
+            if query.metrics:
+                async for message in self._messages(query):
+                    yield message
+
+    async def _messages(self, query: history_pb2.HistoryQuery) -> AsyncIterator[timeseries_pb2.QueryResponse]:
         # of several servers one that is in the fleet and has never reported takes nothing from the others
         exist = all(server_id in self._state for server_id in query.server_ids)
         request = timeseries_pb2.QueryRequest(query=query, servers_exist=exist)
-        with self._named(query, {}):
-            async with aclosing(self._readers.stream(lambda stub: stub.Query(request))) as messages:
-                async for message in messages:
-                    yield message
+        async with aclosing(self._readers.stream(lambda stub: stub.Query(request))) as messages:
+            async for message in messages:
+                yield message
+
+    async def _leave_out_unknown(self, query: history_pb2.HistoryQuery, error: InvalidArgument) -> None:
+        """Leaves metrics out of a query that no server has, for who sees some servers only: what others have and what
+        nobody has are the same to him. Raises the error where it is about something else."""
+        if access.scope() is None or error.field != "metrics":
+            raise error
+        listed = await self._readers.call(lambda stub: stub.ListMetrics(timeseries_pb2.ListMetricsRequest()))
+        there = {name for info in listed.metrics for name in (info.key, info.metric.name)}
+        left = [metric for metric in query.metrics if metric in there]
+        if len(left) == len(query.metrics):
+            raise error
+        del query.metrics[:]
+        query.metrics.extend(left)
 
     @contextmanager
     def _named(self, query: history_pb2.HistoryQuery, names: Mapping[str, str]) -> Iterator[None]:
