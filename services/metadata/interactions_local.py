@@ -59,10 +59,15 @@ class LocalInteractions:
     async def record_interaction(self, interaction: NewInteraction) -> Interaction:
         fact = interactions.checked_fact(interaction, self._next_us())
         if interaction.id:
-            erased = await self._facts.read(interactions.erasures)
+            erased, said = await self._facts.read(
+                lambda journal: (
+                    interactions.erasures(journal),
+                    journal.beginning(interactions.FEEDBACK, f"{fact.id}/", unwritten=True),
+                )
+            )
             known = await self._known(UUID(fact.id))
             if known is not None and not erased.take(known):
-                return known
+                return interactions.with_feedback(known, said)
         if interaction.embedding:
             await self._embeddings.check_new(interaction.embedding, within_s=KNOWN_WITHIN_S)
         stored = await self._facts.record(fact)

@@ -162,6 +162,15 @@ async def test_one_that_is_in_the_database_already_stays_as_it_is(parts: Parts) 
     assert (await parts.store.list_interactions(ALL)).total_size == 1
 
 
+async def test_one_that_is_recorded_again_has_what_was_said_of_it_since(parts: Parts) -> None:
+    made = await parts.store.record_interaction(NewInteraction(query="q"))
+    await parts.all_inserted()
+    async with parts.database.connection() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE ai_feedback IN EXCLUSIVE MODE")
+        rated = await parts.store.rate_interaction(made.id, 5, "good")
+        assert await parts.store.record_interaction(NewInteraction(id=made.id, query="q")) == rated
+
+
 async def test_another_database_gets_what_the_last_one_had(
     embedded_server: PostgresServer, debian_server: PostgresServer, tmp_path: Path
 ) -> None:
