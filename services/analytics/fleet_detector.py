@@ -14,8 +14,8 @@ Predicting took .9 ms of processor time a minute where scoring took 5.4 (a busy 
 
 What must stay true: servers and series get their place in the scorer when a minute is closed, all that came since in
 one go, as that copies all state; those silent for a week are forgotten at the turn of an hour. Time goes on: batches of
-a clock that was set back count as of the latest time before. Behind by over a day for ten minutes, it was ahead before:
-no row would be timely until that time comes, and all is learnt anew.
+a clock that was set back count as of the latest time before, but for silence, which is found all the same. Behind by
+over a day for ten minutes, it was ahead before: no row would be timely until that time comes, and all is learnt anew.
 """
 
 import logging
@@ -109,9 +109,9 @@ class FleetDetector:
 
     def advance(self, now_ms: int) -> list[Anomaly]:
         found = self._begin_anew(now_ms) if self._was_ahead(now_ms) else []
+        self._silence.go_on(now_ms)
         before_ms, now_ms = self._now_ms, max(self._now_ms, now_ms)
         self._now_ms = now_ms
-        self._silence.go_on(now_ms)
         if self._windows.due(now_ms):
             if now_ms // _HOUR_MS != before_ms // _HOUR_MS or self._registry.has_many_streams:
                 found += self._forget(now_ms)
@@ -200,7 +200,6 @@ class FleetDetector:
         self, columns: SetColumns, server_ids: Sequence[str], times_ms: Integers, values: Floats, now_ms: int
     ) -> list[Anomaly]:
         """See `detect.Detector`; takes .15 ms for 20 servers of 511, .07 ms for one."""
-        now_ms = max(self._now_ms, now_ms)
         streams = self._registry.streams(columns, server_ids)
         watched = streams >= 0
         if not watched.all():
@@ -230,7 +229,7 @@ class FleetDetector:
         self._windows.add(cells, times_ms, values, columns.gauges, self._registry.cell_count)
 
     def settle(self, now_ms: int) -> list[Anomaly]:
-        return self._silence.judge(max(self._now_ms, now_ms), self._registry.server_ids)
+        return self._silence.judge(now_ms, self._registry.server_ids)
 
     def _forget(self, now_ms: int) -> list[Anomaly]:
         """Forgets who was silent for long, and streams that are not in use."""
@@ -328,7 +327,7 @@ class FleetDetector:
 
     def hears(self, server_id: str) -> bool:
         server = self._registry.server_of(server_id)
-        return server is not None and self._silence.heard_at(server) >= self._now_ms - HEARS_MS
+        return server is not None and self._silence.heard_at(server) >= self._silence.now_ms - HEARS_MS
 
     def state(self) -> DetectorState:
         registry = self._registry

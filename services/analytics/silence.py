@@ -36,6 +36,8 @@ MAX_PATIENCE: Final = 20.0
 _GAPS: Final = 16
 _ENOUGH_GAPS: Final = 8
 _HOLE_MS: Final = 15_000
+_SET_BACK_MS: Final = 15_000
+"""By less the tail's clock only stands still for a moment."""
 _HOLE_INTERVALS: Final = 1.5
 _NEVER: Final = -(1 << 60)
 _NO_INTERVAL: Final = float("inf")
@@ -105,10 +107,17 @@ class SilenceWatch:
         if count > own:
             self._state = self._state.sized(max(count, 2 * own))
 
+    @property
+    def now_ms(self) -> int:
+        """The tail's time; unlike the detector's, it goes back with the tail's clock."""
+        return self._last_ms
+
     def go_on(self, now_ms: int) -> None:
         """Says that a batch came; before its rows."""
+        if now_ms < self._last_ms - _SET_BACK_MS:
+            self._set_back(self._last_ms - now_ms)
         state, last_ms = self._state, self._last_ms
-        self._last_ms = now_ms
+        now_ms = self._last_ms = max(now_ms, last_ms)
         hole_ms = now_ms - last_ms
         if hole_ms <= _HOLE_MS or last_ms == _NEVER:
             return
@@ -117,8 +126,18 @@ class SilenceWatch:
         if hole_ms > _HOLE_INTERVALS * usual_ms or usual_ms == _NO_INTERVAL:
             np.maximum(state.since_ms, now_ms, out=state.since_ms, where=state.heard_ms != _NEVER)
 
+    def _set_back(self, by_ms: int) -> None:
+        """Whoever was silent for so long still is when the tail's clock is set right, or nobody would be found until
+        that comes to where it was."""
+        self._last_ms -= by_ms
+        self._judged_ms = _NEVER
+        state = self._state
+        for times_ms in (state.heard_ms, state.since_ms, state.rest_until_ms):
+            np.subtract(times_ms, by_ms, out=times_ms, where=times_ms != _NEVER)
+
     def hear(self, servers: Integers, times_ms: Integers, now_ms: int, server_ids: list[str]) -> list[Anomaly]:
         """Takes rows of servers, each at most once; returns the findings that end with them."""
+        now_ms = max(now_ms, self._last_ms)
         self._make_room(int(servers.max(initial=-1)) + 1)
         state = self._state
         newest_ms = state.row_ms[servers]
@@ -164,12 +183,14 @@ class SilenceWatch:
     def _ended(self, server: int, server_id: str, now_ms: int) -> Anomaly:
         opened = self.open.pop(server_id)
         self._state.rest_until_ms[server] = now_ms + REST_MS
+        now_ms = max(now_ms, opened.peak_ms)  # it may have begun before the clock was set back
         silent_ms = now_ms - opened.start_ms + opened.expected_high * 1000.0 / SILENT_INTERVALS
         score = _score(silent_ms, opened)
         return opened.changed(end_ms=now_ms, peak_ms=now_ms, value=silent_ms / 1000.0, score=score)
 
     def judge(self, now_ms: int, server_ids: list[str]) -> list[Anomaly]:
         """The findings that begin; after the rows of a batch."""
+        now_ms = max(now_ms, self._last_ms)
         if now_ms // 1000 == self._judged_ms // 1000:
             return []
         self._judged_ms = now_ms

@@ -197,3 +197,32 @@ def test_a_server_whose_clock_is_ahead_all_the_time_has_the_interval_that_it_sen
             fleet.send("b", fleet.time_ms(tick) + 3_000_000, fleet.time_ms(tick) + 20)
     (found,) = fleet.found.values()
     assert (found.server_id, found.start_ms, found.expected_high) == ("b", fleet.time_ms(30) + 20, 30.0)
+
+
+@pytest.mark.parametrize("ahead_s", [300, 5 * 3_600])
+def test_after_the_tails_clock_was_ahead_for_a_while_who_falls_silent_is_found(ahead_s: int) -> None:
+    """The machine's clock was set back by hours: nobody's silence was found for as long."""
+    fleet = Fleet(a=always, b=lambda tick: tick < 60)
+    fleet.play(20)
+    for first, ahead_ms in ((20, ahead_s * 1_000), (40, 0)):
+        for tick in range(first, first + 20):
+            for server in "ab":
+                fleet.send(server, fleet.time_ms(tick) + ahead_ms, fleet.time_ms(tick) + ahead_ms)
+    assert fleet.found == {}
+    fleet.tick = 60
+    fleet.play(4)
+    ((now_ms, opened),) = fleet.changes
+    assert (opened.server_id, opened.start_ms, now_ms) == ("b", fleet.time_ms(60), fleet.time_ms(63))
+    assert fleet.detector.hears("a")
+
+
+def test_a_silence_that_began_while_the_tails_clock_was_ahead_ends_after_it_is_set_right() -> None:
+    fleet = Fleet(a=always, b=lambda tick: tick < 20)
+    fleet.play(30)
+    (opened,) = fleet.found.values()
+    ahead_ms = 3_600_000
+    fleet.send("a", fleet.time_ms(30) - ahead_ms, fleet.time_ms(30) - ahead_ms)
+    fleet.send("b", fleet.time_ms(31) - ahead_ms, fleet.time_ms(31) - ahead_ms)
+    (ended,) = fleet.found.values()
+    assert ended.id == opened.id
+    assert ended.end_ms is not None and ended.end_ms >= ended.peak_ms >= ended.start_ms
