@@ -46,9 +46,15 @@ def _windows(history: History, end: int, moment: Moment, tier: int) -> tuple[Win
     evictions = [eviction for eviction in moment.evictions if eviction.tier == tier]
     gone = gone_through(eviction for eviction in evictions if eviction.done)
     begun = {day: through for day, through in gone_through(evictions).items() if through > gone.get(day, 0)}
+    finer = [eviction for eviction in moment.evictions if eviction.tier == tier - 1]
+    finer_gone = gone_through(finer).keys()  # of other days the finer tier answers when this one's are gone
+    begun |= gone_through(
+        eviction for eviction in finer if not eviction.done and not gone.keys().isdisjoint(eviction.days)
+    )
     newest: dict[tuple[str, str], dict[int, float]] = {}
     for sequence, name, time, value in history.points(end):
-        if sequence > gone.get(time // DAY_MS, 0):
+        day = time // DAY_MS
+        if sequence > gone.get(day, 0) or day not in finer_gone:
             newest.setdefault(name, {})[time] = value
     unknown, windows = history.excused | begun.keys(), Windows()
     for name, points in newest.items():
