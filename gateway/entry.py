@@ -87,6 +87,14 @@ class ServerEntry:
         labels = self.state.details.labels
         return all(key in labels and value in {None, labels[key]} for key, value in wanted)
 
+    def has_metric(self, selector: str) -> bool:
+        """Whether it has reported a metric of this key, or of this name."""
+        return any(
+            selector in {key, metric.name}
+            for one in self.sets.values()
+            for key, metric in zip(one.keys, one.metrics, strict=True)
+        )
+
     def server(self, view: fleet_pb2.ServerView.ValueType) -> bytes:
         """A serialized Server."""
         made = self._servers.get(view)

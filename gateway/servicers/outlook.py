@@ -103,8 +103,7 @@ class OutlookServicer:
         )
         if request.HasField("limit"):
             inner.limit = request.limit
-        async with calling("analytics"):
-            answer: capacity_pb2.RankCapacityResponse = await self._stub.RankCapacity(inner)
+        answer = await self._ranked(inner)
         shown, token = paging.page_of(
             answer.capacities,
             _key,
@@ -122,6 +121,25 @@ class OutlookServicer:
             pending_servers=answer.pending_servers,
             incomplete=answer.incomplete,
         )
+
+    async def _ranked(self, inner: capacity_pb2.RankCapacityRequest) -> capacity_pb2.RankCapacityResponse:
+        """What analytics says; but of a metric that none of the servers asked about has, to who sees some only, the
+        same whether others have it or nobody has."""
+        try:
+            async with calling("analytics"):
+                answer: capacity_pb2.RankCapacityResponse = await self._stub.RankCapacity(inner)
+                return answer
+        except InvalidArgument as error:
+            known = (self._state.find(server_id) for server_id in inner.server_ids)
+            if (
+                access.scope() is None
+                or error.field not in {"metric", "limit"}
+                or any(entry is not None and entry.has_metric(inner.metric) for entry in known)
+            ):
+                raise
+        count = len(inner.server_ids)
+        nothing = outlook_pb2.CapacityCount(reason=outlook_pb2.CAPACITY_REASON_NO_DATA, series=count)
+        return capacity_pb2.RankCapacityResponse(servers=count, others=[nothing] if count else [])
 
     async def _of(
         self, call: Callable[[Request, object], Awaitable[bytes]], request: Request, context: object, nothing: Answer

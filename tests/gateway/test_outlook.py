@@ -16,6 +16,7 @@ from runtime.channel import calling
 from runtime.errors import InvalidArgument, NotFound, Unavailable
 from services.analytics.outlook.ranking import CAPACITY_SERVICE
 from tests.gateway.played_analytics import analytics_gateway
+from tests.gateway.played_fleet import server_state
 
 WEBS = Scope.of((), ("web",), ())
 
@@ -49,6 +50,10 @@ class FakeAnalytics:
 
     async def RankCapacity(self, request: Any, _context: object) -> capacity_pb2.RankCapacityResponse:
         self.asked.append(request)
+        if request.metric == "nope":
+            raise InvalidArgument("no server has it", field="metric")
+        if request.limit > 100:
+            raise InvalidArgument("is over 100 %", field="limit")
         return self.ranking
 
 
@@ -207,3 +212,25 @@ async def test_analytics_that_is_away_is_named() -> None:
             with pytest.raises(Unavailable) as caught:
                 await ask()
             assert caught.value.metadata["peer"] == "analytics"
+
+
+async def test_of_metrics_that_only_others_have_a_list_tells_nothing() -> None:
+    """Neither that there is one, nor that it is in percent."""
+    servers = [server_state("web-1", 1, 1, 1, 1, role="web"), server_state("db-1", role="db")]
+    for scope, tells in ((WEBS, False), (None, True)):
+        analytics = FakeAnalytics()
+        behind: dict[str, object] = {SERVICE.full_name: analytics, CAPACITY_SERVICE: analytics}
+        async with analytics_gateway(behind, servers=servers, scope=scope) as (stub, _):
+            made = Gateway(analytics, stub)
+            count = outlook_pb2.CapacityCount(reason=outlook_pb2.CAPACITY_REASON_NO_DATA, series=1)
+            analytics.ranking = capacity_pb2.RankCapacityResponse(servers=1, others=[count])
+            hidden = await made.list(metric="of-others")
+            for asked in ({"metric": "nope"}, {"metric": "of-others", "limit": 101}):
+                if not tells:
+                    assert await made.list(**asked) == hidden, asked
+                    continue
+                with pytest.raises(InvalidArgument):
+                    await made.list(**asked)
+            with pytest.raises(InvalidArgument) as caught:  # which he sees himself
+                await made.list(metric="disk_usage", limit=101)
+            assert caught.value.field == "limit"
