@@ -82,10 +82,10 @@ class Retention:
 
     @property
     def aged_ms(self) -> int:
-        """Rows before this instant are for days whose points may be gone."""
+        """Rows before this instant are for days whose points, or roll-ups, may be gone."""
         with self._store.lock:
-            ended = max(self._store.ended[RAW], default=-1) + 1
-        return max(ended, self._first_day(self._store.tiers[RAW])) * DAY_MS
+            ended_ms = self._store.ended_ms
+        return max(ended_ms, self._first_day(self._store.tiers[RAW]) * DAY_MS)
 
     @property
     def oldest_day(self) -> datetime.date | None:

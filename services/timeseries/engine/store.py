@@ -366,6 +366,12 @@ class Store:
             self.heads.points -= points
         return True
 
+    @property
+    def ended_ms(self) -> int:
+        """Rows before this instant may be of roll-ups that stay as they are: what they were made of went."""
+        spans = zip(self.ended[:-1], TIERS, strict=False)
+        return max(max(ended, default=-kind.span_days) + kind.span_days for ended, kind in spans) * DAY_MS
+
     def gone_before_finer(self) -> list[Ranges]:
         """See `tiers`. Called holding the lock."""
         endings, ranges = self._gone

@@ -26,9 +26,8 @@ from services.timeseries.engine.catalog import Additions
 from services.timeseries.engine.database import storage_error
 from services.timeseries.engine.journal_reader import JournalRow
 from services.timeseries.engine.roster import Roster, Rosters
-from services.timeseries.engine.settings import DAY_MS, MAX_TIME_MS, MIN_TIME_MS
+from services.timeseries.engine.settings import MAX_TIME_MS, MIN_TIME_MS
 from services.timeseries.engine.store import Store
-from services.timeseries.engine.tiers import RAW
 
 _log = logging.getLogger(__name__)
 _ROW_OVERHEAD_BYTES = 64
@@ -239,10 +238,10 @@ class Writer:
         return _Staged(append, row, roster)
 
     def _may_be_gone(self, rows: Rows | None) -> bool:
-        """Whether some rows are of a day whose points went, or of one before it."""
+        """Whether some rows are of a day whose points or roll-ups went, or of one before it."""
         store = self._store
         if self._aged[0] != store.endings:
-            self._aged = store.endings, (max(store.ended[RAW], default=-1) + 1) * DAY_MS
+            self._aged = store.endings, store.ended_ms
         return rows is not None and bool(rows.server_ids) and rows.span_ms[0] < self._aged[1]
 
     def _apply(self, additions: Additions, staged: list[_Staged]) -> bool:

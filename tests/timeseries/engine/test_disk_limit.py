@@ -9,7 +9,7 @@ import apsw
 import pytest
 
 from runtime.clock import ManualClock
-from runtime.errors import ResourceExhausted
+from runtime.errors import ResourceExhausted, Unavailable
 from services.timeseries.engine import Aggregation, Engine, Query
 from services.timeseries.engine.journal import Journal
 from services.timeseries.engine.store import Store
@@ -153,9 +153,15 @@ async def test_where_roll_ups_go_before_the_points_that_they_were_made_of_the_po
             model.append(SET, rows(SET, lines))
         await engine.maintain(everything=True)
         await compare(engine)
+        endings = engine.endings
         engine._store.settings = dataclasses.replace(settings, disk_bytes_limit=1)
         await engine.maintain()
         assert len(list((tmp_path / "blocks").glob("*.db"))) == len(list((tmp_path / "rollup-5m").glob("*.db"))) == 1
         await compare(engine)
+        late = rows(SET, [("a", start + DAY_MS + 90_000, [1.0, 1.0])])  # the hour would never have it
+        assert (late.times_ms < engine.aged_ms).all()
+        assert (await engine.too_late(late.server_ids, late.times_ms))[0].all()
+        with pytest.raises(Unavailable, match="days went"):
+            await engine.append(late, endings=endings)
     async with Engine.open(tmp_path, clock=clock, settings=settings) as engine:
         await compare(engine)
