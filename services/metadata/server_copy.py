@@ -54,8 +54,10 @@ _SEEN: Final = """
 CREATE TABLE seen (id TEXT PRIMARY KEY, revision INTEGER NOT NULL, updated_us INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 INSERT INTO seen SELECT id, revision, updated_us FROM servers;
 """
-_SEE: Final = """INSERT INTO seen VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET revision = excluded.revision,
-    updated_us = excluded.updated_us WHERE excluded.revision > revision"""
+# Where the same revision was told of two contents, no content of it is the one that was told.
+_SEE: Final = """INSERT INTO seen VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET
+    updated_us = iif(excluded.revision = revision AND excluded.updated_us <> updated_us, 0, excluded.updated_us),
+    revision = excluded.revision WHERE excluded.revision >= revision"""
 _MATCHES: Final = """(?1 = '' OR environment = ?1) AND (?2 = '' OR role = ?2)
     AND (?3 IS NULL OR id IN (SELECT value FROM json_each(?3))) AND (?4 OR deleted_us IS NULL)
     AND NOT (?5 AND deleted_us IS NULL) AND NOT EXISTS (SELECT 1 FROM json_each(?6) AS wanted
@@ -224,6 +226,8 @@ class ServerCopy:
             before = self._told.get(told.server_id)
             if before is None or before.revision < told.revision:
                 self._told[told.server_id] = told
+            elif before.revision == told.revision and before.update_time != told.update_time:
+                self._told[told.server_id] = before._replace(update_time=instant_of(0))
         self._changed.set()
 
     async def list(self, query: ServerQuery) -> tuple[list[ServerRecord], int]:

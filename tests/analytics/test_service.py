@@ -25,6 +25,7 @@ from runtime.settings import SettingsError
 from services.analytics.__main__ import serve
 from services.analytics.checkpoint import CheckpointFile
 from services.analytics.core import Analysis
+from services.analytics.prediction import servicer as prediction
 from services.analytics.settings import AnalyticsSettings
 from tests.analytics.fakes import (
     BROKEN_METRICS,
@@ -313,7 +314,8 @@ async def test_what_is_told_of_a_finding(tmp_path: Path) -> None:
         assert 20_000 < detection.state_bytes < 1_000_000
 
 
-async def test_predictions_over_grpc(tmp_path: Path) -> None:
+async def test_predictions_over_grpc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "STALE_MS", 1 << 60)  # the ticks are of long ago
     disk = METRICS.index("disk_usage")
     async with world() as made, running(learnt(tmp_path), made.targets) as client:
         await eventually(lambda: made.timeseries.streams == 1)

@@ -10,6 +10,7 @@ from runtime.clock import SystemClock
 from runtime.errors import NotFound
 from services.metadata.maintenance import MaintenanceStore, NewWindow
 from services.metadata.queries import instant_of
+from services.metadata.server_copy import seen_of
 from services.metadata.store import Remarks, ServerRecord
 from tests.harness import eventually
 from tests.harness.postgres import PostgresServer
@@ -52,9 +53,16 @@ async def test_a_change_after_a_fail_over_has_another_revision_than_the_one_that
     assert etag_of(again.details.revision) == etag_of(lost.details.revision)  # nobody could know at once
     found = await moved_on(parts, lost)
     assert found.details.labels == THEIRS.labels
-    settled = await parts.copy.get("a")
-    assert settled is not None
-    assert settled.details == found.details
+    await eventually(lambda: has_seen(parts, found))
+
+
+async def test_what_is_told_of_a_revision_after_the_copy_has_read_another_content_of_it_counts(parts: Parts) -> None:
+    """Who changed the lost one may be answered last."""
+    await parts.store.create_server(server("a"))
+    known = await parts.store.update_server(server("a"), ["labels"], remarks=MINE)
+    await eventually(lambda: has_seen(parts, known))
+    parts.copy.changed(seen_of(known)._replace(update_time=known.update_time - timedelta(seconds=1)))
+    assert (await moved_on(parts, known)).details.labels == MINE.labels
 
 
 async def test_a_record_that_a_fail_over_set_back_is_told_to_who_knows_the_lost_one(parts: Parts) -> None:

@@ -42,6 +42,9 @@ LOCAL_JUMP: Final = 3.0
 """So many deviations of the steps around it must it be, too: where growth bends, steps differ from one another, most of
 all at the ends. Without, a cache that fills up to 80 % and stays there was taken to grow by jumps, and to be full in a
 week."""
+NEW_STEPS: Final = 2
+"""Steps that are a jump all the same: too little is known behind them, and a leak that began two days ago is to have a
+date."""
 STEPS_AROUND: Final = 7
 JUMP_SIDE_DAYS: Final = 3
 """A jump's size is the median of so many days after it less that before it: what comes back at once is an outlier."""
@@ -138,6 +141,7 @@ def jumps_of(peaks: Floats) -> Floats:
     away = np.abs(steps - usual)
     spread = robust_size(away[~np.isnan(away)], 0.8)
     local = DEVIATIONS_PER_MAD * median(np.abs(around - usual[:, None]))
+    local[-NEW_STEPS:] = 0.0
     for day in (np.flatnonzero((away > JUMP * spread) & (away > LOCAL_JUMP * local)) + 1).tolist():
         slope = float(usual[day - 1])
         before = peaks[max(0, day - JUMP_SIDE_DAYS) : day][::-1]

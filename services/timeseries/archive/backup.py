@@ -269,8 +269,9 @@ class TierCopy:
         kind, found = TIERS[self._level], {}
         for day, days in self._journal.noted(self._level).items():
             path = partition_path(self._folder / kind.folder, day)
-            if not path.exists():
-                found[f"{kind.folder}/{path.name}"] = range(day, day + days)
+            name = f"{kind.folder}/{path.name}"
+            if not path.exists() and name not in self.copied:  # it may have gone since
+                found[name] = range(day, day + days)
         if found:  # it is noted that one goes before it does
             self._journal.catch_up(self._level, self._settled)
         return {name: days for name, days in found.items() if self._journal.gone(self._level, days.start) == NOT_GONE}

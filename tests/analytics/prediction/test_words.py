@@ -39,7 +39,8 @@ def test_a_metric_is_known_by_unit_kind_and_name(name: str, unit: str, kind: Met
 
 def test_roles_lie_beside_the_series_of_a_set() -> None:
     columns = SetColumns.of(METRIC_SET)
-    by_name = {name: Role(role) for (name, _), role in zip(columns.series, columns.roles.tolist(), strict=True)}
+    by_name = {name: Role(role) for name, _, role in columns.series}
+    assert [role for _, _, role in columns.series] == columns.roles.tolist()
     assert by_name == {metric.key: role_of(metric) for metric in METRIC_SET.metrics}
     resources = [name for name, role in by_name.items() if role is Role.RESOURCE]
     assert {"disk_usage", "memory_usage", "swap_usage", "filesystem_var_log_usage"} <= set(resources)

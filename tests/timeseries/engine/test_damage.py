@@ -143,7 +143,7 @@ async def test_a_block_that_is_listed_and_is_never_there_is_left_out(
         assert [time for time, _ in found[server, "cpu_usage"]] == [NOON + DAY_MS + n * 1_000 for n in range(50)]
 
 
-@pytest.mark.parametrize(("code", "passes"), [(apsw.SQLITE_IOERR_READ, False), (apsw.SQLITE_IOERR_SHMSIZE, True)])
+@pytest.mark.parametrize(("code", "passes"), [(apsw.SQLITE_IOERR_READ, False), (apsw.SQLITE_IOERR_LOCK, True)])
 async def test_a_bad_sector_is_left_out_and_a_failure_that_may_pass_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, passes: bool
 ) -> None:
