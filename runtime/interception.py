@@ -204,7 +204,7 @@ class Interception:
             peer = context.peer()
             place = "" if self._waiting is None else self._waiting.enter(method)
             try:
-                if receive is not None:
+                if receive is not None:  # refused unread where there is no place; who still sends has none
                     self._leave(place)
                     place = ""
                     handler = partial(self._when_here, method, handler, receive)

@@ -270,7 +270,7 @@ class TierCopy:
         for day, days in self._journal.noted(self._level).items():
             path = partition_path(self._folder / kind.folder, day)
             name = f"{kind.folder}/{path.name}"
-            if not path.exists() and name not in self.copied:  # it may have gone since
+            if not path.exists() and name not in (*self.copied, *self.left_out):  # it may have gone since
                 found[name] = range(day, day + days)
         if found:  # it is noted that one goes before it does
             self._journal.catch_up(self._level, self._settled)

@@ -116,8 +116,13 @@ class Cursors:
     async def go_back(self, name: str, cursor: int) -> int:
         """Notes durably that a follower ships again what comes after a cursor, and that no more is owed. Returns where
         it is."""
-        self._followers[name].went_back(cursor)  # first: what is lost meanwhile is lost after that
-        at: int = await self._noted(partial(self._store.journal.rewind_cursor, name, cursor))
+        follower = self._followers[name]
+        follower.went_back(cursor)  # first: what is lost meanwhile is lost after that
+        try:
+            at: int = await self._noted(partial(self._store.journal.rewind_cursor, name, cursor))
+        except BaseException:
+            follower.lost()
+            raise
         return at
 
     async def forget(self, name: str) -> None:

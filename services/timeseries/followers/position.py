@@ -99,16 +99,19 @@ class Position:
         if self._owed is None:
             return
         is_lacking = self._owed < self.cursor or self._is_ahead  # a run through blocks may be hours ahead
-        if is_lacking:
-            now_s = self._clock.monotonic()
-            if now_s < self._may_go_back_s:
-                return
-            self._may_go_back_s = now_s + SETTLED_AFTER_S
+        now_s = self._clock.monotonic()
+        if is_lacking and now_s < self._may_go_back_s:
+            return
         self._again_through = max(self.cursor, self._again_through)
         owed, self._owed = self._owed, None  # first: what a probe finds meanwhile is owed anew
         self._is_going_back = True
         try:
             self.cursor = await self._cursors.go_back(self._backend.name, owed)
+        except BaseException:  # such as a full disk: it is owed still
+            self._owed = owed if self._owed is None else min(owed, self._owed)
+            raise
         finally:
             self._is_going_back = False
-        self.has_gone_back |= is_lacking
+        if is_lacking:
+            self._may_go_back_s = now_s + SETTLED_AFTER_S
+            self.has_gone_back = True

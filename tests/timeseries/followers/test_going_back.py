@@ -5,7 +5,9 @@ import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import apsw
 import pytest
 
 from runtime.clock import ManualClock
@@ -339,3 +341,33 @@ async def test_what_is_owed_to_a_store_is_in_its_lag_though_it_stays_away(tmp_pa
         backend.errors = []
         await let_run(clock, lambda: caught_up(engine))
         assert set(backend.times) == {0, 1, 2}
+
+
+async def test_a_cursor_that_could_not_go_back_on_a_full_disk_goes_back_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is owed would be forgotten until a restart, and what the store takes meanwhile taken for kept."""
+    backend, clock = PlayedBackend(), ManualClock(NOON_MS)
+    async with (
+        Engine.open(tmp_path, clock=clock, settings=SETTINGS) as engine,
+        Follower(engine, backend, clock, random.Random(1)) as follower,
+    ):
+        await shipped(engine, clock, range(3))
+        journal, full = engine._store.journal, [True]
+        rewind = journal.rewind_cursor
+
+        def rewind_cursor(*arguments: Any) -> int:
+            if full:
+                full.clear()
+                raise apsw.FullError("no room")
+            return rewind(*arguments)
+
+        monkeypatch.setattr(journal, "rewind_cursor", rewind_cursor)
+        backend.batches, backend.errors = [], [Unavailable("it died")] * 2
+        await engine.append(tick(SET, 3))
+        await let_run(clock, lambda: eventually(lambda: not full))
+        assert follower._position.is_owed
+        assert await engine.cursors.unshipped("played") != []
+        clock.advance(SETTLED_AFTER_S)
+        await let_run(clock, lambda: eventually(lambda: set(backend.times) == {0, 1, 2, 3}))
+        await let_run(clock, lambda: caught_up(engine))
